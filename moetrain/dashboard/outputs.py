@@ -1,0 +1,93 @@
+"""A run's files and display, on its main process: TensorBoard, events, terminal, and the newest values by domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from moetrain.dashboard.events import Events
+from moetrain.dashboard.summary import as_metric
+from moetrain.dashboard.tensorboard import TensorBoard, cut_run_files, event_file_sizes
+from moetrain.dashboard.terminal import Terminal
+from moetrain.routing.monitor import StreamReading
+from moetrain.training.checkpoint import Checkpoint, checkpoint_folder
+from moetrain.training.evaluation import HeldOutLoss
+
+
+class Outputs:
+    """Takes what the run found, at a step, to every place that shows it.
+
+    ``domains`` holds, by domain, the newest value of each metric in the form of ``summary.json``; it is part of a
+    checkpoint, so that a resumed run's summary is the straight run's.
+    """
+
+    def __init__(self, folder: Path, domains: Sequence[str], checkpoint: Checkpoint | None, terminal: Terminal) -> None:
+        if checkpoint is not None:
+            cut_run_files(folder, checkpoint.run_files)
+        self.folder = folder
+        self.domains: dict[str, dict[str, Any]] = {name: {"metrics": {}} for name in domains}
+        self._terminal = terminal
+        self._events = Events(folder)
+        self._board = TensorBoard(folder, purge_step=checkpoint.step + 1 if checkpoint else None)
+        if checkpoint is not None:
+            self.domains = checkpoint.record["domains"]
+            self._events.write("resume", checkpoint.step)
+
+    def training(self, step: int, points: Mapping[str, float], system: Mapping[str, float]) -> None:
+        """A point of the training curves, and what it cost."""
+        self._board.scalars({**points, **system}, step)
+        shown: dict[str, dict[str, float]] = {}
+        for name in self.domains:
+            loss = points.get(f"loss/train/{name}")
+            if loss is not None:
+                self._note(name, "train_loss", loss, None)
+                shown[name] = {"loss": loss}
+        self._terminal.training(step, points["loss/train"], system["system/tokens_per_second"], shown)
+
+    def validation(self, step: int, losses: Mapping[str, HeldOutLoss]) -> None:
+        """Held-out loss by domain."""
+        for name, heldout in losses.items():
+            self._board.scalar(f"loss/validation/{name}", heldout.loss, step)
+            self._board.scalar(f"loss/validation_bpb/{name}", heldout.bits_per_byte, step)
+            self._note(name, "validation_loss", heldout.loss, heldout.tokens)
+            self._note(name, "bits_per_byte", heldout.bits_per_byte, heldout.tokens)
+            self._terminal.values(name, {"held-out": heldout.loss, "bits/byte": heldout.bits_per_byte})
+
+    def streaming(self, step: int, readings: Sequence[StreamReading]) -> None:
+        """The streaming metrics by domain; one without a value has no point."""
+        for reading in readings:
+            for metric, estimate in reading.metrics.items():
+                self._note(reading.domain, f"stream/{metric}", estimate, None)
+                if estimate.mean == estimate.mean:
+                    self._board.scalar(f"stream/{metric}/{reading.domain}", estimate.mean, step)
+            shown = {"D_path": reading.metrics["d_path"].mean, "cosine": reading.metrics["cosine"].mean}
+            self._terminal.values(reading.domain, shown)
+
+    @contextmanager
+    def checkpointing(self, step: int) -> Iterator[dict[str, int]]:
+        """Around the writing of a checkpoint: gives the sizes its manifest needs.
+
+        The event stands before the sizes are taken, so that a resumed run keeps it; where the writing fails, for
+        instance on a full disk, it is taken back, the run is told so, and goes on.
+        """
+        before = self._events.size
+        self._events.write("checkpoint", step, folder=checkpoint_folder(Path(), step).as_posix())
+        self._board.flush()
+        try:
+            yield event_file_sizes(self.folder) | {"events.jsonl": self._events.size}
+        except OSError as error:
+            self._events.cut(before)
+            self.guard(step, f"no checkpoint was written ({error}); the one before it stands")
+
+    def guard(self, step: int, problem: str) -> None:
+        """Something that went wrong and that training survived."""
+        self._events.write("guard", step, problem=problem)
+        self._terminal.note(f"step {step}: {problem}")
+
+    def close(self) -> None:
+        self._board.close()
+
+    def _note(self, domain: str, metric: str, value: Any, n: int | None) -> None:
+        self.domains[domain]["metrics"][metric] = as_metric(value, n)

@@ -1,0 +1,43 @@
+"""What a finished run came to: ``summary.json`` and the table printed at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moetrain.grokking import Estimate
+
+
+def as_metric(value: Estimate | float, n: int | None = None) -> dict[str, float | int | None]:
+    """A metric as ``summary.json`` holds it: value, 95% interval and what it was taken over; null where unknown."""
+    if isinstance(value, Estimate):
+        fields = {"value": value.mean, "low": value.low, "high": value.high, "n": value.samples}
+    else:
+        fields = {"value": value, "low": None, "high": None, "n": n}
+    return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in fields.items()}
+
+
+def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``summary.json`` whole or not at all: its presence says that the run is finished."""
+    beside = run / "summary.json.partial"
+    with open(beside, "w", encoding="utf-8") as file:
+        json.dump(summary, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(run / "summary.json")
+
+
+def summary_rows(domains: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> list[list[str]]:
+    """Rows of the final table: by domain the metrics behind ``columns``, with intervals where they have one."""
+    return [[name, *(_shown(domain["metrics"].get(metric)) for metric in columns)] for name, domain in domains.items()]
+
+
+def _shown(metric: Mapping[str, Any] | None) -> str:
+    if metric is None or metric["value"] is None:
+        return "-"
+    value = f"{metric['value']:.3f}"
+    return value if metric["low"] is None else f"{value} [{metric['low']:.3f}, {metric['high']:.3f}]"

@@ -1,0 +1,99 @@
+"""Everything a run shows, into TensorBoard under the fixed tag names; and where a resumed run takes its files up again."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from moetrain import grokking
+
+# What describes itself; the pathway metrics are described by grokking's README.
+_DESCRIPTIONS = {
+    "loss/train": "Training loss, nats a predicted token, before the update, over the steps since the last point.",
+    "loss/balance": "Load-balancing loss by layer, averaged; 1 where every expert gets the same load.",
+    "loss/z": "Mean squared logsumexp of the router's logits (router z loss).",
+    "loss/validation": "Loss on held-out text, nats a predicted token.",
+    "loss/validation_bpb": "Loss on held-out text in bits per byte of text, which no tokenizer changes.",
+    "optim/learning_rate": "Learning rate of the update.",
+    "optim/grad_norm": "Norm of the gradient before clipping.",
+    "data/tokens": "Text tokens of the domain trained on so far.",
+    "experts/load_cv": "Standard deviation of the experts' load over its mean; 0 is perfect balance.",
+    "experts/entropy": "Entropy of the experts' load as a share of its maximum; 1 is perfect balance.",
+    "experts/dead": "Experts of a layer that got no token since the last point.",
+    "system/tokens_per_second": "Text and mark tokens trained on each second, time spent training alone.",
+    "system/memory": "Largest memory held so far, bytes: the device's on CUDA, else the process's.",
+    "system/monitor_share": "Share of the run's time spent on monitoring.",
+    "system/monitor_stream": "Share of the run's time spent on recording and the streaming metrics.",
+}
+
+
+class TensorBoard:
+    """Scalars and images of a run, in its folder."""
+
+    def __init__(self, run: Path, purge_step: int | None = None) -> None:
+        self.run = run
+        self._writer = SummaryWriter(str(run), purge_step=purge_step)
+        self._described: set[str] = set()
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """One point. A tag's first point brings its description along."""
+        if tag in self._described:
+            self._writer.add_scalar(tag, value, step, new_style=False)
+            return
+        self._described.add(tag)
+        metadata = SummaryMetadata(summary_description=describe_tag(tag))
+        point = Summary.Value(tag=tag, simple_value=value, metadata=metadata)
+        assert self._writer.file_writer is not None
+        self._writer.file_writer.add_summary(Summary(value=[point]), step)
+
+    def scalars(self, points: Mapping[str, float], step: int) -> None:
+        for tag, value in points.items():
+            self.scalar(tag, value, step)
+
+    def image(self, tag: str, pixels_HW3: np.ndarray, step: int) -> None:
+        """A picture, uint8 [H, W, 3]."""
+        self._writer.add_image(tag, pixels_HW3, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def describe_tag(tag: str) -> str:
+    """What a tag shows, how to read it and what it does not mean."""
+    parts = tag.split("/")
+    for length in range(len(parts), 0, -1):
+        known = _DESCRIPTIONS.get("/".join(parts[:length]))
+        if known:
+            return known
+    return grokking.describe(tag)
+
+
+def event_file_sizes(run: Path) -> dict[str, int]:
+    """Bytes of each TensorBoard file of a run, by name."""
+    return {path.name: path.stat().st_size for path in sorted(run.glob("events.out.tfevents.*"))}
+
+
+def cut_run_files(run: Path, sizes: Mapping[str, int]) -> None:
+    """Take the run's growing files back to what a checkpoint found: cut to size, later ones removed.
+
+    Raises:
+        OSError: a file that the checkpoint knew is shorter now or gone.
+    """
+    for path in [*run.glob("events.out.tfevents.*"), run / "events.jsonl"]:
+        if path.name not in sizes:
+            path.unlink(missing_ok=True)
+    for name, size in sizes.items():
+        with open(run / name, "r+b") as file:
+            if file.seek(0, io.SEEK_END) < size:
+                raise OSError(f"{run / name}: shorter than at the checkpoint: resume from an earlier checkpoint")
+            file.truncate(size)
+            os.fsync(file.fileno())

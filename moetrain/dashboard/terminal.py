@@ -1,0 +1,137 @@
+"""What a run shows in the terminal: a live display where there is one, plain lines where there is not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Terminal:
+    """The main process's terminal; the other processes say nothing."""
+
+    def __init__(self, speaks: bool = True) -> None:
+        self.console = Console(quiet=not speaks, highlight=False, soft_wrap=True)
+        self.live = self.console.is_terminal and speaks
+        self._last_line = 0.0
+        self._preparing: str | None = None
+        self._progress: Progress | None = None
+        self._display: Live | None = None
+        self._rows: dict[str, dict[str, float]] = {}
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        self._end_preparing()
+        self.console.print(escape(text))
+
+    def error(self, text: str) -> None:
+        """One line about what went wrong, on the error stream."""
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(text)}")
+
+    def preparing(self, what: str, done: int, total: int | None) -> None:
+        """Progress of something done before training; matches `moetrain.data.corpus.Progress`."""
+        if self.live:
+            if self._preparing is None:
+                columns = (
+                    TextColumn("{task.description}"),
+                    BarColumn(),
+                    TextColumn("{task.completed:,.0f}"),
+                    TimeElapsedColumn(),
+                )
+                self._progress = Progress(*columns, console=self.console, transient=True)
+                self._progress.start()
+            assert self._progress is not None
+            if what != self._preparing:
+                for task in self._progress.task_ids:
+                    self._progress.remove_task(task)
+                self._progress.add_task(what, total=total)
+            self._progress.update(self._progress.task_ids[-1], completed=done, total=total)
+        elif what != self._preparing:
+            self.console.print(what)
+        self._preparing = what
+
+    def _end_preparing(self) -> None:
+        if self._progress is not None and self._preparing is not None:
+            self._progress.stop()
+            self._progress = None
+        self._preparing = None
+
+    def start_training(self, step: int, steps: int) -> None:
+        """Begin showing the progress of training."""
+        self._end_preparing()
+        self._last_line = time.monotonic()
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._progress.add_task("", total=steps, completed=step, shown="")
+        if self.live:
+            self._display = Live(self._render(), console=self.console, refresh_per_second=4)
+            self._display.start()
+
+    def values(self, domain: str, values: Mapping[str, float]) -> None:
+        """Numbers of a domain to show with the next point; what was known before stays."""
+        self._rows.setdefault(domain, {}).update(values)
+
+    def training(
+        self, step: int, loss: float, tokens_per_second: float, domains: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        """Show a point of the training curves, with values by domain."""
+        assert self._progress is not None
+        for name, values in domains.items():
+            self.values(name, values)
+        task = self._progress.tasks[0]
+        shown = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
+        self._progress.update(task.id, completed=step, shown=shown)
+        if self._display is not None:
+            self._display.update(self._render())
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or step == task.total:
+            self._last_line = time.monotonic()
+            left = "" if task.time_remaining is None else f"  {task.time_remaining:.0f} s left"
+            by_domain = "  ".join(f"{name} {row['loss']:.3f}" for name, row in self._rows.items() if "loss" in row)
+            self.console.print(f"step {step}/{task.total:.0f}  {shown}  ({by_domain}){left}")
+
+    def _render(self) -> Group:
+        assert self._progress is not None
+        return Group(self._progress, number_table(self._rows)) if self._rows else Group(self._progress)
+
+    def end_training(self) -> None:
+        if self._display is not None:
+            self._display.update(self._render())
+            self._display.stop()
+        self._display = self._progress = None
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table that stays; the first column is left-aligned text."""
+        self._end_preparing()
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        self.console.print(table, soft_wrap=False)
+
+
+def number_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
+    """Numbers by row and column, missing ones as a dash."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    table = Table(box=None, pad_edge=False)
+    table.add_column("domain")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *(f"{row[column]:.3f}" if column in row else "-" for column in columns))
+    return table

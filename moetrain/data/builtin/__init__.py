@@ -1,0 +1,39 @@
+"""Domains that need no network: generated arithmetic (`math`) and the Python standard library's source (`code`)."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from moetrain.data.builtin import arithmetic, arithmetic_items, python_code
+
+NAMES: tuple[str, ...] = ("code", "math")
+
+
+def documents(name: str, *, size: int, seed: int) -> Iterator[str]:
+    """Return the texts of a built-in domain, one by one, until about `size` bytes of UTF-8 have been given.
+
+    The last text is given whole, so the total is `size` or a little more; `code` ends earlier where the standard
+    library does (about 10 MB). One name and seed give the same texts, the first of them for a smaller size: `math` on
+    every machine, `code` with one Python version. Raises ValueError for an unknown name or a negative size.
+    """
+    _check(name, "size", size)
+    return arithmetic.documents(size, seed) if name == "math" else python_code.documents(size, seed)
+
+
+def probe_items(name: str, *, items: int, seed: int, held_out: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Return held-out probe items in the form of the benchmark files, the same ones for the same arguments.
+
+    `math`: exactly `items`, multiple choice and open answer by turns, over facts that no seed's documents state;
+    `held_out` is not looked at. `code`: at most `items`, the bodies of functions in the texts of `held_out`, which
+    should be documents that the run does not train on. Raises ValueError for an unknown name or a negative count.
+    """
+    _check(name, "items", items)
+    return arithmetic_items.items(items, seed) if name == "math" else python_code.items(items, seed, held_out)
+
+
+def _check(name: str, what: str, count: int) -> None:
+    if name not in NAMES:
+        nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
+        raise ValueError(f"no built-in domain {name!r}: did you mean {nearest!r}? There are {', '.join(NAMES)}")
+    if count < 0:
+        raise ValueError(f"{what} must not be negative, got {count}")

@@ -1,0 +1,137 @@
+"""SentencePiece BPE with byte fallback: any Unicode text in, token ids out, and the same text back."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece as spm
+
+_SPACE_SYMBOL = "\u2581"  # SentencePiece writes a space as this; the character itself must not become one
+_LONGEST_SENTENCE = 4000  # bytes; SentencePiece leaves out longer ones without a word
+
+
+class Tokenizer:
+    """Text to ids and back, lossless. Marks are not part of text: ``begin_id`` and ``end_id`` stand apart."""
+
+    def __init__(self, model: bytes) -> None:
+        self.model = model
+        self._processor = spm.SentencePieceProcessor(model_proto=model)
+        self.vocab_size: int = self._processor.vocab_size()
+        self.begin_id: int = self._processor.bos_id()
+        self.end_id: int = self._processor.eos_id()
+        if self.begin_id < 0 or self.end_id < 0:
+            raise ValueError("the tokenizer has no begin and end marks: train it with bos_id and eos_id")
+        if not self._processor.is_byte(self._processor.piece_to_id("<0x00>")):
+            raise ValueError("the tokenizer has no byte fallback, so it cannot encode every text: train with it")
+        self._space_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_SYMBOL.encode()]
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.blake2b(self.model, digest_size=16).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text.
+
+        Raises:
+            ValueError: the text holds a lone surrogate, which no UTF-8 can carry.
+        """
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        """Token ids of each text, on ``threads`` threads."""
+        for text in texts:
+            _refuse_surrogates(text)
+        plain = [_SPACE_SYMBOL not in text for text in texts]
+        encoded = iter(self._processor.encode([t for t, p in zip(texts, plain, strict=True) if p], num_threads=threads))
+        return [next(encoded) if p else self._encode_around(t) for t, p in zip(texts, plain, strict=True)]
+
+    def _encode_around(self, text: str) -> list[int]:
+        """Encode a text that holds U+2581: that character by its bytes, what lies between as usual."""
+        ids: list[int] = []
+        for number, part in enumerate(text.split(_SPACE_SYMBOL)):
+            ids += (self._space_ids if number else []) + self._processor.encode(part)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; marks are left out."""
+        return self._processor.decode([int(i) for i in ids if i not in (self.begin_id, self.end_id)])
+
+    def token_bytes(self) -> np.ndarray:
+        """Bytes of text that each id stands for, int32 [V]; marks stand for none."""
+        sizes = np.zeros(self.vocab_size, np.int32)
+        for i in range(self.vocab_size):
+            if self._processor.is_byte(i):
+                sizes[i] = 1
+            elif not (self._processor.is_control(i) or self._processor.is_unknown(i)):
+                sizes[i] = len(self._processor.id_to_piece(i).replace(_SPACE_SYMBOL, " ").encode())
+        return sizes
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(self.model)
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        return cls(path.read_bytes())
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a BPE vocabulary with byte fallback, the same one each time for the same texts.
+
+    A text too small for ``vocab_size`` gives a smaller vocabulary. Digits stand alone, so that numbers are read by
+    place; runs of spaces are pieces, so that code's indentation is short.
+    """
+    model = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=_sentences(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        max_sentence_length=_LONGEST_SENTENCE + 1000,
+        character_coverage=0.9999,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return Tokenizer(model.getvalue())
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Pieces of text short enough for training, cut at line ends where there are any."""
+    for text in texts:
+        _refuse_surrogates(text)
+        piece, size = [], 0
+        for line in text.replace(_SPACE_SYMBOL, " ").splitlines(keepends=True):
+            for start in range(0, len(line), _LONGEST_SENTENCE // 4):
+                part = line[start : start + _LONGEST_SENTENCE // 4]  # a character has at most 4 bytes
+                bytes_ = len(part.encode())
+                if size + bytes_ > _LONGEST_SENTENCE:
+                    yield "".join(piece)
+                    piece, size = [], 0
+                piece.append(part)
+                size += bytes_
+        if piece:
+            yield "".join(piece)
+
+
+def _refuse_surrogates(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}: "
+            "it is not valid Unicode; replace or remove it"
+        ) from None

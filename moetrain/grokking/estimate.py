@@ -1,0 +1,76 @@
+"""A mean with its 95% interval by bootstrap over samples.
+
+Suffixes: R resamples, S samples.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._arrays import Arrayish, Floats, Ints, to_float64
+
+RESAMPLES = 1000
+LEAST_SAMPLES = 3  # two samples make one pair: nothing to resample
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean and the 2.5% and 97.5% points of its bootstrap over samples.
+
+    `samples` and `pairs` count what went in; `pairs` is 0 where the mean is not over pairs. `low` and `high` are NaN
+    below three samples, and all three are NaN where nothing went in.
+    """
+
+    mean: float
+    low: float
+    high: float
+    samples: int
+    pairs: int
+
+
+def resample_indices(samples: int, rng: np.random.Generator) -> Ints:
+    """[R, S] indices drawn with replacement."""
+    return rng.integers(samples, size=(RESAMPLES, samples))
+
+
+def resample_counts(samples: int, rng: np.random.Generator) -> Floats:
+    """[R, S] how often each resample holds each sample; every row sums to S."""
+    cells_RS = resample_indices(samples, rng) + samples * np.arange(RESAMPLES)[:, None]
+    counts_RS = np.bincount(cells_RS.ravel(), minlength=RESAMPLES * samples).reshape(RESAMPLES, samples)
+    return counts_RS.astype(np.float64)
+
+
+def percentiles(replicates_R: Floats, samples: int) -> tuple[float, float]:
+    """2.5% and 97.5% points. Resamples without a value (one sample drawn S times has no pairs) are left out."""
+    defined = replicates_R[~np.isnan(replicates_R)]
+    if samples < LEAST_SAMPLES or len(defined) == 0:
+        return float("nan"), float("nan")
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mean_of_samples(values: Arrayish, seed: int = 0) -> Estimate:
+    """Mean of per-sample values [S] with its interval; NaN values are left out and not counted in `samples`.
+
+    Returns an Estimate in the unit of the values, with `pairs` 0; all NaN where no value is left.
+    """
+    values_S = to_float64(values).ravel()
+    values_S = values_S[~np.isnan(values_S)]
+    samples = len(values_S)
+    if samples == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
+    replicates_R = resample_counts(samples, np.random.default_rng(seed)) @ values_S / samples
+    return Estimate(float(values_S.mean()), *percentiles(replicates_R, samples), samples, 0)
+
+
+def difference_of_means(a: Floats, b: Floats, seed: int = 0) -> Estimate:
+    """mean(a) - mean(b) for two independent groups [S_a], [S_b], each resampled by itself.
+
+    Returns an Estimate whose `samples` counts both groups; all NaN where a group is empty.
+    """
+    samples = len(a) + len(b)
+    if len(a) == 0 or len(b) == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"), samples, 0)
+    rng = np.random.default_rng(seed)
+    replicates_R = resample_counts(len(a), rng) @ a / len(a) - resample_counts(len(b), rng) @ b / len(b)
+    return Estimate(float(a.mean() - b.mean()), *percentiles(replicates_R, samples), samples, 0)

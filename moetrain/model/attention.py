@@ -1,0 +1,180 @@
+"""Causal attention within samples: tokens of a packed row never see another sample.
+
+One function, several backends, chosen by name. Each takes q, k, v of flattened rows and a `Layout` of the samples
+among them, and is compared with `reference_attention` in the tests, forward and backward.
+
+Shapes: N tokens (all rows of a micro-batch, flattened), H query heads, G key and value heads, d width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import FunctionCtx
+
+Backend = Literal["sdpa", "batched", "reference"]
+
+# On CPU the fused kernel's backward is slow on short samples: 64 samples of 64 tokens take 4 times the plain
+# batched products, 8 of 512 half of them (see tools/results). Samples up to this length take the products.
+_SHORT = 192
+_MULTIPLE = 16  # padded lengths are multiples of this, so that shapes, and with them kernels, repeat
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples of similar length, laid side by side as [count, length]: tokens ``first`` on of the laid-out order."""
+
+    first: int
+    count: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the samples of a micro-batch lie, and the order that puts samples of like length side by side."""
+
+    spans_N2: torch.Tensor
+    groups: tuple[Group, ...] = ()
+    gather: torch.Tensor | None = None  # int64 [laid out], the token at each place (any token where padding)
+    scatter: torch.Tensor | None = None  # int64 [N], the place of each token
+    padding: torch.Tensor | None = None  # int64, the places that are padding
+
+
+def choose_backend(setting: str, device: torch.device) -> Backend:
+    """The backend behind a ``model.attention`` setting."""
+    if setting == "auto":
+        return "batched" if device.type == "cpu" else "sdpa"
+    assert setting in ("sdpa", "batched", "reference")
+    return setting
+
+
+def make_layout(spans_N2: torch.Tensor, backend: Backend, device: torch.device) -> Layout:
+    """The layout of samples given as (start, length); together they cover every token once."""
+    if backend != "batched":
+        return Layout(spans_N2)
+    spans = spans_N2.tolist()
+    padded = {}
+    for start, length in spans:
+        padded.setdefault(_padded_length(length), []).append((start, length))
+    groups, places, real, place = [], [], [], 0
+    for length, members in sorted(padded.items()):
+        groups.append(Group(place, len(members), length))
+        offsets = torch.arange(length)
+        starts = torch.tensor([start for start, _ in members])[:, None]
+        lengths = torch.tensor([own for _, own in members])[:, None]
+        inside = offsets < lengths
+        places.append(torch.where(inside, starts + offsets, starts).flatten())
+        real.append(inside.flatten())
+        place += len(members) * length
+    gather, inside = torch.cat(places), torch.cat(real)
+    scatter = torch.empty(int(inside.sum()), dtype=torch.int64)
+    laid_out = torch.arange(place)
+    scatter[gather[inside]] = laid_out[inside]
+    return Layout(spans_N2, tuple(groups), gather.to(device), scatter.to(device), laid_out[~inside].to(device))
+
+
+def _padded_length(length: int) -> int:
+    """Few distinct lengths, at most an eighth longer than asked for (or one step of `_MULTIPLE`)."""
+    step = max(_MULTIPLE, 2 ** max(0, math.floor(math.log2(length)) - 2))
+    return -(-length // step) * step
+
+
+def attention(
+    q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, layout: Layout, backend: Backend
+) -> torch.Tensor:
+    """Attention output [N, H, d], in the type of q; each sample attends causally to itself alone."""
+    if backend == "reference":
+        return reference_attention(q_NHd, k_NGd, v_NGd, layout.spans_N2)
+    if backend == "sdpa":
+        return _sdpa_by_document(q_NHd, k_NGd, v_NGd, layout.spans_N2)
+    return _batched(q_NHd, k_NGd, v_NGd, layout)
+
+
+def reference_attention(
+    q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, spans_N2: torch.Tensor
+) -> torch.Tensor:
+    """The plain definition, by a mask over all tokens: what every backend is compared with."""
+    owner = torch.empty(len(q_NHd), dtype=torch.int64)
+    for number, (start, length) in enumerate(spans_N2.tolist()):
+        owner[start : start + length] = number
+    owner = owner.to(q_NHd.device)
+    repeat = q_NHd.shape[1] // k_NGd.shape[1]
+    k_NHd, v_NHd = k_NGd.repeat_interleave(repeat, 1), v_NGd.repeat_interleave(repeat, 1)
+    scores_HNN = torch.einsum("nhd,mhd->hnm", q_NHd, k_NHd).float() / math.sqrt(q_NHd.shape[-1])
+    seen_NN = (owner[:, None] == owner[None, :]).tril()
+    probs_HNN = scores_HNN.masked_fill(~seen_NN, -torch.inf).softmax(-1)
+    return torch.einsum("hnm,mhd->nhd", probs_HNN.to(v_NHd.dtype), v_NHd)
+
+
+def _sdpa_by_document(
+    q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, spans_N2: torch.Tensor
+) -> torch.Tensor:
+    lengths = spans_N2[:, 1].tolist()
+    order = torch.argsort(spans_N2[:, 0]).tolist()
+    split = [lengths[n] for n in order]
+    parts = zip(q_NHd.split(split), k_NGd.split(split), v_NGd.split(split), strict=True)
+    return torch.cat([_causal(*(x[None].transpose(1, 2) for x in part)).transpose(1, 2)[0] for part in parts])
+
+
+def _causal(q_BHTd: torch.Tensor, k_BGTd: torch.Tensor, v_BGTd: torch.Tensor) -> torch.Tensor:
+    grouped = q_BHTd.shape[1] != k_BGTd.shape[1]
+    return F.scaled_dot_product_attention(q_BHTd, k_BGTd, v_BGTd, is_causal=True, enable_gqa=grouped)
+
+
+def _batched(q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, layout: Layout) -> torch.Tensor:
+    # Padding stands at the end of each sample, where causal attention hides it from every real token.
+    heads = (q_NHd.shape[1], k_NGd.shape[1], v_NGd.shape[1])
+    joined = _LayOut.apply(torch.cat([q_NHd, k_NGd, v_NGd], dim=1), layout.gather, layout.scatter)
+    outputs = []
+    for group in layout.groups:
+        part = joined[group.first : group.first + group.count * group.length]
+        part = part.view(group.count, group.length, *part.shape[1:]).transpose(1, 2)
+        q, k, v = part.split(heads, dim=1)
+        out = _products(q, k, v) if group.length <= _SHORT else _causal(q, k, v)
+        outputs.append(out.transpose(1, 2).reshape(-1, heads[0], q_NHd.shape[-1]))
+    return _PutBack.apply(torch.cat(outputs), layout.gather, layout.scatter, layout.padding)
+
+
+def _products(q_BHTd: torch.Tensor, k_BGTd: torch.Tensor, v_BGTd: torch.Tensor) -> torch.Tensor:
+    repeat = q_BHTd.shape[1] // k_BGTd.shape[1]
+    if repeat > 1:
+        k_BGTd, v_BGTd = k_BGTd.repeat_interleave(repeat, 1), v_BGTd.repeat_interleave(repeat, 1)
+    length = q_BHTd.shape[2]
+    hidden = torch.full((length, length), -torch.inf, dtype=q_BHTd.dtype, device=q_BHTd.device).triu(1)
+    scores = torch.matmul(q_BHTd * q_BHTd.shape[-1] ** -0.5, k_BGTd.transpose(2, 3)) + hidden
+    return torch.matmul(scores.softmax(-1), v_BGTd)
+
+
+class _LayOut(torch.autograd.Function):
+    """Tokens in laid-out order. Plain indexing's backward adds into places one by one; this one reads them."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: torch.Tensor, gather: torch.Tensor, scatter: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(scatter)
+        return x.index_select(0, gather)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        # A padding place repeats a token, but causal attention leaves its gradient to padding queries, which have none.
+        (scatter,) = ctx.saved_tensors
+        return grad.index_select(0, scatter), None, None
+
+
+class _PutBack(torch.autograd.Function):
+    """The inverse: laid-out tokens in their own order, padding dropped."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: torch.Tensor, gather: torch.Tensor, scatter: torch.Tensor, padding: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(gather, padding)
+        return x.index_select(0, scatter)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        gather, padding = ctx.saved_tensors
+        return grad.index_select(0, gather).index_fill_(0, padding, 0.0), None, None, None

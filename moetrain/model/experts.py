@@ -1,0 +1,144 @@
+"""The experts: each token goes through its top-k SwiGLU experts, none is dropped.
+
+One function, several backends, chosen by name; `loop` is the plain reference the others are compared with.
+
+Shapes: N tokens, D hidden size, E experts, K experts a token, F width of an expert, M rows sent to experts.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import FunctionCtx
+
+Backend = Literal["grouped_mm", "loop", "dense"]
+
+
+def choose_backend(setting: str, device: torch.device) -> Backend:
+    """The backend behind a ``model.experts`` setting."""
+    if setting == "auto":
+        return "grouped_mm"
+    assert setting in ("grouped_mm", "loop", "dense")
+    return setting
+
+
+def experts(
+    x_ND: torch.Tensor,
+    index_NK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    gate_up_E2FD: torch.Tensor,
+    down_EDF: torch.Tensor,
+    backend: Backend,
+) -> torch.Tensor:
+    """Each token's experts' outputs, summed by its routing weights, [N, D] in the type of x."""
+    if backend == "loop":
+        return _loop(x_ND, index_NK, weight_NK, gate_up_E2FD, down_EDF)
+    return _grouped(x_ND, index_NK, weight_NK, gate_up_E2FD, down_EDF)
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of a projection that holds both, gate first: [..., 2F] -> [..., F]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def _loop(
+    x_ND: torch.Tensor,
+    index_NK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    gate_up_E2FD: torch.Tensor,
+    down_EDF: torch.Tensor,
+) -> torch.Tensor:
+    out_ND = torch.zeros(x_ND.shape, dtype=torch.float32, device=x_ND.device)
+    for expert in range(len(gate_up_E2FD)):
+        token, choice = torch.where(index_NK == expert)
+        hidden = swiglu(F.linear(x_ND[token], gate_up_E2FD[expert]))
+        output = F.linear(hidden, down_EDF[expert]).float() * weight_NK[token, choice, None]
+        out_ND = out_ND.index_add(0, token, output)
+    return out_ND.to(x_ND.dtype)
+
+
+def _grouped(
+    x_ND: torch.Tensor,
+    index_NK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    gate_up_E2FD: torch.Tensor,
+    down_EDF: torch.Tensor,
+) -> torch.Tensor:
+    place_NK, ends_E, rows = _arrange(index_NK, len(gate_up_E2FD))
+    sent_MD = _Dispatch.apply(x_ND, place_NK, rows)
+    hidden_MF = swiglu(F.grouped_mm(sent_MD, gate_up_E2FD.transpose(1, 2), offs=ends_E))
+    output_MD = F.grouped_mm(hidden_MF, down_EDF.transpose(1, 2), offs=ends_E)
+    return _Combine.apply(output_MD, weight_NK, place_NK)
+
+
+def _arrange(index_NK: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The row each (token, choice) is sent to, where each expert's rows end (int32 [E]), and the number of rows.
+
+    On CPU each expert's rows are rounded up to a multiple of 32: a matrix of a new height costs a new kernel, and
+    ragged heights are new at every step. On CUDA the number of rows must not depend on data, or the host would wait.
+    """
+    chosen = index_NK.flatten()
+    counts_E = (
+        torch.bincount(chosen, minlength=num_experts) if chosen.device.type == "cpu" else _counts(chosen, num_experts)
+    )
+    sizes_E = (counts_E + 31) // 32 * 32 if chosen.device.type == "cpu" else counts_E
+    ends_E = sizes_E.cumsum(0)
+    order = torch.argsort(chosen, stable=True)
+    shift_E = (ends_E - sizes_E) - (counts_E.cumsum(0) - counts_E)
+    place = torch.empty_like(chosen)
+    place[order] = torch.arange(len(chosen), device=chosen.device) + shift_E[chosen[order]]
+    rows = int(ends_E[-1]) if chosen.device.type == "cpu" else len(chosen)
+    return place.view_as(index_NK), ends_E.to(torch.int32), rows
+
+
+def _counts(chosen: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """bincount without atomic additions or a host wait: deterministic on CUDA."""
+    ordered = chosen.sort().values
+    edges = torch.arange(num_experts + 1, device=chosen.device)
+    return torch.searchsorted(ordered, edges).diff()
+
+
+class _Dispatch(torch.autograd.Function):
+    """Copies of tokens in the experts' rows; rows without a token are zero.
+
+    Plain indexing's backward adds into places one by one, and on CUDA in no fixed order; here it is a gather.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_ND: torch.Tensor, place_NK: torch.Tensor, rows: int) -> torch.Tensor:
+        ctx.save_for_backward(place_NK)
+        sent_MD = x_ND.new_zeros(rows, x_ND.shape[1])
+        for choice in range(place_NK.shape[1]):
+            sent_MD.index_copy_(0, place_NK[:, choice], x_ND)
+        return sent_MD
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_MD: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (place_NK,) = ctx.saved_tensors
+        grad_NKD = grad_MD.index_select(0, place_NK.flatten()).view(*place_NK.shape, -1)
+        return grad_NKD.sum(1), None, None
+
+
+class _Combine(torch.autograd.Function):
+    """Each token's rows summed by its routing weights; the weights' products and sums are float32."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, output_MD: torch.Tensor, weight_NK: torch.Tensor, place_NK: torch.Tensor
+    ) -> torch.Tensor:
+        got_NKD = output_MD.index_select(0, place_NK.flatten()).view(*place_NK.shape, -1)
+        ctx.save_for_backward(got_NKD, weight_NK, place_NK)
+        ctx.rows = len(output_MD)  # type: ignore[attr-defined]
+        return torch.bmm(weight_NK.to(got_NKD.dtype)[:, None, :], got_NKD)[:, 0]
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        got_NKD, weight_NK, place_NK = ctx.saved_tensors
+        grad_weight_NK = torch.bmm(got_NKD, grad_ND[:, :, None])[:, :, 0].to(weight_NK.dtype)
+        grad_NKD = weight_NK.to(grad_ND.dtype)[:, :, None] * grad_ND[:, None, :]
+        grad_MD = grad_ND.new_zeros(ctx.rows, grad_ND.shape[1])  # type: ignore[attr-defined]
+        grad_MD.index_copy_(0, place_NK.flatten(), grad_NKD.flatten(0, 1))
+        return grad_MD, grad_weight_NK, None

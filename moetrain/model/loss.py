@@ -1,0 +1,64 @@
+"""Cross-entropy of the output layer in chunks: all logits are never held at once.
+
+Shapes: N tokens, D hidden size, V vocabulary, C tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd.function import FunctionCtx
+
+# Logits held at once. On CPU a chunk has to stay in the heap: larger blocks are mapped and zeroed anew each time,
+# which costs more than the softmax. On CUDA it has to be large enough to fill the device.
+_LOGITS_HELD = {"cpu": 2**21, "cuda": 2**27}
+
+
+def cross_entropy(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed loss, which carries the gradient, and the loss by token [N] in nats, which does not; float32.
+
+    Targets below zero are ignored: their loss is 0. Gradients of hidden states and weight are formed with the loss,
+    chunk by chunk, so backward recomputes nothing.
+    """
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, target_N)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        wanted = any(ctx.needs_input_grad[:2])  # type: ignore[attr-defined]
+        losses, grad_hidden = [], torch.empty_like(hidden_ND) if wanted else None
+        grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if wanted else None
+        chunk = max(64, _LOGITS_HELD[hidden_ND.device.type] // len(weight_VD))
+        for start in range(0, len(hidden_ND), chunk):
+            here = slice(start, start + chunk)
+            target_C = target_N[here]
+            kept_C = target_C >= 0
+            # log_softmax is one fused pass on CPU; logsumexp takes five over memory.
+            log_probs_CV = (hidden_ND[here] @ weight_VD.T).float().log_softmax(-1)
+            safe_C1 = target_C.clamp(min=0)[:, None]
+            losses.append(torch.where(kept_C, -log_probs_CV.gather(1, safe_C1)[:, 0], 0.0))
+            if grad_hidden is None or grad_weight is None:
+                continue
+            probs_CV = log_probs_CV.exp_()
+            probs_CV.scatter_add_(1, safe_C1, torch.full_like(probs_CV[:, :1], -1.0))
+            grad_CV = probs_CV.mul_(kept_C[:, None]).to(hidden_ND.dtype)
+            grad_hidden[here] = grad_CV @ weight_VD
+            grad_weight += grad_CV.T @ hidden_ND[here]
+        loss_N = torch.cat(losses)
+        if wanted:
+            ctx.save_for_backward(grad_hidden, grad_weight)
+            ctx.weight_dtype = weight_VD.dtype  # type: ignore[attr-defined]
+        ctx.mark_non_differentiable(loss_N)
+        return loss_N.sum(), loss_N
+
+    @staticmethod
+    def backward(
+        ctx: FunctionCtx, grad_sum: torch.Tensor, grad_loss_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        weight_dtype = ctx.weight_dtype  # type: ignore[attr-defined]
+        return grad_hidden * grad_sum.to(grad_hidden.dtype), (grad_weight * grad_sum).to(weight_dtype), None

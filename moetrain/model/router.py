@@ -1,0 +1,104 @@
+"""The router: which experts a token is sent to, and the routing of each sample, returned as a value.
+
+Nothing here is recorded by side effect. What a layer decided comes back beside its decision, so recomputing a layer
+cannot count twice and an evaluation cannot leak into training statistics.
+
+Shapes: N tokens (B rows of T), D hidden size, E experts, K experts a token, S samples a row (padded), R = 2S halves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Decision(NamedTuple):
+    """Where each token goes."""
+
+    index_NK: torch.Tensor  # int64
+    weight_NK: torch.Tensor  # float32
+
+
+class LayerRouting(NamedTuple):
+    """What one layer's routing came to; float32. Halves are a sample's even and odd recorded text tokens."""
+
+    sums_BRE: torch.Tensor  # probabilities summed over each half of each sample, before the top-k cut; no gradient
+    counts_BRE: torch.Tensor  # tokens of each half sent to each expert; no gradient
+    probs_E: torch.Tensor  # probabilities summed over all real tokens; carries the balancing loss's gradient
+    load_E: torch.Tensor  # real tokens sent to each expert; no gradient
+    z: torch.Tensor  # squared logsumexp of the logits summed over all real tokens; carries the z loss's gradient
+    entropy: torch.Tensor  # entropy of the probabilities in nats, summed over all real tokens; no gradient
+
+
+@dataclass(frozen=True)
+class RecordingMasks:
+    """Which tokens count for what, float32, made once for all layers of a micro-batch."""
+
+    real_N: torch.Tensor  # 1 for a token of a sample, marks included; 0 for padding
+    halves_BRT: torch.Tensor  # 1 where a token is recorded for half r (sample r // 2, parity r % 2) of its row
+
+    @classmethod
+    def make(cls, slots_BT: torch.Tensor, recorded_BT: torch.Tensor, most_samples: int) -> RecordingMasks:
+        halves = torch.arange(2 * most_samples, device=recorded_BT.device)
+        return cls(
+            (slots_BT >= 0).flatten().float(),
+            (recorded_BT[:, None, :] == halves[None, :, None]).float(),
+        )
+
+
+class Router(nn.Module):
+    """Softmax over all experts in float32, then the top k (transformers' OLMoE, `gate`)."""
+
+    def __init__(
+        self, hidden_size: int, num_experts: int, num_experts_per_tok: int, norm_topk_prob: bool, selection_bias: bool
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.num_experts_per_tok = num_experts_per_tok
+        self.norm_topk_prob = norm_topk_prob
+        # Loss-free balancing (DeepSeek-V3, 2412.19437): moves the selection alone, never the weights.
+        bias = torch.zeros(num_experts) if selection_bias else None
+        self.selection_bias: torch.Tensor | None
+        self.register_buffer("selection_bias", bias)
+
+    def forward(self, x_ND: torch.Tensor, masks: RecordingMasks) -> tuple[Decision, LayerRouting]:
+        logits_NE = F.linear(x_ND.float(), self.weight.float())
+        log_sum_N = logits_NE.logsumexp(-1)
+        probs_NE = (logits_NE - log_sum_N[:, None]).exp()
+        with torch.no_grad():
+            scores_NE = probs_NE if self.selection_bias is None else probs_NE + self.selection_bias
+            index_NK = scores_NE.topk(self.num_experts_per_tok, dim=-1).indices
+        weight_NK = probs_NE.gather(1, index_NK)
+        if self.norm_topk_prob:
+            weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True)
+        routing = self._record(logits_NE, log_sum_N, probs_NE, index_NK, masks)
+        return Decision(index_NK, weight_NK), routing
+
+    def _record(
+        self,
+        logits_NE: torch.Tensor,
+        log_sum_N: torch.Tensor,
+        probs_NE: torch.Tensor,
+        index_NK: torch.Tensor,
+        masks: RecordingMasks,
+    ) -> LayerRouting:
+        rows, _, row_length = masks.halves_BRT.shape
+        with torch.no_grad():
+            sent_NE = torch.zeros_like(probs_NE).scatter_(1, index_NK, 1.0)
+            # Entropy of a softmax without its logarithm: log-sum-exp minus the expected logit.
+            entropy_N = log_sum_N - (probs_NE * logits_NE).sum(-1)
+            # Sums by sample as one batched product: its order of additions is fixed, index_add's is not on CUDA.
+            both_NE2 = torch.cat([probs_NE, sent_NE], dim=1).view(rows, row_length, -1)
+            sums_BRE, counts_BRE = torch.bmm(masks.halves_BRT, both_NE2).chunk(2, dim=-1)
+        return LayerRouting(
+            sums_BRE=sums_BRE,
+            counts_BRE=counts_BRE,
+            probs_E=masks.real_N @ probs_NE,
+            load_E=masks.real_N @ sent_NE,
+            z=masks.real_N @ log_sum_N.square(),
+            entropy=masks.real_N @ entropy_N,
+        )

@@ -1,0 +1,296 @@
+"""OLMoE's architecture under transformers' names, returning loss by token and routing by sample as values.
+
+Parameters are named as in transformers' `OlmoeForCausalLM`, so a checkpoint maps onto it name by name.
+
+Shapes: B rows, T tokens a row, N = B * T tokens, D hidden size, H query heads, G key and value heads, d head width,
+L layers, E experts, S samples a row (padded), R = 2S halves of samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from moetrain.config import ModelSettings
+from moetrain.model import attention as attention_backends
+from moetrain.model import experts as expert_backends
+from moetrain.model.attention import Layout, attention, make_layout
+from moetrain.model.experts import experts, swiglu
+from moetrain.model.loss import cross_entropy
+from moetrain.model.router import LayerRouting, RecordingMasks, Router
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The routing of one forward pass, layers stacked; see `moetrain.model.router.LayerRouting`. Float32."""
+
+    sums_LBRE: torch.Tensor
+    counts_LBRE: torch.Tensor
+    probs_LE: torch.Tensor
+    load_LE: torch.Tensor
+    z_L: torch.Tensor
+    entropy_L: torch.Tensor
+
+    @classmethod
+    def stack(cls, layers: list[LayerRouting]) -> Routing:
+        return cls(*(torch.stack(column) for column in zip(*layers, strict=True)))
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass gives. ``routing`` is None for the dense twin, which has no router."""
+
+    loss_sum: torch.Tensor  # nats summed over predicted tokens; carries the gradient
+    loss_BT: torch.Tensor  # nats by token, 0 where nothing is predicted; no gradient
+    routing: Routing | None
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # In float32 whatever the residual stream's type, as transformers does.
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps)
+
+
+class Linear(nn.Module):
+    """A product with a weight that is kept in float32 and cast to the type of its input when used."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Attention(nn.Module):
+    """Query and key norms over the full width, rotary positions, no biases."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        hidden, self.heads, self.groups = (
+            settings.hidden_size,
+            settings.num_attention_heads,
+            settings.key_value_heads,
+        )
+        self.width = hidden // self.heads
+        self.q_proj = Linear(hidden, self.heads * self.width)
+        self.k_proj = Linear(hidden, self.groups * self.width)
+        self.v_proj = Linear(hidden, self.groups * self.width)
+        self.o_proj = Linear(self.heads * self.width, hidden)
+        self.q_norm = RMSNorm(self.heads * self.width, settings.rms_norm_eps)
+        self.k_norm = RMSNorm(self.groups * self.width, settings.rms_norm_eps)
+
+    def forward(
+        self,
+        x_ND: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        layout: Layout,
+        backend: attention_backends.Backend,
+    ) -> torch.Tensor:
+        q_NHd = _rotate(self.q_norm(self.q_proj(x_ND)).view(-1, self.heads, self.width), rotary).to(x_ND.dtype)
+        k_NGd = _rotate(self.k_norm(self.k_proj(x_ND)).view(-1, self.groups, self.width), rotary).to(x_ND.dtype)
+        v_NGd = self.v_proj(x_ND).view(-1, self.groups, self.width)
+        return self.o_proj(attention(q_NHd, k_NGd, v_NGd, layout, backend).flatten(1))
+
+
+def _rotate(x_NHd: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    cos_N1d, sin_N1d = rotary
+    first, second = x_NHd.chunk(2, dim=-1)
+    return x_NHd * cos_N1d + torch.cat([-second, first], dim=-1) * sin_N1d
+
+
+class Experts(nn.Module):
+    """Weights of all routed experts of a layer, in transformers' stacked form."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        count, hidden, width = settings.num_experts, settings.hidden_size, settings.intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(count, hidden, width))
+
+
+class DenseMLP(nn.Module):
+    """A SwiGLU layer: the dense twin's, of the width a token's experts have together, and the shared expert's."""
+
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__()
+        self.gate_up_proj = Linear(hidden, 2 * width)
+        self.down_proj = Linear(width, hidden)
+
+    def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(swiglu(self.gate_up_proj(x_ND)))
+
+
+class MoE(nn.Module):
+    """Router, routed experts, and the shared expert where there is one."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.gate = Router(
+            settings.hidden_size,
+            settings.num_experts,
+            settings.num_experts_per_tok,
+            settings.norm_topk_prob,
+            selection_bias=settings.balancing == "bias",
+        )
+        self.experts = Experts(settings)
+        shared = settings.num_shared_experts * settings.intermediate_size
+        self.shared_expert = DenseMLP(settings.hidden_size, shared) if shared else None
+
+    def forward(
+        self, x_ND: torch.Tensor, dtype: torch.dtype, masks: RecordingMasks, backend: expert_backends.Backend
+    ) -> tuple[torch.Tensor, LayerRouting]:
+        decision, routing = self.gate(x_ND, masks)
+        x_ND = x_ND.to(dtype)
+        gate_up, down = self.experts.gate_up_proj.to(dtype), self.experts.down_proj.to(dtype)
+        out_ND = experts(x_ND, decision.index_NK, decision.weight_NK, gate_up, down, backend)
+        if self.shared_expert is not None:
+            out_ND = out_ND + self.shared_expert(x_ND)
+        return out_ND, routing
+
+
+class Layer(nn.Module):
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(settings.hidden_size, settings.rms_norm_eps)
+        self.self_attn = Attention(settings)
+        self.post_attention_layernorm = RMSNorm(settings.hidden_size, settings.rms_norm_eps)
+        width = (settings.num_experts_per_tok + settings.num_shared_experts) * settings.intermediate_size
+        self.mlp = DenseMLP(settings.hidden_size, width) if settings.experts == "dense" else MoE(settings)
+
+    def forward(
+        self,
+        x_ND: torch.Tensor,
+        dtype: torch.dtype,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        layout: Layout,
+        masks: RecordingMasks,
+        backends: tuple[attention_backends.Backend, expert_backends.Backend],
+    ) -> tuple[torch.Tensor, LayerRouting | None]:
+        """The residual stream, float32, after this layer, and how its router decided."""
+        attended_ND = self.self_attn(self.input_layernorm(x_ND).to(dtype), rotary, layout, backends[0])
+        x_ND = x_ND + attended_ND
+        # The router reads the norm's float32 output, not its rounding to bf16.
+        normed_ND = self.post_attention_layernorm(x_ND)
+        if isinstance(self.mlp, MoE):
+            out_ND, routing = self.mlp(normed_ND, dtype, masks, backends[1])
+            return x_ND + out_ND, routing
+        return x_ND + self.mlp(normed_ND.to(dtype)), None
+
+
+class Decoder(nn.Module):
+    """transformers' `model`: embeddings, layers, final norm."""
+
+    def __init__(self, settings: ModelSettings, vocab_size: int) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocab_size, settings.hidden_size)
+        self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.num_hidden_layers))
+        self.norm = RMSNorm(settings.hidden_size, settings.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    """A mixture-of-experts language model (OLMoE, 2409.02060) over packed rows.
+
+    Parameters are float32; products run in ``dtype``; the residual stream, norms and the router stay float32.
+    """
+
+    def __init__(self, settings: ModelSettings, vocab_size: int, dtype: torch.dtype, recompute: bool = False) -> None:
+        super().__init__()
+        self.settings = settings
+        self.dtype = dtype
+        self.recompute = recompute
+        self.model = Decoder(settings, vocab_size)
+        self.lm_head = Linear(settings.hidden_size, vocab_size)
+        if settings.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self._initialize()
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """Normal weights of one deviation, as OLMoE; norms at one."""
+        for name, parameter in self.named_parameters():
+            if "norm" not in name:
+                parameter.normal_(0.0, self.settings.initializer_range)
+
+    def forward(
+        self,
+        tokens_BT: torch.Tensor,
+        targets_BT: torch.Tensor,
+        positions_BT: torch.Tensor,
+        slots_BT: torch.Tensor,
+        recorded_BT: torch.Tensor,
+        spans_N2: torch.Tensor,
+        most_samples: int,
+    ) -> Output:
+        """Loss and routing of packed rows; arguments as in `moetrain.data.stream.Batch`."""
+        hidden_ND, routing = self.hidden_states(tokens_BT, positions_BT, slots_BT, recorded_BT, spans_N2, most_samples)
+        weight_VD = self.lm_head.weight.to(self.dtype)
+        loss_sum, loss_N = cross_entropy(hidden_ND.to(self.dtype), weight_VD, targets_BT.flatten())
+        return Output(loss_sum, loss_N.view_as(targets_BT), routing)
+
+    def hidden_states(
+        self,
+        tokens_BT: torch.Tensor,
+        positions_BT: torch.Tensor,
+        slots_BT: torch.Tensor,
+        recorded_BT: torch.Tensor,
+        spans_N2: torch.Tensor,
+        most_samples: int,
+    ) -> tuple[torch.Tensor, Routing | None]:
+        """Final hidden states after the norm, float32 [N, D], and the routing."""
+        device = tokens_BT.device
+        backends = (
+            attention_backends.choose_backend(self.settings.attention, device),
+            expert_backends.choose_backend(self.settings.experts, device),
+        )
+        layout = make_layout(spans_N2, backends[0], device)
+        masks = RecordingMasks.make(slots_BT, recorded_BT, most_samples)
+        rotary = self._rotary(positions_BT.flatten())
+        x_ND = F.embedding(tokens_BT.flatten(), self.model.embed_tokens.weight).float()
+        layers: list[LayerRouting] = []
+        for layer in self.model.layers:
+            if self.recompute and torch.is_grad_enabled():
+                x_ND, routing = checkpoint(
+                    layer,
+                    x_ND,
+                    self.dtype,
+                    rotary,
+                    layout,
+                    masks,
+                    backends,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+            else:
+                x_ND, routing = layer(x_ND, self.dtype, rotary, layout, masks, backends)
+            if routing is not None:
+                layers.append(routing)
+        return self.model.norm(x_ND), Routing.stack(layers) if layers else None
+
+    def _rotary(self, positions_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        width = self.settings.hidden_size // self.settings.num_attention_heads
+        exponents = torch.arange(0, width, 2, device=positions_N.device, dtype=torch.float32) / width
+        angles_Nd = positions_N[:, None].float() / self.settings.rope_theta**exponents
+        angles_Nd = torch.cat([angles_Nd, angles_Nd], dim=-1)[:, None, :]
+        return angles_Nd.cos(), angles_Nd.sin()
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """(all, active for one token) parameters; embeddings count as active."""
+        every = sum(p.numel() for p in self.parameters())
+        routed = sum(
+            p.numel()
+            for layer in self.model.layers
+            if isinstance(layer.mlp, MoE)
+            for p in layer.mlp.experts.parameters()
+        )
+        idle = 1 - self.settings.num_experts_per_tok / self.settings.num_experts
+        return every, round(every - routed * idle)

@@ -1,0 +1,77 @@
+"""The routing of a step's samples, from the values the model returned to arrays on the host.
+
+Shapes: S samples, L layers, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class SampleRouting:
+    """Routing of samples over their first panel tokens, one entry a sample; arrays [S, ...] in the stream's order."""
+
+    order: np.ndarray  # int64: place in the stream, growing over a run and unique; ties no two samples
+    sample: np.ndarray  # int64: number of the sample
+    domain: np.ndarray  # int64: number of the domain
+    even_SLE: np.ndarray  # float32: router probabilities summed over the even text tokens, before the top-k cut
+    odd_SLE: np.ndarray  # float32: over the odd ones
+    counts_SLE: np.ndarray  # float32: tokens sent to each expert
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def take(self, which: np.ndarray | slice) -> SampleRouting:
+        return SampleRouting(*(getattr(self, field.name)[which] for field in fields(self)))
+
+    @classmethod
+    def join(cls, parts: list[SampleRouting]) -> SampleRouting:
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    @property
+    def weights_SLE(self) -> np.ndarray:
+        """Sample routing weights g (METRICS, section 1): mean router probabilities, each [sample, layer] summing to 1."""
+        return mean_routing(self.even_SLE, self.odd_SLE)
+
+
+def mean_routing(even_SLE: np.ndarray, odd_SLE: np.ndarray) -> np.ndarray:
+    """Mean probabilities from the sums over two halves, float64, divided by their own total so that they sum to 1."""
+    total_SLE = even_SLE.astype(np.float64) + odd_SLE
+    return total_SLE / total_SLE.sum(-1, keepdims=True)
+
+
+def record_samples(
+    sums_LBRE: torch.Tensor,
+    counts_LBRE: torch.Tensor,
+    samples_BS: torch.Tensor,
+    domains_BS: torch.Tensor,
+    whole_BS: torch.Tensor,
+    first_order: int,
+) -> SampleRouting:
+    """The routing of a micro-batch's samples that are long enough to be compared.
+
+    Args:
+        sums_LBRE: probabilities summed by half of sample, R = 2S with the even half of a sample before its odd one.
+        counts_LBRE: tokens sent to each expert, likewise.
+        samples_BS, domains_BS: what stands in each slot of each row.
+        whole_BS: which slots hold a sample whose first panel tokens were recorded.
+        first_order: place in the stream of the micro-batch's first slot; slots follow row by row.
+    """
+    slots = whole_BS.flatten().nonzero()[:, 0]
+    layers, rows, halves, experts = sums_LBRE.shape
+    shape = (layers, rows * halves // 2, 2, experts)
+    on_device = slots.to(sums_LBRE.device)
+    both_SL2E = sums_LBRE.reshape(shape)[:, on_device].transpose(0, 1).cpu().numpy()
+    counts_SL2E = counts_LBRE.reshape(shape)[:, on_device].transpose(0, 1).cpu().numpy()
+    return SampleRouting(
+        order=first_order + slots.numpy(),
+        sample=samples_BS.flatten()[slots].numpy(),
+        domain=domains_BS.flatten()[slots].numpy(),
+        even_SLE=np.ascontiguousarray(both_SL2E[:, :, 0]),
+        odd_SLE=np.ascontiguousarray(both_SL2E[:, :, 1]),
+        counts_SLE=counts_SL2E.sum(2),
+    )

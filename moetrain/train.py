@@ -1,0 +1,380 @@
+"""A run from top to bottom: build, loop, close. ``accelerate launch moetrain/train.py CONFIG [section.key=value ...]``"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from moetrain import __version__
+from moetrain.config import Settings, SettingsError, describe_settings, load_settings
+from moetrain.dashboard.outputs import Outputs
+from moetrain.dashboard.preview import DATA_COLUMNS, data_rows, model_line, stream_line
+from moetrain.dashboard.summary import summary_rows, write_summary
+from moetrain.dashboard.terminal import Terminal
+from moetrain.data.corpus import Corpus, prepare_corpus
+from moetrain.data.documents import DataError
+from moetrain.data.stream import Batch, Stream, stream_tokens, training_stream, validation_streams
+from moetrain.model.router import Router
+from moetrain.model.transformer import Routing, Transformer
+from moetrain.routing.monitor import StreamMonitor
+from moetrain.routing.recorder import record_samples
+from moetrain.training.balancing import Balancing
+from moetrain.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from moetrain.training.curves import Interval
+from moetrain.training.evaluation import heldout_losses
+from moetrain.training.guards import STOPPED_BY_SIGNAL, FiniteGuard, StopSignals, TrainingDiverged
+from moetrain.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
+from moetrain.training.parallel import compute_dtype, gather_objects, main_process_first, start_accelerator
+from moetrain.training.run_folder import RunFolder, open_run_folder
+from moetrain.training.schedule import learning_rate
+from moetrain.training.step import StepStatistics, bare, forward_backward, update
+from moetrain.training.throughput import Clock, peak_memory
+
+USAGE = """usage: accelerate launch moetrain/train.py [CONFIG.yaml] [section.key=value ...] [--check] [--help]
+
+Pretrains a mixture-of-experts language model and monitors its routing by sample and domain.
+Without CONFIG: configs/quickstart.yaml. Watch it with: tensorboard --logdir runs
+
+  --check   stop before step 1 and print what will happen
+  --help    this text, and every setting with its default and meaning
+
+settings:
+"""
+_QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+
+
+@dataclass
+class Run:
+    """What a run is made of."""
+
+    settings: Settings
+    accelerator: Accelerator
+    terminal: Terminal
+    corpus: Corpus
+    stream: Stream
+    validation: dict[str, Stream]
+    model: nn.Module
+    optimizer: torch.optim.AdamW
+    balancing: Balancing
+    monitor: StreamMonitor
+    steps: int
+    interval: Interval
+    guard: FiniteGuard = field(default_factory=FiniteGuard)
+    clock: Clock = field(default_factory=Clock)
+    tokens_trained: int = 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 2 settings or data, 1 training, 75 told to stop."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    terminal = Terminal()
+    if "--help" in arguments or "-h" in arguments:
+        terminal.console.print(USAGE, markup=False, end="")
+        for key, kind, default, meaning in describe_settings():
+            terminal.console.print(f"  {key} ({kind}; default {default})\n      {meaning}", markup=False)
+        return 0
+    try:
+        return train(*_parse(arguments))
+    except (SettingsError, DataError, CheckpointError) as error:
+        terminal.error(str(error))
+        return 2
+    except (TrainingDiverged, OSError) as error:
+        terminal.error(str(error))
+        return 1
+
+
+def _parse(arguments: list[str]) -> tuple[Settings, bool]:
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    unknown = [flag for flag in flags if flag != "--check"]
+    if unknown:
+        raise SettingsError(f"command line {unknown[0]!r}: unknown option: --check or --help")
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    configs = [word for word in words if "=" not in word]
+    if len(configs) > 1:
+        raise SettingsError(f"command line {configs[1]!r}: a second configuration: give one, and section.key=value")
+    config = configs[0] if configs else _QUICKSTART
+    return load_settings(config, [word for word in words if "=" in word]), "--check" in flags
+
+
+def train(settings: Settings, check: bool = False) -> int:
+    """One run, from its data to its summary; with ``check``, up to its first step."""
+    run = build(settings)
+    describe(run)
+    if check:
+        dry_run(run)
+        return 0
+    folder = claim_folder(run)
+    first = resume(run, folder.checkpoint) if folder.checkpoint else 0
+    outputs = None
+    if run.accelerator.is_main_process:
+        outputs = Outputs(folder.path, list(settings.data.domains), folder.checkpoint, run.terminal)
+    with StopSignals() as stop:
+        run.terminal.start_training(first, run.steps)
+        if first == 0:
+            validate(run, 0, outputs)
+        for step in range(first + 1, run.steps + 1):
+            statistics, norm = train_step(run, step)
+            run.interval.add(statistics, norm)
+            if outputs is not None and run.guard.in_a_row:
+                outputs.guard(step, "the gradient was not finite; the update was skipped")
+            last = step == run.steps
+            if last or step % settings.monitor.every == 0:
+                measure(run, step, outputs)
+            if last or step % settings.train.log_every == 0:
+                log(run, step, outputs)
+            if last or step % settings.train.eval_every == 0:
+                validate(run, step, outputs)
+            stopping = any(gather_objects(stop.received)) if run.accelerator.num_processes > 1 else stop.received
+            every = settings.train.checkpoint_every
+            if last or stopping or (every and step % every == 0):
+                save(run, folder.path, step, outputs)
+            if stopping and not last:
+                run.terminal.end_training()
+                run.terminal.note(f"{stop.received}: saved at step {step}; run the same command again to continue")
+                return STOPPED_BY_SIGNAL
+    run.terminal.end_training()
+    if outputs is not None:
+        finish(run, outputs)
+    return 0
+
+
+def build(settings: Settings) -> Run:
+    """Processes, data, model and instruments of a run."""
+    accelerator = start_accelerator(settings)
+    terminal = Terminal(speaks=accelerator.is_main_process)
+    with main_process_first(accelerator):
+        corpus = prepare_corpus(settings, terminal.preparing)
+    stream = training_stream(corpus, settings)
+    share = settings.train.batch_rows // accelerator.num_processes
+    validation = validation_streams(corpus, settings, settings.train.micro_batch_rows or share)
+    torch.manual_seed(settings.run.seed)
+    transformer = Transformer(
+        settings.model,
+        corpus.tokenizer.vocab_size,
+        compute_dtype(settings, accelerator.device),
+        recompute=settings.train.activation_checkpointing,
+    ).to(accelerator.device)
+    names = list(settings.data.domains)
+    return Run(
+        settings=settings,
+        accelerator=accelerator,
+        terminal=terminal,
+        corpus=corpus,
+        stream=stream,
+        validation=validation,
+        optimizer=make_optimizer(transformer, settings.optim),
+        balancing=Balancing(transformer, settings.model),
+        model=accelerator.prepare_model(transformer),
+        monitor=StreamMonitor(names, settings.monitor.window, settings.monitor.tau, gather_objects),
+        steps=min(stream.steps, settings.train.max_steps or stream.steps),
+        interval=Interval(names),
+    )
+
+
+def describe(run: Run) -> None:
+    """Print what is about to be trained, on what, and what of it will stay unused."""
+    transformer, processes = bare(run.model), run.accelerator.num_processes
+    run.terminal.note(f"moetrain {__version__}: {model_line(transformer)}, {processes} process{'es' * (processes > 1)}")
+    for domain in run.corpus.domains:
+        for place in domain.report.bad_places:
+            run.terminal.note(f"skipped {place}")
+    run.terminal.table("data", DATA_COLUMNS, data_rows(run.corpus, run.stream, run.steps, run.settings))
+    run.terminal.note(stream_line(run.stream, run.steps, run.settings))
+
+
+def dry_run(run: Run) -> None:
+    """Train a few steps, time them, and print what the whole run will take; nothing is kept."""
+    steps = min(3, run.stream.steps)
+    for step in range(1, steps + 1):
+        run.clock.seconds.clear()  # the first steps warm up: only the last one counts
+        train_step(run, step)
+    seconds = run.clock.spent("train")
+    with run.clock.measure("stream"):
+        run.monitor.measure(router_rows(run.model))
+    monitored = run.clock.spent("record") + run.clock.spent("stream") / run.settings.monitor.every
+    tokens = run.stream.real_tokens(steps - 1)
+    run.terminal.note(
+        f"one step: {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s; all {run.steps:,} steps: "
+        f"about {run.steps * seconds / 60:.1f} min without validation; "
+        f"recording and streaming metrics: about {monitored / (seconds + monitored):.1%} of it; "
+        f"memory so far {peak_memory(run.accelerator.device) / 2**30:.2f} GiB"
+    )
+
+
+def claim_folder(run: Run) -> RunFolder:
+    """The run's folder, chosen and locked by the main process, known to all."""
+    folder: RunFolder | None = None
+    error: Exception | None = None
+    if run.accelerator.is_main_process:
+        try:
+            folder = open_run_folder(run.settings)
+        except (SettingsError, CheckpointError, OSError) as caught:
+            error = caught
+    folder, error = gather_objects((folder, error))[0]
+    if error is not None:
+        raise error
+    assert folder is not None
+    for note in folder.notes:
+        run.terminal.note(note)
+    return folder
+
+
+def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:
+    """One update (step 1 the first), and the routing of its samples into the monitor's windows."""
+    recorded: list[tuple[Batch, Routing]] = []
+    with run.clock.measure("train"):
+        statistics = forward_backward(
+            run.accelerator,
+            run.model,
+            run.stream,
+            step - 1,
+            run.balancing,
+            run.settings,
+            lambda batch, routing: recorded.append((batch, routing)),
+        )
+        rate = learning_rate(step, run.steps, run.settings.optim)
+        norm, finite = update(run.model, run.optimizer, rate, run.settings.optim.grad_clip)
+        if finite:
+            run.balancing.after_step(statistics.load_LE)
+    run.guard.check(finite, step)
+    run.tokens_trained += run.stream.real_tokens(step - 1)
+    run.clock.add_tokens(run.stream.real_tokens(step - 1))
+    if run.settings.monitor.enabled:
+        with run.clock.measure("record"):
+            record(run, step, recorded)
+    return statistics, norm if finite else torch.zeros_like(norm)
+
+
+def record(run: Run, step: int, recorded: list[tuple[Batch, Routing]]) -> None:
+    """Put the routing of this process's rows of a step into the windows."""
+    rows, slots = run.settings.train.batch_rows, run.stream.most_samples
+    row = (step - 1) * rows + run.accelerator.process_index * (rows // run.accelerator.num_processes)
+    for batch, routing in recorded:
+        run.monitor.add(
+            record_samples(
+                routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.whole_BS, row * slots
+            )
+        )
+        row += len(batch.samples_BS)
+
+
+def router_rows(model: nn.Module) -> np.ndarray:
+    """The routers' weights, [L, E, D]."""
+    return np.stack([m.weight.detach().float().cpu().numpy() for m in bare(model).modules() if isinstance(m, Router)])
+
+
+def measure(run: Run, step: int, outputs: Outputs | None) -> None:
+    """Read the streaming metrics of each domain and log them."""
+    if not run.settings.monitor.enabled or run.settings.model.experts == "dense":
+        return
+    with run.clock.measure("stream"):
+        readings = run.monitor.measure(router_rows(run.model))
+    if outputs is not None:
+        outputs.streaming(step, readings)
+
+
+def validate(run: Run, step: int, outputs: Outputs | None) -> None:
+    """Held-out loss of each domain."""
+    with run.clock.measure("validate"):
+        token_bytes = torch.from_numpy(run.corpus.tokenizer.token_bytes()).to(run.accelerator.device)
+        losses = heldout_losses(run.accelerator, bare(run.model), run.validation, token_bytes.long())
+    if outputs is not None:
+        outputs.validation(step, losses)
+
+
+def log(run: Run, step: int, outputs: Outputs | None) -> None:
+    """The training curves since the last point."""
+    points = run.interval.points()
+    if outputs is None:
+        return
+    points["optim/learning_rate"] = learning_rate(step, run.steps, run.settings.optim)
+    met = stream_tokens(run.stream, len(run.corpus.domains), step)
+    points |= {f"data/tokens/{domain.name}": float(n) for domain, n in zip(run.corpus.domains, met, strict=True)}
+    system = {
+        "system/tokens_per_second": run.clock.rate_since_last(),
+        "system/monitor_share": run.clock.share("record", "stream"),
+        "system/monitor_stream": run.clock.share("record", "stream"),
+        "system/memory": float(peak_memory(run.accelerator.device)),
+    }
+    outputs.training(step, points, system)
+
+
+def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
+    """Write the checkpoint of a step; a disk that is full costs the checkpoint, not the run."""
+    windows = run.monitor.state()  # of all processes
+    if outputs is None:
+        return
+    with run.clock.measure("checkpoint"):
+        states = {
+            "model": bare(run.model).state_dict(),
+            "optimizer": optimizer_state(bare(run.model), run.optimizer),
+            "balancing": run.balancing.state(),
+            "interval": run.interval.state(),
+            "monitor": windows,
+        }
+        record = {
+            "domains": outputs.domains,
+            "tokens_trained": run.tokens_trained,
+            "guard": run.guard.state(),
+            "corpus": run.corpus.fingerprint,
+        }
+        with outputs.checkpointing(step) as sizes:
+            save_checkpoint(folder, step, states, record, sizes, run.settings.train.keep_checkpoints)
+
+
+def resume(run: Run, checkpoint: Checkpoint) -> int:
+    """Put everything back as it was; returns the step to go on from.
+
+    Raises:
+        CheckpointError: the data is not what the checkpoint was trained on.
+    """
+    if checkpoint.record["corpus"] != run.corpus.fingerprint:
+        raise CheckpointError(
+            "the checkpoint was trained on other data or another tokenizer: restore them, or set train.resume=never"
+        )
+    model = bare(run.model)
+    model.load_state_dict(checkpoint.states["model"])
+    load_optimizer_state(model, run.optimizer, checkpoint.states["optimizer"])
+    run.balancing.load_state(checkpoint.states["balancing"])
+    run.interval.load_state(checkpoint.states.get("interval", {}), run.accelerator.device)
+    run.monitor.load_state(checkpoint.states.get("monitor", {}), run.accelerator.is_main_process)
+    run.tokens_trained = checkpoint.record["tokens_trained"]
+    run.guard.load_state(checkpoint.record["guard"])
+    return checkpoint.step
+
+
+def finish(run: Run, outputs: Outputs) -> None:
+    """Write the summary, whose presence says that the run is finished, and print its table."""
+    every, active = bare(run.model).parameter_counts()
+    summary = {
+        "domains": outputs.domains,
+        "steps": run.steps,
+        "tokens": run.tokens_trained,
+        "tokens_per_second": run.clock.rate(),
+        "monitor_share": run.clock.share("record", "stream"),
+        "parameters": {"all": every, "active": active},
+        "rows_full": run.stream.fullness(),
+        "skipped_updates": run.guard.skipped,
+        "peak_memory_bytes": peak_memory(run.accelerator.device),
+        "seconds": dict(run.clock.seconds),
+        "version": __version__,
+    }
+    write_summary(outputs.folder, summary)
+    outputs.close()
+    columns = {"bits_per_byte": "bits/byte", "validation_loss": "held-out loss", "train_loss": "train loss"}
+    columns |= {"stream/d_path": "D_path", "stream/cosine": "cosine"}
+    run.terminal.table("result", ["domain", *columns.values()], summary_rows(outputs.domains, columns))
+    run.terminal.note(
+        f"{run.tokens_trained:,} tokens, {run.clock.rate():,.0f} tokens/s, monitoring {summary['monitor_share']:.2%} "
+        f"of the time, peak memory {summary['peak_memory_bytes'] / 2**30:.2f} GiB; all of it is in {outputs.folder}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The training curves between two of their points.
+
+What is summed since the last point is part of a checkpoint, so that a run resumed between two points draws the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from moetrain.training.step import StepStatistics
+
+
+class Interval:
+    """Sums over the steps since the last point; nothing is read off the device before `points`."""
+
+    def __init__(self, domains: Sequence[str]) -> None:
+        self.domains = list(domains)
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def add(self, statistics: StepStatistics, grad_norm: torch.Tensor) -> None:
+        """Take in one step."""
+        step = {
+            "loss_D": statistics.loss_D,
+            "tokens_D": statistics.tokens_D,
+            "balance": statistics.balance,
+            "z": statistics.z,
+            "load_LE": statistics.load_LE,
+            "grad_norm": grad_norm.double(),
+            "steps": torch.ones((), dtype=torch.float64),
+        }
+        for name, value in step.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.detach().clone()
+
+    def points(self) -> dict[str, float]:
+        """The curves' points by tag, and a fresh start. A domain that the interval did not meet has none."""
+        sums = {name: value.double().cpu() for name, value in self._sums.items()}
+        self._sums = {}
+        steps = float(sums["steps"])
+        points = {
+            "loss/train": float(sums["loss_D"].sum() / sums["tokens_D"].sum()),
+            "optim/grad_norm": float(sums["grad_norm"]) / steps,
+        }
+        for name, loss, tokens in zip(self.domains, sums["loss_D"].tolist(), sums["tokens_D"].tolist(), strict=True):
+            if tokens:
+                points[f"loss/train/{name}"] = loss / tokens
+        if sums["load_LE"].numel():
+            points["loss/balance"] = float(sums["balance"]) / steps
+            points["loss/z"] = float(sums["z"]) / steps
+            points |= expert_load(sums["load_LE"])
+        return points
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return dict(self._sums)
+
+    def load_state(self, state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+        self._sums = {name: value.to(device if name != "steps" else "cpu") for name, value in state.items()}
+
+
+def expert_load(load_LE: torch.Tensor) -> dict[str, float]:
+    """How evenly the experts were used, from tokens sent to each: mean over layers, and the worst layer.
+
+    ``load_cv``: standard deviation over mean. ``entropy``: of the shares, divided by log E. ``dead``: experts that got
+    no token.
+    """
+    share_LE = load_LE / load_LE.sum(-1, keepdim=True)
+    experts = load_LE.shape[-1]
+    cv_L = share_LE.std(-1, correction=0) * experts
+    entropy_L = -torch.special.xlogy(share_LE, share_LE).sum(-1) / torch.log(torch.tensor(float(max(experts, 2))))
+    dead_L = (load_LE == 0).sum(-1).double()
+    return {
+        "experts/load_cv": float(cv_L.mean()),
+        "experts/load_cv/worst": float(cv_L.max()),
+        "experts/entropy": float(entropy_L.mean()),
+        "experts/entropy/worst": float(entropy_L.min()),
+        "experts/dead": float(dead_L.mean()),
+        "experts/dead/worst": float(dead_L.max()),
+    }

@@ -1,0 +1,54 @@
+"""Held-out loss by domain: forward only, shared out over processes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from moetrain.data.stream import IGNORED, Stream
+from moetrain.model.transformer import Transformer
+from moetrain.training.parallel import sum_over_processes
+from moetrain.training.step import model_output
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """A domain's loss on held-out text."""
+
+    nats: float  # summed over predicted tokens
+    tokens: int
+    text_bytes: int
+
+    @property
+    def loss(self) -> float:
+        """Nats a predicted token."""
+        return self.nats / self.tokens
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / self.text_bytes
+
+
+@torch.no_grad()
+def heldout_losses(
+    accelerator: Accelerator, model: Transformer, streams: dict[str, Stream], token_bytes: torch.Tensor
+) -> dict[str, HeldOutLoss]:
+    """The loss on each domain's held-out samples.
+
+    Args:
+        token_bytes: bytes of text that each token id stands for, int64 [V].
+    """
+    sums = torch.zeros(len(streams), 3, dtype=torch.float64, device=accelerator.device)
+    for number, stream in enumerate(streams.values()):
+        for step in range(accelerator.process_index, stream.steps, accelerator.num_processes):
+            batch = stream.batch(step, 0, stream.batch_rows).to(accelerator.device)
+            output = model_output(model, batch, stream.most_samples)
+            predicted = batch.targets_BT[batch.targets_BT != IGNORED]
+            sums[number, 0] += output.loss_BT.double().sum()
+            sums[number, 1] += len(predicted)
+            sums[number, 2] += token_bytes[predicted].sum()
+    totals = sum_over_processes(sums).tolist()
+    return {name: HeldOutLoss(nats, int(n), int(size)) for name, (nats, n, size) in zip(streams, totals, strict=True)}

@@ -1,0 +1,121 @@
+"""Which folder a run writes to, and which checkpoint it goes on from. Nothing is ever overwritten."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from moetrain.config import Settings, SettingsError, expand
+from moetrain.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest
+
+# Settings in which a run may differ from the one it continues.
+_MAY_DIFFER = ("train.resume", "run.output_dir", "run.name", "data.cache_dir", "train.keep_checkpoints")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder this process holds, and the checkpoint to go on from, if any."""
+
+    path: Path
+    checkpoint: Checkpoint | None
+    notes: list[str]  # what to tell the user about the choice
+
+
+def open_run_folder(settings: Settings) -> RunFolder:
+    """Choose, create and lock the run's folder by ``train.resume``.
+
+    Raises:
+        SettingsError: a given checkpoint that belongs to no run, or to one with other settings or in use.
+        CheckpointError: a checkpoint that cannot be read.
+    """
+    base = Path(expand(settings.run.output_dir, "run.output_dir"))
+    base.mkdir(parents=True, exist_ok=True)
+    if settings.train.resume not in ("auto", "never"):
+        return _from_checkpoint(Path(expand(settings.train.resume, "train.resume")), settings)
+    earlier = _runs_named(base, settings.run.name)
+    notes = []
+    if earlier and settings.train.resume == "auto":
+        newest = earlier[-1]
+        reason = _cannot_continue(newest, settings)
+        if reason is None:
+            checkpoint, folder, complaints = load_newest(newest)
+            return RunFolder(newest, checkpoint, [*complaints, f"continuing {newest} from {folder.name}"])
+        notes.append(f"{newest} {reason}: starting a new run")
+    path = base / (settings.run.name if not earlier else f"{settings.run.name}-{_number(earlier[-1]) + 1}")
+    path.mkdir()
+    _lock(path)
+    (path / "config.yaml").write_text(settings.to_yaml(), encoding="utf-8")
+    return RunFolder(path, None, notes)
+
+
+def _from_checkpoint(folder: Path, settings: Settings) -> RunFolder:
+    run = folder.resolve().parent.parent
+    if not (run / "config.yaml").is_file():
+        raise SettingsError(f"train.resume: {folder} is in no run: give RUN/checkpoints/step_XXXXXXXX")
+    different = _differences(run, settings)
+    if different:
+        raise SettingsError(f"train.resume: {run} was run with another {different[0]}: resume it with its config.yaml")
+    checkpoint = load_checkpoint(folder)
+    if not _lock(run):
+        raise SettingsError(f"train.resume: {run} is being written by another process: stop it first")
+    return RunFolder(run, checkpoint, [f"continuing {run} from {folder.name}"])
+
+
+def _cannot_continue(run: Path, settings: Settings) -> str | None:
+    if (run / "summary.json").exists():
+        return "is finished"
+    different = _differences(run, settings)
+    if different:
+        return f"was run with another {different[0]}"
+    if not list_checkpoints(run):
+        return "has no checkpoint to continue from"
+    if not _lock(run):
+        return "is being written by another process"
+    return None
+
+
+def _differences(run: Path, settings: Settings) -> list[str]:
+    """Dotted keys in which a run's settings differ from these."""
+    theirs = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    ours = yaml.safe_load(settings.to_yaml())
+    a, b = dict(_flatten(theirs)), dict(_flatten(ours))
+    return sorted(key for key in a.keys() | b.keys() if key not in _MAY_DIFFER and a.get(key) != b.get(key))
+
+
+def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
+    pairs: list[tuple[str, object]] = []
+    for key, value in tree.items():
+        pairs += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return pairs
+
+
+def _runs_named(base: Path, name: str) -> list[Path]:
+    """Runs called NAME, NAME-2, NAME-3, ..., in that order."""
+    found = [path for path in base.iterdir() if re.fullmatch(re.escape(name) + r"(-[1-9]\d*)?", path.name)]
+    return sorted(found, key=_number)
+
+
+def _number(path: Path) -> int:
+    match = re.search(r"-([1-9]\d*)$", path.name)
+    return int(match[1]) if match else 1
+
+
+def _lock(run: Path) -> bool:
+    """Hold the run until this process ends; False where another one holds it."""
+    handle = os.open(run / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return False
+    os.set_inheritable(handle, False)
+    _held.append(handle)
+    return True
+
+
+_held: list[int] = []  # open handles keep their locks; the system drops them when the process ends, however it ends

@@ -1,0 +1,148 @@
+"""One training step: forward and backward over its micro-batches, then the update.
+
+Shapes: B rows, T tokens, D domains, L layers, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from moetrain.config import Settings
+from moetrain.data.stream import Batch, Stream
+from moetrain.model.transformer import Output, Routing, Transformer
+from moetrain.training.balancing import Balancing
+from moetrain.training.parallel import sum_over_processes
+
+
+@dataclass(frozen=True)
+class StepStatistics:
+    """Sums over a whole step, over all processes. On the model's device: reading one waits for it."""
+
+    loss_D: torch.Tensor  # nats, float64
+    tokens_D: torch.Tensor  # predicted tokens, float64
+    balance: torch.Tensor  # the balancing loss of the step's own load
+    z: torch.Tensor  # mean squared logsumexp of router logits
+    load_LE: torch.Tensor  # tokens sent to each expert, float64
+    entropy_L: torch.Tensor  # mean entropy of router probabilities, nats
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """Mean loss by predicted token, nats."""
+        return self.loss_D.sum() / self.tokens_D.sum()
+
+
+def model_output(model: Callable[..., Output], batch: Batch, most_samples: int) -> Output:
+    """The model's answer to a batch."""
+    return model(
+        batch.tokens_BT,
+        batch.targets_BT,
+        batch.positions_BT,
+        batch.slots_BT,
+        batch.recorded_BT,
+        batch.spans_N2,
+        most_samples,
+    )
+
+
+def forward_backward(
+    accelerator: Accelerator,
+    model: nn.Module,
+    stream: Stream,
+    step: int,
+    balancing: Balancing,
+    settings: Settings,
+    record: Callable[[Batch, Routing], None],
+) -> StepStatistics:
+    """Gradients and statistics of step ``step`` (0 the first); this process reads its own share of the rows.
+
+    Losses are divided by the whole step's token counts, over all processes and micro-batches, so that how a step is
+    split changes nothing but rounding.
+
+    Args:
+        record: given each micro-batch and its routing, detached.
+    """
+    share = settings.train.batch_rows // accelerator.num_processes
+    micro = settings.train.micro_batch_rows or share
+    first = accelerator.process_index * share
+    predicted, real = stream.predicted_tokens(step), stream.real_tokens(step)
+    sums: list[torch.Tensor] = []
+    for start in range(first, first + share, micro):
+        batch = stream.batch(step, start, micro).to(accelerator.device)
+        last = start + micro == first + share
+        with nullcontext() if last else accelerator.no_sync(model):
+            output = model_output(model, batch, stream.most_samples)
+            loss = output.loss_sum / predicted + _router_losses(output.routing, balancing, settings, real)
+            # DDP averages gradients over processes; the division above already counts all of them.
+            (loss * accelerator.num_processes).backward()
+        sums.append(_flat_sums(batch, output, len(settings.data.domains)))
+        if output.routing is not None:
+            record(batch, output.routing)
+    total = sum_over_processes(torch.stack(sums).sum(0))
+    return _statistics(total, settings, balancing, real)
+
+
+def _router_losses(
+    routing: Routing | None, balancing: Balancing, settings: Settings, real: int
+) -> torch.Tensor | float:
+    if routing is None:
+        return 0.0
+    model = settings.model
+    loss = model.router_z_loss_coef * routing.z_L.mean() / real
+    if model.balancing == "aux":
+        loss = loss + model.router_aux_loss_coef * balancing.loss(routing, real)
+    return loss
+
+
+def _flat_sums(batch: Batch, output: Output, domains: int) -> torch.Tensor:
+    """All that a step sums over micro-batches and processes in one float64 vector: one collective a step."""
+    numbers = torch.arange(domains, device=batch.domains_BT.device)
+    member_DN = (batch.domains_BT.flatten() == numbers[:, None]).double()
+    parts = [member_DN @ output.loss_BT.flatten().double(), member_DN.sum(-1)]
+    if output.routing is not None:
+        routing = output.routing
+        parts += [
+            x.detach().double().flatten() for x in (routing.z_L, routing.entropy_L, routing.load_LE, routing.probs_LE)
+        ]
+    return torch.cat(parts)
+
+
+def _statistics(total: torch.Tensor, settings: Settings, balancing: Balancing, real: int) -> StepStatistics:
+    domains = len(settings.data.domains)
+    layers, experts = balancing.share_LE.shape
+    loss_D, tokens_D, z_L, entropy_L, load, probs = total.split(
+        [domains, domains, layers, layers, layers * experts, layers * experts]
+    )
+    load_LE, probs_LE = load.view(layers, experts), probs.view(layers, experts)
+    balance = balancing.value(load_LE / load_LE.sum(-1, keepdim=True), probs_LE, real)
+    return StepStatistics(loss_D, tokens_D, balance, z_L.mean() / real, load_LE, entropy_L / real)
+
+
+@torch.no_grad()
+def update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, learning_rate: float, largest_norm: float
+) -> tuple[torch.Tensor, bool]:
+    """Clip, step, and drop the gradients: (norm before clipping, whether the update was made).
+
+    A gradient that is not finite is dropped without an update.
+    """
+    norm = nn.utils.clip_grad_norm_(model.parameters(), largest_norm)
+    finite = bool(norm.isfinite())
+    if finite:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm, finite
+
+
+def bare(model: nn.Module) -> Transformer:
+    """The model itself, without what a launch wraps around it."""
+    inner = getattr(model, "module", model)
+    assert isinstance(inner, Transformer)
+    return inner

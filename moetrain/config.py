@@ -198,6 +198,9 @@ class TrainSettings(_Section):
     deterministic: bool | None = Field(
         None, description="Same hardware, same bits; null: on for CPU, off for CUDA, where it costs speed."
     )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of a process; null shares the machine's cores among its processes."
+    )
     resume: str = Field(
         "auto",
         description="auto: continue the newest unfinished run of this name with the same settings, else start NAME-2; "

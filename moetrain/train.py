@@ -1,4 +1,4 @@
-"""A run from top to bottom: build, loop, close. ``accelerate launch moetrain/train.py CONFIG [section.key=value ...]``"""
+"""A run from top to bottom: build, loop, close. ``accelerate launch moetrain/train.py CONFIG``"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from moetrain.training.balancing import Balancing
 from moetrain.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from moetrain.training.curves import Interval
 from moetrain.training.evaluation import heldout_losses
-from moetrain.training.guards import STOPPED_BY_SIGNAL, FiniteGuard, StopSignals, TrainingDiverged
+from moetrain.training.guards import STOPPED_BY_SIGNAL, FiniteGuard, StopSignals, TrainingDivergedError
 from moetrain.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
 from moetrain.training.parallel import compute_dtype, gather_objects, main_process_first, start_accelerator
 from moetrain.training.run_folder import RunFolder, open_run_folder
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (SettingsError, DataError, CheckpointError) as error:
         terminal.error(str(error))
         return 2
-    except (TrainingDiverged, OSError) as error:
+    except (TrainingDivergedError, OSError) as error:
         terminal.error(str(error))
         return 1
 
@@ -352,16 +352,17 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
 def finish(run: Run, outputs: Outputs) -> None:
     """Write the summary, whose presence says that the run is finished, and print its table."""
     every, active = bare(run.model).parameter_counts()
+    share, memory = run.clock.share("record", "stream"), peak_memory(run.accelerator.device)
     summary = {
         "domains": outputs.domains,
         "steps": run.steps,
         "tokens": run.tokens_trained,
         "tokens_per_second": run.clock.rate(),
-        "monitor_share": run.clock.share("record", "stream"),
+        "monitor_share": share,
         "parameters": {"all": every, "active": active},
         "rows_full": run.stream.fullness(),
         "skipped_updates": run.guard.skipped,
-        "peak_memory_bytes": peak_memory(run.accelerator.device),
+        "peak_memory_bytes": memory,
         "seconds": dict(run.clock.seconds),
         "version": __version__,
     }
@@ -371,8 +372,8 @@ def finish(run: Run, outputs: Outputs) -> None:
     columns |= {"stream/d_path": "D_path", "stream/cosine": "cosine"}
     run.terminal.table("result", ["domain", *columns.values()], summary_rows(outputs.domains, columns))
     run.terminal.note(
-        f"{run.tokens_trained:,} tokens, {run.clock.rate():,.0f} tokens/s, monitoring {summary['monitor_share']:.2%} "
-        f"of the time, peak memory {summary['peak_memory_bytes'] / 2**30:.2f} GiB; all of it is in {outputs.folder}"
+        f"{run.tokens_trained:,} tokens, {run.clock.rate():,.0f} tokens/s, monitoring {share:.2%} "
+        f"of the time, peak memory {memory / 2**30:.2f} GiB; all of it is in {outputs.folder}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Events of a run, one JSON object a line in ``events.jsonl``: checkpoint, resume, guard and, by domain, what changed."""
+"""Events of a run, one JSON object a line in ``events.jsonl``: checkpoints, resumes, and what guards met."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ def model_line(model: Transformer) -> str:
         else f"{settings.num_experts} experts, top {settings.num_experts_per_tok}"
     )
     dtype = str(model.dtype).removeprefix("torch.")
-    return f"{every / 1e6:.1f}M parameters, {active / 1e6:.1f}M active, {settings.num_hidden_layers} layers, {mlp}, {dtype}"
+    size = f"{every / 1e6:.1f}M parameters, {active / 1e6:.1f}M active"
+    return f"{size}, {settings.num_hidden_layers} layers, {mlp}, {dtype}"
 
 
 def data_rows(corpus: Corpus, stream: Stream, steps: int, settings: Settings) -> list[list[str]]:

@@ -14,6 +14,7 @@ from moetrain.grokking import Estimate
 
 def as_metric(value: Estimate | float, n: int | None = None) -> dict[str, float | int | None]:
     """A metric as ``summary.json`` holds it: value, 95% interval and what it was taken over; null where unknown."""
+    fields: dict[str, float | int | None]
     if isinstance(value, Estimate):
         fields = {"value": value.mean, "low": value.low, "high": value.high, "n": value.samples}
     else:

@@ -1,4 +1,4 @@
-"""Everything a run shows, into TensorBoard under the fixed tag names; and where a resumed run takes its files up again."""
+"""What a run shows, into TensorBoard under the fixed tag names; and where a resumed run takes its files up again."""
 
 from __future__ import annotations
 

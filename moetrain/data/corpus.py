@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -87,7 +88,7 @@ def _training_sample(settings: Settings) -> Iterator[str]:
     """Documents of each domain up to an even share of the sample, chosen by a hash of their id and the seed."""
     data = settings.data
     budget = settings.tokenizer.sample_bytes / len(data.domains)
-    for name, domain in data.domains.items():
+    for name in data.domains:
         sizes = {}
         for document in _documents(settings, name, set()):
             if not document.heldout:
@@ -118,7 +119,7 @@ def _tokenize(settings: Settings, tokenizer: Tokenizer, folder: Path, progress: 
             _documents(settings, name, seen, report),
             tokenizer,
             folder / name / "tokens.bin",
-            lambda tokens, name=name: progress(f"tokenizing {name}", tokens, None),
+            partial(_tell, progress, f"tokenizing {name}"),
         )
         np.save(folder / name / "index.npy", _with_repeats(index, domain.repeats))
     token_bytes = token_dtype(tokenizer.vocab_size).itemsize
@@ -152,6 +153,10 @@ def _write_tokens(
             rows.append(part)
             progress(written)
     return np.concatenate(rows)
+
+
+def _tell(progress: Progress, what: str, tokens: int) -> None:
+    progress(what, tokens, None)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

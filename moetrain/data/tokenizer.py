@@ -113,7 +113,8 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
     """Pieces of text short enough for training, cut at line ends where there are any."""
     for text in texts:
         _refuse_surrogates(text)
-        piece, size = [], 0
+        piece: list[str] = []
+        size = 0
         for line in text.replace(_SPACE_SYMBOL, " ").splitlines(keepends=True):
             for start in range(0, len(line), _LONGEST_SENTENCE // 4):
                 part = line[start : start + _LONGEST_SENTENCE // 4]  # a character has at most 4 bytes

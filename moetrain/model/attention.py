@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import FunctionCtx
 
 Backend = Literal["sdpa", "batched", "reference"]
 
@@ -48,8 +47,7 @@ def choose_backend(setting: str, device: torch.device) -> Backend:
     """The backend behind a ``model.attention`` setting."""
     if setting == "auto":
         return "batched" if device.type == "cpu" else "sdpa"
-    assert setting in ("sdpa", "batched", "reference")
-    return setting
+    return cast(Backend, setting)
 
 
 def make_layout(spans_N2: torch.Tensor, backend: Backend, device: torch.device) -> Layout:
@@ -57,7 +55,7 @@ def make_layout(spans_N2: torch.Tensor, backend: Backend, device: torch.device) 
     if backend != "batched":
         return Layout(spans_N2)
     spans = spans_N2.tolist()
-    padded = {}
+    padded: dict[int, list[tuple[int, int]]] = {}
     for start, length in spans:
         padded.setdefault(_padded_length(length), []).append((start, length))
     groups, places, real, place = [], [], [], 0
@@ -153,12 +151,12 @@ class _LayOut(torch.autograd.Function):
     """Tokens in laid-out order. Plain indexing's backward adds into places one by one; this one reads them."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: torch.Tensor, gather: torch.Tensor, scatter: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, gather: torch.Tensor, scatter: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(scatter)
         return x.index_select(0, gather)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         # A padding place repeats a token, but causal attention leaves its gradient to padding queries, which have none.
         (scatter,) = ctx.saved_tensors
         return grad.index_select(0, scatter), None, None
@@ -169,12 +167,12 @@ class _PutBack(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: torch.Tensor, gather: torch.Tensor, scatter: torch.Tensor, padding: torch.Tensor
+        ctx: Any, x: torch.Tensor, gather: torch.Tensor, scatter: torch.Tensor, padding: torch.Tensor
     ) -> torch.Tensor:
         ctx.save_for_backward(gather, padding)
         return x.index_select(0, scatter)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         gather, padding = ctx.saved_tensors
         return grad.index_select(0, gather).index_fill_(0, padding, 0.0), None, None, None

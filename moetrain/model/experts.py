@@ -7,11 +7,10 @@ Shapes: N tokens, D hidden size, E experts, K experts a token, F width of an exp
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import FunctionCtx
 
 Backend = Literal["grouped_mm", "loop", "dense"]
 
@@ -20,8 +19,7 @@ def choose_backend(setting: str, device: torch.device) -> Backend:
     """The backend behind a ``model.experts`` setting."""
     if setting == "auto":
         return "grouped_mm"
-    assert setting in ("grouped_mm", "loop", "dense")
-    return setting
+    return cast(Backend, setting)
 
 
 def experts(
@@ -108,7 +106,7 @@ class _Dispatch(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_ND: torch.Tensor, place_NK: torch.Tensor, rows: int) -> torch.Tensor:
+    def forward(ctx: Any, x_ND: torch.Tensor, place_NK: torch.Tensor, rows: int) -> torch.Tensor:
         ctx.save_for_backward(place_NK)
         sent_MD = x_ND.new_zeros(rows, x_ND.shape[1])
         for choice in range(place_NK.shape[1]):
@@ -116,7 +114,7 @@ class _Dispatch(torch.autograd.Function):
         return sent_MD
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_MD: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad_MD: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (place_NK,) = ctx.saved_tensors
         grad_NKD = grad_MD.index_select(0, place_NK.flatten()).view(*place_NK.shape, -1)
         return grad_NKD.sum(1), None, None
@@ -126,19 +124,17 @@ class _Combine(torch.autograd.Function):
     """Each token's rows summed by its routing weights; the weights' products and sums are float32."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, output_MD: torch.Tensor, weight_NK: torch.Tensor, place_NK: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(ctx: Any, output_MD: torch.Tensor, weight_NK: torch.Tensor, place_NK: torch.Tensor) -> torch.Tensor:
         got_NKD = output_MD.index_select(0, place_NK.flatten()).view(*place_NK.shape, -1)
         ctx.save_for_backward(got_NKD, weight_NK, place_NK)
-        ctx.rows = len(output_MD)  # type: ignore[attr-defined]
+        ctx.rows = len(output_MD)
         return torch.bmm(weight_NK.to(got_NKD.dtype)[:, None, :], got_NKD)[:, 0]
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, grad_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         got_NKD, weight_NK, place_NK = ctx.saved_tensors
         grad_weight_NK = torch.bmm(got_NKD, grad_ND[:, :, None])[:, :, 0].to(weight_NK.dtype)
         grad_NKD = weight_NK.to(grad_ND.dtype)[:, :, None] * grad_ND[:, None, :]
-        grad_MD = grad_ND.new_zeros(ctx.rows, grad_ND.shape[1])  # type: ignore[attr-defined]
+        grad_MD = grad_ND.new_zeros(ctx.rows, grad_ND.shape[1])
         grad_MD.index_copy_(0, place_NK.flatten(), grad_NKD.flatten(0, 1))
         return grad_MD, grad_weight_NK, None

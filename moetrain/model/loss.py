@@ -5,8 +5,9 @@ Shapes: N tokens, D hidden size, V vocabulary, C tokens of a chunk.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch.autograd.function import FunctionCtx
 
 # Logits held at once. On CPU a chunk has to stay in the heap: larger blocks are mapped and zeroed anew each time,
 # which costs more than the softmax. On CUDA it has to be large enough to fill the device.
@@ -27,9 +28,9 @@ def cross_entropy(
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor
+        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        wanted = any(ctx.needs_input_grad[:2])  # type: ignore[attr-defined]
+        wanted = any(ctx.needs_input_grad[:2])
         losses, grad_hidden = [], torch.empty_like(hidden_ND) if wanted else None
         grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if wanted else None
         chunk = max(64, _LOGITS_HELD[hidden_ND.device.type] // len(weight_VD))
@@ -49,16 +50,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_hidden[here] = grad_CV @ weight_VD
             grad_weight += grad_CV.T @ hidden_ND[here]
         loss_N = torch.cat(losses)
-        if wanted:
+        if grad_hidden is not None and grad_weight is not None:
             ctx.save_for_backward(grad_hidden, grad_weight)
-            ctx.weight_dtype = weight_VD.dtype  # type: ignore[attr-defined]
+            ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(loss_N)
         return loss_N.sum(), loss_N
 
     @staticmethod
     def backward(
-        ctx: FunctionCtx, grad_sum: torch.Tensor, grad_loss_N: torch.Tensor
+        ctx: Any, grad_sum: torch.Tensor, grad_loss_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        weight_dtype = ctx.weight_dtype  # type: ignore[attr-defined]
+        weight_dtype = ctx.weight_dtype
         return grad_hidden * grad_sum.to(grad_hidden.dtype), (grad_weight * grad_sum).to(weight_dtype), None

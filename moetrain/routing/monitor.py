@@ -70,7 +70,7 @@ class StreamMonitor:
         """
         blocks = grokking.gram_blocks(router_rows)
         return [
-            StreamReading(self.domains[domain], stream_metrics(window.weights_SLE, blocks, self.tau))
+            StreamReading(self.domains[domain], stream_metrics(window.weights, blocks, self.tau))
             for domain, window in self.windows().items()
             if len(window) == self.size
         ]

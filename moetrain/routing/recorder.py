@@ -33,8 +33,8 @@ class SampleRouting:
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     @property
-    def weights_SLE(self) -> np.ndarray:
-        """Sample routing weights g (METRICS, section 1): mean router probabilities, each [sample, layer] summing to 1."""
+    def weights(self) -> np.ndarray:
+        """Sample routing weights g [S, L, E]: mean router probabilities, each [sample, layer] summing to 1."""
         return mean_routing(self.even_SLE, self.odd_SLE)
 
 

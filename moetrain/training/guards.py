@@ -9,7 +9,7 @@ STOPPED_BY_SIGNAL = 75
 """Exit status of a run that saved and ended because it was told to; running it again continues it."""
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDivergedError(RuntimeError):
     """Too many steps in a row whose loss or gradient was not finite."""
 
 
@@ -25,12 +25,12 @@ class FiniteGuard:
         """Take note of a step.
 
         Raises:
-            TrainingDiverged: the last ``patience`` steps were all skipped.
+            TrainingDivergedError: the last ``patience`` steps were all skipped.
         """
         self.in_a_row = 0 if finite else self.in_a_row + 1
         self.skipped += not finite
         if self.in_a_row >= self.patience:
-            raise TrainingDiverged(
+            raise TrainingDivergedError(
                 f"step {step}: the gradient was not finite in {self.patience} steps in a row: "
                 "lower optim.learning_rate, or set train.precision=fp32, and resume from a checkpoint before it"
             )

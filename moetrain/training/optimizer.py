@@ -10,7 +10,8 @@ from moetrain.config import OptimSettings
 
 def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
     """AdamW over the model's parameters in two groups; the learning rate is set anew at every step."""
-    plain, decayed = [], []
+    plain: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (plain if "norm" in name or "embed_tokens" in name else decayed).append(parameter)
     return torch.optim.AdamW(

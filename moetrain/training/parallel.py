@@ -26,7 +26,12 @@ def start_accelerator(settings: Settings) -> Accelerator:
     if deterministic or (deterministic is None and not torch.cuda.is_available()):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # we never read it, and filling it costs time
+        # We never read uninitialized memory, and filling it costs time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if not torch.cuda.is_available():
+        # accelerate launch leaves a CPU process one thread unless told otherwise.
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(settings.train.threads or max(1, len(os.sched_getaffinity(0)) // local))
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="no",  # the model casts where it computes; see moetrain.model.transformer

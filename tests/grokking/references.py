@@ -1,7 +1,7 @@
 """Slow, literal references in plain Python, and random inputs. Nothing here is imported from the package."""
 
 import math
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 from hypothesis import strategies as st
@@ -73,4 +73,4 @@ def layer_cosines(weights_LE, rows_LED):
         vectors.append(
             [sum(g * row[d] for g, row in zip(weights_E, rows_ED, strict=True)) for d in range(len(rows_ED[0]))]
         )
-    return [cosine_of(u, v) for u, v in zip(vectors[:-1], vectors[1:], strict=True)]
+    return [cosine_of(u, v) for u, v in pairwise(vectors)]

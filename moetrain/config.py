@@ -358,7 +358,9 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     try:
         return keys, yaml.safe_load(text)
     except yaml.YAMLError:
-        raise SettingsError(f"command line {override!r}: the value is not valid YAML: quote it") from None
+        if text[:1] in "[{'\"":
+            raise SettingsError(f"command line {override!r}: the value is not valid YAML: close what it opens") from None
+        return keys, text  # a pattern such as *.jsonl is an alias to YAML, and text to us
 
 
 def _lay_over(tree: dict[str, Any], keys: tuple[str, ...], value: Any, override: str) -> None:

@@ -42,26 +42,18 @@ def kneser_ney_nats(train: Sequence[NDArray[Any]], test: Sequence[NDArray[Any]],
 
     probability_P = np.full(predicted_P.size, 1 / vocab_size)
     context_T = np.zeros_like(tokens_T)  # the number of the n - 1 tokens before each token
-    gram_T = tokens_T  # the number of the n tokens that end with each token; -1 where the sequence has fewer
+    gram_T = tokens_T  # the number of the n tokens that end with each token
     for n in range(1, order + 1):
-        longer_T = _longer(gram_T, tokens_T, place_T >= n, vocab_size)
+        # What reaches back over the start of a sequence is numbered too; the places below leave it aside.
+        next_context_T = np.roll(gram_T, 1)
+        longer_T = np.unique(next_context_T * vocab_size + tokens_T, return_inverse=True)[1]
         trained_T = in_train_T & (place_T >= max(n - 1, 1))  # a training n-gram ends here, and not with a begin mark
         count_K = _counts(gram_T, longer_T, trained_T, trained_T & (place_T == n - 1), highest=n == order)
         here_P = place_T[predicted_P] >= n - 1
         at = predicted_P[here_P]
         probability_P[here_P] = _interpolated(probability_P[here_P], count_K, gram_T, context_T, trained_T, at)
-        context_T = np.concatenate([[-1], gram_T[:-1]])
-        gram_T = longer_T
+        context_T, gram_T = next_context_T, longer_T
     return float(-np.log(probability_P).sum())
-
-
-def _longer(gram_T: Ints, tokens_T: Ints, enough_T: Mask, vocab_size: int) -> Ints:
-    """Return the number of the n-gram before each token and the token together, where there are enough tokens."""
-    ends = np.flatnonzero(enough_T)
-    longer_T = np.full_like(tokens_T, -1)
-    # Renumbered from 0 at every order, so that the packed key stays under tokens * vocabulary.
-    longer_T[ends] = np.unique(gram_T[ends - 1] * vocab_size + tokens_T[ends], return_inverse=True)[1]
-    return longer_T
 
 
 def _counts(gram_T: Ints, longer_T: Ints, trained_T: Mask, starting_T: Mask, highest: bool) -> Ints:

@@ -27,6 +27,8 @@ class Tokenizer:
             raise ValueError("the tokenizer has no begin and end marks: train it with bos_id and eos_id")
         if not self._processor.is_byte(self._processor.piece_to_id("<0x00>")):
             raise ValueError("the tokenizer has no byte fallback, so it cannot encode every text: train with it")
+        if self._processor.is_unknown(self._processor.piece_to_id(_SPACE_SYMBOL)):
+            raise ValueError("the tokenizer has no piece for a space, so it cannot tell it from U+2581: train another")
         self._space_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_SYMBOL.encode()]
 
     @property
@@ -99,6 +101,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         split_digits=True,
         max_sentence_length=_LONGEST_SENTENCE + 1000,
         character_coverage=0.9999,
+        required_chars=_SPACE_SYMBOL,  # else a text without spaces gives a vocabulary that confuses the two
         unk_id=0,
         bos_id=1,
         eos_id=2,

@@ -4,6 +4,7 @@ Losses are in nats per predicted token. Suffixes: S samples, T readings of the t
 """
 
 from dataclasses import dataclass
+from itertools import count as count_from
 
 import numpy as np
 
@@ -81,12 +82,13 @@ def choose_eps(
     # does: the latest one, with exactly min_tail readings after it.
     settled_S = uncensored(first_true(from_then_on(_settled(losses_ST, delta))), count, min_tail) != NEVER
     least_S = np.sort(losses_ST[settled_S, count - 1 - min_tail :].max(axis=1))
-    needed = int(np.ceil(share * samples - 1e-9))  # 0.2 * 35 is 7.000000000000001
+    needed = int(np.ceil(share * samples - 1e-9))  # 0.55 * 100 is 55.00000000000001
     if len(least_S) < needed:
         return None
-    step = max(1, int(np.ceil(least_S[needed - 1] / grid - 1e-9)))
-    # Rounding of step * grid may fall a hair short of the loss it must reach.
-    return next(eps for eps in (round(s * grid, 12) for s in (step, step + 1)) if eps >= least_S[needed - 1])
+    least = float(least_S[needed - 1])
+    # Start below the quotient, whose rounding may go either way, and take the first that reaches the loss.
+    on_grid = (round(step * grid, 12) for step in count_from(max(1, int(least / grid) - 1)))
+    return next(eps for eps in on_grid if eps >= least)
 
 
 def memorized_now(losses: Arrayish, eps: float, delta: float = DELTA, window: int = WINDOW) -> Bools:

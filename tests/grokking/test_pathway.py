@@ -70,6 +70,12 @@ def test_d_path_by_layer_matches_the_loop():
     np.testing.assert_allclose(g.d_path_by_layer(weights), expected, rtol=1e-12)
 
 
+def test_the_same_chosen_pairs_serve_every_layer():
+    layer = ref.random_weights(9, 1, 10, seed=2)
+    by_layer = g.d_path_by_layer(np.repeat(layer, 3, axis=1), max_pairs=5, seed=4)
+    assert by_layer.tolist() == [g.d_path(layer, normalized=True, max_pairs=5, seed=4).mean] * 3
+
+
 @pytest.mark.parametrize("normalized", [False, True])
 def test_d_path_floor_matches_the_loop(normalized):
     even, odd = ref.random_weights(5, 3, 9, seed=3), ref.random_weights(5, 3, 9, seed=4)
@@ -239,7 +245,7 @@ def test_interval_is_the_literal_bootstrap(max_pairs, normalized):
     assert estimate.mean == pytest.approx(np.nanmean(values), rel=1e-12)
 
 
-def test_intervals_of_individuality_and_sharing_are_the_literal_bootstrap():
+def test_intervals_of_the_controls_are_the_literal_bootstrap():
     a, b = ref.random_weights(5, 2, 8, seed=10), ref.random_weights(5, 2, 8, seed=11)
     sequences_a, sequences_b = [ref.pathway(w, 0.7) for w in a], [ref.pathway(w, 0.7) for w in b]
 
@@ -259,6 +265,13 @@ def test_intervals_of_individuality_and_sharing_are_the_literal_bootstrap():
     np.testing.assert_allclose([estimate.low, estimate.high], np.nanpercentile(values, [2.5, 97.5]), rtol=1e-12)
     assert estimate.mean == pytest.approx(np.nanmean(across) - same.mean())
 
+    # the two means by themselves
+    same_estimate, across_estimate = g.d_path_floor(a, b, normalized=True)
+    expected = np.percentile(counts @ same / 5, [2.5, 97.5])
+    np.testing.assert_allclose([same_estimate.low, same_estimate.high], expected, rtol=1e-12)
+    expected = np.nanpercentile([resampled_by_loops(across, c, c, unordered=False) for c in counts], [2.5, 97.5])
+    np.testing.assert_allclose([across_estimate.low, across_estimate.high], expected, rtol=1e-12)
+
     # sharing: the domain is resampled once for both means, the others apart
     within = table(sequences_a, sequences_a, False, lambda i, j: i != j)
     between = table(sequences_a, sequences_b, False, lambda i, j: True)
@@ -268,6 +281,9 @@ def test_intervals_of_individuality_and_sharing_are_the_literal_bootstrap():
         1 - resampled_by_loops(within, c, c, unordered=True) / resampled_by_loops(between, c, o, unordered=False)
         for c, o in zip(counts_a, counts_b, strict=True)
     ]
+    expected = [resampled_by_loops(between, c, o, unordered=False) for c, o in zip(counts_a, counts_b, strict=True)]
+    estimate = g.d_path_between(a, b)
+    np.testing.assert_allclose([estimate.low, estimate.high], np.percentile(expected, [2.5, 97.5]), rtol=1e-12)
     estimate = g.sharing(a, b)
     np.testing.assert_allclose([estimate.low, estimate.high], np.nanpercentile(values, [2.5, 97.5]), rtol=1e-12)
     assert estimate.mean == pytest.approx(1 - np.nanmean(within) / between.mean())

@@ -18,7 +18,6 @@ from moetrain.data.builtin.phrases import Kind
 
 CHOICES = 4
 SLIPS = ((1, 10), (2, 10), (1, 2), (1, 20), (10, 20), (3, 10), (1, 4), (9, 10))
-NEAR = 7  # products in a row, of which four are drawn
 
 
 def items(count: int, seed: int) -> list[dict[str, Any]]:
@@ -47,7 +46,7 @@ def _item(prompt: str, answer: int, choices: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _choices(random: operands.Random, kind: Kind) -> tuple[int, ...]:
-    """Return four answers to held-out facts of the kind, of equal length, in random order."""
+    """Return four ascending answers to held-out facts of the kind, of equal length."""
     answers = _facts(kind)
     while True:
         values = _products(random, tuple(answers)) if kind is phrases.PRODUCT else _lattice(random, max(answers))
@@ -59,13 +58,13 @@ def _lattice(random: operands.Random, largest: int) -> tuple[int, ...]:
     """Return a number, it with each of two slips (a digit off, a carry forgotten), and it with both."""
     small, large = pick(random, SLIPS)
     lowest = operands.between(random, COUNTED, largest)
-    return _shuffled(random, (lowest, lowest + small, lowest + large, lowest + small + large))
+    return lowest, lowest + small, lowest + large, lowest + small + large
 
 
 def _products(random: operands.Random, products: tuple[int, ...]) -> tuple[int, ...]:
-    """Return products near to each other: the neighbours of a product are seldom products, and would not look so."""
-    start = operands.between(random, 0, len(products) - NEAR)
-    return _shuffled(random, products[start : start + NEAR])[:CHOICES]
+    """Return neighbours among products: the other numbers near a product are seldom products, which would tell."""
+    start = operands.between(random, 0, len(products) - CHOICES)
+    return products[start : start + CHOICES]
 
 
 @functools.cache
@@ -82,7 +81,3 @@ def _facts(kind: Kind) -> dict[int, tuple[Numbers, ...]]:
             numbers = {"a": result, "b": x, "c": y} if inverse else {"a": x, "b": y, "c": result}
             facts.setdefault(numbers["c"], []).append(numbers)
     return {answer: tuple(facts[answer]) for answer in sorted(facts)}
-
-
-def _shuffled(random: operands.Random, values: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(value for _, value in sorted((random(), value) for value in values))

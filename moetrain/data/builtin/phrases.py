@@ -266,7 +266,7 @@ PRODUCT = Kind(
         "Find the product: {a} × {b} =",
         "If x ÷ {a} = {b}, then x =",
         "The area of a rectangle with sides {a} and {b} is",
-        "{a} groups of {b} make",
+        "{a} by {b} makes",
     ),
     (
         "{c} = {a} × {b}",

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetrain.data.corpus import prepare_corpus
+from moetrain.data.mixture import order_by_size, order_by_weights
+from moetrain.data.packing import MARKS, Samples, cut_samples, pack_rows
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.integers(3, 32), min_size=1, max_size=200), st.integers(1, 50), st.integers(0, 5)
+)
+def test_every_sample_is_packed_once_and_no_row_overflows(lengths, window, seed):
+    lengths = np.array(lengths)
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    rows = pack_rows(order, lengths, 32, window, seed)
+    assert sorted(rows.samples.tolist()) == list(range(len(lengths)))
+    for number in range(len(rows)):
+        assert 0 < lengths[rows.row(number)].sum() <= 32
+    again = pack_rows(order, lengths, 32, window, seed)
+    assert np.array_equal(again.samples, rows.samples)
+    assert np.array_equal(again.starts, rows.starts)
+
+
+def test_rows_of_documents_like_real_ones_are_98_percent_full():
+    rng = np.random.default_rng(0)
+    pieces = np.concatenate([np.full(3000, 512), rng.integers(10, 512, 3000), rng.integers(10, 60, 5000)])
+    rows = pack_rows(rng.permutation(len(pieces)), pieces, 512, 4096, 0)
+    assert pieces.sum() / (len(rows) * 512) > 0.98
+
+
+def test_samples_cover_each_document_once_in_pieces(make_settings):
+    corpus = prepare_corpus(make_settings())
+    for heldout in (False, True):
+        samples = cut_samples(corpus, 20, heldout)
+        assert samples.length.max() == 20 - MARKS
+        for number, domain in enumerate(corpus.domains):
+            for document in domain.index[domain.index["heldout"] == heldout][:50]:
+                mine = samples.take(np.flatnonzero((samples.domain == number) & (samples.document == document["id"])))
+                assert mine.piece.tolist() == list(range(len(mine)))
+                covered = np.concatenate([np.arange(s, s + n) for s, n in zip(mine.start, mine.length, strict=True)])
+                assert np.array_equal(covered, document["start"] + np.arange(document["length"]))
+                assert (mine.length[:-1] == 18).all()
+
+
+def equal_samples(counts, length=10):
+    domain = np.repeat(np.arange(len(counts)), counts).astype(np.int16)
+    n = len(domain)
+    return Samples(domain, np.arange(n).astype(np.uint64), np.zeros(n, np.int32), np.zeros(n, np.int64), np.full(n, length, np.int32))
+
+
+def test_by_size_takes_every_sample_once():
+    order = order_by_size(equal_samples([30, 70]), seed=3)
+    assert sorted(order.tolist()) == list(range(100))
+    assert not np.array_equal(order, order_by_size(equal_samples([30, 70]), seed=4))
+
+
+def test_by_weights_keeps_proportions_everywhere_and_ends_with_the_first_exhausted():
+    samples = equal_samples([1000, 500])
+    order = order_by_weights(samples, [1.0, 3.0], seed=0)
+    assert len(set(order.tolist())) == len(order)
+    met = samples.domain[order]
+    assert (met == 1).sum() == 500
+    assert (met == 0).sum() == pytest.approx(500 / 3, abs=1)
+    for start in range(0, len(met) - 80, 40):
+        assert (met[start : start + 80] == 1).mean() == pytest.approx(0.75, abs=0.03)

@@ -1,0 +1,63 @@
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetrain.data.tokenizer import Tokenizer, train_tokenizer
+from tests.conftest import sentences, sums
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    rng = random.Random(0)
+    return train_tokenizer([sentences(rng, 20) for _ in range(50)] + [sums(rng, 20) for _ in range(50)], 400)
+
+
+@pytest.mark.parametrize("text", ["\u2581", " \u2581 a\u2581", "  x \t\r\n", "\x00", "<s></s><unk><0x41>", "漢字 é 🎉 \u3000\xa0"])
+def test_any_text_comes_back(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_unicode_comes_back_with_its_bytes_counted(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
+    assert tokenizer.begin_id not in ids
+    assert tokenizer.end_id not in ids
+
+
+def test_a_lone_surrogate_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"lone surrogate \(U\+D800\) at character 2"):
+        tokenizer.encode("ab\ud800")
+
+
+def test_training_gives_the_same_vocabulary_each_time(tokenizer):
+    rng = random.Random(0)
+    again = train_tokenizer([sentences(rng, 20) for _ in range(50)] + [sums(rng, 20) for _ in range(50)], 400)
+    assert again.model == tokenizer.model
+    assert again.vocab_size == 400
+
+
+def test_a_tiny_text_gives_a_smaller_vocabulary_that_still_encodes_all():
+    tokenizer = train_tokenizer(["abc"], 4000)
+    assert tokenizer.vocab_size < 300
+    assert tokenizer.decode(tokenizer.encode("xyz é")) == "xyz é"
+
+
+def test_text_beyond_the_longest_sentence_is_trained_on():
+    # SentencePiece would leave out a sentence this long; its rare word must still become a piece.
+    tokenizer = train_tokenizer(["quixotic " * 2000], 320)
+    assert len(tokenizer.encode("quixotic")) == 1
+
+
+def test_many_texts_are_encoded_as_one_by_one(tokenizer):
+    texts = ["Ada has", "a \u2581 b", "", "3 plus 4"]
+    assert tokenizer.encode_all(texts, threads=2) == [tokenizer.encode(text) for text in texts]
+
+
+def test_a_saved_model_is_the_same(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "t.model")
+    assert Tokenizer.load(tmp_path / "t.model").fingerprint == tokenizer.fingerprint

@@ -1,0 +1,184 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moetrain import grokking as g
+
+losses_strategy = st.lists(st.integers(0, 12).map(lambda v: v / 8), min_size=1, max_size=9)
+tables_strategy = st.integers(1, 9).flatmap(
+    lambda count: st.lists(
+        st.lists(st.integers(0, 30).map(lambda v: v / 16), min_size=count, max_size=count), min_size=1, max_size=8
+    )
+)
+
+
+def memorized_by_loop(losses, eps, delta, min_tail):
+    for t in range(len(losses)):
+        if all(x <= eps and abs(x - losses[-1]) <= delta for x in losses[t:]):
+            return t if len(losses) - 1 - t >= min_tail else None
+    return None
+
+
+@given(losses_strategy, st.integers(0, 12).map(lambda v: v / 8), st.sampled_from([0, 0.125, 0.3]), st.integers(0, 4))
+def test_memorized_at_matches_the_loop(losses, eps, delta, min_tail):
+    assert g.memorized_at(losses, eps, delta, min_tail) == memorized_by_loop(losses, eps, delta, min_tail)
+
+
+def test_memorized_at_by_hand():
+    assert g.memorized_at([3, 1, 0.5, 0.52, 0.5], eps=1) == 2
+    assert g.memorized_at([3, 1, 0.5, 0.52, 0.5], eps=0.51) == 4  # the one above eps undoes those before
+    assert g.memorized_at([3, 1, 0.5, 0.6, 0.5], eps=1) == 4  # .6 is too far from the end
+    assert g.memorized_at([3, 3, 3], eps=1) is None
+    assert g.memorized_at([3, 1, 0.5, 0.52, 0.5], eps=1, min_tail=2) == 2
+    assert g.memorized_at([3, 1, 0.5, 0.52, 0.5], eps=1, min_tail=3) is None
+    assert type(g.memorized_at(np.ones(3), eps=1)) is int
+
+
+@given(tables_strategy, st.integers(0, 3))
+def test_onsets_and_groups_are_memorized_at_of_each_sample(table, min_tail):
+    expected = [memorized_by_loop(row, 1.0, 0.25, min_tail) for row in table]
+    assert g.memorized_onsets(table, 1.0, 0.25, min_tail).tolist() == [-1 if t is None else t for t in expected]
+    groups = g.memorized_groups(table, 1.0, 0.25, min_tail)
+    assert list(groups) == sorted({t for t in expected if t is not None})
+    for onset, members in groups.items():
+        assert members.tolist() == [i for i, t in enumerate(expected) if t == onset]
+
+
+@given(tables_strategy, st.sampled_from([0.2, 0.5, 1.0]), st.integers(0, 3), st.sampled_from([0.1, 0.25]))
+def test_choose_eps_matches_the_search(table, share, min_tail, grid):
+    def enough(eps):
+        found = sum(memorized_by_loop(row, eps, 0.25, min_tail) is not None for row in table)
+        return found >= share * len(table) - 1e-9
+
+    eps = g.choose_eps(table, share, 0.25, min_tail, grid)
+    on_grid = [round(step * grid, 12) for step in range(1, 25)]
+    assert eps == next((e for e in on_grid if enough(e)), None)
+
+
+def test_choose_eps_counts_shares_exactly():
+    # 55% of 100 is 55, though 0.55 * 100 is 55.00000000000001 in floating point.
+    assert g.choose_eps([[0.25] * 5] * 55 + [[5.0] * 5] * 45, share=0.55) == 0.3
+    table = [[0.25] * 5] * 7 + [[5.0] * 5] * 28
+    assert g.choose_eps(table) == 0.3
+    assert g.choose_eps([*table[1:], [5.0] * 5]) == 5.0
+
+
+def test_choose_eps_takes_a_loss_on_the_grid_itself():
+    for steps in range(1, 200):
+        assert g.choose_eps([[steps / 10] * 4]) == steps / 10
+        assert g.choose_eps([[steps / 100] * 4], grid=0.01) == steps / 100
+        above = np.nextafter(steps / 10, np.inf)
+        assert g.choose_eps([[above] * 4]) == (steps + 1) / 10
+        assert g.choose_eps([[above - 2e-9] * 4]) == steps / 10
+
+
+def test_choose_eps_without_settled_samples_is_none():
+    assert g.choose_eps([[5.0, 4.0, 3.0, 2.0, 1.0]] * 10, min_tail=1) is None
+    assert g.choose_eps([[0.5, 0.5]] * 10, min_tail=5) is None
+
+
+# Online
+
+
+@given(tables_strategy, st.integers(1, 4))
+def test_memorized_now_matches_the_loop(table, window):
+    expected = [
+        len(row) >= window and all(x <= 1.0 and abs(x - row[-1]) <= 0.25 for x in row[-window:]) for row in table
+    ]
+    assert g.memorized_now(table, 1.0, 0.25, window).tolist() == expected
+
+
+def test_memorized_now_is_undone_and_looks_at_the_window_only():
+    assert g.memorized_now([[0.5, 0.5]], eps=1).tolist() == [False]
+    assert g.memorized_now([[0.5, 0.5]], eps=1, window=2).tolist() == [True]
+    steady, jump = [3, 0.5, 0.5, 0.5], [3, 0.5, 0.5, 0.5, 0.7]
+    assert g.memorized_now([steady], eps=1).tolist() == [True]
+    assert g.memorized_now([jump], eps=1).tolist() == [False]
+    assert g.memorized_now([[*jump[1:], 0.7, 0.7]], eps=1).tolist() == [True]
+
+
+def test_fraction():
+    table = [[3, 0.5, 0.5, 0.5], [3, 0.5, 0.5, 0.9], [3, 2, 2, 2], [0.2, 0.2, 0.2, 0.2]]
+    assert g.memorized_fraction(table, eps=1) == 0.5
+    assert g.memorized_fraction(table, eps=None) is None
+    assert g.memorized_fraction(np.array(table)[:, :2], eps=1) is None
+
+
+def test_online_agreement():
+    early = [3, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]  # paper 1, online from reading 3
+    late = [3, 3, 3, 3, 0.5, 0.5, 0.5]  # paper: censored with 3 later readings wanted; online from 6
+    never = [3, 3, 3, 3, 3, 3, 3]
+    agreement = g.online_agreement([early, early, late, never], eps=1)
+    assert (agreement.both, agreement.only_online, agreement.only_paper, agreement.neither) == (2, 1, 0, 1)
+    assert (agreement.lag, agreement.share) == (2.0, 0.75)
+    assert g.online_agreement([late], eps=1, min_tail=2).both == 1
+    assert math.isnan(g.online_agreement([never], eps=1).lag)
+
+
+@given(tables_strategy)
+def test_online_agreement_is_the_replay_of_the_run(table):
+    count = len(table[0])
+    histories = [[bool(g.memorized_now([row[: t + 1]], 1.0, 0.25)[0]) for t in range(count)] for row in table]
+    online = [next((t for t in range(count) if all(h[t:])), None) for h in histories]
+    paper = [memorized_by_loop(row, 1.0, 0.25, 3) for row in table]
+    agreement = g.online_agreement(table, 1.0, 0.25)
+    lags = [o - p for o, p in zip(online, paper, strict=True) if o is not None and p is not None]
+    assert agreement.both == len(lags)
+    assert agreement.only_online == sum(o is not None and p is None for o, p in zip(online, paper, strict=True))
+    assert agreement.only_paper == sum(o is None and p is not None for o, p in zip(online, paper, strict=True))
+    assert agreement.neither == len(table) - agreement.both - agreement.only_online - agreement.only_paper
+    assert math.isnan(agreement.lag) if not lags else agreement.lag == pytest.approx(np.mean(lags))
+
+
+# Gap
+
+
+def test_gap_is_positive_where_seen_samples_are_known_better():
+    rng = np.random.default_rng(0)
+    unmet, seen = rng.normal(2.0, 0.3, size=64), rng.normal(1.5, 0.3, size=80)
+    gap = g.memorized_gap(unmet, seen)
+    assert gap.mean == pytest.approx(unmet.mean() - seen.mean())
+    assert 0.3 < gap.low < gap.mean < gap.high < 0.7
+    assert (gap.samples, gap.pairs) == (144, 0)
+    assert g.memorized_gap(unmet, seen) == gap
+
+
+def test_interval_of_the_gap_covers_it():
+    rng = np.random.default_rng(1)
+    gaps = [g.memorized_gap(rng.exponential(2, size=64), rng.exponential(1, size=64)) for _ in range(300)]
+    assert 0.90 <= np.mean([e.low <= 1 <= e.high for e in gaps]) <= 0.985
+
+
+def test_gap_of_an_empty_cell_is_not_a_number():
+    gap = g.memorized_gap([], [1.0, 2.0])
+    assert np.isnan([gap.mean, gap.low, gap.high]).all()
+    assert gap.samples == 2
+
+
+@pytest.mark.parametrize(("samples", "count", "expected"), [(64, 10, False), (63, 10, True), (64, 9, True)])
+def test_too_few(samples, count, expected):
+    assert g.too_few(samples, count) is expected
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: g.memorized_at([], 1.0), "losses is empty"),
+        (lambda: g.memorized_at([1.0, math.nan], 1.0), "losses holds NaN"),
+        (lambda: g.memorized_at([[1.0]], 1.0), "losses has shape"),
+        (lambda: g.memorized_at([1.0], 1.0, delta=-1), "delta is -1"),
+        (lambda: g.memorized_at([1.0], 1.0, min_tail=-1), "min_tail is -1"),
+        (lambda: g.memorized_onsets([1.0], 1.0), "losses has shape"),
+        (lambda: g.choose_eps([[1.0]], share=0), "share is 0"),
+        (lambda: g.choose_eps([[1.0]], grid=0), "grid is 0"),
+        (lambda: g.memorized_now([[1.0]], 1.0, window=0), "window is 0"),
+        (lambda: g.memorized_gap([1.0], [math.nan]), "seen holds NaN"),
+        (lambda: g.memorized_gap([math.inf], [1.0]), "unmet holds NaN or infinite"),
+    ],
+)
+def test_errors_name_the_argument(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

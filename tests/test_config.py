@@ -1,0 +1,98 @@
+import pytest
+
+from moetrain.config import Settings, SettingsError, describe_settings, expand, load_settings
+
+CODE = "data.domains.code.builtin=code"
+
+
+def test_every_setting_has_a_meaning_and_a_default_that_loads():
+    rows = list(describe_settings())
+    assert len(rows) > 50
+    assert all(meaning for _, _, _, meaning in rows)
+    assert len({key for key, *_ in rows}) == len(rows)
+    overrides = [f"{key}={default}" for key, _, default, _ in rows if not key.startswith("data.domains")]
+    assert load_settings(None, [CODE, *overrides]) == load_settings(None, [CODE])
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.maxsteps=3", ["train.maxsteps", "did you mean train.max_steps?"]),
+        ("trian.max_steps=3", ["trian", "did you mean train?"]),
+        ("data.learning_rate=3", ["data.learning_rate", "did you mean optim.learning_rate?"]),
+        ("data.domains.code.biltin=x", ["data.domains.code.biltin", "did you mean data.domains.code.builtin?"]),
+        ("train.max_steps=many", ["train.max_steps", "integer", "'many'"]),
+        ("train.max_steps=0", ["train.max_steps", "greater than or equal to 1"]),
+        ("optim.learning_rate=.nan", ["optim.learning_rate", "finite"]),
+        ("model.experts=sparse", ["model.experts", "'grouped_mm'"]),
+        ("model.num_experts_per_tok=99", ["model", "exceeds num_experts 16: lower it"]),
+        ("model.hidden_size=250", ["hidden_size 250", "multiple of twice num_attention_heads"]),
+        ("train.micro_batch_rows=3", ["batch_rows 16 must be a multiple of micro_batch_rows 3"]),
+        ("data.mixture=weights", ["needs data.domains.code.weight"]),
+        ("data.domains.code.weight=2", ["has no effect with by_size"]),
+        ("data.domains.code.path=x", ["exactly one of path and builtin"]),
+        ("data.domains.a/b.builtin=code", ["'a/b'", "letters, digits"]),
+        ("run.name=../up", ["run.name", "letters, digits"]),
+        ("panel.tokens=511", ["panel tokens of code (511)", "lower panel.tokens"]),
+        ("learning_rate=1", ["write section.key=value"]),
+        ("run.name.first=x", ["run.name"]),
+    ],
+)
+def test_a_wrong_setting_is_one_line_with_place_key_and_remedy(override, parts):
+    with pytest.raises(SettingsError) as caught:
+        load_settings(None, [CODE, override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("model: [1", ["run.yaml:1", "not valid YAML"]),
+        ("- 1\n- 2", ["run.yaml", "holds a list"]),
+        ("model: {num_expert: 3}", ["run.yaml: model.num_expert", "did you mean model.num_experts?"]),
+        ("data:\n  domains:\n", ["run.yaml", "data.domains"]),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, text, parts):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_missing_file_names_one_like_it(tmp_path):
+    (tmp_path / "quickstart.yaml").write_text("")
+    with pytest.raises(SettingsError, match=r"quikstart.yaml: no such configuration: did you mean .*quickstart.yaml"):
+        load_settings(tmp_path / "quikstart.yaml")
+
+
+def test_overrides_are_laid_over_the_file_and_what_is_saved_loads_again(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {domains: {code: {builtin: code}}}\ntrain: {batch_rows: 4}\n")
+    settings = load_settings(path, ["train.batch_rows=6", "optim.learning_rate=3e-4"])
+    assert settings.train.batch_rows == 6
+    assert settings.optim.learning_rate == 3e-4
+    path.write_text(settings.to_yaml())
+    assert load_settings(path) == settings
+
+
+def test_environment_variables_expand_or_are_named(monkeypatch):
+    monkeypatch.setenv("SOME_FOLDER", "/data")
+    assert expand("${SOME_FOLDER}/x", "data.root") == "/data/x"
+    monkeypatch.delenv("SOME_FOLDER")
+    with pytest.raises(SettingsError, match=r"data.root: environment variable SOME_FOLDER is not set"):
+        expand("$SOME_FOLDER/x", "data.root")
+
+
+def test_shipped_configurations_load():
+    from pathlib import Path
+
+    configs = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+    assert configs
+    for path in configs:
+        assert isinstance(load_settings(path), Settings)

@@ -359,7 +359,9 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
         return keys, yaml.safe_load(text)
     except yaml.YAMLError:
         if text[:1] in "[{'\"":
-            raise SettingsError(f"command line {override!r}: the value is not valid YAML: close what it opens") from None
+            raise SettingsError(
+                f"command line {override!r}: the value is not valid YAML: close what it opens"
+            ) from None
         return keys, text  # a pattern such as *.jsonl is an alias to YAML, and text to us
 
 

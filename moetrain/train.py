@@ -25,7 +25,7 @@ from moetrain.model.transformer import Routing, Transformer
 from moetrain.routing.monitor import StreamMonitor
 from moetrain.routing.recorder import record_samples
 from moetrain.training.balancing import Balancing
-from moetrain.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from moetrain.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from moetrain.training.curves import Interval
 from moetrain.training.evaluation import heldout_losses
 from moetrain.training.guards import STOPPED_BY_SIGNAL, FiniteGuard, StopSignals, TrainingDivergedError
@@ -110,10 +110,21 @@ def train(settings: Settings, check: bool = False) -> int:
         dry_run(run)
         return 0
     folder = claim_folder(run)
-    first = resume(run, folder.checkpoint) if folder.checkpoint else 0
+    try:
+        return loop(run, folder)
+    finally:
+        run.terminal.end_training()
+        if run.accelerator.is_main_process:
+            folder.release()
+
+
+def loop(run: Run, folder: RunFolder) -> int:
+    """All steps from the first, or from where the run was left, to the summary."""
+    settings, checkpoint = run.settings, load_checkpoint(folder.checkpoint) if folder.checkpoint else None
+    first = resume(run, checkpoint) if checkpoint else 0
     outputs = None
     if run.accelerator.is_main_process:
-        outputs = Outputs(folder.path, list(settings.data.domains), folder.checkpoint, run.terminal)
+        outputs = Outputs(folder.path, list(settings.data.domains), checkpoint, run.terminal)
     with StopSignals() as stop:
         run.terminal.start_training(first, run.steps)
         if first == 0:
@@ -130,13 +141,13 @@ def train(settings: Settings, check: bool = False) -> int:
                 log(run, step, outputs)
             if last or step % settings.train.eval_every == 0:
                 validate(run, step, outputs)
-            stopping = any(gather_objects(stop.received)) if run.accelerator.num_processes > 1 else stop.received
+            signal = next(filter(None, gather_objects(stop.received)), None)
             every = settings.train.checkpoint_every
-            if last or stopping or (every and step % every == 0):
+            if last or signal or (every and step % every == 0):
                 save(run, folder.path, step, outputs)
-            if stopping and not last:
+            if signal and not last:
                 run.terminal.end_training()
-                run.terminal.note(f"{stop.received}: saved at step {step}; run the same command again to continue")
+                run.terminal.note(f"{signal}: saved at step {step}; run the same command again to continue")
                 return STOPPED_BY_SIGNAL
     run.terminal.end_training()
     if outputs is not None:

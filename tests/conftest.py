@@ -27,7 +27,8 @@ def sentences(rng: random.Random, count: int) -> str:
     names = ("Ada", "Ben", "Cleo", "Dan", "Eva")
     things = ("apple", "bread", "candle", "drum")
     return " ".join(
-        f"{(n := rng.choice(names))} has a {(t := rng.choice(things))}, so the {t} belongs to {n}." for _ in range(count)
+        f"{(n := rng.choice(names))} has a {(t := rng.choice(things))}, so the {t} belongs to {n}."
+        for _ in range(count)
     )
 
 

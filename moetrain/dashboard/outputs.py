@@ -12,7 +12,7 @@ from moetrain.dashboard.summary import as_metric
 from moetrain.dashboard.tensorboard import TensorBoard, cut_run_files, event_file_sizes
 from moetrain.dashboard.terminal import Terminal
 from moetrain.routing.monitor import StreamReading
-from moetrain.training.checkpoint import Checkpoint, checkpoint_folder
+from moetrain.training.checkpoint import Checkpoint, checkpoint_folder, set_aside_later
 from moetrain.training.evaluation import HeldOutLoss
 
 
@@ -26,6 +26,7 @@ class Outputs:
     def __init__(self, folder: Path, domains: Sequence[str], checkpoint: Checkpoint | None, terminal: Terminal) -> None:
         if checkpoint is not None:
             cut_run_files(folder, checkpoint.run_files)
+            set_aside_later(folder, checkpoint.step)
         self.folder = folder
         self.domains: dict[str, dict[str, Any]] = {name: {"metrics": {}} for name in domains}
         self._terminal = terminal

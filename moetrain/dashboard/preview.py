@@ -9,13 +9,13 @@ from moetrain.model.transformer import Transformer
 
 DATA_COLUMNS = (
     "domain",
-    "documents",
+    "docs",
     "held out",
-    "duplicates",
-    "bad lines",
+    "twice",
+    "bad",
     "train tokens",
     "bytes/token",
-    "long enough",
+    "long",
     "unused",
 )
 

@@ -41,4 +41,4 @@ def _shown(metric: Mapping[str, Any] | None) -> str:
     if metric is None or metric["value"] is None:
         return "-"
     value = f"{metric['value']:.3f}"
-    return value if metric["low"] is None else f"{value} [{metric['low']:.3f}, {metric['high']:.3f}]"
+    return value if metric["low"] is None else f"{value} ±{(metric['high'] - metric['low']) / 2:.3f}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.scalar.metadata import create_summary_metadata
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from moetrain import grokking
@@ -37,7 +39,7 @@ class TensorBoard:
     """Scalars and images of a run, in its folder."""
 
     def __init__(self, run: Path, purge_step: int | None = None) -> None:
-        self.run = run
+        _wait_for_a_later_name(run)
         self._writer = SummaryWriter(str(run), purge_step=purge_step)
         self._described: set[str] = set()
 
@@ -47,7 +49,7 @@ class TensorBoard:
             self._writer.add_scalar(tag, value, step, new_style=False)
             return
         self._described.add(tag)
-        metadata = SummaryMetadata(summary_description=describe_tag(tag))
+        metadata = create_summary_metadata(display_name=tag, description=describe_tag(tag))
         point = Summary.Value(tag=tag, simple_value=value, metadata=metadata)
         assert self._writer.file_writer is not None
         self._writer.file_writer.add_summary(Summary(value=[point]), step)
@@ -75,6 +77,16 @@ def describe_tag(tag: str) -> str:
         if known:
             return known
     return grokking.describe(tag)
+
+
+def _wait_for_a_later_name(run: Path) -> None:
+    """Until a new file's name, which begins with the second it was made in, sorts after those that are there.
+
+    TensorBoard reads files by name and takes points that come out of order for a crash, dropping what came before.
+    """
+    newest = max((int(path.name.split(".")[3]) for path in run.glob("events.out.tfevents.*")), default=0)
+    while int(time.time()) <= newest:
+        time.sleep(0.05)
 
 
 def event_file_sizes(run: Path) -> dict[str, int]:

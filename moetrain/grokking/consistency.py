@@ -74,8 +74,8 @@ def layer_cosines(weights: Arrayish, rows_or_blocks: Arrayish | tuple[Arrayish, 
             f"both must have the same layers and experts"
         )
     weights_LSE = weights_SLE.transpose(1, 0, 2)
-    squares_LS = np.einsum("lse,lse->ls", weights_LSE @ own_LEE, weights_LSE)
-    products_LS = np.einsum("lse,lse->ls", weights_LSE[:-1] @ next_LEE, weights_LSE[1:])
+    squares_LS = _inner(weights_LSE, own_LEE, weights_LSE)
+    products_LS = _inner(weights_LSE[:-1], next_LEE, weights_LSE[1:])
     # Blocks rounded to float32 put an error of up to eps (sum_e g_e |W_e|)^2 on a squared length.
     longest_LS = np.einsum("lse,le->ls", weights_LSE, np.sqrt(np.maximum(np.einsum("lee->le", own_LEE), 0)))
     nonzero_LS = squares_LS > np.finfo(np.float32).eps * longest_LS**2
@@ -142,6 +142,15 @@ def group_consistency(
         inconsistency=median,
         consistency=replace(median, median=1 - median.median, low=1 - median.high, high=1 - median.low),
     )
+
+
+def _inner(left_LSE: Floats, blocks_LEE: Floats, right_LSE: Floats) -> Floats:
+    """[L, S] `left^T block right` of each layer and sample.
+
+    Not by BLAS, whose last bits depend on its threads and on the samples beside: a report over all samples must agree
+    with what was logged domain by domain.
+    """
+    return np.einsum("lse,lse->ls", np.einsum("lse,lef->lsf", left_LSE, blocks_LEE), right_LSE)
 
 
 def _blocks(rows_or_blocks: Any) -> tuple[Floats, Floats]:

@@ -68,8 +68,6 @@ def save_checkpoint(
         OSError: nothing was kept, for instance on a full disk; what stood before still stands.
     """
     final = checkpoint_folder(run, step)
-    if final.exists():
-        return final
     beside = final.with_name(final.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -95,12 +93,29 @@ def save_checkpoint(
     return final
 
 
+def set_aside_later(run: Path, step: int) -> None:
+    """Move checkpoints after a step, which a run that goes on from that step will write anew, to ``superseded/``."""
+    for folder in (run / "checkpoints").glob("step_????????"):
+        if int(folder.name.removeprefix("step_")) > step:
+            aside = run / "checkpoints" / "superseded" / folder.name
+            aside.parent.mkdir(exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+
+
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint back, each file checked against its hash.
 
     Raises:
         CheckpointError: no checkpoint, one of another format, or a file that is missing or altered, by name.
     """
+    manifest = _verified(folder)
+    states = {Path(name).stem: load_file(folder / name) for name in manifest["files"] if name.endswith(".safetensors")}
+    return Checkpoint(manifest["step"], states, json.loads((folder / "record.json").read_text()), manifest["run_files"])
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """A checkpoint's manifest, once each of its files was found unharmed."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -117,12 +132,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             raise CheckpointError(
                 f"{path}: its content is altered: resume from an earlier one with train.resume=FOLDER"
             )
-    states = {Path(name).stem: load_file(folder / name) for name in manifest["files"] if name.endswith(".safetensors")}
-    return Checkpoint(manifest["step"], states, json.loads((folder / "record.json").read_text()), manifest["run_files"])
+    return manifest
 
 
-def load_newest(run: Path) -> tuple[Checkpoint, Path, list[str]]:
-    """The newest checkpoint of a run that is unharmed, its folder, and a line about each newer one that is not.
+def newest_whole(run: Path) -> tuple[Path, list[str]]:
+    """The folder of a run's newest unharmed checkpoint, and a line about each newer one that is not.
 
     Raises:
         CheckpointError: none is unharmed.
@@ -130,7 +144,8 @@ def load_newest(run: Path) -> tuple[Checkpoint, Path, list[str]]:
     complaints: list[str] = []
     for folder in reversed(list_checkpoints(run)):
         try:
-            return load_checkpoint(folder), folder, complaints
+            _verified(folder)
+            return folder, complaints
         except CheckpointError as error:
             complaints.append(str(error))
     raise CheckpointError("; ".join(complaints) or f"{run}: holds no checkpoint")

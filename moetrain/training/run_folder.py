@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from moetrain.config import Settings, SettingsError, expand
-from moetrain.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest
+from moetrain.training.checkpoint import list_checkpoints, newest_whole
 
 # Settings in which a run may differ from the one it continues.
 _MAY_DIFFER = ("train.resume", "run.output_dir", "run.name", "data.cache_dir", "train.keep_checkpoints")
@@ -19,11 +19,16 @@ _MAY_DIFFER = ("train.resume", "run.output_dir", "run.name", "data.cache_dir", "
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder this process holds, and the checkpoint to go on from, if any."""
+    """A run's folder, and the checkpoint to go on from, if any."""
 
     path: Path
-    checkpoint: Checkpoint | None
+    checkpoint: Path | None
     notes: list[str]  # what to tell the user about the choice
+    lock: int  # an open file: the run is held until it is closed, or the process ends, however it ends
+
+    def release(self) -> None:
+        """Let other processes have the run."""
+        os.close(self.lock)
 
 
 def open_run_folder(settings: Settings) -> RunFolder:
@@ -42,15 +47,17 @@ def open_run_folder(settings: Settings) -> RunFolder:
     if earlier and settings.train.resume == "auto":
         newest = earlier[-1]
         reason = _cannot_continue(newest, settings)
-        if reason is None:
-            checkpoint, folder, complaints = load_newest(newest)
-            return RunFolder(newest, checkpoint, [*complaints, f"continuing {newest} from {folder.name}"])
-        notes.append(f"{newest} {reason}: starting a new run")
+        lock = None if reason else _lock(newest)
+        if lock is not None:
+            checkpoint, complaints = newest_whole(newest)
+            return RunFolder(newest, checkpoint, [*complaints, f"continuing {newest} from {checkpoint.name}"], lock)
+        notes.append(f"{newest} {reason or 'is being written by another process'}: starting a new run")
     path = base / (settings.run.name if not earlier else f"{settings.run.name}-{_number(earlier[-1]) + 1}")
     path.mkdir()
-    _lock(path)
+    lock = _lock(path)
+    assert lock is not None
     (path / "config.yaml").write_text(settings.to_yaml(), encoding="utf-8")
-    return RunFolder(path, None, notes)
+    return RunFolder(path, None, notes, lock)
 
 
 def _from_checkpoint(folder: Path, settings: Settings) -> RunFolder:
@@ -60,10 +67,10 @@ def _from_checkpoint(folder: Path, settings: Settings) -> RunFolder:
     different = _differences(run, settings)
     if different:
         raise SettingsError(f"train.resume: {run} was run with another {different[0]}: resume it with its config.yaml")
-    checkpoint = load_checkpoint(folder)
-    if not _lock(run):
+    lock = _lock(run)
+    if lock is None:
         raise SettingsError(f"train.resume: {run} is being written by another process: stop it first")
-    return RunFolder(run, checkpoint, [f"continuing {run} from {folder.name}"])
+    return RunFolder(run, folder, [f"continuing {run} from {folder.name}"], lock)
 
 
 def _cannot_continue(run: Path, settings: Settings) -> str | None:
@@ -74,8 +81,6 @@ def _cannot_continue(run: Path, settings: Settings) -> str | None:
         return f"was run with another {different[0]}"
     if not list_checkpoints(run):
         return "has no checkpoint to continue from"
-    if not _lock(run):
-        return "is being written by another process"
     return None
 
 
@@ -105,17 +110,12 @@ def _number(path: Path) -> int:
     return int(match[1]) if match else 1
 
 
-def _lock(run: Path) -> bool:
-    """Hold the run until this process ends; False where another one holds it."""
+def _lock(run: Path) -> int | None:
+    """An open file that holds the run; None where another process holds it."""
     handle = os.open(run / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        return False
-    os.set_inheritable(handle, False)
-    _held.append(handle)
-    return True
-
-
-_held: list[int] = []  # open handles keep their locks; the system drops them when the process ends, however it ends
+        return None
+    return handle

@@ -9,9 +9,7 @@ from moetrain.data.packing import MARKS, Samples, cut_samples, pack_rows
 
 
 @settings(deadline=None, max_examples=100)
-@given(
-    st.lists(st.integers(3, 32), min_size=1, max_size=200), st.integers(1, 50), st.integers(0, 5)
-)
+@given(st.lists(st.integers(3, 32), min_size=1, max_size=200), st.integers(1, 50), st.integers(0, 5))
 def test_every_sample_is_packed_once_and_no_row_overflows(lengths, window, seed):
     lengths = np.array(lengths)
     order = np.random.default_rng(seed).permutation(len(lengths))
@@ -48,7 +46,13 @@ def test_samples_cover_each_document_once_in_pieces(make_settings):
 def equal_samples(counts, length=10):
     domain = np.repeat(np.arange(len(counts)), counts).astype(np.int16)
     n = len(domain)
-    return Samples(domain, np.arange(n).astype(np.uint64), np.zeros(n, np.int32), np.zeros(n, np.int64), np.full(n, length, np.int32))
+    return Samples(
+        domain,
+        np.arange(n).astype(np.uint64),
+        np.zeros(n, np.int32),
+        np.zeros(n, np.int64),
+        np.full(n, length, np.int32),
+    )
 
 
 def test_by_size_takes_every_sample_once():

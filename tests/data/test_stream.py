@@ -48,7 +48,15 @@ def test_rows_do_not_depend_on_how_a_step_is_split(made):
     for split in (1, 2, 4):
         for first in range(0, 8, split):
             part = stream.batch(3, first, split)
-            for name in ("tokens_BT", "targets_BT", "positions_BT", "slots_BT", "recorded_BT", "samples_BS", "whole_BS"):
+            for name in (
+                "tokens_BT",
+                "targets_BT",
+                "positions_BT",
+                "slots_BT",
+                "recorded_BT",
+                "samples_BS",
+                "whole_BS",
+            ):
                 assert torch.equal(getattr(part, name), getattr(whole, name)[first : first + split])
 
 

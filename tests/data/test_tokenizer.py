@@ -14,7 +14,9 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer([sentences(rng, 20) for _ in range(50)] + [sums(rng, 20) for _ in range(50)], 400)
 
 
-@pytest.mark.parametrize("text", ["\u2581", " \u2581 a\u2581", "  x \t\r\n", "\x00", "<s></s><unk><0x41>", "漢字 é 🎉 \u3000\xa0"])
+@pytest.mark.parametrize(
+    "text", ["\u2581", " \u2581 a\u2581", "  x \t\r\n", "\x00", "<s></s><unk><0x41>", "漢字 é 🎉 \u3000\xa0"]
+)
 def test_any_text_comes_back(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 

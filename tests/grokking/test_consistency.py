@@ -56,6 +56,13 @@ def test_blocks_give_the_bits_of_rows():
         np.testing.assert_array_equal(function(weights, rows), function(weights, list(blocks)))
 
 
+def test_a_sample_has_the_same_bits_in_any_company():
+    weights, rows = random_case(samples=37, experts=19)
+    blocks = g.gram_blocks(rows)
+    alone = [g.layer_cosines(weights[i : i + 1], blocks)[0] for i in range(37)]
+    np.testing.assert_array_equal(g.layer_cosines(weights, blocks), alone)
+
+
 def test_two_layers_of_rows_as_nested_lists_are_not_taken_for_blocks():
     weights, rows = random_case(layers=2)
     np.testing.assert_array_equal(g.cosine(weights, rows.tolist()), g.cosine(weights, rows))

@@ -1,6 +1,8 @@
 """The room as a whole: what it exports, what it imports, torch arrays, and the text of its page."""
 
 import ast
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -80,6 +82,31 @@ def test_a_tag_has_the_description_of_its_quantity(tag, stem):
 def test_an_unknown_quantity_is_an_error_that_lists_the_known():
     with pytest.raises(ValueError, match=r"no description of 'loss/train'.*d_path_norm"):
         g.describe("loss/train")
+
+
+PRINT_BITS = """
+import numpy as np
+from moetrain import grokking as g
+weights = np.random.default_rng(0).dirichlet(np.ones(64), size=(300, 4))
+rows = np.random.default_rng(1).normal(size=(4, 64, 128))
+halves = weights[:150], weights[150:]
+print(g.d_path(weights), g.d_path(weights, normalized=True), g.d_path(weights, normalized=True, max_pairs=999))
+print(g.sharing(*halves), g.individuality(*halves), g.memorized_gap(weights[:, 0, 0], weights[:, 0, 1]))
+blocks = g.gram_blocks(rows)
+print(g.cosine(weights, blocks).tolist(), g.group_consistency(weights, blocks))
+print(g.d_eff(weights), g.spread(weights))
+"""
+
+
+def test_bits_do_not_depend_on_the_number_of_threads():
+    def run(threads):
+        count = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        command = [sys.executable, "-c", PRINT_BITS]
+        return subprocess.run(command, env={**os.environ, **count}, capture_output=True, text=True, check=True).stdout
+
+    one = run(1)
+    assert one.count("Estimate(") == 7
+    assert run(3) == one
 
 
 def test_torch_tensors_give_what_numpy_arrays_give():

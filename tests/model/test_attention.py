@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from moetrain.model.attention import attention, make_layout
+
+CPU = torch.device("cpu")
+LENGTHS = {
+    "one sample": [96],
+    "many short": [3, 17, 5, 5, 1, 40, 16, 2, 30],
+    "short and long": [200, 7, 260, 64, 193],
+}
+
+
+def inputs(lengths, dtype=torch.float32, heads=4, groups=4, width=8):
+    torch.manual_seed(0)
+    n = sum(lengths)
+    q, k, v = (torch.randn(n, h, width, dtype=dtype, requires_grad=True) for h in (heads, groups, groups))
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    return q, k, v, torch.tensor([*zip(starts, lengths, strict=True)])
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("backend", ["sdpa", "batched"])
+def test_backends_equal_the_reference_forward_and_backward(backend, groups, lengths):
+    results = []
+    for name in (backend, "reference"):
+        q, k, v, spans = inputs(lengths, groups=groups)
+        out = attention(q, k, v, make_layout(spans, name, CPU), name)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        results.append((out.detach(), q.grad, k.grad, v.grad))
+    for mine, reference in zip(*results, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "batched"])
+def test_bf16_is_close_to_fp32(backend):
+    q, k, v, spans = inputs(LENGTHS["short and long"], torch.bfloat16)
+    out = attention(q, k, v, make_layout(spans, backend, CPU), backend)
+    exact = attention(q.float(), k.float(), v.float(), make_layout(spans, "reference", CPU), "reference")
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), exact, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "batched", "reference"])
+def test_samples_do_not_see_each_other_nor_what_comes(backend):
+    q, k, v, spans = inputs([20, 30, 14])
+    layout = make_layout(spans, backend, CPU)
+    before = attention(q, k, v, layout, backend)
+    changed = v.detach().clone()
+    changed[35] += 1
+    difference = (attention(q, k, changed, layout, backend) - before).abs().amax((1, 2))
+    assert (difference[:35] == 0).all()
+    assert (difference[50:] == 0).all()
+    assert (difference[35:50] > 0).all()

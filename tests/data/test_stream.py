@@ -30,14 +30,14 @@ def test_one_epoch_meets_every_training_document_once_and_no_other(made):
             pieces.setdefault(key, {})[int(samples.piece[sample])] = tokens[1:-1]
             met[corpus.domains[key[0]].name].append(sample)
     assert sum(map(len, met.values())) == len(stream.samples)
-    assert len(set(sum(met.values(), []))) == len(stream.samples)
+    assert len({sample for samples in met.values() for sample in samples}) == len(stream.samples)
     for number, domain in enumerate(corpus.domains):
         for document in domain.index:
             got = pieces.get((number, int(document["id"])))
             if document["heldout"]:
                 assert got is None
             else:
-                joined = sum((got[n] for n in range(len(got))), [])
+                joined = [token for n in range(len(got)) for token in got[n]]
                 text = domain.tokens[document["start"] : document["start"] + document["length"]]
                 assert joined == text.tolist()
 
@@ -130,7 +130,7 @@ def test_a_domain_smaller_than_a_step_and_one_without_held_out_text_are_errors(m
 
 
 def test_token_ids_outside_the_vocabulary_are_named(made):
-    _, corpus, stream = made
+    _, _, stream = made
     stream._vocab_size = 50
     with pytest.raises(DataError, match=r"domain (stories|sums): token id \d+ is outside the vocabulary of 50"):
         stream.batch(0, 0, 1)

@@ -1,0 +1,100 @@
+"""One, two and four processes train the same model on the same rows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import moetrain
+from moetrain.config import SettingsError
+from moetrain.training.checkpoint import checkpoint_folder
+from moetrain.training.parallel import start_accelerator
+from tests.conftest import small_run
+from tests.run.reading import scalars, states
+
+TRAIN = Path(moetrain.__file__).parent / "train.py"
+STEPS = 20
+
+
+def launch(processes, overrides):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(TRAIN), *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(corpus_folder, tmp_path_factory):
+    cache = tmp_path_factory.getbasetemp()
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "empty.yaml").write_text("")
+    found = {}
+    for processes in (1, 2, 4):
+        overrides = small_run(corpus_folder, folder, cache)
+        overrides += [f"run.name=p{processes}", f"train.max_steps={STEPS}", "train.micro_batch_rows=2", "monitor.every=5"]
+        overrides += ["train.checkpoint_every=1", "train.keep_checkpoints=99", "optim.learning_rate=0.003"]
+        launch(processes, [str(folder / "empty.yaml"), *overrides])
+        found[processes] = folder / "runs" / f"p{processes}"
+    return found
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_same_samples_come_in_the_same_order(runs, processes):
+    for step in (1, 7, STEPS):
+        one, many = (states(checkpoint_folder(runs[p], step)) for p in (1, processes))
+        keys = [key for key in one if key.startswith("monitor/") and key.endswith((".sample", ".order", ".domain"))]
+        assert len(keys) == 6
+        for key in keys:
+            assert torch.equal(one[key], many[key]), key
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize(("step", "tolerance"), [(1, 1e-5), (STEPS, 1e-3)])
+def test_weights_agree(runs, processes, step, tolerance):
+    one, many = (states(checkpoint_folder(runs[p], step)) for p in (1, processes))
+    for key in one:
+        if key.startswith("model/"):
+            torch.testing.assert_close(many[key], one[key], rtol=tolerance, atol=tolerance, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_losses_and_metrics_agree_over_all_ranks(runs, processes):
+    one, many = scalars(runs[1]), scalars(runs[processes])
+    assert one.keys() == many.keys()
+    for tag, points in one.items():
+        assert [step for step, _ in many[tag]] == [step for step, _ in points]
+        for (step, value), (_, theirs) in zip(points, many[tag], strict=True):
+            discrete = tag.startswith(("stream/", "experts/"))
+            tolerance = 0.02 if discrete else 1e-5 if step <= 1 else 1e-3
+            assert theirs == pytest.approx(value, rel=tolerance, abs=1e-3), (tag, step)
+
+
+def test_only_one_process_writes(runs):
+    for run in runs.values():
+        assert len(list(run.glob("events.out.tfevents.*"))) == 1
+        types = [json.loads(line)["type"] for line in (run / "events.jsonl").read_text().splitlines()]
+        assert types == ["checkpoint"] * STEPS
+
+
+def test_a_launch_whose_processes_did_not_join_is_refused(make_settings, monkeypatch):
+    # What accelerate launch --cpu --num_processes 2 comes to: a process that is alone and does not know it.
+    monkeypatch.setattr("moetrain.training.parallel.Accelerator", lambda **_: type("One", (), {"num_processes": 1})())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingsError, match="2 processes were launched but 1 joined: on CPU launch them with torchrun"):
+        start_accelerator(make_settings())
+
+
+def test_a_batch_that_does_not_split_is_refused(make_settings):
+    settings = make_settings("train.batch_rows=8", "train.micro_batch_rows=8")
+    start_accelerator(settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("moetrain.training.parallel.Accelerator", lambda **_: type("Three", (), {"num_processes": 3})())
+        patch.setenv("WORLD_SIZE", "3")
+        with pytest.raises(SettingsError, match="8 does not split over 3 processes.*multiple of 24"):
+            start_accelerator(settings)

@@ -43,8 +43,8 @@ class PairDistances:
         """
         if len(self.distances) == 0:
             return np.full(len(counts_RA), np.nan)
-        # Rounded to a step so fine that it does not show, yet so coarse that sums of A * B distances, whole or at most 1,
-        # are exact in float64: the bits then do not depend on the order in which BLAS threads add.
+        # Rounded to a step so fine that it does not show, yet so coarse that sums of A * B distances, whole or at most
+        # 1, are exact in float64: the bits then do not depend on the order in which BLAS threads add.
         step = 2.0 ** (np.ceil(np.log2(len(self.row_lengths) * len(self.column_lengths))) - 52)
         totals_R = self._weigh(np.round(self.distances / step) * step, counts_RA, counts_RB)
         # Sums of products of counts: integers, exact in float32 below 2^24 samples, and twice as fast.

@@ -17,17 +17,18 @@ import torch.nn.functional as F
 
 Backend = Literal["sdpa", "batched", "reference"]
 
-# On CPU the fused kernel's backward is slow on short samples: 64 samples of 64 tokens take 4 times the plain
-# batched products, 8 of 512 half of them (see tools/results). Samples up to this length take the products.
-_SHORT = 192
+# On CPU the fused kernel is slow on short samples: 8 of 512 tokens take 2.5 times the plain products in blocks below,
+# 64 of 64 tokens 5 times (forward and backward). The products keep the probabilities, so the longest samples, for
+# which those would fill memory, still take the kernel.
+_LONGEST_PRODUCTS = 1024
+_BLOCK = 128  # queries that are multiplied with the keys before them at once
 _MULTIPLE = 16  # padded lengths are multiples of this, so that shapes, and with them kernels, repeat
 
 
 @dataclass(frozen=True)
 class Group:
-    """Samples of similar length, laid side by side as [count, length]: tokens ``first`` on of the laid-out order."""
+    """Samples of similar length, laid side by side as [count, length]; groups follow each other."""
 
-    first: int
     count: int
     length: int
 
@@ -60,7 +61,7 @@ def make_layout(spans_N2: torch.Tensor, backend: Backend, device: torch.device) 
         padded.setdefault(_padded_length(length), []).append((start, length))
     groups, places, real, place = [], [], [], 0
     for length, members in sorted(padded.items()):
-        groups.append(Group(place, len(members), length))
+        groups.append(Group(len(members), length))
         offsets = torch.arange(length)
         starts = torch.tensor([start for start, _ in members])[:, None]
         lengths = torch.tensor([own for _, own in members])[:, None]
@@ -128,11 +129,10 @@ def _batched(q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, layo
     heads = (q_NHd.shape[1], k_NGd.shape[1], v_NGd.shape[1])
     joined = _LayOut.apply(torch.cat([q_NHd, k_NGd, v_NGd], dim=1), layout.gather, layout.scatter)
     outputs = []
-    for group in layout.groups:
-        part = joined[group.first : group.first + group.count * group.length]
+    for group, part in zip(layout.groups, joined.split([g.count * g.length for g in layout.groups]), strict=True):
         part = part.view(group.count, group.length, *part.shape[1:]).transpose(1, 2)
         q, k, v = part.split(heads, dim=1)
-        out = _products(q, k, v) if group.length <= _SHORT else _causal(q, k, v)
+        out = _causal(q, k, v) if group.length > _LONGEST_PRODUCTS else _products(q, k, v)
         outputs.append(out.transpose(1, 2).reshape(-1, heads[0], q_NHd.shape[-1]))
     return _PutBack.apply(torch.cat(outputs), layout.gather, layout.scatter, layout.padding)
 
@@ -141,10 +141,45 @@ def _products(q_BHTd: torch.Tensor, k_BGTd: torch.Tensor, v_BGTd: torch.Tensor) 
     repeat = q_BHTd.shape[1] // k_BGTd.shape[1]
     if repeat > 1:
         k_BGTd, v_BGTd = k_BGTd.repeat_interleave(repeat, 1), v_BGTd.repeat_interleave(repeat, 1)
-    length = q_BHTd.shape[2]
-    hidden = torch.full((length, length), -torch.inf, dtype=q_BHTd.dtype, device=q_BHTd.device).triu(1)
-    scores = torch.matmul(q_BHTd * q_BHTd.shape[-1] ** -0.5, k_BGTd.transpose(2, 3)) + hidden
-    return torch.matmul(scores.softmax(-1), v_BGTd)
+    q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q_BHTd * q_BHTd.shape[-1] ** -0.5, k_BGTd, v_BGTd))
+    return _CausalProducts.apply(q, k, v).view_as(q_BHTd)
+
+
+class _CausalProducts(torch.autograd.Function):
+    """Causal attention as batched products, a block of queries at a time with the keys up to its end.
+
+    Blocks leave out half of the work that a full square of scores would do. Shapes: [Z samples times heads, T, d].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_ZTd: torch.Tensor, k_ZTd: torch.Tensor, v_ZTd: torch.Tensor) -> torch.Tensor:
+        outputs, probs = [], []
+        for start, end in _blocks(q_ZTd.shape[1]):
+            scores = torch.bmm(q_ZTd[:, start:end], k_ZTd[:, :end].transpose(1, 2))
+            to_come = torch.full((end - start, end - start), -torch.inf, dtype=scores.dtype).triu(1)
+            scores[:, :, start:] += to_come
+            probs.append(scores.softmax(-1))
+            outputs.append(torch.bmm(probs[-1], v_ZTd[:, :end]))
+        out_ZTd = torch.cat(outputs, 1)
+        ctx.save_for_backward(q_ZTd, k_ZTd, v_ZTd, out_ZTd, *probs)
+        return out_ZTd
+
+    @staticmethod
+    def backward(ctx: Any, grad_ZTd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q_ZTd, k_ZTd, v_ZTd, out_ZTd, *probs = ctx.saved_tensors
+        grad_q, grad_k, grad_v = torch.empty_like(q_ZTd), torch.zeros_like(k_ZTd), torch.zeros_like(v_ZTd)
+        mean_ZT1 = (grad_ZTd * out_ZTd).sum(-1, keepdim=True)
+        for (start, end), probs_block in zip(_blocks(q_ZTd.shape[1]), probs, strict=True):
+            grad = grad_ZTd[:, start:end]
+            grad_v[:, :end] += torch.bmm(probs_block.transpose(1, 2), grad)
+            grad_scores = torch.bmm(grad, v_ZTd[:, :end].transpose(1, 2)).sub_(mean_ZT1[:, start:end]).mul_(probs_block)
+            grad_q[:, start:end] = torch.bmm(grad_scores, k_ZTd[:, :end])
+            grad_k[:, :end] += torch.bmm(grad_scores.transpose(1, 2), q_ZTd[:, start:end])
+        return grad_q, grad_k, grad_v
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    return [(start, min(start + _BLOCK, length)) for start in range(0, length, _BLOCK)]
 
 
 class _LayOut(torch.autograd.Function):

@@ -19,6 +19,7 @@ from moetrain.config import ModelSettings
 from moetrain.model import attention as attention_backends
 from moetrain.model import experts as expert_backends
 from moetrain.model.attention import Layout, attention, make_layout
+from moetrain.model.elementwise import rms_norm, rotate
 from moetrain.model.experts import experts, swiglu
 from moetrain.model.loss import cross_entropy
 from moetrain.model.router import LayerRouting, RecordingMasks, Router
@@ -56,8 +57,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # In float32 whatever the residual stream's type, as transformers does.
-        return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Linear(nn.Module):
@@ -96,16 +96,10 @@ class Attention(nn.Module):
         layout: Layout,
         backend: attention_backends.Backend,
     ) -> torch.Tensor:
-        q_NHd = _rotate(self.q_norm(self.q_proj(x_ND)).view(-1, self.heads, self.width), rotary).to(x_ND.dtype)
-        k_NGd = _rotate(self.k_norm(self.k_proj(x_ND)).view(-1, self.groups, self.width), rotary).to(x_ND.dtype)
+        q_NHd = rotate(self.q_norm(self.q_proj(x_ND)).view(-1, self.heads, self.width), *rotary).to(x_ND.dtype)
+        k_NGd = rotate(self.k_norm(self.k_proj(x_ND)).view(-1, self.groups, self.width), *rotary).to(x_ND.dtype)
         v_NGd = self.v_proj(x_ND).view(-1, self.groups, self.width)
         return self.o_proj(attention(q_NHd, k_NGd, v_NGd, layout, backend).flatten(1))
-
-
-def _rotate(x_NHd: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    cos_N1d, sin_N1d = rotary
-    first, second = x_NHd.chunk(2, dim=-1)
-    return x_NHd * cos_N1d + torch.cat([-second, first], dim=-1) * sin_N1d
 
 
 class Experts(nn.Module):
@@ -279,9 +273,8 @@ class Transformer(nn.Module):
     def _rotary(self, positions_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         width = self.settings.hidden_size // self.settings.num_attention_heads
         exponents = torch.arange(0, width, 2, device=positions_N.device, dtype=torch.float32) / width
-        angles_Nd = positions_N[:, None].float() / self.settings.rope_theta**exponents
-        angles_Nd = torch.cat([angles_Nd, angles_Nd], dim=-1)[:, None, :]
-        return angles_Nd.cos(), angles_Nd.sin()
+        angles_N1h = (positions_N[:, None].float() / self.settings.rope_theta**exponents)[:, None, :]
+        return angles_N1h.cos(), angles_N1h.sin()
 
     def parameter_counts(self) -> tuple[int, int]:
         """(all, active for one token) parameters; embeddings count as active."""

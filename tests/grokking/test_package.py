@@ -87,8 +87,8 @@ def test_an_unknown_quantity_is_an_error_that_lists_the_known():
 PRINT_BITS = """
 import numpy as np
 from moetrain import grokking as g
-weights = np.random.default_rng(0).dirichlet(np.ones(64), size=(300, 4))
-rows = np.random.default_rng(1).normal(size=(4, 64, 128))
+weights = np.random.default_rng(0).dirichlet(np.ones(64), size=(300, 8))
+rows = np.random.default_rng(1).normal(size=(8, 64, 128))
 halves = weights[:150], weights[150:]
 print(g.d_path(weights), g.d_path(weights, normalized=True), g.d_path(weights, normalized=True, max_pairs=999))
 print(g.sharing(*halves), g.individuality(*halves), g.memorized_gap(weights[:, 0, 0], weights[:, 0, 1]))

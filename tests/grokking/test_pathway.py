@@ -245,6 +245,22 @@ def test_interval_is_the_literal_bootstrap(max_pairs, normalized):
     assert estimate.mean == pytest.approx(np.nanmean(values), rel=1e-12)
 
 
+@pytest.mark.parametrize("max_pairs", [None, 150])
+def test_resampled_means_have_the_same_bits_in_any_order_of_samples(max_pairs):
+    words = [chr(65 + i % 7) * (i + 1) for i in range(50)]
+    table = _pairs.pairs_within(words, max_pairs, np.random.default_rng(0)).normalized()
+    order = np.random.default_rng(1).permutation(50)  # new place of each sample
+    lengths = np.empty_like(table.row_lengths)
+    lengths[order] = table.row_lengths
+    moved = _pairs.PairDistances(order[table.rows], order[table.columns], table.distances, lengths, lengths)
+    counts = resample_counts(50, np.random.default_rng(2))
+    moved_counts = np.empty_like(counts)
+    moved_counts[:, order] = counts
+    np.testing.assert_array_equal(
+        moved.resampled_means(moved_counts, moved_counts), table.resampled_means(counts, counts)
+    )
+
+
 def test_intervals_of_the_controls_are_the_literal_bootstrap():
     a, b = ref.random_weights(5, 2, 8, seed=10), ref.random_weights(5, 2, 8, seed=11)
     sequences_a, sequences_b = [ref.pathway(w, 0.7) for w in a], [ref.pathway(w, 0.7) for w in b]

@@ -8,6 +8,7 @@ LENGTHS = {
     "one sample": [96],
     "many short": [3, 17, 5, 5, 1, 40, 16, 2, 30],
     "short and long": [200, 7, 260, 64, 193],
+    "beyond the products": [1100, 40],
 }
 
 

@@ -7,14 +7,30 @@ discount of an order is D_n = n1 / (n1 + 2 n2), with n1, n2 the numbers of n-gra
 1994; Kneser & Ney 1995; interpolated as in Chen & Goodman 1999). Nothing stands before the first token of a sequence,
 so an n-gram that starts there counts as often as it occurs, and contexts near the start are as long as there is room.
 
+As a command it reads a run's folder: the n-gram is trained on the very samples that the run met and tested on the very
+samples that its validation loss was taken over, once on all domains together and once on the tested domain alone.
+
+    python tools/ngram.py runs/quickstart --orders 2 5
+
 Shape suffixes: T all tokens, training and then test; K n-grams by number; C contexts by number; P predicted tokens.
 """
 
+import argparse
+import json
+import math
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from moetrain.config import load_settings
+from moetrain.data.corpus import prepare_corpus
+from moetrain.data.stream import Stream, training_stream, validation_streams
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -85,3 +101,53 @@ def _one_end_each(gram_T: Ints, mask_T: Mask) -> Ints:
     place_K = np.full(int(gram_T.max(initial=0)) + 1, -1)
     place_K[gram_T[places]] = places
     return place_K[place_K >= 0]
+
+
+def baselines(run: Path, orders: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Held-out bits per byte by domain of a finished run: ``model``, and of each order ``N-gram`` and ``N-gram alone``.
+
+    The second kind is trained on the domain's own samples alone. Raises FileNotFoundError for a run without a summary.
+    """
+    settings = load_settings(run / "config.yaml")
+    summary = json.loads((run / "summary.json").read_text())
+    corpus = prepare_corpus(settings)
+    stream = training_stream(corpus, settings)
+    met = stream.rows.samples[: stream.rows.starts[min(summary["steps"] * stream.batch_rows, len(stream.rows))]]
+    size, token_bytes = corpus.tokenizer.vocab_size, corpus.tokenizer.token_bytes()
+    found: dict[str, dict[str, float]] = {}
+    for number, (name, heldout) in enumerate(validation_streams(corpus, settings, 1).items()):
+        test = _sequences(heldout, heldout.rows.samples)
+        bits = math.log(2) * sum(int(token_bytes[sequence].sum()) for sequence in test)
+        found[name] = {"model": summary["domains"][name]["metrics"]["bits_per_byte"]["value"]}
+        own = met[stream.samples.domain[met] == number]
+        for order in orders:
+            for kind, samples in ((f"{order}-gram", met), (f"{order}-gram alone", own)):
+                found[name][kind] = kneser_ney_nats(_sequences(stream, samples), test, order, size) / bits
+    return found
+
+
+def _sequences(stream: Stream, samples: Ints) -> list[Ints]:
+    return [stream.sequence(int(sample)) for sample in samples]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the baselines of a run as a table; exit status 1 where the model does not beat them all."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--orders", type=int, nargs="+", default=[2], help="orders of the n-grams (default 2)")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    options = parser.parse_args(arguments)
+    found = baselines(options.run, options.orders)
+    kinds = list(next(iter(found.values())))
+    table = Table("held-out bits/byte", *kinds, box=None)
+    for name, row in found.items():
+        table.add_row(name, *(f"{row[kind]:.3f}" for kind in kinds))
+    Console().print(table)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0 if all(row["model"] <= min(row.values()) for row in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -37,7 +37,12 @@ def runs(corpus_folder, tmp_path_factory):
     found = {}
     for processes in (1, 2, 4):
         overrides = small_run(corpus_folder, folder, cache)
-        overrides += [f"run.name=p{processes}", f"train.max_steps={STEPS}", "train.micro_batch_rows=2", "monitor.every=5"]
+        overrides += [
+            f"run.name=p{processes}",
+            f"train.max_steps={STEPS}",
+            "train.micro_batch_rows=2",
+            "monitor.every=5",
+        ]
         overrides += ["train.checkpoint_every=1", "train.keep_checkpoints=99", "optim.learning_rate=0.003"]
         launch(processes, [str(folder / "empty.yaml"), *overrides])
         found[processes] = folder / "runs" / f"p{processes}"
@@ -60,7 +65,9 @@ def test_weights_agree(runs, processes, step, tolerance):
     one, many = (states(checkpoint_folder(runs[p], step)) for p in (1, processes))
     for key in one:
         if key.startswith("model/"):
-            torch.testing.assert_close(many[key], one[key], rtol=tolerance, atol=tolerance, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(
+                many[key], one[key], rtol=tolerance, atol=tolerance, msg=lambda m, k=key: f"{k}: {m}"
+            )
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -96,5 +103,5 @@ def test_a_batch_that_does_not_split_is_refused(make_settings):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("moetrain.training.parallel.Accelerator", lambda **_: type("Three", (), {"num_processes": 3})())
         patch.setenv("WORLD_SIZE", "3")
-        with pytest.raises(SettingsError, match="8 does not split over 3 processes.*multiple of 24"):
+        with pytest.raises(SettingsError, match=r"8 does not split over 3 processes.*multiple of 24"):
             start_accelerator(settings)

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+
+from moetrain import grokking
+from moetrain.routing.monitor import StreamMonitor
+from moetrain.routing.recorder import SampleRouting, mean_routing, record_samples
+
+
+def test_recorded_samples_are_those_long_enough_in_the_streams_order():
+    torch.manual_seed(0)
+    layers, rows, slots, experts = 2, 2, 3, 4
+    sums, counts = torch.rand(layers, rows, 2 * slots, experts), torch.rand(layers, rows, 2 * slots, experts)
+    samples = torch.tensor([[5, 9, -1], [7, 3, 8]])
+    domains = torch.tensor([[0, 1, -1], [1, 0, 0]])
+    whole = torch.tensor([[True, False, False], [True, False, True]])
+    records = record_samples(sums, counts, samples, domains, whole, first_order=60)
+    assert records.order.tolist() == [60, 63, 65]
+    assert records.sample.tolist() == [5, 7, 8]
+    assert records.domain.tolist() == [0, 1, 0]
+    for number, (row, slot) in enumerate([(0, 0), (1, 0), (1, 2)]):
+        assert np.array_equal(records.even_SLE[number], sums[:, row, 2 * slot])
+        assert np.array_equal(records.odd_SLE[number], sums[:, row, 2 * slot + 1])
+        both = counts[:, row, 2 * slot : 2 * slot + 2].sum(1)
+        assert np.allclose(records.counts_SLE[number], both)
+
+
+def test_weights_are_the_token_weighted_mean_and_sum_to_one():
+    even, odd = np.array([[[3.0, 1.0]]], np.float32), np.array([[[0.0, 2.0]]], np.float32)
+    assert mean_routing(even, odd).tolist() == [[[0.5, 0.5]]]
+
+
+def records(orders, domains, seed=0, layers=3, experts=8):
+    rng = np.random.default_rng(seed)
+    n = len(orders)
+    probs = rng.dirichlet(np.ones(experts), (2, n, layers)).astype(np.float32)
+    even, odd = (probs * 8).astype(np.float32)
+    return SampleRouting(np.array(orders), np.array(orders) + 100, np.array(domains), even, odd, even + odd)
+
+
+def test_a_window_holds_the_newest_samples_of_each_domain():
+    monitor = StreamMonitor(["a", "b"], size=4, tau=0.7)
+    for start in range(0, 30, 5):
+        orders = list(range(start, start + 5))
+        monitor.add(records(orders, [o % 3 == 0 for o in orders], seed=start))
+    windows = monitor.windows()
+    assert windows[0].order.tolist() == [25, 26, 28, 29]
+    assert windows[1].order.tolist() == [18, 21, 24, 27]
+
+
+def test_windows_of_several_processes_are_together_those_of_one():
+    every = records(list(range(40)), [o % 2 for o in range(40)])
+    one = StreamMonitor(["a", "b"], 8, 0.7)
+    one.add(every)
+    parts = [StreamMonitor(["a", "b"], 8, 0.7) for _ in range(3)]
+    for number, part in enumerate(parts):
+        part.add(every.take(every.order // 4 % 3 == number))
+    gathering = StreamMonitor(["a", "b"], 8, 0.7, gather=lambda _: [part._windows for part in parts])
+    for domain, window in one.windows().items():
+        assert np.array_equal(gathering.windows()[domain].order, window.order)
+        assert np.array_equal(gathering.windows()[domain].even_SLE, window.even_SLE)
+    state = gathering.state()
+    restored = [StreamMonitor(["a", "b"], 8, 0.7) for _ in range(2)]
+    for rank, monitor in enumerate(restored):
+        monitor.load_state(state, main_process=rank == 0)
+    again = StreamMonitor(["a", "b"], 8, 0.7, gather=lambda _: [monitor._windows for monitor in restored])
+    assert all(torch.equal(state[key], value) for key, value in again.state().items())
+
+
+def test_readings_are_the_metrics_of_the_windows_and_need_full_ones():
+    monitor = StreamMonitor(["a", "b"], size=6, tau=0.7)
+    monitor.add(records(list(range(9)), [0] * 6 + [1] * 3))
+    rows = np.random.default_rng(1).normal(size=(3, 8, 16))
+    (reading,) = monitor.measure(rows)
+    assert reading.domain == "a"
+    weights = monitor.windows()[0].weights
+    assert reading.metrics["d_path"] == grokking.d_path(weights)
+    assert reading.metrics["d_path_norm"] == grokking.d_path(weights, normalized=True)
+    assert reading.metrics["cosine"].mean == pytest.approx(grokking.cosine(weights, rows).mean())
+    assert reading.metrics["spread"].mean == grokking.spread(weights)
+    safe = grokking.max_cosine(weights, rows) > 0.05
+    if safe.any():
+        expected = np.median(grokking.inconsistency(weights, rows)[safe])
+        assert reading.metrics["inconsistency"].mean == pytest.approx(expected, rel=1e-4)
+    assert reading.metrics["inconsistency"].samples == safe.sum()
+
+
+def test_routing_that_is_not_finite_is_left_out_and_counted():
+    bad = records([0, 1, 2], [0, 0, 0])
+    bad.even_SLE[1, 0, 0] = np.nan
+    monitor = StreamMonitor(["a"], size=2, tau=0.7)
+    monitor.add(bad)
+    assert monitor.windows()[0].order.tolist() == [0, 2]
+    assert monitor.not_finite == 1

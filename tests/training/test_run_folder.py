@@ -1,0 +1,68 @@
+import subprocess
+import sys
+
+import pytest
+
+from moetrain.config import SettingsError
+from moetrain.training.checkpoint import checkpoint_folder, save_checkpoint
+from moetrain.training.run_folder import open_run_folder
+
+
+def opened(settings):
+    folder = open_run_folder(settings)
+    folder.release()
+    return folder
+
+
+def test_nothing_is_overwritten(make_settings):
+    settings = make_settings("train.resume=never")
+    assert [opened(settings).path.name for _ in range(3)] == ["run", "run-2", "run-3"]
+
+
+def test_auto_continues_an_unfinished_run_and_starts_anew_after_a_finished_one(make_settings):
+    settings = make_settings()
+    first = opened(settings).path
+    second = opened(settings)
+    assert second.path.name == "run-2"
+    assert "has no checkpoint to continue from" in second.notes[0]
+    save_checkpoint(second.path, 4, {}, {}, {}, 2)
+    third = opened(settings)
+    assert third.path == second.path
+    assert third.checkpoint == checkpoint_folder(second.path, 4)
+    (second.path / "summary.json").write_text("{}")
+    assert opened(settings).path.name == "run-3"
+    assert first.exists()
+
+
+def test_settings_that_do_not_change_the_run_may_differ(make_settings):
+    run = opened(make_settings()).path
+    save_checkpoint(run, 4, {}, {}, {}, 2)
+    assert opened(make_settings("train.keep_checkpoints=7")).path == run
+    other = opened(make_settings("train.log_every=7"))
+    assert other.path != run
+    assert "was run with another train.log_every" in other.notes[0]
+
+
+def test_a_run_in_use_is_left_alone(make_settings):
+    settings = make_settings()
+    held = open_run_folder(settings)
+    save_checkpoint(held.path, 4, {}, {}, {}, 2)
+    code = "import fcntl, sys; f = open(sys.argv[1]);fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    taken = subprocess.run([sys.executable, "-c", code, held.path / ".lock"], capture_output=True, check=False)
+    assert taken.returncode != 0
+    other = opened(settings)
+    assert other.path.name == "run-2"
+    assert "is being written by another process" in other.notes[0]
+    with pytest.raises(SettingsError, match="is being written by another process: stop it first"):
+        open_run_folder(make_settings(f"train.resume={checkpoint_folder(held.path, 4)}"))
+    held.release()
+
+
+def test_a_given_checkpoint_must_belong_to_a_run_with_these_settings(make_settings, tmp_path):
+    run = opened(make_settings()).path
+    folder = save_checkpoint(run, 4, {}, {}, {}, 2)
+    assert opened(make_settings(f"train.resume={folder}")).checkpoint == folder
+    with pytest.raises(SettingsError, match=r"was run with another optim\.eps"):
+        open_run_folder(make_settings(f"train.resume={folder}", "optim.eps=1e-6"))
+    with pytest.raises(SettingsError, match="is in no run: give RUN/checkpoints/step_XXXXXXXX"):
+        open_run_folder(make_settings(f"train.resume={tmp_path / 'elsewhere' / 'x'}"))

@@ -36,6 +36,11 @@ class Batch:
     domains_BS: torch.Tensor  # int64 on the CPU, -1 likewise
     whole_BS: torch.Tensor  # bool on the CPU, whether the sample is long enough for its first tokens to be compared
 
+    def inputs(self) -> tuple[torch.Tensor | int, ...]:
+        """What `moetrain.model.transformer.Transformer` is called with."""
+        tokens = (self.tokens_BT, self.targets_BT, self.positions_BT, self.slots_BT, self.recorded_BT)
+        return *tokens, self.spans_N2, self.samples_BS.shape[1]
+
     def to(self, device: torch.device) -> Batch:
         """The batch with what the model reads on ``device``; what only the host reads stays."""
         host = ("spans_N2", "samples_BS", "domains_BS", "whole_BS")

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from moetrain.data.stream import IGNORED, Stream
 from moetrain.model.transformer import Transformer
 from moetrain.training.parallel import sum_over_processes
-from moetrain.training.step import model_output
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def heldout_losses(
     for number, stream in enumerate(streams.values()):
         for step in range(accelerator.process_index, stream.steps, accelerator.num_processes):
             batch = stream.batch(step, 0, stream.batch_rows).to(accelerator.device)
-            output = model_output(model, batch, stream.most_samples)
+            output = model(*batch.inputs())
             predicted = batch.targets_BT[batch.targets_BT != IGNORED]
             sums[number, 0] += output.loss_BT.double().sum()
             sums[number, 1] += len(predicted)

@@ -37,19 +37,6 @@ class StepStatistics:
         return self.loss_D.sum() / self.tokens_D.sum()
 
 
-def model_output(model: Callable[..., Output], batch: Batch, most_samples: int) -> Output:
-    """The model's answer to a batch."""
-    return model(
-        batch.tokens_BT,
-        batch.targets_BT,
-        batch.positions_BT,
-        batch.slots_BT,
-        batch.recorded_BT,
-        batch.spans_N2,
-        most_samples,
-    )
-
-
 def forward_backward(
     accelerator: Accelerator,
     model: nn.Module,
@@ -76,7 +63,7 @@ def forward_backward(
         batch = stream.batch(step, start, micro).to(accelerator.device)
         last = start + micro == first + share
         with nullcontext() if last else accelerator.no_sync(model):
-            output = model_output(model, batch, stream.most_samples)
+            output: Output = model(*batch.inputs())
             loss = output.loss_sum / predicted + _router_losses(output.routing, balancing, settings, real)
             # DDP averages gradients over processes; the division above already counts all of them.
             (loss * accelerator.num_processes).backward()

@@ -5,7 +5,6 @@ from moetrain.config import ModelSettings
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
 from moetrain.model.transformer import Transformer
-from moetrain.training.step import model_output
 
 SMALL = {
     "hidden_size": 32,
@@ -29,11 +28,11 @@ def batch(make_settings):
     settings = make_settings()
     corpus = prepare_corpus(settings)
     stream = training_stream(corpus, settings)
-    return stream.batch(0, 0, 4), stream
+    return stream.batch(0, 0, 4)
 
 
-def gradients(model, batch, most_samples):
-    output = model_output(model, batch, most_samples)
+def gradients(model, batch):
+    output = model(*batch.inputs())
     loss = output.loss_sum / 100
     if output.routing is not None:
         loss = loss + 0.1 * (output.routing.probs_LE.square().mean() + output.routing.z_L.mean())
@@ -78,10 +77,9 @@ def test_logits_equal_transformers_olmoe(norm_topk_prob, groups):
 @pytest.mark.parametrize("attention", ["batched", "sdpa"])
 @pytest.mark.parametrize("experts", ["grouped_mm", "loop"])
 def test_every_backend_gives_the_reference_loss_gradients_and_routing(batch, attention, experts):
-    batch, stream = batch
-    mine, my_gradients = gradients(make_model(attention=attention, experts=experts), batch, stream.most_samples)
+    mine, my_gradients = gradients(make_model(attention=attention, experts=experts), batch)
     model = make_model(attention="reference", experts="loop")
-    reference, its_gradients = gradients(model, batch, stream.most_samples)
+    reference, its_gradients = gradients(model, batch)
     torch.testing.assert_close(mine.loss_BT, reference.loss_BT, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(mine.routing.sums_LBRE, reference.routing.sums_LBRE, rtol=1e-5, atol=1e-5)
     for name, gradient in its_gradients.items():
@@ -91,13 +89,12 @@ def test_every_backend_gives_the_reference_loss_gradients_and_routing(batch, att
 
 
 def test_loss_and_routing_by_sample_are_the_same_packed_and_alone(batch):
-    batch, stream = batch
     model = make_model()
     with torch.no_grad():
-        packed = model_output(model, batch, stream.most_samples)
+        packed = model(*batch.inputs())
         compared = 0
         for row in range(4):
-            for slot in range(stream.most_samples):
+            for slot in range(batch.samples_BS.shape[1]):
                 if batch.samples_BS[row, slot] < 0:
                     continue
                 mine = batch.slots_BT[row] == slot
@@ -121,9 +118,8 @@ def test_loss_and_routing_by_sample_are_the_same_packed_and_alone(batch):
 
 
 def test_recomputing_layers_changes_nothing_at_all(batch):
-    batch, stream = batch
-    plain, plain_gradients = gradients(make_model(), batch, stream.most_samples)
-    again, its_gradients = gradients(make_model(recompute=True), batch, stream.most_samples)
+    plain, plain_gradients = gradients(make_model(), batch)
+    again, its_gradients = gradients(make_model(recompute=True), batch)
     assert torch.equal(plain.loss_BT, again.loss_BT)
     for field in ("sums_LBRE", "counts_LBRE", "probs_LE", "load_LE", "z_L", "entropy_L"):
         assert torch.equal(getattr(plain.routing, field), getattr(again.routing, field)), field
@@ -132,9 +128,8 @@ def test_recomputing_layers_changes_nothing_at_all(batch):
 
 
 def test_sums_of_each_recorded_sample_are_its_tokens(batch):
-    batch, stream = batch
-    routing = model_output(make_model(), batch, stream.most_samples).routing
-    tokens = (batch.recorded_BT[:, None, :] == torch.arange(2 * stream.most_samples)[None, :, None]).sum(-1)
+    routing = make_model()(*batch.inputs()).routing
+    tokens = (batch.recorded_BT[:, None, :] == torch.arange(2 * batch.samples_BS.shape[1])[None, :, None]).sum(-1)
     for layer in range(3):
         torch.testing.assert_close(routing.sums_LBRE[layer].sum(-1), tokens.float())
         assert torch.equal(routing.counts_LBRE[layer].sum(-1), 2.0 * tokens)
@@ -142,25 +137,22 @@ def test_sums_of_each_recorded_sample_are_its_tokens(batch):
 
 
 def test_bf16_compute_keeps_routing_and_loss_in_float32_and_close(batch):
-    batch, stream = batch
-    exact = model_output(make_model(initializer_range=0.05), batch, stream.most_samples)
-    rounded = model_output(make_model(initializer_range=0.05, dtype=torch.bfloat16), batch, stream.most_samples)
+    exact = make_model(initializer_range=0.05)(*batch.inputs())
+    rounded = make_model(initializer_range=0.05, dtype=torch.bfloat16)(*batch.inputs())
     assert rounded.loss_BT.dtype == rounded.routing.sums_LBRE.dtype == torch.float32
     assert float(rounded.loss_sum.detach()) == pytest.approx(float(exact.loss_sum.detach()), rel=1e-3)
 
 
 def test_the_dense_twin_has_the_active_size_and_no_routing(batch):
-    batch, stream = batch
     moe, dense = make_model(), make_model(experts="dense")
     router = 3 * 8 * 32
     assert dense.parameter_counts()[0] == moe.parameter_counts()[1] - router
-    output, grads = gradients(dense, batch, stream.most_samples)
+    output, grads = gradients(dense, batch)
     assert output.routing is None
     assert all(g.abs().sum() > 0 for g in grads.values())
 
 
 def test_a_shared_expert_every_token_goes_through(batch):
-    batch, stream = batch
-    output, grads = gradients(make_model(num_shared_experts=1), batch, stream.most_samples)
+    output, grads = gradients(make_model(num_shared_experts=1), batch)
     assert grads["model.layers.0.mlp.shared_expert.down_proj.weight"].abs().sum() > 0
     assert output.routing is not None

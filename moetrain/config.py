@@ -51,6 +51,12 @@ class DomainSettings(_Section):
     )
     weight: float | None = Field(None, gt=0, description="Share of the stream, with data.mixture: weights.")
     repeats: int = Field(1, ge=1, description="Copies of each document in the stream, each with an id of its own.")
+    eps: float | None = Field(
+        None,
+        gt=0,
+        description="Loss in nats at or below which a panel sample counts as memorized while the run goes on; take it "
+        "from an earlier run's summary. null: no memorized/fraction.",
+    )
     panel_tokens: int | None = Field(
         None, ge=1, description="Tokens of a sample that distances compare, for this domain; null takes panel.tokens."
     )
@@ -222,6 +228,8 @@ class TrainSettings(_Section):
 
 
 class PanelSettings(_Section):
+    samples: int = Field(64, ge=2, description="Panel samples in each of a domain's three cells.")
+    readings: int = Field(12, ge=2, description="Readings of the panel in a run, evenly spaced, step 0 included.")
     tokens: int = Field(64, ge=1, description="First tokens of a sample that routing distances compare.")
 
 

@@ -20,10 +20,14 @@ from moetrain.dashboard.terminal import Terminal
 from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.documents import DataError
 from moetrain.data.stream import Batch, Stream, stream_tokens, training_stream, validation_streams
+from moetrain.grokking import gram_blocks
 from moetrain.model.router import Router
 from moetrain.model.transformer import Routing, Transformer
 from moetrain.routing.monitor import StreamMonitor
+from moetrain.routing.panel import draw_panel, read_panel, reading_steps
+from moetrain.routing.panel_monitor import PanelMonitor, memorization_summary
 from moetrain.routing.recorder import record_samples
+from moetrain.routing.store import as_stored, list_pieces, remove_unlisted, write_reading
 from moetrain.training.balancing import Balancing
 from moetrain.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from moetrain.training.curves import Interval
@@ -63,6 +67,7 @@ class Run:
     optimizer: torch.optim.AdamW
     balancing: Balancing
     monitor: StreamMonitor
+    panel: PanelMonitor | None
     steps: int
     interval: Interval
     guard: FiniteGuard = field(default_factory=FiniteGuard)
@@ -114,6 +119,8 @@ def train(settings: Settings, check: bool = False) -> int:
         return loop(run, folder)
     finally:
         run.terminal.end_training()
+        if run.panel is not None:
+            run.panel.close()
         if run.accelerator.is_main_process:
             folder.release()
 
@@ -124,11 +131,15 @@ def loop(run: Run, folder: RunFolder) -> int:
     first = resume(run, checkpoint) if checkpoint else 0
     outputs = None
     if run.accelerator.is_main_process:
+        if checkpoint is not None:
+            remove_unlisted(folder.path, checkpoint.record["pieces"])
         outputs = Outputs(folder.path, list(settings.data.domains), checkpoint, run.terminal)
     with StopSignals() as stop:
         run.terminal.start_training(first, run.steps)
+        readings = reading_steps(run.steps, settings.panel.readings)
         if first == 0:
             validate(run, 0, outputs)
+            read(run, folder.path, 0, outputs)
         for step in range(first + 1, run.steps + 1):
             statistics, norm = train_step(run, step)
             run.interval.add(statistics, norm)
@@ -141,6 +152,8 @@ def loop(run: Run, folder: RunFolder) -> int:
                 log(run, step, outputs)
             if last or step % settings.train.eval_every == 0:
                 validate(run, step, outputs)
+            if step in readings:
+                read(run, folder.path, step, outputs)
             signal = next(filter(None, gather_objects(stop.received)), None)
             every = settings.train.checkpoint_every
             if last or signal or (every and step % every == 0):
@@ -163,7 +176,8 @@ def build(settings: Settings) -> Run:
         corpus = prepare_corpus(settings, terminal.preparing)
     stream = training_stream(corpus, settings)
     share = settings.train.batch_rows // accelerator.num_processes
-    validation = validation_streams(corpus, settings, settings.train.micro_batch_rows or share)
+    rows = settings.train.micro_batch_rows or share
+    validation = validation_streams(corpus, settings, rows)
     torch.manual_seed(settings.run.seed)
     transformer = Transformer(
         settings.model,
@@ -172,6 +186,7 @@ def build(settings: Settings) -> Run:
         recompute=settings.train.activation_checkpointing,
     ).to(accelerator.device)
     names = list(settings.data.domains)
+    steps = min(stream.steps, settings.train.max_steps or stream.steps)
     return Run(
         settings=settings,
         accelerator=accelerator,
@@ -183,9 +198,19 @@ def build(settings: Settings) -> Run:
         balancing=Balancing(transformer, settings.model),
         model=accelerator.prepare_model(transformer),
         monitor=StreamMonitor(names, settings.monitor.window, settings.monitor.tau, gather_objects),
-        steps=min(stream.steps, settings.train.max_steps or stream.steps),
+        panel=panel_monitor(corpus, stream, settings, steps, rows),
+        steps=steps,
         interval=Interval(names),
     )
+
+
+def panel_monitor(corpus: Corpus, stream: Stream, settings: Settings, steps: int, rows: int) -> PanelMonitor | None:
+    """The panel and what becomes of its readings; none without a router or a monitor."""
+    if not settings.monitor.enabled or settings.model.experts == "dense":
+        return None
+    panel = draw_panel(corpus, stream, settings, steps, rows)
+    eps = {name: domain.eps for name, domain in settings.data.domains.items()}
+    return PanelMonitor(panel, list(settings.data.domains), settings.monitor.tau, steps, eps)
 
 
 def describe(run: Run) -> None:
@@ -290,6 +315,37 @@ def measure(run: Run, step: int, outputs: Outputs | None) -> None:
         outputs.streaming(step, readings)
 
 
+def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
+    """Read the panel, keep the reading, and have its metrics computed beside the training."""
+    if run.panel is None:
+        return
+    with run.clock.measure("panel"):
+        accelerator = run.accelerator
+        process = (accelerator.process_index, accelerator.num_processes)
+        reading = read_panel(bare(run.model), run.panel.panel, step, accelerator.device, *process, gather_objects)
+        if outputs is None:
+            return
+        blocks = gram_blocks(router_rows(run.model))
+        stored = as_stored(run.panel.panel, reading, run.panel.domains, blocks)
+        try:
+            write_reading(folder, stored)
+        except OSError as error:
+            outputs.guard(step, f"the panel reading was not stored ({error}); its metrics are shown")
+        run.panel.submit(stored)
+    show_readings(run, outputs, wait=False)
+
+
+def show_readings(run: Run, outputs: Outputs, wait: bool) -> None:
+    """Log the panel metrics that are done; with ``wait``, all of them."""
+    if run.panel is None:
+        return
+    with run.clock.measure("panel"):
+        done = run.panel.results(wait)
+    for points in done:
+        run.clock.add_beside("panel", points.seconds)
+        outputs.panel(points)
+
+
 def validate(run: Run, step: int, outputs: Outputs | None) -> None:
     """Held-out loss of each domain."""
     with run.clock.measure("validate"):
@@ -309,7 +365,8 @@ def log(run: Run, step: int, outputs: Outputs | None) -> None:
     points |= {f"data/tokens/{domain.name}": float(n) for domain, n in zip(run.corpus.domains, met, strict=True)}
     system = {
         "system/tokens_per_second": run.clock.rate_since_last(),
-        "system/monitor_share": run.clock.share("record", "stream"),
+        "system/monitor_share": run.clock.share("record", "stream", "panel"),
+        "system/monitor_panel": run.clock.share("panel"),
         "system/monitor_stream": run.clock.share("record", "stream"),
         "system/memory": float(peak_memory(run.accelerator.device)),
     }
@@ -321,6 +378,7 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
     windows = run.monitor.state()  # of all processes
     if outputs is None:
         return
+    show_readings(run, outputs, wait=True)
     with run.clock.measure("checkpoint"):
         states = {
             "model": bare(run.model).state_dict(),
@@ -328,12 +386,14 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
             "balancing": run.balancing.state(),
             "interval": run.interval.state(),
             "monitor": windows,
+            "panel": run.panel.state() if run.panel else {},
         }
         record = {
             "domains": outputs.domains,
             "tokens_trained": run.tokens_trained,
             "guard": run.guard.state(),
             "corpus": run.corpus.fingerprint,
+            "pieces": list_pieces(folder),
         }
         with outputs.checkpointing(step) as sizes:
             save_checkpoint(folder, step, states, record, sizes, run.settings.train.keep_checkpoints)
@@ -355,6 +415,8 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
     run.balancing.load_state(checkpoint.states["balancing"])
     run.interval.load_state(checkpoint.states.get("interval", {}), run.accelerator.device)
     run.monitor.load_state(checkpoint.states.get("monitor", {}), run.accelerator.is_main_process)
+    if run.panel is not None:
+        run.panel.load_state(checkpoint.states.get("panel", {}))
     run.tokens_trained = checkpoint.record["tokens_trained"]
     run.guard.load_state(checkpoint.record["guard"])
     return checkpoint.step
@@ -363,7 +425,9 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
 def finish(run: Run, outputs: Outputs) -> None:
     """Write the summary, whose presence says that the run is finished, and print its table."""
     every, active = bare(run.model).parameter_counts()
-    share, memory = run.clock.share("record", "stream"), peak_memory(run.accelerator.device)
+    for domain, memorized in (memorization_summary(run.panel) if run.panel else {}).items():
+        outputs.domains[domain]["memorized"] = memorized
+    share, memory = run.clock.share("record", "stream", "panel"), peak_memory(run.accelerator.device)
     summary = {
         "domains": outputs.domains,
         "steps": run.steps,

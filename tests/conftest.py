@@ -80,7 +80,7 @@ def small_run(corpus: Path, output: Path, cache: Path) -> list[str]:
         "model.intermediate_size=16",
         "optim.learning_rate=0.01",
         "optim.warmup_steps=2",
-        "train.batch_rows=8",
+        "train.batch_rows=16",
         "train.log_every=3",
         "train.eval_every=4",
         "train.eval_tokens=1000",
@@ -91,5 +91,7 @@ def small_run(corpus: Path, output: Path, cache: Path) -> list[str]:
         "monitor.every=2",
         "monitor.window=8",
         "panel.tokens=16",
+        "panel.samples=16",
+        "panel.readings=4",
         f"run.output_dir={output / 'runs'}",
     ]

@@ -12,6 +12,7 @@ from moetrain.dashboard.summary import as_metric
 from moetrain.dashboard.tensorboard import TensorBoard, cut_run_files, event_file_sizes
 from moetrain.dashboard.terminal import Terminal
 from moetrain.routing.monitor import StreamReading
+from moetrain.routing.panel_monitor import PanelPoints
 from moetrain.training.checkpoint import Checkpoint, checkpoint_folder, set_aside_later
 from moetrain.training.evaluation import HeldOutLoss
 
@@ -65,6 +66,15 @@ class Outputs:
                     self._board.scalar(f"stream/{metric}/{reading.domain}", estimate.mean, step)
             shown = {"D_path": reading.metrics["d_path"].mean, "cosine": reading.metrics["cosine"].mean}
             self._terminal.values(reading.domain, shown)
+
+    def panel(self, points: PanelPoints) -> None:
+        """The metrics of a panel reading."""
+        for tag, estimate in points.metrics.items():
+            self._board.scalar(tag, estimate.mean, points.step)
+            metric, _, domain = tag.rpartition("/")
+            self._note(domain, metric, estimate, None)
+            if metric in ("memorized/gap_heldout", "pathway/spread"):
+                self._terminal.values(domain, {metric.rpartition("/")[2]: estimate.mean})
 
     @contextmanager
     def checkpointing(self, step: int) -> Iterator[dict[str, int]]:

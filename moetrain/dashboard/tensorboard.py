@@ -22,6 +22,9 @@ _DESCRIPTIONS = {
     "loss/z": "Mean squared logsumexp of the router's logits (router z loss).",
     "loss/validation": "Loss on held-out text, nats a predicted token.",
     "loss/validation_bpb": "Loss on held-out text in bits per byte of text, which no tokenizer changes.",
+    "loss/panel_seen": "Loss of the panel's samples that the run has trained on, over their first panel tokens, nats.",
+    "loss/panel_to_come": "Loss of the panel's samples that the run first meets in its last tenth, nats.",
+    "loss/panel_heldout": "Loss of the panel's samples that the run never meets, nats.",
     "optim/learning_rate": "Learning rate of the update.",
     "optim/grad_norm": "Norm of the gradient before clipping.",
     "data/tokens": "Text tokens of the domain trained on so far.",
@@ -31,6 +34,7 @@ _DESCRIPTIONS = {
     "system/tokens_per_second": "Text and mark tokens trained on each second, time spent training alone.",
     "system/memory": "Largest memory held so far, bytes: the device's on CUDA, else the process's.",
     "system/monitor_share": "Share of the run's time spent on monitoring.",
+    "system/monitor_panel": "Share of the run's time spent on reading the panel and on its metrics.",
     "system/monitor_stream": "Share of the run's time spent on recording and the streaming metrics.",
 }
 

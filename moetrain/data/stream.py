@@ -41,6 +41,14 @@ class Batch:
         tokens = (self.tokens_BT, self.targets_BT, self.positions_BT, self.slots_BT, self.recorded_BT)
         return *tokens, self.spans_N2, self.samples_BS.shape[1]
 
+    def sum_by_sample(self, values_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values of predicted tokens summed by sample, and how many there are: two float64 arrays [B, S]."""
+        rows, slots = self.samples_BS.shape
+        predicted = self.targets_BT.cpu().numpy() != IGNORED
+        place = (np.arange(rows)[:, None] * slots + self.slots_BT.cpu().numpy())[predicted]
+        sums = np.bincount(place, values_BT[predicted], rows * slots)
+        return sums.reshape(rows, slots), np.bincount(place, minlength=rows * slots).reshape(rows, slots).astype(float)
+
     def to(self, device: torch.device) -> Batch:
         """The batch with what the model reads on ``device``; what only the host reads stays."""
         host = ("spans_N2", "samples_BS", "domains_BS", "whole_BS")
@@ -52,9 +60,20 @@ class Batch:
 
 
 class Stream:
-    """Rows of samples in their order, cut into steps of ``batch_rows`` rows."""
+    """Rows of samples in their order, cut into steps of ``batch_rows`` rows.
 
-    def __init__(self, corpus: Corpus, settings: Settings, samples: Samples, rows: Rows, batch_rows: int) -> None:
+    With ``whole_samples`` off, samples are beginnings: their end mark stands, but it is not predicted.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        settings: Settings,
+        samples: Samples,
+        rows: Rows,
+        batch_rows: int,
+        whole_samples: bool = True,
+    ) -> None:
         self.samples = samples
         self.rows = rows
         self.batch_rows = batch_rows
@@ -64,6 +83,7 @@ class Stream:
         self._names = [domain.name for domain in corpus.domains]
         self._panel_tokens = np.array([settings.panel_tokens(name) for name in self._names])
         self._seq_len = settings.data.seq_len
+        self._unpredicted = 1 if whole_samples else 2  # tokens at a sample's end that nothing is predicted from
         # A multiple of 8, so that streams that differ a little still share shapes.
         self.most_samples = -(-rows.most_samples // 8) * 8
 
@@ -108,7 +128,8 @@ class Stream:
                 length = len(text) + MARKS
                 here = slice(place, place + length)
                 tokens[row, here] = np.concatenate([[self._begin], text, [self._end]])
-                targets[row, place : place + length - 1] = tokens[row, place + 1 : place + length]
+                predicting = length - self._unpredicted
+                targets[row, place : place + predicting] = tokens[row, place + 1 : place + 1 + predicting]
                 positions[row, here] = np.arange(length)
                 owner[row, here] = slot
                 samples[row, slot], domains[row, slot] = sample, self.samples.domain[sample]

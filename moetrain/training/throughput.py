@@ -28,6 +28,10 @@ class Clock:
         finally:
             self.seconds[what] = self.spent(what) + time.perf_counter() - begin
 
+    def add_beside(self, what: str, seconds: float) -> None:
+        """Count processor time that a thread beside the training took: it is cost too."""
+        self.seconds[what] = self.spent(what) + seconds
+
     def spent(self, what: str) -> float:
         return self.seconds.get(what, 0.0)
 

@@ -64,7 +64,7 @@ def test_check_prints_what_will_happen_and_leaves_nothing(run_main, capsys, tmp_
         "0.1M parameters",
         "stories",
         "sums",
-        "12 steps of 8 rows of 64 tokens",
+        "12 steps of 16 rows of 64 tokens",
         "one step:",
         "recording",
         "GiB",
@@ -120,6 +120,26 @@ FIXED = {
             "stream/cosine",
             "stream/inconsistency",
             "stream/spread",
+            "loss/panel_seen",
+            "loss/panel_to_come",
+            "loss/panel_heldout",
+            "memorized/gap",
+            "memorized/gap_heldout",
+            "pathway/d_path",
+            "pathway/d_path_norm",
+            "pathway/sharing",
+            "pathway/individuality",
+            "pathway/spread",
+            "pathway/layer_cka",
+            "pathway/cosine",
+            "pathway/consistency",
+            "pathway/inconsistency",
+            "kernel/effective_rank",
+            *(
+                f"pathway_{cell}/{name}"
+                for cell in ("to_come", "heldout")
+                for name in ("d_path_norm", "cosine", "spread")
+            ),
         )
     ),
 }
@@ -127,7 +147,13 @@ FIXED = {
 
 def test_every_tag_is_a_fixed_name_and_describes_itself(finished):
     assert set(scalars(finished)) == FIXED
-    for tag in [*FIXED, "system/tokens_per_second", "system/monitor_share", "system/monitor_stream", "system/memory"]:
+    for tag in [
+        *FIXED,
+        "system/tokens_per_second",
+        "system/monitor_share",
+        "system/monitor_stream",
+        "system/monitor_panel",
+    ]:
         assert len(describe_tag(tag)) > 20
 
 
@@ -142,7 +168,8 @@ def test_the_dense_twin_and_a_run_without_monitor_train_too(run_main, tmp_path):
 def test_monitoring_leaves_the_training_bit_for_bit_as_it_was(run_main, finished, tmp_path):
     assert run_main("monitor.enabled=false", "run.name=silent") == 0
     watched, silent = scalars(finished), scalars(tmp_path / "runs" / "silent")
-    assert silent == {tag: points for tag, points in watched.items() if not tag.startswith("stream/")}
+    routing = ("stream/", "pathway", "kernel/", "memorized/", "loss/panel")
+    assert silent == {tag: points for tag, points in watched.items() if not tag.startswith(routing)}
 
 
 def test_a_loss_that_is_not_finite_is_skipped_counted_and_in_the_end_stops(run_main, tmp_path, capsys, monkeypatch):

@@ -1,0 +1,169 @@
+"""The panel: samples fixed before step 1 and read again now and then, forward only (METRICS, section 4).
+
+Each domain has three cells. ``seen``: text that the stream first meets in its first tenth; ``to_come``: text it first
+meets in its last tenth; ``heldout``: text it never meets. A text counts with all its copies. A sample is read over its
+first panel tokens, or, where its document marks an answer, up to the answer's end, with the loss of the answer alone.
+
+Shapes: P panel samples, L layers, E experts, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from moetrain.config import Settings
+from moetrain.data.corpus import Corpus
+from moetrain.data.packing import Samples, cut_samples, pack_rows
+from moetrain.data.stream import Stream
+from moetrain.model.transformer import Transformer
+from moetrain.routing.recorder import record_samples
+
+CELLS = ("seen", "to_come", "heldout")
+SEEN, TO_COME, HELDOUT = range(3)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The panel's members, in an order that never changes; arrays [P]."""
+
+    samples: Samples  # cut to the tokens that are read
+    cell: np.ndarray  # int8, see CELLS
+    first_step: np.ndarray  # int64, the step that first trains on the text, 0 where none does
+    stream: Stream  # rows that hold each member once
+
+    def __len__(self) -> int:
+        return len(self.cell)
+
+    def members(self, domain: int, cell: int, met_by: int | None = None) -> np.ndarray:
+        """Places in the panel of a domain's cell, int64; with ``met_by``, those that step or an earlier one met."""
+        chosen = (self.samples.domain == domain) & (self.cell == cell)
+        if met_by is not None:
+            chosen &= (self.first_step > 0) & (self.first_step <= met_by)
+        return np.flatnonzero(chosen)
+
+
+@dataclass(frozen=True)
+class PanelReading:
+    """What the model made of the panel at one step; arrays in the panel's order."""
+
+    step: int
+    loss: np.ndarray  # float32 [P], mean nats a token (of the answer, where there is one)
+    even: np.ndarray  # float32 [P, L, E], mean router probabilities over the even text tokens
+    odd: np.ndarray  # float32 [P, L, E], over the odd ones
+    counts: np.ndarray  # uint16 [P, L, E], tokens sent to each expert
+
+
+def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, rows: int) -> Panel:
+    """Draw each domain's cells, seeded, before the first step.
+
+    Args:
+        steps: steps of the run; its tenths say which text is seen early and which is to come.
+        rows: rows of one forward pass.
+    """
+    trained = stream.samples
+    first_step = _first_steps(stream, steps)
+    heldout = cut_samples(corpus, settings.data.seq_len, heldout=True)
+    parts: list[Samples] = []
+    cells: list[np.ndarray] = []
+    first: list[np.ndarray] = []
+    early, late = max(1, steps // 10), steps - max(1, steps // 10)
+    for domain, source in enumerate(corpus.domains):
+        tokens = settings.panel_tokens(source.name)
+        long_enough = (trained.domain == domain) & (trained.length >= tokens)
+        pools = {
+            SEEN: (trained, long_enough & (first_step >= 1) & (first_step <= early)),
+            TO_COME: (trained, long_enough & (first_step > late)),
+            HELDOUT: (heldout, (heldout.domain == domain) & (heldout.length >= tokens)),
+        }
+        for cell, (samples, pool) in pools.items():
+            rng = np.random.default_rng([settings.run.seed, 4, domain, cell])
+            texts = _one_of_each_text(samples, rng.permutation(np.flatnonzero(pool)))
+            chosen = np.sort(texts[: settings.panel.samples])
+            parts.append(_cut(samples.take(chosen), tokens))
+            cells.append(np.full(len(chosen), cell, np.int8))
+            first.append(first_step[chosen] if cell != HELDOUT else np.zeros(len(chosen), np.int64))
+    joined = Samples(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Samples)))
+    order = np.arange(len(joined))
+    packed = pack_rows(order, joined.row_lengths, settings.data.seq_len, len(joined) or 1, settings.run.seed)
+    panel_stream = Stream(corpus, settings, joined, packed, rows, whole_samples=False)
+    return Panel(joined, np.concatenate(cells), np.concatenate(first), panel_stream)
+
+
+def _first_steps(stream: Stream, steps: int) -> np.ndarray:
+    """By sample, the step (1 the first) that first meets its text in any copy, 0 where none of ``steps`` does."""
+    samples = stream.samples
+    rows = np.repeat(np.arange(len(stream.rows)), np.diff(stream.rows.starts))
+    met = np.full(len(samples), np.iinfo(np.int64).max)
+    met[stream.rows.samples] = rows // stream.batch_rows + 1
+    # Copies of a document share their place in the token file.
+    _, text = np.unique(np.stack([samples.domain.astype(np.int64), samples.start]), axis=1, return_inverse=True)
+    earliest = np.full(text.max(initial=-1) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(earliest, text, met)
+    first = earliest[text]
+    return np.where(first <= steps, first, 0)
+
+
+def _one_of_each_text(samples: Samples, chosen: np.ndarray) -> np.ndarray:
+    """Of samples given in a drawn order, the first of each text."""
+    _, first = np.unique(samples.start[chosen], return_index=True)
+    return chosen[np.sort(first)]
+
+
+def _cut(samples: Samples, tokens: int) -> Samples:
+    return Samples(samples.domain, samples.document, samples.piece, samples.start, np.minimum(samples.length, tokens))
+
+
+@torch.no_grad()
+def read_panel(
+    model: Transformer,
+    panel: Panel,
+    step: int,
+    device: torch.device,
+    process: int = 0,
+    processes: int = 1,
+    gather: Callable[[list[np.ndarray]], list[list[np.ndarray]]] = lambda value: [value],
+) -> PanelReading:
+    """Read the panel forward only, each process its share of the rows; training is left as it was.
+
+    Args:
+        gather: each process's value, on each process.
+    """
+    size = len(panel)
+    settings = model.settings
+    shape = (size, settings.num_hidden_layers, settings.num_experts)
+    loss = np.zeros(size, np.float32)
+    even, odd = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    counts = np.zeros(shape, np.uint16)
+    for number in range(process, panel.stream.steps, processes):
+        batch = panel.stream.batch(number, 0, panel.stream.batch_rows)
+        output = model(*batch.to(device).inputs())
+        assert output.routing is not None
+        sums, tokens = batch.sum_by_sample(output.loss_BT.cpu().numpy())
+        there = batch.samples_BS.numpy() >= 0
+        loss[batch.samples_BS.numpy()[there]] = sums[there] / tokens[there]
+        routing = output.routing
+        records = record_samples(
+            routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.whole_BS, 0
+        )
+        even[records.sample] = records.even_SLE
+        odd[records.sample] = records.odd_SLE
+        counts[records.sample] = records.counts_SLE
+    # A sample is read by one process and zero on the others.
+    loss, even, odd, counts = (
+        sum(parts[1:], parts[0]) for parts in zip(*gather([loss, even, odd, counts]), strict=True)
+    )
+    return PanelReading(step, loss, _mean(even), _mean(odd), counts)
+
+
+def _mean(sums: np.ndarray) -> np.ndarray:
+    """Sums of probabilities over tokens as mean probabilities; zero where there was no token."""
+    return sums / np.maximum(sums.sum(-1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def reading_steps(steps: int, readings: int) -> frozenset[int]:
+    """Steps after which the panel is read: evenly spaced, step 0 and the last included."""
+    return frozenset(round(steps * number / max(1, readings - 1)) for number in range(readings))

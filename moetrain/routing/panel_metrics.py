@@ -1,0 +1,92 @@
+"""The metrics of one panel reading, from its stored, rounded values alone: live and in a later report the same.
+
+Shapes: S samples of one cell, L layers, E experts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from moetrain import grokking
+from moetrain.grokking import Estimate
+from moetrain.grokking.consistency import GuardedMedian
+from moetrain.routing.panel import HELDOUT, SEEN, TO_COME
+from moetrain.routing.store import StoredReading
+
+LEAST_SAMPLES = 2  # fewer have no distance between them
+
+
+def panel_metrics(stored: StoredReading, domains: Sequence[str], tau: float, steps: int) -> dict[str, Estimate]:
+    """Every metric of a reading by TensorBoard tag; one that has no value at this reading is not there.
+
+    Args:
+        steps: steps of the run: `memorized/gap` is taken between its first and its last tenth.
+    """
+    weights = stored.weights
+    found: dict[str, Estimate] = {}
+    met = (stored.cell == SEEN) & (stored.first_step > 0) & (stored.first_step <= stored.step)
+    for domain in domains:
+        own = stored.domain == domain
+        seen = np.flatnonzero(own & met)
+        cells = {"pathway_to_come": TO_COME, "pathway_heldout": HELDOUT}
+        unmet = {tag: np.flatnonzero(own & (stored.cell == cell)) for tag, cell in cells.items()}
+        to_come, heldout = unmet["pathway_to_come"], unmet["pathway_heldout"]
+        losses = {"panel_seen": seen, "panel_to_come": to_come, "panel_heldout": heldout}
+        for tag, members in losses.items():
+            if len(members):
+                found[f"loss/{tag}/{domain}"] = grokking.mean_of_samples(stored.loss[members])
+        if len(seen) >= LEAST_SAMPLES:
+            others = np.flatnonzero(met & ~own & (stored.tokens == stored.tokens[seen[0]]))
+            for name, estimate in _pathways(stored, weights, seen, others, tau).items():
+                found[f"{name}/{domain}"] = estimate
+            early, late = max(1, steps // 10), steps - max(1, steps // 10)
+            if len(to_come) and early <= stored.step <= late:
+                found[f"memorized/gap/{domain}"] = grokking.memorized_gap(stored.loss[to_come], stored.loss[seen])
+            if len(heldout):
+                gap = grokking.memorized_gap(stored.loss[heldout], stored.loss[seen])
+                found[f"memorized/gap_heldout/{domain}"] = gap
+        for tag, members in unmet.items():
+            if len(members) >= LEAST_SAMPLES:
+                _, share = grokking.d_path_both(weights[members], tau)
+                found[f"{tag}/d_path_norm/{domain}"] = share
+                consistency = grokking.group_consistency(weights[members], stored.blocks)
+                found[f"{tag}/cosine/{domain}"] = consistency.cosine
+                found[f"{tag}/spread/{domain}"] = _plain(grokking.spread(weights[members]), len(members))
+    return {tag: estimate for tag, estimate in found.items() if math.isfinite(estimate.mean)}
+
+
+def _pathways(
+    stored: StoredReading, weights: np.ndarray, seen: np.ndarray, others: np.ndarray, tau: float
+) -> dict[str, Estimate]:
+    """The pathway and kernel metrics of a domain's samples already seen, and their controls."""
+    own_SLE = weights[seen]
+    edits, share = grokking.d_path_both(own_SLE, tau)
+    consistency = grokking.group_consistency(own_SLE, stored.blocks)
+    even, odd = stored.halves()
+    found = {
+        "pathway/d_path": edits,
+        "pathway/d_path_norm": share,
+        "pathway/individuality": grokking.individuality(even[seen], odd[seen], tau),
+        "pathway/spread": _plain(grokking.spread(own_SLE), len(seen)),
+        "pathway/layer_cka": _plain(grokking.layer_cka(own_SLE), len(seen)),
+        "pathway/cosine": consistency.cosine,
+        "pathway/consistency": _median(consistency.consistency),
+        "pathway/inconsistency": _median(consistency.inconsistency),
+        "kernel/effective_rank": _plain(grokking.effective_rank(own_SLE), len(seen)),
+        "kernel/d_eff": _plain(grokking.d_eff(own_SLE), len(seen)),
+    }
+    if len(others) >= LEAST_SAMPLES:
+        found["pathway/sharing"] = grokking.sharing(own_SLE, weights[others], tau)
+    return found
+
+
+def _plain(value: float, samples: int) -> Estimate:
+    """A number of a group that comes without an interval."""
+    return Estimate(value, math.nan, math.nan, samples, 0)
+
+
+def _median(median: GuardedMedian) -> Estimate:
+    return Estimate(median.median, median.low, median.high, median.samples, 0)

@@ -1,0 +1,124 @@
+"""Panel readings turned into metrics on a thread beside the training.
+
+What is computed is a function of the readings alone, in their order, so the thread's timing shows in no number. A full
+queue makes the training wait.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from moetrain import grokking
+from moetrain.grokking import Estimate
+from moetrain.routing.panel import SEEN, Panel
+from moetrain.routing.panel_metrics import panel_metrics
+from moetrain.routing.store import StoredReading
+
+_QUEUE = 2
+
+
+@dataclass(frozen=True)
+class PanelPoints:
+    """What one reading came to."""
+
+    step: int
+    metrics: dict[str, Estimate]  # by TensorBoard tag
+    seconds: float  # of the thread's own processor time
+
+
+class PanelMonitor:
+    """Keeps the panel's losses over time and computes each reading's metrics."""
+
+    def __init__(
+        self, panel: Panel, domains: Sequence[str], tau: float, steps: int, eps: Mapping[str, float | None]
+    ) -> None:
+        self.panel = panel
+        self.domains = list(domains)
+        self.tau = tau
+        self.steps = steps
+        self.eps = dict(eps)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="panel")
+        self._pending: deque[Future[PanelPoints]] = deque()
+        self._read_at: list[int] = []
+        self._losses: list[np.ndarray] = []
+
+    def submit(self, stored: StoredReading) -> None:
+        """Queue a reading; waits where the queue is full."""
+        while sum(not future.done() for future in self._pending) >= _QUEUE:
+            next(future for future in self._pending if not future.done()).result()
+        self._pending.append(self._pool.submit(self._compute, stored))
+
+    def results(self, wait: bool = False) -> list[PanelPoints]:
+        """Readings that are done, in order; with ``wait``, all of them."""
+        done = []
+        while self._pending and (wait or self._pending[0].done()):
+            done.append(self._pending.popleft().result())
+        return done
+
+    def losses(self, domain: int) -> tuple[np.ndarray, np.ndarray]:
+        """Steps of all readings [T], and the losses of a domain's seen samples [S, T]."""
+        members = self.panel.members(domain, SEEN)
+        return np.array(self._read_at), np.stack(self._losses, axis=1)[members] if self._losses else np.zeros((0, 0))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The losses so far, for a checkpoint; only once all results were taken."""
+        assert not self._pending
+        if not self._losses:
+            return {}
+        return {"steps": torch.tensor(self._read_at), "losses": torch.from_numpy(np.stack(self._losses))}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        if state:
+            self._read_at = state["steps"].tolist()
+            self._losses = list(state["losses"].numpy())
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _compute(self, stored: StoredReading) -> PanelPoints:
+        begin = time.thread_time()
+        self._read_at.append(stored.step)
+        self._losses.append(stored.loss)
+        metrics = panel_metrics(stored, self.domains, self.tau, self.steps)
+        for number, domain in enumerate(self.domains):
+            _, losses_ST = self.losses(number)
+            fraction = grokking.memorized_fraction(losses_ST, self.eps[domain]) if losses_ST.size else None
+            if fraction is not None:
+                metrics[f"memorized/fraction/{domain}"] = grokking.mean_of_samples(
+                    grokking.memorized_now(losses_ST, self.eps[domain] or 0.0)
+                )
+        return PanelPoints(stored.step, metrics, time.thread_time() - begin)
+
+
+def memorization_summary(monitor: PanelMonitor) -> dict[str, dict[str, object]]:
+    """By domain, the paper's rule applied to the finished run: eps, the groups Pretrain@t*, and the online rule beside.
+
+    ``eps`` is null where no threshold lets a fifth of the seen samples have an onset that is not censored.
+    """
+    found: dict[str, dict[str, object]] = {}
+    for number, domain in enumerate(monitor.domains):
+        steps, losses_ST = monitor.losses(number)
+        if not losses_ST.size:
+            continue
+        tail = grokking.memorization.MIN_TAIL_IN_RUNS
+        eps = grokking.choose_eps(losses_ST, min_tail=tail)
+        entry: dict[str, object] = {
+            "eps": eps,
+            "samples": len(losses_ST),
+            "readings": len(steps),
+            "too_few": grokking.too_few(len(losses_ST), len(steps)),
+        }
+        if eps is not None:
+            groups = grokking.memorized_groups(losses_ST, eps, min_tail=tail)
+            agreement = grokking.online_agreement(losses_ST, eps, min_tail=tail)
+            entry["groups"] = {str(int(steps[onset])): len(members) for onset, members in sorted(groups.items())}
+            entry["online_agreement"] = agreement.share
+        found[domain] = entry
+    return found

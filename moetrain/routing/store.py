@@ -1,0 +1,194 @@
+"""Panel readings on disk: Parquet, one durable piece a reading, from which every logged number comes out again.
+
+A piece holds, by panel sample, both halves of its routing in float16, the tokens sent to each expert, and its loss;
+beside it stand the Gram blocks of the routers, which is all that cosines need of them. Metrics are computed from these
+rounded values, widened, so that a report made later agrees exactly with what was logged.
+
+Shapes: P panel samples, L layers, E experts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moetrain.routing.panel import CELLS, Panel, PanelReading
+
+_FOLDER = "routing"
+
+
+class StoreError(ValueError):
+    """A piece that cannot be read; the message names it."""
+
+
+@dataclass(frozen=True)
+class StoredReading:
+    """One reading as it stands on disk; arrays in the panel's order."""
+
+    step: int
+    domain: np.ndarray  # object [P], names
+    cell: np.ndarray  # int8 [P], see `moetrain.routing.panel.CELLS`
+    document: np.ndarray  # uint64 [P]
+    piece: np.ndarray  # int32 [P]
+    first_step: np.ndarray  # int64 [P], the step that first trained on the text, 0 where none did
+    tokens: np.ndarray  # int32 [P], text tokens read
+    loss: np.ndarray  # float32 [P]
+    even: np.ndarray  # float16 [P, L, E]
+    odd: np.ndarray  # float16 [P, L, E]
+    counts: np.ndarray  # uint16 [P, L, E]
+    blocks: tuple[np.ndarray, np.ndarray]  # float32 [L, E, E] and [L - 1, E, E]
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Sample routing weights g, float64 [P, L, E]: the halves' mean by tokens, divided by its sum."""
+        even_tokens = (self.tokens + 1) // 2
+        share = (even_tokens / np.maximum(self.tokens, 1))[:, None, None]
+        mean = share * self.even.astype(np.float64) + (1 - share) * self.odd.astype(np.float64)
+        return mean / mean.sum(-1, keepdims=True)
+
+    def halves(self) -> tuple[np.ndarray, np.ndarray]:
+        """Routing of the even and of the odd tokens, float64 [P, L, E], each summing to 1."""
+        even, odd = self.even.astype(np.float64), self.odd.astype(np.float64)
+        return even / even.sum(-1, keepdims=True), odd / odd.sum(-1, keepdims=True)
+
+
+def as_stored(
+    panel: Panel, reading: PanelReading, domains: Collection[str], blocks: tuple[np.ndarray, np.ndarray]
+) -> StoredReading:
+    """A reading, rounded as it will stand on disk."""
+    names = np.array(list(domains), dtype=object)
+    return StoredReading(
+        reading.step,
+        names[panel.samples.domain],
+        panel.cell,
+        panel.samples.document,
+        panel.samples.piece,
+        panel.first_step,
+        panel.samples.length,
+        reading.loss,
+        reading.even.astype(np.float16),
+        reading.odd.astype(np.float16),
+        reading.counts,
+        blocks,
+    )
+
+
+def write_reading(run: Path, stored: StoredReading) -> list[Path]:
+    """Write a reading into the run; returns the pieces, each whole and durable.
+
+    Raises:
+        OSError: nothing was written, for instance on a full disk.
+    """
+    folder = run / _FOLDER
+    folder.mkdir(exist_ok=True)
+    layers, experts = stored.even.shape[1:]
+    columns = {
+        "step": np.full(len(stored.cell), stored.step),
+        "domain": pa.array(stored.domain.tolist()).dictionary_encode(),
+        "cell": pa.array([CELLS[cell] for cell in stored.cell]).dictionary_encode(),
+        "document": stored.document,
+        "piece": stored.piece,
+        "first_step": stored.first_step,
+        "tokens": stored.tokens,
+        "loss": stored.loss,
+        "even": _lists(stored.even),
+        "odd": _lists(stored.odd),
+        "counts": _lists(stored.counts),
+    }
+    shape = {"layers": str(layers), "experts": str(experts)}
+    own, following = stored.blocks
+    router = {"own": _lists(own), "next": _lists(np.concatenate([following, np.zeros_like(own[:1])]))}
+    return [
+        _write_piece(folder / f"panel_{stored.step:08d}.parquet", pa.table(columns), shape),
+        _write_piece(folder / f"router_{stored.step:08d}.parquet", pa.table(router), shape),
+    ]
+
+
+def read_reading(run: Path, step: int) -> StoredReading:
+    """A reading of a run.
+
+    Raises:
+        StoreError: a piece that is missing, cut off or altered, by name.
+    """
+    table, layers, experts = _read_piece(run / _FOLDER / f"panel_{step:08d}.parquet")
+    router, _, _ = _read_piece(run / _FOLDER / f"router_{step:08d}.parquet")
+
+    def matrix(name: str) -> np.ndarray:
+        return _flat(table[name]).reshape(-1, layers, experts)
+
+    own, following = (_flat(router[name]).reshape(layers, experts, experts) for name in ("own", "next"))
+    return StoredReading(
+        step=step,
+        domain=np.array(table["domain"].to_pylist(), dtype=object),
+        cell=np.array([CELLS.index(cell) for cell in table["cell"].to_pylist()], np.int8),
+        document=_flat_numbers(table["document"]),
+        piece=_flat_numbers(table["piece"]),
+        first_step=_flat_numbers(table["first_step"]),
+        tokens=_flat_numbers(table["tokens"]),
+        loss=_flat_numbers(table["loss"]),
+        even=matrix("even"),
+        odd=matrix("odd"),
+        counts=matrix("counts"),
+        blocks=(own, following[:-1]),
+    )
+
+
+def read_readings(run: Path) -> Iterator[StoredReading]:
+    """All readings of a run, by step."""
+    for path in sorted((run / _FOLDER).glob("panel_????????.parquet")):
+        yield read_reading(run, int(path.stem.removeprefix("panel_")))
+
+
+def list_pieces(run: Path) -> list[str]:
+    """The pieces of a run, relative to it: what a checkpoint's manifest lists."""
+    return sorted(path.relative_to(run).as_posix() for path in (run / _FOLDER).glob("*.parquet"))
+
+
+def remove_unlisted(run: Path, listed: Collection[str]) -> None:
+    """Remove pieces that a checkpoint does not know: they were written after it."""
+    for name in set(list_pieces(run)) - set(listed):
+        (run / name).unlink()
+
+
+def _lists(array: np.ndarray) -> pa.FixedSizeListArray:
+    """One row of an array a list."""
+    flat = np.ascontiguousarray(array).reshape(len(array), -1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), max(1, flat.shape[1]))
+
+
+def _flat(column: pa.ChunkedArray) -> np.ndarray:
+    return _flat_numbers(pa.chunked_array([chunk.flatten() for chunk in column.chunks], type=column.type.value_type))
+
+
+def _flat_numbers(column: pa.ChunkedArray) -> np.ndarray:
+    return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks])
+
+
+def _write_piece(path: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
+    beside = path.with_suffix(".partial")
+    try:
+        pq.write_table(table.replace_schema_metadata(metadata), beside, compression="zstd")
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _read_piece(path: Path) -> tuple[pa.Table, int, int]:
+    try:
+        table = pq.read_table(path)
+        metadata = table.schema.metadata or {}
+        return table, int(metadata[b"layers"]), int(metadata[b"experts"])
+    except FileNotFoundError:
+        raise StoreError(f"{path}: missing") from None
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{path}: cut off or altered ({error}): remove it, its reading is lost") from None

@@ -1,0 +1,244 @@
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from moetrain import grokking
+from moetrain.data.corpus import prepare_corpus
+from moetrain.data.stream import training_stream
+from moetrain.model.router import Router
+from moetrain.model.transformer import Transformer
+from moetrain.routing.panel import HELDOUT, SEEN, TO_COME, draw_panel, read_panel, reading_steps
+from moetrain.routing.panel_metrics import panel_metrics
+from moetrain.routing.panel_monitor import PanelMonitor
+from moetrain.routing.store import (
+    StoreError,
+    as_stored,
+    list_pieces,
+    read_reading,
+    read_readings,
+    remove_unlisted,
+    write_reading,
+)
+from moetrain.train import train
+from tests.run.reading import scalars
+
+STEPS = 40
+DOMAINS = ["stories", "sums"]
+
+
+@pytest.fixture
+def made(make_settings):
+    settings = make_settings("data.domains.sums.repeats=2", f"train.max_steps={STEPS}")
+    corpus = prepare_corpus(settings)
+    stream = training_stream(corpus, settings)
+    torch.manual_seed(0)
+    model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32)
+    panel = draw_panel(corpus, stream, settings, STEPS, rows=4)
+    return settings, corpus, stream, model, panel
+
+
+def router_rows(model):
+    return np.stack([m.weight.detach().numpy() for m in model.modules() if isinstance(m, Router)])
+
+
+def reading_of(made, step=20):
+    _, _, _, model, panel = made
+    reading = read_panel(model, panel, step, torch.device("cpu"))
+    return reading, as_stored(panel, reading, DOMAINS, grokking.gram_blocks(router_rows(model)))
+
+
+def test_cells_hold_what_they_say_with_every_copy(made):
+    settings, corpus, stream, _, panel = made
+    text_met = {}
+    for step in range(stream.steps):
+        for sample in stream._step_samples(step):
+            key = (int(stream.samples.domain[sample]), int(stream.samples.start[sample]))
+            text_met.setdefault(key, step + 1)
+    for domain in (0, 1):
+        for cell in (SEEN, TO_COME, HELDOUT):
+            members = panel.members(domain, cell)
+            assert 8 <= len(members) <= settings.panel.samples
+            texts = [(domain, int(panel.samples.start[m])) for m in members]
+            assert len(set(texts)) == len(texts)
+            for text, member in zip(texts, members, strict=True):
+                met = text_met.get(text)
+                assert panel.samples.length[member] == settings.panel.tokens
+                if cell == SEEN:
+                    assert met <= STEPS // 10
+                    assert panel.first_step[member] == met
+                elif cell == TO_COME:
+                    assert STEPS - STEPS // 10 < met <= STEPS
+                    assert panel.first_step[member] == met
+                else:
+                    assert met is None
+                    assert panel.first_step[member] == 0
+    again = draw_panel(corpus, stream, settings, STEPS, rows=2)
+    assert np.array_equal(again.samples.start, panel.samples.start)
+
+
+def test_a_reading_is_each_sample_alone(made):
+    _, _, _, model, panel = made
+    reading, _ = reading_of(made)
+    for member in (0, 17, len(panel) - 1):
+        tokens = torch.from_numpy(panel.stream.sequence(member)[:-1])  # the end mark is not part of a beginning
+        length = len(tokens)
+        targets = torch.cat([tokens[1:], torch.tensor([-100])])
+        recorded = torch.full((length,), -1)
+        recorded[1:] = torch.arange(length - 1) % 2
+        zeros = torch.zeros(1, length, dtype=torch.int64)
+        positions = torch.arange(length)[None]
+        with torch.no_grad():
+            out = model(tokens[None], targets[None], positions, zeros, recorded[None], torch.tensor([[0, length]]), 1)
+        assert reading.loss[member] == pytest.approx(float(out.loss_sum) / (length - 1), rel=1e-5)
+        sums = out.routing.sums_LBRE[:, 0].numpy()
+        for half, mine in ((0, reading.even), (1, reading.odd)):
+            assert np.allclose(mine[member], sums[:, half] / sums[:, half].sum(-1, keepdims=True), atol=1e-5)
+        assert np.array_equal(reading.counts[member], out.routing.counts_LBRE[:, 0].sum(1).numpy())
+
+
+def test_processes_share_a_reading(made):
+    _, _, _, model, panel = made
+    whole = read_panel(model, panel, 3, torch.device("cpu"))
+    kept = []
+    for process in range(3):
+        read_panel(model, panel, 3, torch.device("cpu"), process, 3, lambda value: kept.append(value) or [value])
+    joined = read_panel(model, panel, 3, torch.device("cpu"), 0, 3, lambda _: kept)
+    for name in ("loss", "even", "odd", "counts"):
+        assert np.array_equal(getattr(joined, name), getattr(whole, name))
+
+
+def test_what_is_stored_comes_back_bit_for_bit(made, tmp_path):
+    _, stored = reading_of(made)
+    write_reading(tmp_path, stored)
+    back = read_reading(tmp_path, 20)
+    for name in ("domain", "cell", "document", "piece", "first_step", "tokens", "loss", "even", "odd", "counts"):
+        mine, theirs = getattr(back, name), getattr(stored, name)
+        assert np.array_equal(mine, theirs), name
+        assert mine.dtype == theirs.dtype, name
+    assert all(np.array_equal(a, b) for a, b in zip(back.blocks, stored.blocks, strict=True))
+    assert panel_metrics(back, DOMAINS, 0.7, STEPS) == panel_metrics(stored, DOMAINS, 0.7, STEPS)
+    frame = pq.read_table(tmp_path / "routing" / "panel_00000020.parquet").to_pandas()
+    assert set(frame.domain) == set(DOMAINS)
+    assert len(frame.even[0]) == 3 * 8
+
+
+def test_stored_weights_are_the_tokens_mean(made):
+    reading, stored = reading_of(made)
+    exact = (reading.even.astype(float) + reading.odd) / 2  # 16 tokens: as many even ones as odd
+    assert np.allclose(stored.weights, exact, atol=2e-3)
+    assert np.allclose(stored.weights.sum(-1), 1, atol=1e-12)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing"])
+def test_a_damaged_piece_is_named(made, tmp_path, damage):
+    _, stored = reading_of(made)
+    path = write_reading(tmp_path, stored)[0]
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: 1000 if damage == "cut" else 0])
+    with pytest.raises(StoreError, match=r"panel_00000020\.parquet: (missing|cut off or altered)"):
+        read_reading(tmp_path, 20)
+
+
+def test_pieces_unknown_to_a_checkpoint_are_removed(made, tmp_path):
+    _, stored = reading_of(made)
+    write_reading(tmp_path, stored)
+    listed = list_pieces(tmp_path)
+    assert listed == ["routing/panel_00000020.parquet", "routing/router_00000020.parquet"]
+    (tmp_path / "routing" / "panel_00000030.parquet").write_bytes(b"x")
+    remove_unlisted(tmp_path, listed)
+    assert list_pieces(tmp_path) == listed
+
+
+def test_metrics_take_the_right_samples(made):
+    _, _, _, model, panel = made
+    _, stored = reading_of(made, step=2)
+    found = panel_metrics(stored, DOMAINS, 0.7, STEPS)
+    met = panel.members(0, SEEN, met_by=2)
+    assert 0 < len(met) < len(panel.members(0, SEEN))
+    weights = stored.weights
+    assert found["pathway/d_path/stories"] == grokking.d_path(weights[met])
+    assert found["pathway/cosine/stories"].mean == pytest.approx(
+        float(np.nanmean(grokking.cosine(weights[met], router_rows(model)))), abs=1e-6
+    )
+    assert found["loss/panel_seen/stories"].mean == pytest.approx(stored.loss[met].mean(), rel=1e-6)
+    others = panel.members(1, SEEN, met_by=2)
+    assert found["pathway/sharing/stories"] == grokking.sharing(weights[met], weights[others])
+    heldout = panel.members(0, HELDOUT)
+    gap = stored.loss[heldout].mean() - stored.loss[met].mean()
+    assert found["memorized/gap_heldout/stories"].mean == pytest.approx(gap, abs=1e-5)
+    # The gap to samples to come is taken between the tenths alone.
+    assert not any(tag.startswith("memorized/gap/") for tag in found)
+    _, middle = reading_of(made, step=20)
+    assert "memorized/gap/stories" in panel_metrics(middle, DOMAINS, 0.7, STEPS)
+    _, first = reading_of(made, step=0)
+    assert not any(tag.startswith("pathway/") for tag in panel_metrics(first, DOMAINS, 0.7, STEPS))
+
+
+def test_domains_read_over_other_lengths_are_not_compared(make_settings):
+    settings = make_settings("data.domains.sums.panel_tokens=12", "train.max_steps=40")
+    corpus = prepare_corpus(settings)
+    stream = training_stream(corpus, settings)
+    model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32)
+    panel = draw_panel(corpus, stream, settings, 40, rows=4)
+    reading = read_panel(model, panel, 8, torch.device("cpu"))
+    found = panel_metrics(
+        as_stored(panel, reading, DOMAINS, grokking.gram_blocks(router_rows(model))), DOMAINS, 0.7, 12
+    )
+    assert "pathway/d_path/sums" in found
+    assert not any(tag.startswith("pathway/sharing") for tag in found)
+
+
+def test_results_come_in_order_and_state_restores_the_losses(made):
+    _, _, _, _, panel = made
+    monitor = PanelMonitor(panel, DOMAINS, 0.7, STEPS, {"stories": 10.0, "sums": None})
+    for step in (0, 10, 20, 30):
+        monitor.submit(reading_of(made, step)[1])
+    points = monitor.results(wait=True)
+    assert [p.step for p in points] == [0, 10, 20, 30]
+    assert points[-1].metrics["memorized/fraction/stories"].mean == 1.0  # nothing moved, and 10 nats are easily met
+    assert not any("fraction/sums" in tag for p in points for tag in p.metrics)
+    again = PanelMonitor(panel, DOMAINS, 0.7, STEPS, {"stories": 10.0, "sums": None})
+    again.load_state(monitor.state())
+    for domain in (0, 1):
+        for mine, theirs in zip(again.losses(domain), monitor.losses(domain), strict=True):
+            assert np.array_equal(mine, theirs)
+    monitor.close()
+    again.close()
+
+
+def test_readings_are_spread_over_the_run():
+    assert sorted(reading_steps(100, 5)) == [0, 25, 50, 75, 100]
+    assert sorted(reading_steps(3, 12)) == [0, 1, 2, 3]
+
+
+def test_every_logged_panel_number_comes_out_of_the_files_again(make_settings, tmp_path):
+    assert train(make_settings()) == 0
+    run = tmp_path / "runs" / "run"
+    points = scalars(run)
+    recomputed = {}
+    for stored in read_readings(run):
+        for tag, estimate in panel_metrics(stored, DOMAINS, 0.7, 12).items():
+            recomputed.setdefault(tag, []).append((stored.step, float(np.float32(estimate.mean))))
+    assert len(recomputed) > 30
+    for tag, series in recomputed.items():
+        assert points[tag] == series, tag
+    logged = {tag for tag in points if tag.startswith(("pathway", "kernel/", "memorized/", "loss/panel"))}
+    assert logged == set(recomputed)
+
+
+def test_a_full_disk_costs_the_reading_and_not_the_run(make_settings, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("moetrain.routing.store.pq.write_table", full)
+    assert train(make_settings()) == 0
+    run = tmp_path / "runs" / "run"
+    assert list_pieces(run) == []
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert sum("the panel reading was not stored" in event.get("problem", "") for event in events) == 4
+    assert scalars(run)["pathway/d_path/stories"]

@@ -409,9 +409,10 @@ def _section_type(annotation: Any) -> type[BaseModel] | None:
 
 def _type_name(annotation: Any) -> str:
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    choices = re.fullmatch(r"typing\.Literal\[(.*)\]", text)
+    choices = re.fullmatch(r"(typing\.Optional\[)?typing\.Literal\[(.*?)\]+", text)
     if choices:
-        return " | ".join(choice.strip(" '") for choice in choices[1].split(","))
+        names = [choice.strip(" '") for choice in choices[2].split(",")]
+        return " | ".join([*names, "null"] if choices[1] else names)
     return re.sub(r"(\w+\.)+", "", text).replace("None", "null")
 
 

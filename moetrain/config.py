@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -38,6 +38,62 @@ class RunSettings(_Section):
         return name
 
 
+class FactSettings(_Section):
+    """What a planted built-in domain states; each setting is taken by the domains that its meaning names."""
+
+    like: Literal["modular", "math", "chemistry"] | None = Field(
+        None, description="random_answers: the domain whose form and answers it imitates (default modular)."
+    )
+    modulus: int | None = Field(
+        None, ge=5, le=199, description="modular, random_answers like modular: a prime (default 59)."
+    )
+    operation: Literal["add", "subtract", "multiply", "divide"] | None = Field(
+        None, description="modular, random_answers like modular: what is done modulo the prime (default add)."
+    )
+    rule: Literal["copy", "reverse", "brackets"] | None = Field(
+        None, description="formal: what is asked about a string (default reverse)."
+    )
+    length: int | None = Field(None, ge=5, le=32, description="formal: symbols of a string (default 6).")
+    count: int | None = Field(
+        None, ge=2, description="formal, random_answers like math or chemistry: facts, held out or not (default 2000)."
+    )
+    trained_share: float | None = Field(
+        None, gt=0, lt=1, description="All planted domains: share of the facts that is trained (default 0.6)."
+    )
+    sign: str | None = Field(
+        None,
+        description="modular (default + - * /), random_answers like modular or math (default @): the sign of the "
+        "operation, one character in quotes; domains of one run that would state the same need different ones.",
+    )
+
+    @field_validator("modulus")
+    @classmethod
+    def _prime(cls, modulus: int | None) -> int | None:
+        if modulus is not None and any(modulus % divisor == 0 for divisor in range(2, modulus)):
+            raise ValueError("the modulus must be a prime such as 59, 97 or 113")
+        return modulus
+
+    @field_validator("sign")
+    @classmethod
+    def _one_sign(cls, sign: str | None) -> str | None:
+        if sign is not None and (len(sign) != 1 or sign.isdigit() or sign.isspace() or not sign.isprintable()):
+            raise ValueError("the sign is one visible character, no digit")
+        return sign
+
+    def given(self) -> dict[str, Any]:
+        """The settings that are not null: the options of the built-in domain."""
+        return self.model_dump(exclude_none=True)
+
+
+_FACTS_TAKEN: dict[str, tuple[str, ...]] = {
+    "modular": ("modulus", "operation", "trained_share", "sign"),
+    "random_answers": ("like", "modulus", "operation", "trained_share", "sign"),
+    "random_answers like math": ("like", "count", "trained_share", "sign"),
+    "random_answers like chemistry": ("like", "count", "trained_share"),
+    "formal": ("rule", "length", "count", "trained_share"),
+}
+
+
 class DomainSettings(_Section):
     """Where one domain's documents come from: exactly one of ``path`` and ``builtin``."""
 
@@ -45,9 +101,15 @@ class DomainSettings(_Section):
         None, description="JSONL files, plain or .gz: a path or pattern, or several; relative to data.root."
     )
     text_field: str = Field("text", description="Field of a JSON line that holds the document's text.")
-    builtin: str | None = Field(None, description="A built-in domain that needs no files: code or math.")
+    builtin: str | None = Field(
+        None,
+        description="A built-in domain that needs no files: code, math; for studies modular, random_answers, formal.",
+    )
     size: int | None = Field(
-        None, ge=1, description="Bytes of text to take (built-in: to produce, default 4,000,000); null takes all."
+        None,
+        ge=1,
+        description="Bytes of text to take (built-in: to produce, default 4,000,000; a planted domain ends "
+        "with its table of facts: see repeats); null takes all.",
     )
     weight: float | None = Field(None, gt=0, description="Share of the stream, with data.mixture: weights.")
     repeats: int = Field(1, ge=1, description="Copies of each document in the stream, each with an id of its own.")
@@ -56,6 +118,10 @@ class DomainSettings(_Section):
         gt=0,
         description="Loss in nats at or below which a panel sample counts as memorized while the run goes on; take it "
         "from an earlier run's summary. null: no memorized/fraction.",
+    )
+    facts: FactSettings | None = Field(None, description="What a planted built-in domain states.")
+    shuffled: bool = Field(
+        False, description="Whether the tokens of each document stand in a random order, the same one each time."
     )
     panel_tokens: int | None = Field(
         None, ge=1, description="Tokens of a sample that distances compare, for this domain; null takes panel.tokens."
@@ -67,6 +133,19 @@ class DomainSettings(_Section):
             raise ValueError("give exactly one of path and builtin")
         if self.path == [] or self.path == "":
             raise ValueError("path is empty: give a file or a pattern")
+        return self
+
+    @model_validator(mode="after")
+    def _facts_that_are_taken(self) -> DomainSettings:
+        given = self.facts.given() if self.facts is not None else {}
+        source = f"builtin {self.builtin}" if self.builtin is not None else "path"
+        kind = f"{self.builtin} like {given.get('like')}"
+        taken = _FACTS_TAKEN.get(kind, _FACTS_TAKEN.get(self.builtin or "", ()))
+        if kind in _FACTS_TAKEN:
+            source = f"builtin {kind}"
+        if unused := [key for key in given if key not in taken]:
+            takes = f"facts.{', facts.'.join(taken)}" if taken else "no facts"
+            raise ValueError(f"facts.{unused[0]} has no effect with {source}: remove it ({source} takes {takes})")
         return self
 
 
@@ -318,8 +397,8 @@ def describe_settings() -> Iterator[tuple[str, str, str, str]]:
 def _describe(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
     for name, field in section.model_fields.items():
         key = prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _describe(field.annotation, key + ".")
+        if section_type := _section_type(field.annotation):
+            yield from _describe(section_type, key + ".")
             continue
         default = field.get_default(call_default_factory=True, validated_data={})
         shown = yaml.safe_dump(default, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
@@ -328,11 +407,20 @@ def _describe(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str,
             yield from _describe(DomainSettings, key + ".NAME.")
 
 
+def _section_type(annotation: Any) -> type[BaseModel] | None:
+    """The section that a setting holds, also where it may be null."""
+    for part in (annotation, *get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part if annotation is part or type(None) in get_args(annotation) else None
+    return None
+
+
 def _type_name(annotation: Any) -> str:
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    choices = re.fullmatch(r"typing\.Literal\[(.*)\]", text)
+    choices = re.fullmatch(r"(typing\.Optional\[)?typing\.Literal\[(.*?)\]+", text)
     if choices:
-        return " | ".join(choice.strip(" '") for choice in choices[1].split(","))
+        names = [choice.strip(" '") for choice in choices[2].split(",")]
+        return " | ".join([*names, "null"] if choices[1] else names)
     return re.sub(r"(\w+\.)+", "", text).replace("None", "null")
 
 
@@ -407,16 +495,18 @@ def _one_line(error: ValidationError, place: str, origin: Mapping[tuple[str, ...
 def _is_setting(keys: tuple[str, ...]) -> bool:
     dotted = ".".join(keys)
     if len(keys) >= 3 and keys[:2] == ("data", "domains"):
-        return len(keys) == 3 or (len(keys) == 4 and keys[3] in DomainSettings.model_fields)
+        fact = len(keys) == 5 and keys[3] == "facts" and keys[4] in FactSettings.model_fields
+        return len(keys) == 3 or (len(keys) == 4 and keys[3] in DomainSettings.model_fields) or fact
     return dotted in Settings.model_fields or any(name == dotted for name, *_ in describe_settings())
 
 
 def _nearest(keys: tuple[str, ...], known: Sequence[str]) -> str | None:
     """The known key closest in spelling: in the same section first, then the same last word anywhere."""
     dotted = ".".join(keys)
-    if len(keys) == 4 and keys[:2] == ("data", "domains"):
-        near = difflib.get_close_matches(keys[3], list(DomainSettings.model_fields), n=1)
-        return ".".join((*keys[:3], near[0])) if near else None
+    if len(keys) in (4, 5) and keys[:2] == ("data", "domains"):
+        fields = DomainSettings.model_fields if len(keys) == 4 else FactSettings.model_fields
+        near = difflib.get_close_matches(keys[-1], list(fields), n=1)
+        return ".".join((*keys[:-1], near[0])) if near else None
     section = [name for name in known if name.rpartition(".")[0] == dotted.rpartition(".")[0]]
     near = difflib.get_close_matches(dotted, section, n=1, cutoff=0.75)
     if near:

@@ -10,6 +10,9 @@ def test_every_setting_has_a_meaning_and_a_default_that_loads():
     assert len(rows) > 50
     assert all(meaning for _, _, _, meaning in rows)
     assert len({key for key, *_ in rows}) == len(rows)
+    kinds = {key: kind for key, kind, *_ in rows}
+    assert kinds["data.mixture"] == "by_size | weights"
+    assert kinds["data.domains.NAME.facts.rule"] == "copy | reverse | brackets | null"
     overrides = [f"{key}={default}" for key, _, default, _ in rows if not key.startswith("data.domains")]
     assert load_settings(None, [CODE, *overrides]) == load_settings(None, [CODE])
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -19,13 +19,24 @@ from moetrain.config import Settings, expand
 from moetrain.data.documents import DataError, Document, DomainReport, document_id, fingerprint, read_documents
 from moetrain.data.tokenizer import Tokenizer, train_tokenizer
 
-FORMAT = 1
+FORMAT = 2
 _DOCUMENTS_AT_ONCE = 256
 
-# One line of a domain's index: a document, its tokens' place in tokens.bin, and its size as text.
+# One line of a domain's index: a document, its tokens' place in tokens.bin, and its size as text. The answer it marks
+# is a span of its tokens, -1 to -1 where it marks none.
 INDEX = np.dtype(
-    [("id", "<u8"), ("start", "<i8"), ("length", "<i8"), ("text_bytes", "<i8"), ("heldout", "?"), ("repeated", "?")]
+    [
+        ("id", "<u8"),
+        ("start", "<i8"),
+        ("length", "<i8"),
+        ("text_bytes", "<i8"),
+        ("heldout", "?"),
+        ("repeated", "?"),
+        ("answer_start", "<i8"),
+        ("answer_end", "<i8"),
+    ]
 )
+_NO_ANSWER = (-1, -1)
 
 Progress = Callable[[str, int, int | None], None]
 """Told (what is done, how far, of how much or None) now and then; see `moetrain.dashboard.terminal`."""
@@ -118,6 +129,7 @@ def _tokenize(settings: Settings, tokenizer: Tokenizer, folder: Path, progress: 
         index = _write_tokens(
             _documents(settings, name, seen, report),
             tokenizer,
+            settings.run.seed if domain.shuffled else None,
             folder / name / "tokens.bin",
             partial(_tell, progress, f"tokenizing {name}"),
         )
@@ -132,7 +144,11 @@ def _tokenize(settings: Settings, tokenizer: Tokenizer, folder: Path, progress: 
 
 
 def _write_tokens(
-    documents: Iterable[Document], tokenizer: Tokenizer, path: Path, progress: Callable[[int], None]
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    shuffle_seed: int | None,
+    path: Path,
+    progress: Callable[[int], None],
 ) -> np.ndarray:
     dtype = token_dtype(tokenizer.vocab_size)
     rows: list[np.ndarray] = []
@@ -147,12 +163,35 @@ def _write_tokens(
             part["start"] = written + np.concatenate([[0], np.cumsum(part["length"])[:-1]])
             part["text_bytes"] = [len(document.text.encode()) for document in batch]
             part["heldout"] = [document.heldout for document in batch]
+            spans = [_answer_tokens(document, ids, tokenizer) for document, ids in zip(batch, encoded, strict=True)]
+            part["answer_start"], part["answer_end"] = np.array(spans).T
+            if shuffle_seed is not None:
+                encoded = [
+                    shuffle(ids, shuffle_seed, document.id) for document, ids in zip(batch, encoded, strict=True)
+                ]
+                part["answer_start"], part["answer_end"] = _NO_ANSWER  # its tokens lie scattered
             for ids in encoded:
                 file.write(np.asarray(ids, dtype).tobytes())
             written += int(part["length"].sum())
             rows.append(part)
             progress(written)
     return np.concatenate(rows)
+
+
+def _answer_tokens(document: Document, ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int, int]:
+    if document.answer is None:
+        return _NO_ANSWER
+    try:
+        return tokenizer.span(document.text, ids, *document.answer)
+    except ValueError as error:
+        raise DataError(
+            f"document {document.text[:40]!r}: its answer cannot be found among its tokens: {error}"
+        ) from None
+
+
+def shuffle(ids: Sequence[int], seed: int, document: int) -> list[int]:
+    """The tokens of a document in a random order that follows from the run's seed and the document's id alone."""
+    return [ids[place] for place in np.random.default_rng([seed, 4, document]).permutation(len(ids))]
 
 
 def _tell(progress: Progress, what: str, tokens: int) -> None:

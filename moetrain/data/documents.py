@@ -11,11 +11,13 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from moetrain.config import DataSettings, DomainSettings, expand
 from moetrain.data import builtin
+from moetrain.data.builtin import MarkedText
 
 BUILTIN_SIZE = 4_000_000
 _PLACES_KEPT = 5
@@ -27,11 +29,12 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Document:
-    """One text of one domain, kept out of training where ``heldout``."""
+    """One text of one domain, kept out of training where ``heldout``; ``answer`` are characters, where it marks one."""
 
     text: str
     id: int
     heldout: bool
+    answer: tuple[int, int] | None = None
 
 
 @dataclass
@@ -89,8 +92,10 @@ def source_files(name: str, domain: DomainSettings, root: str) -> list[Path]:
 def fingerprint(name: str, domain: DomainSettings, data: DataSettings, seed: int) -> str:
     """A hash that changes whenever the documents of a domain could: of its files' content, or of its generator."""
     digest = hashlib.blake2b(digest_size=16)
-    described = domain.model_dump(include={"text_field", "builtin", "size", "repeats"})
+    described = domain.model_dump(include={"text_field", "builtin", "size", "repeats", "facts", "shuffled"})
     digest.update(json.dumps([name, described, data.heldout_share], sort_keys=True).encode())
+    if domain.shuffled:
+        digest.update(f"order {seed}".encode())
     if domain.builtin is not None:
         digest.update(_generator_fingerprint(seed).encode())
     else:
@@ -121,11 +126,13 @@ def read_documents(
         DataError: no documents, or a larger share of unreadable lines than ``data.max_bad_share``.
     """
     lines = 0
-    for place, text in _texts(name, domain, data, seed):
+    for place, found in _texts(name, domain, data, seed):
         lines += 1
-        if text is None:
+        if found is None:
             report.note_bad(place)
             continue
+        marked = found if isinstance(found, MarkedText) else None
+        text = found.text if isinstance(found, MarkedText) else found
         if not text.strip():
             report.empty += 1
             continue
@@ -136,16 +143,19 @@ def read_documents(
             continue
         if domain.size is not None and domain.builtin is None and report.text_bytes + size > domain.size:
             break
-        identity = document_id(text)
+        # A text out of order is another document than the same text in order: a run may hold both.
+        identity = document_id(text, copy=int(domain.shuffled))
         if identity in seen:
             report.duplicates += 1
             continue
         seen.add(identity)
         heldout = is_heldout(text, data.heldout_share)
+        if marked is not None and marked.heldout is not None:
+            heldout = marked.heldout  # a planted fact: the domain holds out a share of them up to symmetry
         report.documents += 1
         report.heldout_documents += heldout
         report.text_bytes += size
-        yield Document(text, identity, heldout)
+        yield Document(text, identity, heldout, marked.answer if marked else None)
     if report.bad > data.max_bad_share * max(lines, 1):
         raise DataError(
             f"data.domains.{name}: {report.bad} of {lines} lines cannot be used, first {report.bad_places[0]}: "
@@ -159,17 +169,25 @@ def _source_name(domain: DomainSettings) -> str:
     return f"builtin {domain.builtin}" if domain.builtin else f"{domain.path}"
 
 
-def _texts(name: str, domain: DomainSettings, data: DataSettings, seed: int) -> Iterator[tuple[str, str | None]]:
+def _texts(
+    name: str, domain: DomainSettings, data: DataSettings, seed: int
+) -> Iterator[tuple[str, str | MarkedText | None]]:
     """(place, text) of each line or document; text None where it cannot be used, the place then saying why."""
     if domain.builtin is not None:
-        for number, text in enumerate(builtin.documents(domain.builtin, size=domain.size or BUILTIN_SIZE, seed=seed)):
+        options = domain.facts.given() if domain.facts is not None else {}
+        try:
+            texts = builtin.documents(domain.builtin, size=domain.size or BUILTIN_SIZE, seed=seed, **options)
+            held_out = builtin.held_out_documents(domain.builtin, seed=seed, **options)
+        except ValueError as error:
+            raise DataError(f"data.domains.{name}: {error}") from None
+        for number, text in enumerate(chain(texts, held_out)):
             yield f"builtin {domain.builtin}, document {number}", text
         return
     for path in source_files(name, domain, data.root):
         yield from _json_lines(path, domain.text_field)
 
 
-def _json_lines(path: Path, text_field: str) -> Iterator[tuple[str, str | None]]:
+def _json_lines(path: Path, text_field: str) -> Iterator[tuple[str, str | MarkedText | None]]:
     opener = gzip.open if path.suffix == ".gz" else open
     number = 0
     with opener(path, "rb") as file:
@@ -189,7 +207,7 @@ def _json_lines(path: Path, text_field: str) -> Iterator[tuple[str, str | None]]
             yield _parse_line(line, place, text_field)
 
 
-def _parse_line(line: bytes, place: str, text_field: str) -> tuple[str, str | None]:
+def _parse_line(line: bytes, place: str, text_field: str) -> tuple[str, str | MarkedText | None]:
     try:
         record = json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -202,4 +220,14 @@ def _parse_line(line: bytes, place: str, text_field: str) -> tuple[str, str | No
         return f"{place}: no field {text_field!r} (fields: {fields}; set text_field)", None
     if not isinstance(text, str):
         return f"{place}: field {text_field!r} is a {type(text).__name__}, not text", None
-    return place, text
+    # "answer" holds other things too in files found in the wild (the answer itself, a choice's number): a list marks.
+    answer = record.get("answer")
+    if not isinstance(answer, list):
+        return place, text
+    if not _is_span(answer, text):
+        return f"{place}: answer {answer} marks no characters of the text ({len(text)} long): [start, end)", None
+    return place, MarkedText(text, (answer[0], answer[1]))
+
+
+def _is_span(answer: list[Any], text: str) -> bool:
+    return len(answer) == 2 and all(type(place) is int for place in answer) and 0 <= answer[0] < answer[1] <= len(text)

@@ -6,7 +6,7 @@ depend on packing, seed or batch (METRICS, section 0).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -17,13 +17,19 @@ MARKS = 2  # the begin and the end mark of a sample
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples as columns; ``domain`` counts the corpus's domains, ``start`` and ``length`` are text tokens."""
+    """Samples as columns; ``domain`` counts the corpus's domains, ``start`` and ``length`` are text tokens.
+
+    The answer is the span of the sample's text tokens that its document marks: of length 0 where it marks none, or
+    where the piece does not hold the whole of it.
+    """
 
     domain: np.ndarray  # int16 [S]
     document: np.ndarray  # uint64 [S], the document's id
     piece: np.ndarray  # int32 [S], which piece of the document
     start: np.ndarray  # int64 [S], into the domain's tokens
     length: np.ndarray  # int32 [S]
+    answer_start: np.ndarray  # int32 [S], counted from the sample's first text token
+    answer_length: np.ndarray  # int32 [S]
 
     def __len__(self) -> int:
         return len(self.domain)
@@ -34,7 +40,7 @@ class Samples:
         return self.length.astype(np.int64) + MARKS
 
     def take(self, which: np.ndarray) -> Samples:
-        return Samples(*(getattr(self, name)[which] for name in ("domain", "document", "piece", "start", "length")))
+        return Samples(*(getattr(self, column.name)[which] for column in fields(self)))
 
 
 def cut_samples(corpus: Corpus, seq_len: int, heldout: bool) -> Samples:
@@ -46,21 +52,22 @@ def cut_samples(corpus: Corpus, seq_len: int, heldout: bool) -> Samples:
         pieces = -(-index["length"] // longest)
         row = np.repeat(np.arange(len(index)), pieces)
         piece = np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        length = np.minimum(longest, index["length"][row] - piece * longest)
+        answer = index["answer_start"][row] - piece * longest
+        answer_end = index["answer_end"][row] - piece * longest
+        held = (answer >= 0) & (answer < answer_end) & (answer_end <= length)
         columns.append(
             Samples(
                 domain=np.full(len(row), number, np.int16),
                 document=index["id"][row],
                 piece=piece.astype(np.int32),
                 start=index["start"][row] + piece * longest,
-                length=np.minimum(longest, index["length"][row] - piece * longest).astype(np.int32),
+                length=length.astype(np.int32),
+                answer_start=np.where(held, answer, 0).astype(np.int32),
+                answer_length=np.where(held, answer_end - answer, 0).astype(np.int32),
             )
         )
-    return Samples(
-        *(
-            np.concatenate([getattr(c, name) for c in columns])
-            for name in ("domain", "document", "piece", "start", "length")
-        )
-    )
+    return Samples(*(np.concatenate([getattr(part, column.name) for part in columns]) for column in fields(Samples)))
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ class Batch:
 class Stream:
     """Rows of samples in their order, cut into steps of ``batch_rows`` rows.
 
-    With ``whole_samples`` off, samples are beginnings: their end mark stands, but it is not predicted.
+    With ``beginnings``, samples are cut short to be read, not trained on: their end mark stands but is not predicted,
+    and where a document marks its answer, the answer alone is.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Stream:
         samples: Samples,
         rows: Rows,
         batch_rows: int,
-        whole_samples: bool = True,
+        beginnings: bool = False,
     ) -> None:
         self.samples = samples
         self.rows = rows
@@ -83,7 +84,7 @@ class Stream:
         self._names = [domain.name for domain in corpus.domains]
         self._panel_tokens = np.array([settings.panel_tokens(name) for name in self._names])
         self._seq_len = settings.data.seq_len
-        self._unpredicted = 1 if whole_samples else 2  # tokens at a sample's end that nothing is predicted from
+        self._beginnings = beginnings
         # A multiple of 8, so that streams that differ a little still share shapes.
         self.most_samples = -(-rows.most_samples // 8) * 8
 
@@ -128,8 +129,8 @@ class Stream:
                 length = len(text) + MARKS
                 here = slice(place, place + length)
                 tokens[row, here] = np.concatenate([[self._begin], text, [self._end]])
-                predicting = length - self._unpredicted
-                targets[row, place : place + predicting] = tokens[row, place + 1 : place + 1 + predicting]
+                first, last = self._predicted(int(sample), length)
+                targets[row, place + first : place + last] = tokens[row, place + first + 1 : place + last + 1]
                 positions[row, here] = np.arange(length)
                 owner[row, here] = slot
                 samples[row, slot], domains[row, slot] = sample, self.samples.domain[sample]
@@ -157,6 +158,16 @@ class Stream:
             whole,
         )
         return Batch(*map(torch.from_numpy, arrays))
+
+    def _predicted(self, sample: int, length: int) -> tuple[int, int]:
+        """From which to before which of a sample's tokens the next one is predicted."""
+        if not self._beginnings:
+            return 0, length - 1
+        answer, size = int(self.samples.answer_start[sample]), int(self.samples.answer_length[sample])
+        # Text token j stands at j + 1, behind the begin mark, and is predicted from j.
+        if size and answer + size <= length - MARKS:
+            return answer, answer + size
+        return 0, length - MARKS
 
     def _text(self, sample: int) -> np.ndarray:
         domain, start = int(self.samples.domain[sample]), int(self.samples.start[sample])

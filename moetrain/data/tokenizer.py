@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,24 @@ class Tokenizer:
             elif not (self._processor.is_control(i) or self._processor.is_unknown(i)):
                 sizes[i] = len(self._processor.id_to_piece(i).replace(_SPACE_SYMBOL, " ").encode())
         return sizes
+
+    def span(self, text: str, ids: Sequence[int], start: int, end: int) -> tuple[int, int]:
+        """The tokens (first, one past the last) of ``ids``, a text's own, that hold ``text[start:end]``.
+
+        A token that holds characters on both sides of a boundary counts as inside.
+
+        Raises:
+            ValueError: the tokens do not spell out the text byte for byte.
+        """
+        ends = np.cumsum(self._bytes_by_id[np.asarray(ids, np.int64)])
+        first, last = len(text[:start].encode()), len(text[:end].encode())
+        if len(text.encode()) != (ends[-1] if len(ends) else 0):
+            raise ValueError("the tokens are not those of the text")
+        return int(np.searchsorted(ends, first, "right")), int(np.searchsorted(ends, last, "left")) + 1
+
+    @cached_property
+    def _bytes_by_id(self) -> np.ndarray:
+        return self.token_bytes()
 
     def save(self, path: Path) -> None:
         path.write_bytes(self.model)

@@ -10,7 +10,7 @@ Shapes: P panel samples, L layers, E experts, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, r
     joined = Samples(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Samples)))
     order = np.arange(len(joined))
     packed = pack_rows(order, joined.row_lengths, settings.data.seq_len, len(joined) or 1, settings.run.seed)
-    panel_stream = Stream(corpus, settings, joined, packed, rows, whole_samples=False)
+    panel_stream = Stream(corpus, settings, joined, packed, rows, beginnings=True)
     return Panel(joined, np.concatenate(cells), np.concatenate(first), panel_stream)
 
 
@@ -114,7 +114,7 @@ def _one_of_each_text(samples: Samples, chosen: np.ndarray) -> np.ndarray:
 
 
 def _cut(samples: Samples, tokens: int) -> Samples:
-    return Samples(samples.domain, samples.document, samples.piece, samples.start, np.minimum(samples.length, tokens))
+    return replace(samples, length=np.minimum(samples.length, tokens))
 
 
 @torch.no_grad()

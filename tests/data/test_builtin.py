@@ -23,6 +23,7 @@ from moetrain.data import builtin
 from moetrain.data.builtin import arithmetic, operands, phrases, phrases_steps
 from moetrain.data.builtin.facts import held_out_pairs, is_held_out, show_held_out
 
+WRITTEN = ("code", "math")  # the planted domains have tests of their own
 ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 VALUES = {word: value for value, word in enumerate([*ONES.split(), "eighteen", "nineteen"])}
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
@@ -266,7 +267,7 @@ def test_operands_are_broad_and_skewed_to_small(training_text: list[str]) -> Non
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from(builtin.NAMES), st.integers(0, 60_000), st.integers(0, 60_000), st.integers(0, 2**40))
+@given(st.sampled_from(WRITTEN), st.integers(0, 60_000), st.integers(0, 60_000), st.integers(0, 2**40))
 def test_a_smaller_size_is_a_prefix(name: str, size: int, other: int, seed: int) -> None:
     size, larger = sorted((size, other))
     texts = list(builtin.documents(name, size=size, seed=seed))
@@ -277,12 +278,12 @@ def test_a_smaller_size_is_a_prefix(name: str, size: int, other: int, seed: int)
 
 
 def test_seeds_differ_and_processes_agree() -> None:
-    for name in builtin.NAMES:
+    for name in WRITTEN:
         first, second = (list(builtin.documents(name, size=50_000, seed=seed)) for seed in (0, 1))
         assert first != second
     code = (
         "import hashlib; from moetrain.data import builtin\n"
-        "texts = [t for name in builtin.NAMES for t in builtin.documents(name, size=50_000, seed=3)]\n"
+        "texts = [t for name in ('code', 'math') for t in builtin.documents(name, size=50_000, seed=3)]\n"
         "items = builtin.probe_items('math', items=50, seed=3)\n"
         "items += builtin.probe_items('code', items=20, seed=3, held_out=texts)\n"
         "print(hashlib.sha256(repr((texts, items)).encode()).hexdigest())"

@@ -52,6 +52,8 @@ def equal_samples(counts, length=10):
         np.zeros(n, np.int32),
         np.zeros(n, np.int64),
         np.full(n, length, np.int32),
+        np.zeros(n, np.int32),
+        np.zeros(n, np.int32),
     )
 
 

@@ -1,39 +1,94 @@
-"""Domains that need no network: generated arithmetic (`math`) and the Python standard library's source (`code`)."""
+"""Domains that need no network: arithmetic (`math`), the Python standard library's source (`code`), and planted ones.
+
+The planted domains are for studies: what can be known of them is known. `modular` and `formal` have a rule, of which a
+share is held out; `random_answers` has none. They take options (`moetrain.config.FactSettings`), and which of their
+facts are trained depends on options and seed: give the same ones to all functions here.
+"""
 
 import difflib
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from random import Random
 from typing import Any
 
-from moetrain.data.builtin import arithmetic, arithmetic_items, python_code
+from moetrain.data.builtin import arithmetic, arithmetic_items, formal, modular, planted, python_code, random_answers
+from moetrain.data.builtin.planted import MarkedText
 
-NAMES: tuple[str, ...] = ("code", "math")
+__all__ = ["NAMES", "PLANTED", "MarkedText", "documents", "held_out_documents", "probe_items", "trained_items"]
+
+TABLES: dict[str, Callable[..., planted.Table]] = {
+    "formal": formal.table,
+    "modular": modular.table,
+    "random_answers": random_answers.table,
+}
+PLANTED = tuple(TABLES)
+NAMES: tuple[str, ...] = ("code", "math", *PLANTED)
 
 
-def documents(name: str, *, size: int, seed: int) -> Iterator[str]:
+def documents(name: str, *, size: int, seed: int, **options: Any) -> Iterator[str | MarkedText]:
     """Return the texts of a built-in domain, one by one, until about `size` bytes of UTF-8 have been given.
 
     The last text is given whole, so the total is `size` or a little more; `code` ends earlier where the standard
-    library does (about 10 MB). One name and seed give the same texts, the first of them for a smaller size: `math` on
-    every machine, `code` with one Python version. Raises ValueError for an unknown name or a negative size.
+    library does (about 10 MB), a planted domain where its table of trained facts does: it states each once and marks
+    the answer. One name, seed and options give the same texts, the first of them for a smaller size: `code` with one
+    Python version, the others on every machine. Raises ValueError for an unknown name, a negative size, or options
+    that the domain does not take.
     """
-    _check(name, "size", size)
+    _check(name, "size", size, options)
+    if name in PLANTED:
+        return planted.documents(_table(name, seed, options), size)
     return arithmetic.documents(size, seed) if name == "math" else python_code.documents(size, seed)
 
 
-def probe_items(name: str, *, items: int, seed: int, held_out: Iterable[str] = ()) -> list[dict[str, Any]]:
+def held_out_documents(name: str, *, seed: int, **options: Any) -> Iterator[MarkedText]:
+    """Return the held-out facts of a planted domain as texts like its documents, marked as held out; else nothing."""
+    _check(name, "size", 0, options)
+    facts = _table(name, seed, options).held_out if name in PLANTED else ()
+    return (fact.marked(heldout=True) for fact in facts)
+
+
+def probe_items(
+    name: str, *, items: int, seed: int, held_out: Iterable[str] = (), **options: Any
+) -> list[dict[str, Any]]:
     """Return held-out probe items in the form of the benchmark files, the same ones for the same arguments.
 
     `math`: exactly `items`, multiple choice and open answer by turns, over facts that no seed's documents state;
     `held_out` is not looked at. `code`: at most `items`, the bodies of functions in the texts of `held_out`, which
-    should be documents that the run does not train on. Raises ValueError for an unknown name or a negative count.
+    should be documents that the run does not train on. Planted domains: at most `items`, by turns like `math`, each
+    held-out fact once; the seed must be that of the documents. Raises ValueError as `documents` does.
     """
-    _check(name, "items", items)
+    _check(name, "items", items, options)
+    if name in PLANTED:
+        return _planted_items(name, items, seed, options, trained=False)
     return arithmetic_items.items(items, seed) if name == "math" else python_code.items(items, seed, held_out)
 
 
-def _check(name: str, what: str, count: int) -> None:
+def trained_items(name: str, *, items: int, seed: int, **options: Any) -> list[dict[str, Any]]:
+    """Return at most `items` items that ask for trained facts of a planted domain, as `probe_items` asks for others.
+
+    Their tasks end in `_trained`. Raises ValueError as `documents` does, and for a domain that is not planted.
+    """
+    _check(name, "items", items, options)
+    if name not in PLANTED:
+        raise ValueError(f"built-in domain {name!r} has no table of trained facts; {', '.join(PLANTED)} have")
+    return _planted_items(name, items, seed, options, trained=True)
+
+
+def _planted_items(name: str, items: int, seed: int, options: dict[str, Any], trained: bool) -> list[dict[str, Any]]:
+    random = Random(f"{name} items {seed} {trained}").random
+    return planted.items(_table(name, seed, options), items, domain=name, trained=trained, random=random)
+
+
+def _table(name: str, seed: int, options: dict[str, Any]) -> planted.Table:
+    return TABLES[name](seed, **options)
+
+
+def _check(name: str, what: str, count: int, options: dict[str, Any]) -> None:
     if name not in NAMES:
         nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
         raise ValueError(f"no built-in domain {name!r}: did you mean {nearest!r}? There are {', '.join(NAMES)}")
     if count < 0:
         raise ValueError(f"{what} must not be negative, got {count}")
+    names = list(inspect.signature(TABLES[name]).parameters)[1:] if name in TABLES else []
+    if unknown := [option for option in options if option not in names]:
+        raise ValueError(f"built-in domain {name!r} takes no option {unknown[0]!r}: {', '.join(names) or 'none'}")

@@ -1,0 +1,86 @@
+"""The null of the planted rules: questions of their form whose answers are random, fixed by a seeded table.
+
+Every fact can be memorized and no fact tells anything about another: not even its mirror image, which where it is
+stated has an answer of its own. The held-out facts are drawn the same way, so that nothing can be learned for them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from random import Random as Generator
+from typing import Literal
+
+from moetrain.data.builtin import modular
+from moetrain.data.builtin.planted import Fact, Table, any_of, shuffled
+
+Like = Literal["modular", "math", "chemistry"]
+
+SIGN = "@"  # an operation that does not exist, so that no fact contradicts one of a real domain
+OPERANDS = range(10, 100)
+
+
+def table(
+    seed: int,
+    like: Like = "modular",
+    modulus: int = 59,
+    operation: modular.Operation = "add",
+    trained_share: float = 0.6,
+    count: int = 2000,
+    sign: str = SIGN,
+) -> Table:
+    """Return facts in the form of a rule domain, with random answers.
+
+    ``like: modular``: the questions of `modular.table`, parted the same way, under another sign; the answers are that
+    table's own, permuted within each part: the same alphabet, exactly as often. ``math``: a made-up operation on two
+    numbers of two digits, answered by one; ``chemistry``: molar masses of compounds that do not exist, answered by a
+    number of three digits; ``count`` facts each, answers as equally frequent as can be in each part, no pair of
+    operands in both orders. Another ``sign`` gives another table. Raises ValueError where there are no such facts.
+    """
+    if like == "modular":
+        return _like_modular(seed, modulus, operation, trained_share, sign)
+    return _numbers(seed, like, count, trained_share, sign)
+
+
+@functools.lru_cache(maxsize=16)
+def _like_modular(seed: int, modulus: int, operation: modular.Operation, trained_share: float, sign: str) -> Table:
+    random = Generator(f"random answers {seed} modular {modulus} {operation} {sign}").random
+    parts = []
+    for part in modular.facts(seed, modulus, operation, trained_share):
+        answers = shuffled(random, [c for _, _, c in part])
+        parts.append(
+            tuple(
+                Fact(modular.prompt(a, b, sign, modulus), modular.padded(answer, modulus))
+                for (a, b, _), answer in zip(part, answers, strict=True)
+            )
+        )
+    return Table(parts[0], parts[1], any_of(sorted({fact.answer for fact in parts[0] + parts[1]})))
+
+
+@functools.lru_cache(maxsize=16)
+def _numbers(seed: int, like: Like, count: int, trained_share: float, sign: str) -> Table:
+    random = Generator(f"random answers {seed} {like} {sign}").random
+    pairs = shuffled(random, [(x, y) for x in OPERANDS for y in OPERANDS if x < y])
+    trained = round(trained_share * count)
+    if count > len(pairs) or not 0 < trained < count:
+        raise ValueError(
+            f"count {count} and trained_share {trained_share}: there are {len(pairs)} facts like {like}, of which at "
+            "least one must be trained and one not"
+        )
+    answers = [str(number) for number in (range(10, 100) if like == "math" else range(100, 1000))]
+    parts = []
+    for part in (pairs[:trained], pairs[trained:count]):
+        # All answers go round before any comes again.
+        drawn = [answer for _ in range(-(-len(part) // len(answers))) for answer in shuffled(random, answers)]
+        drawn = shuffled(random, drawn[: len(part)])
+        parts.append(
+            tuple(_fact(like, shuffled(random, pair), answer, sign) for pair, answer in zip(part, drawn, strict=True))
+        )
+    return Table(parts[0], parts[1], any_of(answers))
+
+
+def _fact(like: Like, operands: Sequence[int], answer: str, sign: str) -> Fact:
+    a, b = operands
+    if like == "math":
+        return Fact(f"What is {a} {sign} {b}?", answer, ".")
+    return Fact(f"The molar mass of C{a}Xe{b} is", answer, " g/mol.")

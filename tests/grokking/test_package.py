@@ -32,7 +32,6 @@ def test_imports_nothing_of_the_project(path):
             assert node.level == 1 or (node.level == 0 and node.module.split(".")[0] in allowed), ast.unparse(node)
 
 
-# controls.py and phase.py, and the sections of their quantities, are written after this room.
 STEMS = [
     "d_path",
     "d_path_norm",
@@ -52,6 +51,10 @@ STEMS = [
     "fraction",
     "delay",
     "correlation",
+    "phase",
+    "load_cv",
+    "entropy",
+    "dead",
 ]
 
 
@@ -72,6 +75,8 @@ def test_every_quantity_has_a_description_with_its_sign_and_limits(stem):
         ("memorized/gap_heldout/math", "gap_heldout"),
         ("delay/math", "delay"),
         ("correlation/d_path/math", "correlation"),
+        ("phase/math", "phase"),
+        ("experts/load_cv/worst", "load_cv"),
         ("pathway/spread/cosine", "spread"),  # a domain may have any name
     ],
 )

@@ -1,0 +1,392 @@
+"""The paper's toy: does the pathway edit distance follow the effective dimension of the routing kernel?
+
+Li, Fan and Zhou (arXiv 2506.21551, section on theory) support Theorem 4.1 with a one-layer mixture of 16 ReLU experts
+behind a random frozen router, on 200 samples of 100-dimensional Gaussian clusters: edit distance against effective
+dimension. This trains many such models and correlates the two, with the controls that a correlation of this kind needs.
+
+    python tools/theory_toy.py                                          # about a minute; tools/results/theory_toy.*
+    python tools/theory_toy.py --models 8 --steps 20 --output /tmp/toy  # a quick look
+
+What the paper leaves open was chosen so, and all of it is written into the JSON:
+- What varies. A router redrawn with nothing else changed is one family, "draw". Three more vary one thing each:
+  "scatter", the share of a sample's variance that lies within its cluster (0.001 to 1); "clusters", their number (2 to
+  100); "sharpness", the scale of the router's logits (0.2 to 10, even in logarithms). What does not vary is 0.02, 10
+  and 2. Pooled correlations mix families and are no evidence by themselves.
+- This was chosen after looking. In a first form 0.5 lay within clusters (`--scatter 0.5`; from 0.01 on where it
+  varied), and d_eff was close to 16, the most that 16 experts allow, nearly everywhere. Its Spearman correlations of
+  D_path with d_eff, in the order above, 60 models each, were +.30, +.49, +.46, -.73, and without router entropy +.08,
+  +.39, +.56, -.21: the same signs. Two quick looks with 12 and 16 models a family came before it.
+- Data. Inputs of length 10 or about: a Gaussian centre and Gaussian noise in 100 dimensions, mixed by the share above.
+  The target is one standard Gaussian number a cluster, plus 0.3 times a fixed linear function of the noise, plus noise
+  of 0.1. Test: 1000 further samples of the same clusters.
+- Model. g(x) = softmax(sharpness W x / 10) with W standard Gaussian, frozen, dense over all experts (no top-k);
+  f(x) = sum_e g_e(x) a_e relu(U_e x), 16 hidden units an expert, U and a trained by Adam on squared error.
+- Measures. As in `moetrain.grokking`: tau 0.7; d_eff of 64 samples at lambda = 0.01 Tr(H) / 64, and of all 200 at 0.01
+  Tr(H) / 200; expert kernels K = 1 and K = <x, x'>. One layer's pathway is one prefix: routing by size, no separators.
+- Control. Residuals of both quantities on router entropy and its square: what is left is not the router's sharpness,
+  which moves the length of pathways and the kernel alike. The distance divided by pathway length stands beside it.
+
+Intervals are bootstraps over models. Suffixes: M models, S samples, E experts, D input, H hidden units of an expert.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import rankdata
+
+from moetrain.grokking import d_eff, d_path_both, effective_dimension, routing_kernel
+
+Floats = NDArray[np.float64]
+
+EXPERTS, SAMPLES, TEST, WIDTH, HIDDEN = 16, 200, 1000, 100, 16
+RIDGE, LEARNING_RATE, RESAMPLES = 0.01, 3e-3, 2000
+WITHIN, LABEL_NOISE = 0.3, 0.1
+SCATTER, CLUSTERS, SHARPNESS = 0.02, 10, 2.0  # of the families that do not vary them
+FAMILIES = {
+    "draw": "only seeds differ",
+    "scatter": "within clusters",
+    "clusters": "their number",
+    "sharpness": "of the router",
+}
+COLORS = {"draw": "#7570b3", "scatter": "#1b9e77", "clusters": "#3182bd", "sharpness": "#d95f02"}
+FIGURE_NAMES = ("d_eff", "d_path", "d_path_norm", "entropy", "test_error")
+PAIRS = {
+    "d_path ~ d_eff": ("d_path", "d_eff"),
+    "d_path ~ d_eff (n = 200)": ("d_path", "d_eff_200"),
+    "d_path ~ d_eff, linear experts": ("d_path", "d_eff_linear"),
+    "d_path_norm ~ d_eff": ("d_path_norm", "d_eff"),
+    "d_path ~ test error": ("d_path", "test_error"),
+    "d_eff ~ test error": ("d_eff", "test_error"),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What one model gave; entropies in nats, errors as squared error over the variance of the targets."""
+
+    family: str
+    seed: int
+    scatter: float
+    clusters: int
+    sharpness: float
+    d_path: float
+    d_path_norm: float
+    d_eff: float
+    d_eff_200: float
+    d_eff_linear: float
+    entropy: float
+    load_entropy: float
+    train_error: float
+    test_error: float
+
+
+def plan(models: int, scatter: float = SCATTER) -> list[dict[str, Any]]:
+    """Family, seed, scatter, clusters and sharpness of each model, `models` of every family."""
+    usual = {"scatter": scatter, "clusters": CLUSTERS, "sharpness": SHARPNESS}
+    varied: dict[str, list[Any]] = {
+        "scatter": np.geomspace(0.001, 1, models).tolist(),
+        "clusters": np.geomspace(2, 100, models).round().astype(int).tolist(),
+        "sharpness": np.geomspace(0.2, 10, models).tolist(),
+    }
+    rows = [{**usual, "family": "draw"} for _ in range(models)]
+    rows += [{**usual, "family": name, name: value} for name, values in varied.items() for value in values]
+    return [{**row, "seed": seed} for seed, row in enumerate(rows)]
+
+
+def draw_data(clusters: int, scatter: float, rng: np.random.Generator) -> tuple[Floats, Floats, Floats, Floats]:
+    """Training inputs [S, D] and targets [S], test inputs and targets, of one set of Gaussian clusters.
+
+    scatter: share of the inputs' variance that lies within clusters, 0 to 1.
+    """
+    centres = rng.normal(size=(clusters, WIDTH))
+    centres *= np.sqrt(WIDTH) / np.linalg.norm(centres, axis=1, keepdims=True)
+    levels, direction = rng.normal(size=clusters), rng.normal(size=WIDTH) / np.sqrt(WIDTH)
+    member = np.concatenate([rng.permutation(np.arange(SAMPLES) % clusters), rng.integers(clusters, size=TEST)])
+    around = rng.normal(size=(SAMPLES + TEST, WIDTH))
+    targets = levels[member] + WITHIN * around @ direction + LABEL_NOISE * rng.normal(size=len(member))
+    inputs = np.sqrt(1 - scatter) * centres[member] + np.sqrt(scatter) * around
+    return inputs[:SAMPLES], targets[:SAMPLES], inputs[SAMPLES:], targets[SAMPLES:]
+
+
+def route(inputs_SD: Floats, router_ED: Floats, sharpness: float) -> Floats:
+    """Routing weights [S, E]: the softmax over all experts."""
+    logits_SE = sharpness * inputs_SD @ router_ED.T / np.sqrt(WIDTH)
+    weights_SE = np.exp(logits_SE - logits_SE.max(axis=1, keepdims=True))
+    return weights_SE / weights_SE.sum(axis=1, keepdims=True)
+
+
+def train_experts(
+    train: tuple[Floats, Floats, Floats], test: tuple[Floats, Floats, Floats], steps: int, seed: int
+) -> tuple[float, float]:
+    """Squared error in training and test after `steps` full batches, each over the variance of the test targets.
+
+    train, test: inputs [S, D], routing weights [S, E] and targets [S]; the router is not trained.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    inner_HD = torch.randn(EXPERTS * HIDDEN, WIDTH, generator=generator) * (2 / WIDTH) ** 0.5
+    outer_H = torch.randn(EXPERTS * HIDDEN, generator=generator) * (1 / HIDDEN) ** 0.5
+    parameters = [inner_HD.requires_grad_(), outer_H.requires_grad_()]
+    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
+
+    def error(data: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        inputs_SD, gates_SH, targets_S = data
+        outputs_S = (gates_SH * torch.relu(inputs_SD @ inner_HD.T)) @ outer_H
+        return ((outputs_S - targets_S) ** 2).mean()
+
+    def tensors(data: tuple[Floats, Floats, Floats]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        inputs, weights, targets = (torch.from_numpy(part).float() for part in data)
+        return inputs, weights.repeat_interleave(HIDDEN, dim=1), targets
+
+    seen, unseen = tensors(train), tensors(test)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        error(seen).backward()
+        optimizer.step()
+    variance = float(test[2].var())
+    with torch.no_grad():
+        return float(error(seen)) / variance, float(error(unseen)) / variance
+
+
+def run_model(family: str, seed: int, scatter: float, clusters: int, sharpness: float, steps: int) -> Model:
+    """Draw, route, measure and train one model."""
+    rng = np.random.default_rng([2506, 21551, seed])
+    train_x, train_y, test_x, test_y = draw_data(clusters, scatter, rng)
+    router_ED = rng.normal(size=(EXPERTS, WIDTH))
+    weights_SE, test_SE = route(train_x, router_ED, sharpness), route(test_x, router_ED, sharpness)
+    weights_SLE = weights_SE[:, None]
+    edits, share = d_path_both(weights_SLE)
+    kernel_SS = routing_kernel(weights_SLE)
+    train_error, test_error = train_experts((train_x, weights_SE, train_y), (test_x, test_SE, test_y), steps, seed)
+    load_E = weights_SE.mean(axis=0)
+    return Model(
+        family=family,
+        seed=seed,
+        scatter=scatter,
+        clusters=clusters,
+        sharpness=sharpness,
+        d_path=edits.mean,
+        d_path_norm=share.mean,
+        d_eff=d_eff(weights_SLE),
+        d_eff_200=effective_dimension(kernel_SS, RIDGE * float(np.trace(kernel_SS)) / len(kernel_SS)),
+        d_eff_linear=d_eff(weights_SLE, train_x[:, None]),
+        entropy=float(_entropy(weights_SE).mean()),
+        load_entropy=float(_entropy(load_E)),
+        train_error=train_error,
+        test_error=test_error,
+    )
+
+
+def _entropy(weights: Floats) -> Any:
+    return -(weights * np.log(np.maximum(weights, 1e-300))).sum(axis=-1)
+
+
+def correlate_models(x_M: Floats, y_M: Floats, control_M: Floats, seed: int = 0) -> dict[str, Any]:
+    """Pearson and Spearman of x and y over models, and the same without what router entropy tells, with intervals.
+
+    The controlled ones correlate residuals on entropy and its square: of the values for Pearson, of ranks for Spearman.
+    Returns for each a value and the 2.5% and 97.5% points of a bootstrap over models; NaN where a series does not vary
+    or leaves no residual, its order being that of entropy.
+    """
+    n = len(x_M)
+    rows_RS = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+    rows_RS = np.concatenate([np.arange(n)[None], rows_RS])  # the first row is the models themselves
+    found: dict[str, Any] = {"n": n}
+    for method in ("pearson", "spearman"):
+        parts = [series[rows_RS] for series in (x_M, y_M, control_M)]
+        x, y, control = (rankdata(part, axis=1) for part in parts) if method == "spearman" else parts
+        for name, a, b in (
+            (method, x, y),
+            (f"{method}_without_entropy", residuals(x, control), residuals(y, control)),
+        ):
+            a, b = (part - part.mean(axis=1, keepdims=True) for part in (a, b))
+            scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+            value_R = np.divide((a * b).sum(axis=1), scale, out=np.full(len(scale), np.nan), where=scale > 1e-12)
+            resampled_R = value_R[1:][~np.isnan(value_R[1:])]
+            undefined = np.isnan(value_R[0]) or len(resampled_R) == 0
+            low, high = (np.nan, np.nan) if undefined else np.percentile(resampled_R, [2.5, 97.5])
+            found[name] = {"value": float(value_R[0]), "low": float(low), "high": float(high)}
+    return found
+
+
+def residuals(y: Floats, control: Floats) -> Floats:
+    """What a parabola in the control leaves of each row of y, [R, M] each."""
+    scaled = control - control.mean(axis=1, keepdims=True)
+    scaled = scaled / np.maximum(np.abs(scaled).max(axis=1, keepdims=True), 1e-300)
+    basis, _ = np.linalg.qr(np.stack([np.ones_like(scaled), scaled, scaled**2], axis=2))
+    return y - np.einsum("rmk,rk->rm", basis, np.einsum("rmk,rm->rk", basis, y))
+
+
+def correlations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
+    """`correlate_models` of each pair of quantities, for each family and for all together."""
+
+    def of(chosen: Sequence[Model]) -> dict[str, Any]:
+        columns = {name: np.array([getattr(model, name) for model in chosen]) for name in Model.__annotations__}
+        return {pair: correlate_models(columns[x], columns[y], columns["entropy"]) for pair, (x, y) in PAIRS.items()}
+
+    groups = {family: [model for model in models if model.family == family] for family in FAMILIES}
+    return {**{family: of(chosen) for family, chosen in groups.items()}, "pooled": of(models)}
+
+
+def conclusion(found: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Whether D_path rises with d_eff, by family: from the intervals of Spearman, as it is and without entropy."""
+
+    def words(part: dict[str, Any]) -> str:
+        if np.isnan(part["value"]):
+            return "has no value, for D_path or d_eff follows entropy exactly"
+        rises, falls = part["low"] > 0, part["high"] < 0
+        return (
+            f"{'rises with d_eff' if rises else 'falls with d_eff' if falls else 'shows no relation'}, {_short(part)}"
+        )
+
+    said = {}
+    for pair, quantity in (("d_path ~ d_eff", "D_path"), ("d_path_norm ~ d_eff", "D_path by length")):
+        for name, pairs in found.items():
+            row = pairs[pair]
+            said[f"{pair}, {name}"] = (
+                f"{quantity} {words(row['spearman'])}; without router entropy it "
+                f"{words(row['spearman_without_entropy'])}; Spearman over {row['n']} models"
+            )
+    return said
+
+
+def draw_figure(models: Sequence[Model], found: dict[str, dict[str, Any]], path: Path) -> None:
+    """D_path against d_eff as it is, without router entropy, and by length; test error against d_eff."""
+    try:
+        import matplotlib
+    except ImportError as missing:
+        raise SystemExit("the figure needs matplotlib: pip install 'moetrain[figures]'") from missing
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, grid = plt.subplots(2, 2, figsize=(12.5, 11), constrained_layout=True)
+    axes = grid.ravel()
+    for family, meaning in FAMILIES.items():
+        chosen = [model for model in models if model.family == family]
+        column = {name: np.array([getattr(model, name) for model in chosen]) for name in FIGURE_NAMES}
+        without = {
+            name: residuals(rankdata(column[name])[None], rankdata(column["entropy"])[None])[0] / len(chosen)
+            for name in ("d_eff", "d_path")
+        }
+        row, marks = found[family], {"s": 26, "alpha": 0.75, "color": COLORS[family], "linewidths": 0}
+        for axis, x, y, part in (
+            (axes[0], column["d_eff"], column["d_path"], row["d_path ~ d_eff"]["spearman"]),
+            (axes[1], without["d_eff"], without["d_path"], row["d_path ~ d_eff"]["spearman_without_entropy"]),
+            (axes[2], column["d_eff"], column["d_path_norm"], row["d_path_norm ~ d_eff"]["spearman"]),
+            (axes[3], column["d_eff"], column["test_error"], row["d_eff ~ test error"]["spearman"]),
+        ):
+            axis.scatter(x, y, label=f"{family} ({meaning}): {_short(part)}", **marks)
+    axes[0].set(title="Edit distance", xlabel="d_eff, 64 samples", ylabel="D_path, edits")
+    axes[1].set(
+        title="Edit distance, router entropy removed",
+        xlabel="d_eff: rank in its family, as a share, less what entropy tells",
+        ylabel="D_path, likewise",
+    )
+    axes[2].set(title="Edit distance by pathway length", xlabel="d_eff, 64 samples", ylabel="D_path, share of symbols")
+    axes[3].set(title="Test error", xlabel="d_eff, 64 samples", ylabel="squared test error / variance of targets")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.2)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False, fontsize=9)
+    count = found["draw"]["d_path ~ d_eff"]["n"]
+    figure.suptitle(
+        f"Against effective dimension: {EXPERTS} ReLU experts behind random frozen routers, {SAMPLES} samples of "
+        f"Gaussian clusters\n{count} models a family, by what varies; below each, Spearman with 95% interval"
+    )
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _short(part: dict[str, float]) -> str:
+    if np.isnan(part["value"]):
+        return "no value"
+    return f"{part['value']:+.2f} ({part['low']:+.2f} to {part['high']:+.2f})"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train the models, write FIGURE.png and NUMBERS.json, print the correlations."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, default=60, help="models a family, 5 or more (default 60)")
+    parser.add_argument("--steps", type=int, default=200, help="full-batch steps of training the experts (default 200)")
+    scatter_help = f"share of variance within clusters where it does not vary (default {SCATTER})"
+    parser.add_argument("--scatter", type=float, default=SCATTER, help=scatter_help)
+    default = Path(__file__).parent / "results" / "theory_toy"
+    parser.add_argument("--output", type=Path, default=default, help=f"without suffix (default {default})")
+    options = parser.parse_args(arguments)
+    if options.models < 5 or options.steps < 1:
+        parser.error(f"--models is {options.models} and --steps {options.steps}: at least 5 models and 1 step")
+    if not 0 < options.scatter <= 1:
+        parser.error(f"--scatter is {options.scatter}: a share above 0 and up to 1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the models are small, and results do not depend on the machine's cores
+    started = time.perf_counter()
+    try:
+        models = [run_model(**row, steps=options.steps) for row in plan(options.models, options.scatter)]
+    finally:
+        torch.set_num_threads(threads)
+    found = correlations(models)
+    seconds = time.perf_counter() - started
+    command = ["python", "tools/theory_toy.py", *(sys.argv[1:] if arguments is None else arguments)]
+    result = {
+        "what": "pathway edit distance against effective dimension, one-layer ReLU mixture, random frozen routers",
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": f"{_processor()}, 1 thread",
+        "command": " ".join(command),
+        "seconds": round(seconds, 1),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
+        "choices": __doc__[__doc__.index("What the paper leaves open") :].strip(),
+        "settings": {"models_a_family": options.models, "steps": options.steps, "learning_rate": LEARNING_RATE},
+        "conclusion": conclusion(found),
+        "correlations": found,
+        "models": [{k: _rounded(v) for k, v in asdict(model).items()} for model in models],
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({k: _rounded(v) for k, v in result.items()}, indent=1)
+    options.output.with_suffix(".json").write_text(text + "\n")
+    draw_figure(models, found, options.output.with_suffix(".png"))
+    table = Table("Spearman (95%) over models", *found, box=None)
+    for pair in PAIRS:
+        table.add_row(pair, *(_short(found[group][pair]["spearman"]) for group in found))
+        table.add_row("  entropy removed", *(_short(found[group][pair]["spearman_without_entropy"]) for group in found))
+    Console().print(table)
+    for name, words in result["conclusion"].items():  # type: ignore[attr-defined]
+        Console().print(f"{name}: {words}", highlight=False, markup=False)
+    return 0
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits, in whatever holds the numbers, and None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    if isinstance(value, float):
+        return None if np.isnan(value) else float(f"{value:.6g}")
+    return value
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

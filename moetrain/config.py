@@ -103,7 +103,7 @@ class DomainSettings(_Section):
     text_field: str = Field("text", description="Field of a JSON line that holds the document's text.")
     builtin: str | None = Field(
         None,
-        description="A built-in domain that needs no files: code, math; for studies modular, random_answers, formal.",
+        description="A built-in domain that needs no files: code, math, commonsense, chemistry; for studies modular, random_answers, formal.",
     )
     size: int | None = Field(
         None,
@@ -308,7 +308,7 @@ class TrainSettings(_Section):
 
 class PanelSettings(_Section):
     samples: int = Field(64, ge=2, description="Panel samples in each of a domain's three cells.")
-    readings: int = Field(12, ge=2, description="Readings of the panel in a run, evenly spaced, step 0 included.")
+    readings: int = Field(20, ge=2, description="Readings of the panel in a run, evenly spaced, step 0 included.")
     tokens: int = Field(64, ge=1, description="First tokens of a sample that routing distances compare.")
 
 
@@ -317,6 +317,27 @@ class MonitorSettings(_Section):
     every: int = Field(50, ge=1, description="Steps between readings of the streaming metrics.")
     window: int = Field(64, ge=2, description="Newest samples of a domain that the streaming metrics are taken over.")
     tau: float = Field(0.7, gt=0, lt=1, description="Share of routing weight that a pathway keeps in each layer.")
+
+
+class PhaseSettings(_Section):
+    """Thresholds of the phase rule, see `moetrain.grokking.phase`: provisional until a study has calibrated them."""
+
+    window: int = Field(5, ge=3, description="Readings that a trend, a mean and a wait are made of.")
+    samples: int = Field(64, ge=2, description="Seen panel samples below which nothing is said.")
+    learned: float = Field(0.1, ge=0, description="Share of its highest reading that the loss must have fallen by.")
+    steep: float = Field(
+        0.05, ge=0, description="Fall over a window, of the fall so far, from which on it is learning."
+    )
+    rank_fall: float = Field(0.15, ge=0, description="Relative fall of effective rank that speaks for generalizing.")
+    cka_rise: float = Field(0.02, ge=0, description="Rise of layer CKA that speaks for generalizing.")
+    spread_fall: float = Field(0.5, ge=0, description="Relative fall of spread that speaks for generalizing.")
+    cosine_rise: float = Field(0.05, ge=0, description="Rise of the mean cosine that speaks for generalizing.")
+    agree: int = Field(3, ge=1, le=4, description="Of the four measures that have to speak for generalizing.")
+    entropy_rise: float = Field(
+        0.1, ge=0, description="Relative rise of router entropy that explains spread and cosine."
+    )
+    load_rise: float = Field(0.3, ge=0, description="Relative rise of load variation that explains every measure.")
+    flat: float = Field(0.2, ge=0, description="Change over a window, of the total, up to which a measure has settled.")
 
 
 class Settings(_Section):
@@ -330,6 +351,7 @@ class Settings(_Section):
     train: TrainSettings = Field(default_factory=TrainSettings)
     monitor: MonitorSettings = Field(default_factory=MonitorSettings)
     panel: PanelSettings = Field(default_factory=PanelSettings)
+    phase: PhaseSettings = Field(default_factory=PhaseSettings)
 
     def panel_tokens(self, domain: str) -> int:
         """Text tokens of a sample of this domain that distances compare."""

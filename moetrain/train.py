@@ -20,17 +20,17 @@ from moetrain.dashboard.terminal import Terminal
 from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.documents import DataError
 from moetrain.data.stream import Batch, Stream, stream_tokens, training_stream, validation_streams
-from moetrain.grokking import gram_blocks
+from moetrain.grokking import PhaseThresholds, gram_blocks
 from moetrain.model.router import Router
 from moetrain.model.transformer import Routing, Transformer
 from moetrain.routing.monitor import StreamMonitor
 from moetrain.routing.panel import draw_panel, read_panel, reading_steps
-from moetrain.routing.panel_monitor import PanelMonitor, memorization_summary
+from moetrain.routing.panel_monitor import PanelMonitor, Surroundings, memorization_summary
 from moetrain.routing.recorder import record_samples
 from moetrain.routing.store import as_stored, list_pieces, remove_unlisted, write_reading
 from moetrain.training.balancing import Balancing
 from moetrain.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from moetrain.training.curves import Interval
+from moetrain.training.curves import Interval, expert_load
 from moetrain.training.evaluation import heldout_losses
 from moetrain.training.guards import STOPPED_BY_SIGNAL, FiniteGuard, StopSignals, TrainingDivergedError
 from moetrain.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
@@ -73,6 +73,15 @@ class Run:
     guard: FiniteGuard = field(default_factory=FiniteGuard)
     clock: Clock = field(default_factory=Clock)
     tokens_trained: int = 0
+    newest: StepStatistics | None = None
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """What the newest step says of the routers as a whole."""
+        if self.newest is None:
+            return Surroundings(self.tokens_trained, None, None)
+        load_cv = expert_load(self.newest.load_LE)["experts/load_cv"]
+        return Surroundings(self.tokens_trained, float(self.newest.entropy_L.mean()), load_cv)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -210,7 +219,8 @@ def panel_monitor(corpus: Corpus, stream: Stream, settings: Settings, steps: int
         return None
     panel = draw_panel(corpus, stream, settings, steps, rows)
     eps = {name: domain.eps for name, domain in settings.data.domains.items()}
-    return PanelMonitor(panel, list(settings.data.domains), settings.monitor.tau, steps, eps)
+    thresholds = PhaseThresholds(**settings.phase.model_dump())
+    return PanelMonitor(panel, list(settings.data.domains), settings.monitor.tau, steps, eps, thresholds)
 
 
 def describe(run: Run) -> None:
@@ -279,6 +289,7 @@ def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:
         if finite:
             run.balancing.after_step(statistics.load_LE)
     run.guard.check(finite, step)
+    run.newest = statistics
     run.tokens_trained += run.stream.real_tokens(step - 1)
     run.clock.add_tokens(run.stream.real_tokens(step - 1))
     if run.settings.monitor.enabled:
@@ -331,7 +342,7 @@ def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
             write_reading(folder, stored)
         except OSError as error:
             outputs.guard(step, f"the panel reading was not stored ({error}); its metrics are shown")
-        run.panel.submit(stored)
+        run.panel.submit(stored, run.surroundings)
     show_readings(run, outputs, wait=False)
 
 

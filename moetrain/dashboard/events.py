@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from moetrain.grokking import PhaseChange
+
+
+def as_event(change: PhaseChange) -> dict[str, Any]:
+    """A change of phase with its evidence, numbers that do not exist as null."""
+    verdict = change.verdict
+    evidence = [
+        {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in asdict(item).items()}
+        for item in verdict.evidence
+    ]
+    return {
+        "before": change.before.name.lower(),
+        "after": change.after.name.lower(),
+        "why": verdict.why,
+        "sentence": verdict.sentence,
+        "evidence": evidence,
+        "controls": list(verdict.controls),
+    }
 
 
 class Events:

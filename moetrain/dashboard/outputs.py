@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moetrain.dashboard.events import Events
+from moetrain.dashboard.events import Events, as_event
 from moetrain.dashboard.summary import as_metric
 from moetrain.dashboard.tensorboard import TensorBoard, cut_run_files, event_file_sizes
 from moetrain.dashboard.terminal import Terminal
@@ -75,6 +75,14 @@ class Outputs:
             self._note(domain, metric, estimate, None)
             if metric in ("memorized/gap_heldout", "pathway/spread"):
                 self._terminal.values(domain, {metric.rpartition("/")[2]: estimate.mean})
+        for domain, verdict in points.phases.items():
+            self._board.scalar(f"phase/{domain}", float(verdict.phase), points.step)
+            self.domains[domain]["phase"] = verdict.phase.name.lower()
+        for domain, change in points.changes.items():
+            self._events.write("phase", points.step, domain=domain, **as_event(change))
+            self._terminal.note(
+                f"step {points.step}: {domain} is {change.after.name.lower()}: {change.verdict.sentence}"
+            )
 
     @contextmanager
     def checkpointing(self, step: int) -> Iterator[dict[str, int]]:

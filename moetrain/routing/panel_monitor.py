@@ -6,6 +6,7 @@ queue makes the training wait.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from moetrain import grokking
-from moetrain.grokking import Estimate
+from moetrain.grokking import Estimate, History, PhaseChange, PhaseThresholds, Verdict
 from moetrain.routing.panel import SEEN, Panel
 from moetrain.routing.panel_metrics import panel_metrics
 from moetrain.routing.store import StoredReading
@@ -30,30 +31,52 @@ class PanelPoints:
 
     step: int
     metrics: dict[str, Estimate]  # by TensorBoard tag
+    phases: dict[str, Verdict]  # by domain
+    changes: dict[str, PhaseChange]  # by domain, where this reading changed its phase
     seconds: float  # of the thread's own processor time
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What the training itself says at a reading: the scale of time, and controls."""
+
+    tokens: int  # trained on so far
+    router_entropy: float | None  # mean over tokens and layers, nats; None before the first step
+    load_cv: float | None  # coefficient of variation of the experts' load, mean over layers
+
+
 class PanelMonitor:
-    """Keeps the panel's losses over time and computes each reading's metrics."""
+    """Keeps the panel's losses and metrics over time, computes each reading's, and judges the domains' phases."""
 
     def __init__(
-        self, panel: Panel, domains: Sequence[str], tau: float, steps: int, eps: Mapping[str, float | None]
+        self,
+        panel: Panel,
+        domains: Sequence[str],
+        tau: float,
+        steps: int,
+        eps: Mapping[str, float | None],
+        thresholds: PhaseThresholds | None = None,
     ) -> None:
         self.panel = panel
         self.domains = list(domains)
         self.tau = tau
         self.steps = steps
         self.eps = dict(eps)
+        self.thresholds = thresholds or PhaseThresholds()
+        self._history: dict[str, dict[str, list[tuple[float, float, float]]]] = {
+            domain: {name: [] for name in _JUDGED} for domain in self.domains
+        }
+        self._tokens: list[int] = []
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="panel")
         self._pending: deque[Future[PanelPoints]] = deque()
         self._read_at: list[int] = []
         self._losses: list[np.ndarray] = []
 
-    def submit(self, stored: StoredReading) -> None:
+    def submit(self, stored: StoredReading, surroundings: Surroundings) -> None:
         """Queue a reading; waits where the queue is full."""
         while sum(not future.done() for future in self._pending) >= _QUEUE:
             next(future for future in self._pending if not future.done()).result()
-        self._pending.append(self._pool.submit(self._compute, stored))
+        self._pending.append(self._pool.submit(self._compute, stored, surroundings))
 
     def results(self, wait: bool = False) -> list[PanelPoints]:
         """Readings that are done, in order; with ``wait``, all of them."""
@@ -72,19 +95,32 @@ class PanelMonitor:
         assert not self._pending
         if not self._losses:
             return {}
-        return {"steps": torch.tensor(self._read_at), "losses": torch.from_numpy(np.stack(self._losses))}
+        state = {
+            "steps": torch.tensor(self._read_at),
+            "tokens": torch.tensor(self._tokens),
+            "losses": torch.from_numpy(np.stack(self._losses)),
+        }
+        for domain, history in self._history.items():
+            for name, rows in history.items():
+                state[f"{name}.{domain}"] = torch.tensor(rows, dtype=torch.float64)
+        return state
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         if state:
             self._read_at = state["steps"].tolist()
+            self._tokens = state["tokens"].tolist()
             self._losses = list(state["losses"].numpy())
+            for domain, history in self._history.items():
+                for name in history:
+                    history[name] = [tuple(row) for row in state[f"{name}.{domain}"].tolist()]
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _compute(self, stored: StoredReading) -> PanelPoints:
+    def _compute(self, stored: StoredReading, surroundings: Surroundings) -> PanelPoints:
         begin = time.thread_time()
         self._read_at.append(stored.step)
+        self._tokens.append(surroundings.tokens)
         self._losses.append(stored.loss)
         metrics = panel_metrics(stored, self.domains, self.tau, self.steps)
         for number, domain in enumerate(self.domains):
@@ -94,7 +130,53 @@ class PanelMonitor:
                 metrics[f"memorized/fraction/{domain}"] = grokking.mean_of_samples(
                     grokking.memorized_now(losses_ST, self.eps[domain] or 0.0)
                 )
-        return PanelPoints(stored.step, metrics, time.thread_time() - begin)
+        verdicts, changed = self._judge(metrics, surroundings)
+        return PanelPoints(stored.step, metrics, verdicts, changed, time.thread_time() - begin)
+
+    def _judge(
+        self, metrics: Mapping[str, Estimate], surroundings: Surroundings
+    ) -> tuple[dict[str, Verdict], dict[str, PhaseChange]]:
+        verdicts, changed = {}, {}
+        for domain, history in self._history.items():
+            for name, tag in _JUDGED.items():
+                history[name].append(_row(metrics.get(f"{tag}/{domain}")))
+            history["router_entropy"][-1] = _number(surroundings.router_entropy)
+            history["load_cv"][-1] = _number(surroundings.load_cv)
+            seen = metrics.get(f"loss/panel_seen/{domain}")
+            history["samples"][-1] = _number(seen.samples if seen else 0)
+            curves = {name: grokking.curve(np.array(rows)) for name, rows in history.items() if name != "samples"}
+            samples = np.array(history["samples"], dtype=float)[:, 0].astype(np.int64)
+            so_far = History(np.array(self._read_at), np.array(self._tokens), samples, **curves)
+            judged = grokking.phases(so_far, self.thresholds)
+            verdicts[domain] = judged[-1]
+            if last := [change for change in grokking.changes(judged) if change.verdict is judged[-1]]:
+                changed[domain] = last[0]
+        return verdicts, changed
+
+
+_JUDGED = {
+    "loss_seen": "loss/panel_seen",
+    "cosine": "pathway/cosine",
+    "spread": "pathway/spread",
+    "effective_rank": "kernel/effective_rank",
+    "layer_cka": "pathway/layer_cka",
+    "d_path_norm": "pathway/d_path_norm",
+    "individuality": "pathway/individuality",
+    "gap": "memorized/gap",
+    "gap_heldout": "memorized/gap_heldout",
+    "router_entropy": "",
+    "load_cv": "",
+    "samples": "",
+}
+"""What the phase rule reads, and the tag it comes from; the last three come with the reading."""
+
+
+def _row(estimate: Estimate | None) -> tuple[float, float, float]:
+    return (math.nan, math.nan, math.nan) if estimate is None else (estimate.mean, estimate.low, estimate.high)
+
+
+def _number(value: float | None) -> tuple[float, float, float]:
+    return (math.nan if value is None else float(value), math.nan, math.nan)
 
 
 def memorization_summary(monitor: PanelMonitor) -> dict[str, dict[str, object]]:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -6,13 +7,14 @@ import pytest
 import torch
 
 from moetrain import grokking
+from moetrain.dashboard.events import as_event
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
 from moetrain.model.router import Router
 from moetrain.model.transformer import Transformer
 from moetrain.routing.panel import HELDOUT, SEEN, TO_COME, draw_panel, read_panel, reading_steps
 from moetrain.routing.panel_metrics import panel_metrics
-from moetrain.routing.panel_monitor import PanelMonitor
+from moetrain.routing.panel_monitor import PanelMonitor, Surroundings
 from moetrain.routing.store import (
     StoreError,
     as_stored,
@@ -197,18 +199,47 @@ def test_results_come_in_order_and_state_restores_the_losses(made):
     _, _, _, _, panel = made
     monitor = PanelMonitor(panel, DOMAINS, 0.7, STEPS, {"stories": 10.0, "sums": None})
     for step in (0, 10, 20, 30):
-        monitor.submit(reading_of(made, step)[1])
+        monitor.submit(reading_of(made, step)[1], Surroundings(step * 100, None, None))
     points = monitor.results(wait=True)
     assert [p.step for p in points] == [0, 10, 20, 30]
     assert points[-1].metrics["memorized/fraction/stories"].mean == 1.0  # nothing moved, and 10 nats are easily met
     assert not any("fraction/sums" in tag for p in points for tag in p.metrics)
     again = PanelMonitor(panel, DOMAINS, 0.7, STEPS, {"stories": 10.0, "sums": None})
     again.load_state(monitor.state())
+    assert again.state().keys() == monitor.state().keys()
+    assert all(torch.equal(again.state()[k].nan_to_num(), v.nan_to_num()) for k, v in monitor.state().items())
     for domain in (0, 1):
         for mine, theirs in zip(again.losses(domain), monitor.losses(domain), strict=True):
             assert np.array_equal(mine, theirs)
     monitor.close()
     again.close()
+
+
+def test_the_thresholds_of_the_phase_rule_are_settings():
+    from dataclasses import asdict
+
+    from moetrain.config import PhaseSettings
+
+    defaults = asdict(grokking.PhaseThresholds())
+    assert PhaseSettings().model_dump() == {key: value for key, value in defaults.items() if key != "provisional"}
+
+
+def test_a_phase_is_judged_once_there_are_readings_enough(made):
+    """The seen loss falls, then lies flat while nothing moves: learning, then memorizing, each told once."""
+    _, _, _, _, panel = made
+    thresholds = grokking.PhaseThresholds(window=3, samples=8)
+    monitor = PanelMonitor(panel, DOMAINS, 0.7, 1000, dict.fromkeys(DOMAINS), thresholds)
+    stored = reading_of(made, 40)[1]
+    for number in range(24):
+        loss = stored.loss * max(0.1, 1 - 0.2 * number)
+        reading = replace(stored, step=40 + number, loss=loss.astype(np.float32))
+        monitor.submit(reading, Surroundings(1000 * number, 1.5, 0.2))
+    points = monitor.results(wait=True)
+    monitor.close()
+    told = [(change.before.name, change.after.name) for p in points for change in p.changes.values()]
+    assert ("UNDECIDED", "LEARNING") in told
+    assert points[-1].phases["stories"].phase is grokking.Phase.MEMORIZING
+    assert all(as_event(change)["sentence"] for p in points for change in p.changes.values())
 
 
 def test_readings_are_spread_over_the_run():

@@ -123,6 +123,7 @@ FIXED = {
             "loss/panel_seen",
             "loss/panel_to_come",
             "loss/panel_heldout",
+            "phase",
             "memorized/gap",
             "memorized/gap_heldout",
             "pathway/d_path",
@@ -168,7 +169,7 @@ def test_the_dense_twin_and_a_run_without_monitor_train_too(run_main, tmp_path):
 def test_monitoring_leaves_the_training_bit_for_bit_as_it_was(run_main, finished, tmp_path):
     assert run_main("monitor.enabled=false", "run.name=silent") == 0
     watched, silent = scalars(finished), scalars(tmp_path / "runs" / "silent")
-    routing = ("stream/", "pathway", "kernel/", "memorized/", "loss/panel")
+    routing = ("stream/", "pathway", "kernel/", "memorized/", "loss/panel", "phase/")
     assert silent == {tag: points for tag, points in watched.items() if not tag.startswith(routing)}
 
 

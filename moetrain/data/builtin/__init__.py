@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from moetrain.data.builtin import arithmetic, arithmetic_items, python_code
+from moetrain.data.builtin import arithmetic, arithmetic_items, python_code, small_world_items, small_world_text
 
-NAMES: tuple[str, ...] = ("code", "math")
+NAMES: tuple[str, ...] = ("code", "commonsense", "math")
 
 
 def documents(name: str, *, size: int, seed: int) -> Iterator[str]:
@@ -17,7 +17,12 @@ def documents(name: str, *, size: int, seed: int) -> Iterator[str]:
     every machine, `code` with one Python version. Raises ValueError for an unknown name or a negative size.
     """
     _check(name, "size", size)
-    return arithmetic.documents(size, seed) if name == "math" else python_code.documents(size, seed)
+    makers = {
+        "code": python_code.documents,
+        "commonsense": small_world_text.documents,
+        "math": arithmetic.documents,
+    }
+    return makers[name](size, seed)
 
 
 def probe_items(name: str, *, items: int, seed: int, held_out: Iterable[str] = ()) -> list[dict[str, Any]]:
@@ -28,7 +33,13 @@ def probe_items(name: str, *, items: int, seed: int, held_out: Iterable[str] = (
     should be documents that the run does not train on. Raises ValueError for an unknown name or a negative count.
     """
     _check(name, "items", items)
-    return arithmetic_items.items(items, seed) if name == "math" else python_code.items(items, seed, held_out)
+    if name == "code":
+        return python_code.items(items, seed, held_out)
+    makers = {
+        "commonsense": small_world_items.items,
+        "math": arithmetic_items.items,
+    }
+    return makers[name](items, seed)
 
 
 def _check(name: str, what: str, count: int) -> None:

@@ -25,6 +25,11 @@ def pick(random: Random, choices: tuple[Choice, ...]) -> Choice:
     return choices[int(random() * len(choices))]
 
 
+def listed(words: str) -> tuple[str, ...]:
+    """Return the words of a text."""
+    return tuple(words.split())
+
+
 def digest(text: str) -> int:
     """Return 64 bits that hang on the text alone."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,4 +1,4 @@
-"""A small world, a function of the seed: families, towns, places, things; what follows from its facts; what is held out.
+"""A small world, a function of the seed: families, towns, things; what follows from its facts; what is held out.
 
 Atomic facts (who is whose mother, where someone lives, where a thing is kept) are all for the training text. A composed
 fact follows from two or three of them (a grandmother, a cousin, the town where a thing is kept). One composed fact in
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from random import Random as Stream
 from typing import Literal
 
-from moetrain.data.builtin.draws import Random, between, digest, pick, shuffled
+from moetrain.data.builtin.draws import Random, digest, listed, pick, shuffled
 from moetrain.data.builtin.probe import fours
 
 Gender = Literal["female", "male"]
@@ -28,36 +28,32 @@ OBJECTS = 150
 FAR = 4  # steps from parent to child or between spouses: up to a cousin
 
 
-def _listed(words: str) -> tuple[str, ...]:
-    return tuple(words.split())
-
-
 GIVEN: dict[Gender, tuple[str, ...]] = {
-    "female": _listed(
+    "female": listed(
         "Ada Alma Bella Berta Clara Cora Dina Edith Ella Elsa Emma Fiona Freya Gerda Grace Hana Hazel Helen Ines Iris "
         "Ivy Jana Joan Julia Karin Lena Lily Lucia Mabel Marta Maud Mia Nell Nina Nora Olga Petra Priya Rita Rosa Ruth "
         "Selma Tara Tilda Uma Vera Wanda Zelda Zoe Zora"
     ),
-    "male": _listed(
-        "Abel Adam Anton Ben Boris Carl Cyril Dan David Edgar Elif Emil Felix Frank Fred Goran Gus Hans Harry Hugo Igor "
-        "Ivan Jack Jonas Karl Kenji Kofi Leo Louis Max Milo Nils Noah Omar Oscar Otto Paul Pedro Ralph Rolf Sam Simon "
-        "Theo Tom Ugo Victor Walter Wen Yusuf Zeno"
+    "male": listed(
+        "Abel Adam Anton Ben Boris Carl Cyril Dan David Edgar Elif Emil Felix Frank Fred Goran Gus Hans Harry Hugo "
+        "Igor Ivan Jack Jonas Karl Kenji Kofi Leo Louis Max Milo Nils Noah Omar Oscar Otto Paul Pedro Ralph Rolf Sam "
+        "Simon Theo Tom Ugo Victor Walter Wen Yusuf Zeno"
     ),
 }
-SURNAMES = _listed(
+SURNAMES = listed(
     "Abbot Archer Ashby Barlow Bishop Brook Carver Cole Cooper Dale Draper Ellis Falk Fisher Fletcher Frost Garner "
     "Glover Hale Harper Holt Hunter Kemp Lang Marsh Mason Miller Moss Nash North Page Parker Porter Reed Rowe Sawyer "
     "Shaw Stone Turner Vance Ward Wells West Wood"
 )
-TOWNS = _listed(
+TOWNS = listed(
     "Ashford Belmont Carden Dunmore Elmstead Farley Garston Hadley Inverley Kelby Langton Marlow Norwick Oakham "
     "Penrith Quarley Redcliff Selby Thornbury Upton Westow Yarrow"
 )
-COLOURS = _listed("Amber Blue Copper Green Grey Ivory Red Silver White Golden")
-PLACES = _listed("Mill Bakery School Library Clinic Inn Forge Dairy Market Museum Theatre Warehouse")
-MATERIALS = _listed("brass wooden silver leather glass iron painted velvet striped paper carved golden")
-THINGS = _listed("key clock lamp kettle violin globe chest mirror drum vase compass basket ladder flute")
-JOBS = _listed(
+COLOURS = listed("Amber Blue Copper Green Grey Ivory Red Silver White Golden")
+PLACES = listed("Mill Bakery School Library Clinic Inn Forge Dairy Market Museum Theatre Warehouse")
+MATERIALS = listed("brass wooden silver leather glass iron painted velvet striped paper carved golden")
+THINGS = listed("key clock lamp kettle violin globe chest mirror drum vase compass basket ladder flute")
+JOBS = listed(
     "baker teacher nurse smith weaver gardener clerk painter tailor cook driver farmer lawyer printer plumber potter "
     "roofer singer surgeon translator"
 )
@@ -299,8 +295,8 @@ def _next_of_kin(made: World, name: str) -> Iterable[str]:
         yield made.spouses[name]
 
 
-ASKED = ("maternal grandmother", "maternal grandfather", "paternal grandmother", "paternal grandfather", "sister")
-ASKED += ("brother", "aunt", "uncle", "cousin", "neighbour", "works in", "found in", "owner's workplace")
+ASKED = tuple(f"{side} grand{parent}" for side in ("maternal", "paternal") for parent in ("mother", "father"))
+ASKED += ("sister", "brother", "aunt", "uncle", "cousin", "neighbour", "works in", "found in", "owner's workplace")
 
 
 def _keep_apart(made: World, composed: list[Composed]) -> None:

@@ -407,9 +407,8 @@ def test_no_baseline_beats_chance(items: list[dict], texts: list[str], read: Cal
     for name, measure in measures.items():
         for best in (max, min):
             right = [
-                best(range(4), key=lambda i: (measure(item["choices"][i], asked(item, read)[1]), tie()))
-                == item["answer"]
-                for item in chosen
+                best(range(4), key=lambda i: (measure(item["choices"][i], subject), tie())) == item["answer"]
+                for item, subject in zip(chosen, subjects, strict=True)
             ]
             rates[f"{best.__name__} {name}"] = sum(right) / len(right)
     for place in range(4):

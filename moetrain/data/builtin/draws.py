@@ -40,14 +40,14 @@ def shuffled(choices: Iterable[Choice], salt: str) -> tuple[Choice, ...]:
     return tuple(sorted(choices, key=lambda choice: digest(f"{salt} {choice!r}")))
 
 
-def until(size: int, texts: Iterable[str]) -> Iterator[str]:
-    """Yield the texts until at least `size` bytes of UTF-8 are given. No short text comes twice."""
+def until(size: int, texts: Iterable[str], short: int = SHORT) -> Iterator[str]:
+    """Yield the texts until at least `size` bytes of UTF-8 are given. No text shorter than `short` comes twice."""
     seen: set[str] = set()
     given = 0
     if size <= 0:
         return
     for text in texts:
-        if len(text) < SHORT:
+        if len(text) < short:
             if text in seen:
                 continue
             seen.add(text)

@@ -49,7 +49,7 @@ FORMULA = Property(
     (
         "{n} has the molecular formula {v}.",
         "{v} is the molecular formula of {n}.",
-        "molecules of {n} have the formula {v}.",
+        "molecules of {n} are {v}.",
     ),
 )
 MASS = Property(
@@ -139,7 +139,7 @@ def _statement(random: Random, about: Property, compound: Compound, name: str) -
 
 @functools.cache
 def _tells(about: Property) -> tuple[str, ...]:
-    return about.tells + tuple(ask + " {v}." for ask in about.asks if "?" not in ask)
+    return about.tells + tuple(ask + " {v}." for ask in about.asks if not ask[0].isupper())
 
 
 def _statements(random: Random) -> str:

@@ -103,7 +103,8 @@ class DomainSettings(_Section):
     text_field: str = Field("text", description="Field of a JSON line that holds the document's text.")
     builtin: str | None = Field(
         None,
-        description="A built-in domain that needs no files: code, math, commonsense, chemistry; for studies modular, random_answers, formal.",
+        description="A built-in domain that needs no files: code, math, commonsense, chemistry; for studies modular, "
+        "random_answers, formal.",
     )
     size: int | None = Field(
         None,

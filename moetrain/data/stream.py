@@ -129,8 +129,8 @@ class Stream:
                 length = len(text) + MARKS
                 here = slice(place, place + length)
                 tokens[row, here] = np.concatenate([[self._begin], text, [self._end]])
-                first, last = self._predicted(int(sample), length)
-                targets[row, place + first : place + last] = tokens[row, place + first + 1 : place + last + 1]
+                begin, end = (place + place_in_sample for place_in_sample in self._predicted(int(sample), length))
+                targets[row, begin:end] = tokens[row, begin + 1 : end + 1]
                 positions[row, here] = np.arange(length)
                 owner[row, here] = slot
                 samples[row, slot], domains[row, slot] = sample, self.samples.domain[sample]

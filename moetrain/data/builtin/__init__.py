@@ -1,4 +1,6 @@
-"""Domains that need no network: arithmetic (`math`), the Python standard library's source (`code`), and planted ones.
+"""Domains that need no network: the Python standard library's source (`code`), the others generated.
+
+`math` is arithmetic, `commonsense` a small world of people and things, `chemistry` the names of organic compounds.
 
 The planted domains are for studies: what can be known of them is known. `modular` and `formal` have a rule, of which a
 share is held out; `random_answers` has none. They take options (`moetrain.config.FactSettings`), and which of their
@@ -11,7 +13,19 @@ from collections.abc import Callable, Iterable, Iterator
 from random import Random
 from typing import Any
 
-from moetrain.data.builtin import arithmetic, arithmetic_items, formal, modular, planted, python_code, random_answers
+from moetrain.data.builtin import (
+    arithmetic,
+    arithmetic_items,
+    formal,
+    modular,
+    nomenclature_items,
+    nomenclature_text,
+    planted,
+    python_code,
+    random_answers,
+    small_world_items,
+    small_world_text,
+)
 from moetrain.data.builtin.planted import MarkedText
 
 __all__ = ["NAMES", "PLANTED", "MarkedText", "documents", "held_out_documents", "probe_items", "trained_items"]
@@ -22,7 +36,7 @@ TABLES: dict[str, Callable[..., planted.Table]] = {
     "random_answers": random_answers.table,
 }
 PLANTED = tuple(TABLES)
-NAMES: tuple[str, ...] = ("code", "math", *PLANTED)
+NAMES: tuple[str, ...] = ("chemistry", "code", "commonsense", "math", *PLANTED)
 
 
 def documents(name: str, *, size: int, seed: int, **options: Any) -> Iterator[str | MarkedText]:
@@ -37,7 +51,13 @@ def documents(name: str, *, size: int, seed: int, **options: Any) -> Iterator[st
     _check(name, "size", size, options)
     if name in PLANTED:
         return planted.documents(_table(name, seed, options), size)
-    return arithmetic.documents(size, seed) if name == "math" else python_code.documents(size, seed)
+    makers = {
+        "chemistry": nomenclature_text.documents,
+        "code": python_code.documents,
+        "commonsense": small_world_text.documents,
+        "math": arithmetic.documents,
+    }
+    return makers[name](size, seed)
 
 
 def held_out_documents(name: str, *, seed: int, **options: Any) -> Iterator[MarkedText]:
@@ -52,15 +72,24 @@ def probe_items(
 ) -> list[dict[str, Any]]:
     """Return held-out probe items in the form of the benchmark files, the same ones for the same arguments.
 
-    `math`: exactly `items`, multiple choice and open answer by turns, over facts that no seed's documents state;
-    `held_out` is not looked at. `code`: at most `items`, the bodies of functions in the texts of `held_out`, which
-    should be documents that the run does not train on. Planted domains: at most `items`, by turns like `math`, each
+    `code`: at most `items`, the bodies of functions in the texts of `held_out`, which should be documents that the run
+    does not train on; the other domains do not look at it. They ask by turns with multiple choice and open answer.
+    `math`: exactly `items`, over facts that no seed's documents state. `chemistry`: at most `items` (there are some
+    thousand), over compounds that no seed's documents name. `commonsense`: at most `items`, over facts of the world of
+    this seed that its documents do not state, so the seed must be theirs. Planted domains: at most `items`, each
     held-out fact once; the seed must be that of the documents. Raises ValueError as `documents` does.
     """
     _check(name, "items", items, options)
     if name in PLANTED:
         return _planted_items(name, items, seed, options, trained=False)
-    return arithmetic_items.items(items, seed) if name == "math" else python_code.items(items, seed, held_out)
+    if name == "code":
+        return python_code.items(items, seed, held_out)
+    makers = {
+        "chemistry": nomenclature_items.items,
+        "commonsense": small_world_items.items,
+        "math": arithmetic_items.items,
+    }
+    return makers[name](items, seed)
 
 
 def trained_items(name: str, *, items: int, seed: int, **options: Any) -> list[dict[str, Any]]:

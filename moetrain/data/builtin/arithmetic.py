@@ -4,21 +4,19 @@ Every number in them comes from `operands.draw`, so no document states or asks a
 itself, and the paragraphs of a document, like the lines of a list, are problems apart.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import TypeVar
 
 from moetrain.data.builtin import operands, phrases, phrases_steps
+from moetrain.data.builtin.draws import pick, until
 from moetrain.data.builtin.operands import Pattern
 from moetrain.data.builtin.phrases import Kind
 from moetrain.data.builtin.spelling import SPELLED
 
 SHORTEST = 20  # characters
-SHORT = 100  # under this length documents are likely enough to be equal that equal ones are looked for
 COUNTED = 2  # the least number in a story: its nouns are plurals
-
-Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
@@ -32,19 +30,9 @@ class Form:
 
 
 def documents(size: int, seed: int) -> Iterator[str]:
-    """Yield documents until at least `size` bytes of UTF-8 are given. No short text comes twice."""
-    # Only random() and seeding by a string are promised to stay the same from one Python to the next.
+    """Return documents, until at least `size` bytes of UTF-8 are given. No short text comes twice."""
     random = Random(f"math {seed}").random
-    seen: set[str] = set()
-    given = 0
-    while given < size:
-        text = _exercises(random) if random() < 0.2 else _problems(random)
-        if len(text) < SHORT:
-            if text in seen:
-                continue
-            seen.add(text)
-        given += len(text.encode())
-        yield text
+    return until(size, (_exercises(random) if random() < 0.2 else _problems(random) for _ in itertools.count()))
 
 
 def story_prompts(kind: Kind) -> tuple[str, ...]:
@@ -62,11 +50,6 @@ def words(random: operands.Random) -> dict[str, str]:
         "holders": pick(random, phrases.HOLDERS),
         "place": pick(random, phrases.PLACES),
     }
-
-
-def pick(random: operands.Random, choices: tuple[Choice, ...]) -> Choice:
-    """Return one of the choices, each as likely."""
-    return choices[int(random() * len(choices))]
 
 
 def _problems(random: operands.Random) -> str:

@@ -6,17 +6,17 @@ to the others tells, nor how often a number occurs in the training text.
 """
 
 import functools
-import hashlib
 from random import Random
 from typing import Any
 
 from moetrain.data.builtin import operands, phrases
-from moetrain.data.builtin.arithmetic import COUNTED, pick, story_prompts, words
+from moetrain.data.builtin.arithmetic import COUNTED, story_prompts, words
+from moetrain.data.builtin.draws import pick
 from moetrain.data.builtin.facts import held_out_pairs
 from moetrain.data.builtin.operands import LARGEST_FACTOR, Numbers
 from moetrain.data.builtin.phrases import Kind
+from moetrain.data.builtin.probe import CHOICES, item
 
-CHOICES = 4
 SLIPS = ((1, 10), (2, 10), (1, 2), (1, 20), (10, 20), (3, 10), (1, 4), (9, 10))
 
 
@@ -31,18 +31,8 @@ def items(count: int, seed: int) -> list[dict[str, Any]]:
         prompts = kind.asks if random() < 0.5 else story_prompts(kind)
         prompt = pick(random, prompts).format_map(words(random) | pick(random, _facts(kind)[answer]))
         if prompt not in made:
-            made[prompt] = _item(prompt, answer, choices)
+            made[prompt] = item("math", prompt, str(answer), tuple(map(str, choices)))
     return list(made.values())
-
-
-def _item(prompt: str, answer: int, choices: tuple[int, ...]) -> dict[str, Any]:
-    identity = f"builtin_math-{hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()}"
-    item: dict[str, Any] = {"domain": "math", "task": "builtin_math", "prompt": prompt}
-    if choices:
-        item |= {"choices": [str(choice) for choice in choices], "answer": choices.index(answer)}
-    else:
-        item |= {"task": "builtin_math_open", "target": str(answer)}
-    return item | {"sep": " ", "id": identity}
 
 
 def _choices(random: operands.Random, kind: Kind) -> tuple[int, ...]:

@@ -7,9 +7,10 @@ no knowledge of the wording, and a reader of the text can check it without any.
 """
 
 import functools
-import hashlib
 from collections.abc import Iterable
 from typing import Literal
+
+from moetrain.data.builtin.draws import digest
 
 Family = Literal["additive", "multiplicative"]
 
@@ -23,7 +24,7 @@ def held_out_pairs(family: Family) -> frozenset[tuple[int, int]]:
     """Return the held-out pairs (low, high) of a family: a tenth of those within 2..99, the same for every seed."""
     pairs = ((low, high) for low in range(SMALLEST, LARGEST + 1) for high in range(low, LARGEST + 1))
     # 2 + 2 = 2 * 2: holding out either would hold out both, and no reader of the numbers could tell which.
-    return frozenset(pair for pair in pairs if pair != (2, 2) and _digest(family, *pair) % ONE_IN == 0)
+    return frozenset(pair for pair in pairs if pair != (2, 2) and digest(f"{family} {pair[0]} {pair[1]}") % ONE_IN == 0)
 
 
 def is_held_out(family: Family, a: int, b: int) -> bool:
@@ -58,7 +59,3 @@ def _results() -> dict[tuple[int, int], tuple[int, ...]]:
     for low, high in held_out_pairs("multiplicative"):
         results[low, high] = (*results.get((low, high), ()), low * high)
     return results
-
-
-def _digest(family: Family, low: int, high: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{family} {low} {high}".encode(), digest_size=8).digest(), "big")

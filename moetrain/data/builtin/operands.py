@@ -6,9 +6,9 @@ A pattern returns all numbers that its wording shows or stands on, by name; `c` 
 
 from collections.abc import Callable
 
+from moetrain.data.builtin.draws import Random, between
 from moetrain.data.builtin.facts import show_held_out
 
-Random = Callable[[], float]
 Numbers = dict[str, int]
 Pattern = Callable[[Random, int], Numbers]
 
@@ -22,12 +22,6 @@ def draw(random: Random, pattern: Pattern, low: int) -> Numbers:
         numbers = pattern(random, low)
         if not show_held_out(numbers.values()):
             return numbers
-
-
-def between(random: Random, first: int, last: int) -> int:
-    """Return an integer from first to last, both included, each as likely."""
-    # Not Random.randint: how that uses the stream may change between Python versions, random() may not.
-    return first + int(random() * (last - first + 1))
 
 
 def number(random: Random, low: int) -> int:

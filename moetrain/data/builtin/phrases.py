@@ -7,25 +7,21 @@ a reader finds in a text is one of the pattern's. `{a}`, `{b}` and so on are the
 from dataclasses import dataclass
 
 from moetrain.data.builtin import operands
+from moetrain.data.builtin.draws import listed
 from moetrain.data.builtin.facts import Family
 from moetrain.data.builtin.operands import Pattern
 
-
-def _listed(words: str) -> tuple[str, ...]:
-    return tuple(words.split())
-
-
-NAMES = _listed(
+NAMES = listed(
     "Ada Ben Clara Dan Elif Farid Grace Hugo Ines Jonas Kofi Lena Mia Noor Omar Priya Quinn Rosa Sam Tara Uma Victor "
     "Wen Ximena Yusuf Zoe Anton Bella Carlos Dina Emil Fiona Goran Hana Ivan Julia Kenji Lucia Marta Nils"
 )
-THINGS = _listed(
+THINGS = listed(
     "apples pears plums oranges lemons cherries nuts eggs cookies muffins candles pencils erasers notebooks stickers "
     "stamps coins marbles buttons beads shells stones leaves flowers seeds cards tickets photos books magazines bricks "
     "tiles nails screws bottles cups plates spoons socks ribbons balloons kites toys blocks badges postcards"
 )
-HOLDERS = _listed("boxes bags baskets crates jars trays drawers shelves packets tins sacks folders cartons cases")
-PLACES = _listed("park school library market station museum bakery harbour bridge lake farm cinema")
+HOLDERS = listed("boxes bags baskets crates jars trays drawers shelves packets tins sacks folders cartons cases")
+PLACES = listed("park school library market station museum bakery harbour bridge lake farm cinema")
 
 
 @dataclass(frozen=True)

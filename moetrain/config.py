@@ -150,6 +150,13 @@ class DomainSettings(_Section):
         return self
 
 
+class MixturePhase(_Section):
+    """A later part of the stream with weights of its own, such as an annealing phase."""
+
+    from_tokens: int = Field(ge=1, description="Tokens of the stream, marks included, after which it begins.")
+    weights: dict[str, float] = Field(description="Weight by domain; a domain that is not named is left out.")
+
+
 class DataSettings(_Section):
     domains: dict[str, DomainSettings] = Field(
         default_factory=dict, description="The domains by name, each with its source (data.domains.NAME.KEY)."
@@ -161,6 +168,10 @@ class DataSettings(_Section):
     seq_len: int = Field(512, ge=8, description="Tokens in a packed row; a sample is at most this long.")
     mixture: Literal["by_size", "weights"] = Field(
         "by_size", description="by_size: every document once. weights: by each domain's weight, no document twice."
+    )
+    phases: list[MixturePhase] = Field(
+        default_factory=list,
+        description="With mixture: weights: a list of {from_tokens, weights: {DOMAIN: WEIGHT}}, each from there on.",
     )
     heldout_share: float = Field(
         0.01, gt=0, lt=0.5, description="Share of documents held out of training, chosen by a hash of their content."
@@ -179,6 +190,23 @@ class DataSettings(_Section):
                     f"domain name {name!r}: use letters, digits, '_' and '-' only, it becomes part of tags"
                 )
         return domains
+
+    @model_validator(mode="after")
+    def _phases_follow_each_other(self) -> DataSettings:
+        if self.phases and self.mixture != "weights":
+            raise ValueError("phases have no effect with by_size: set data.mixture=weights and each domain's weight")
+        starts = [phase.from_tokens for phase in self.phases]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"phases begin at {starts} tokens: put them in growing order")
+        for number, phase in enumerate(self.phases):
+            unknown = [name for name in phase.weights if name not in self.domains]
+            if unknown:
+                near = difflib.get_close_matches(unknown[0], list(self.domains), n=1, cutoff=0.0)
+                hint = f": did you mean {near[0]}?" if near else ""
+                raise ValueError(f"phases.{number}.weights: no domain {unknown[0]!r}{hint}")
+            if any(weight < 0 for weight in phase.weights.values()) or not any(phase.weights.values()):
+                raise ValueError(f"phases.{number}.weights: none may be negative, and one has to be above 0")
+        return self
 
     @model_validator(mode="after")
     def _weights(self) -> DataSettings:

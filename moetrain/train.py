@@ -14,7 +14,7 @@ from torch import nn
 from moetrain import __version__
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
 from moetrain.dashboard.outputs import Outputs
-from moetrain.dashboard.preview import DATA_COLUMNS, data_rows, model_line, stream_line
+from moetrain.dashboard.preview import DATA_COLUMNS, data_rows, data_summary, model_line, stream_line
 from moetrain.dashboard.summary import summary_rows, write_summary
 from moetrain.dashboard.terminal import Terminal
 from moetrain.data.corpus import Corpus, prepare_corpus
@@ -230,7 +230,8 @@ def describe(run: Run) -> None:
     for domain in run.corpus.domains:
         for place in domain.report.bad_places:
             run.terminal.note(f"skipped {place}")
-    run.terminal.table("data", DATA_COLUMNS, data_rows(run.corpus, run.stream, run.steps, run.settings))
+    summary = data_summary(run.corpus, run.stream, run.steps, run.settings)
+    run.terminal.table("data", DATA_COLUMNS, data_rows(summary))
     run.terminal.note(stream_line(run.stream, run.steps, run.settings))
 
 
@@ -441,6 +442,7 @@ def finish(run: Run, outputs: Outputs) -> None:
     share, memory = run.clock.share("record", "stream", "panel"), peak_memory(run.accelerator.device)
     summary = {
         "domains": outputs.domains,
+        "data": data_summary(run.corpus, run.stream, run.steps, run.settings),
         "steps": run.steps,
         "tokens": run.tokens_trained,
         "tokens_per_second": run.clock.rate(),

@@ -33,6 +33,8 @@ def test_every_setting_has_a_meaning_and_a_default_that_loads():
         ("train.micro_batch_rows=3", ["batch_rows 16 must be a multiple of micro_batch_rows 3"]),
         ("data.mixture=weights", ["needs data.domains.code.weight"]),
         ("data.domains.code.weight=2", ["has no effect with by_size"]),
+        ("data.phases=[{from_tokens: 5, weights: {code: 1}}]", ["phases have no effect with by_size"]),
+        ("data.phases=[{from_token: 5, weights: {code: 1}}]", ["data.phases"]),
         ("data.domains.code.path=x", ["exactly one of path and builtin"]),
         ("data.domains.a/b.builtin=code", ["'a/b'", "letters, digits"]),
         ("run.name=../up", ["run.name", "letters, digits"]),
@@ -66,6 +68,20 @@ def test_a_wrong_file_is_named(tmp_path, text, parts):
         load_settings(path)
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("phases", "said"),
+    [
+        ("[{from_tokens: 5, weights: {cod: 1}}]", "no domain 'cod': did you mean code?"),
+        ("[{from_tokens: 5, weights: {code: -1}}]", "none may be negative"),
+        ("[{from_tokens: 5, weights: {code: 0}}]", "one has to be above 0"),
+        ("[{from_tokens: 5, weights: {code: 1}}, {from_tokens: 5, weights: {code: 2}}]", "put them in growing order"),
+    ],
+)
+def test_phases_of_a_mixture_that_cannot_be_are_told(phases, said):
+    with pytest.raises(SettingsError, match=said.replace("?", "[?]")):
+        load_settings(None, [CODE, "data.mixture=weights", "data.domains.code.weight=1", f"data.phases={phases}"])
 
 
 def test_a_missing_file_names_one_like_it(tmp_path):

@@ -33,6 +33,7 @@ class Outputs:
         self._terminal = terminal
         self._events = Events(folder)
         self._board = TensorBoard(folder, purge_step=checkpoint.step + 1 if checkpoint else None)
+        self._board.lay_out(domains)
         if checkpoint is not None:
             self.domains = checkpoint.record["domains"]
             self._events.write("resume", checkpoint.step)

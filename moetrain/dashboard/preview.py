@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.stream import Stream, stream_tokens
 from moetrain.model.transformer import Transformer
 
-DATA_COLUMNS = (
-    "domain",
-    "docs",
-    "held out",
-    "twice",
-    "bad",
-    "train tokens",
-    "bytes/token",
-    "long",
-    "unused",
-)
+DATA_COLUMNS = ("domain", "docs", "held out", "twice", "bad", "train tokens", "bytes/token", "long", "copies", "unused")
 
 
 def model_line(model: Transformer) -> str:
@@ -34,25 +26,44 @@ def model_line(model: Transformer) -> str:
     return f"{size}, {settings.num_hidden_layers} layers, {mlp}, {dtype}"
 
 
-def data_rows(corpus: Corpus, stream: Stream, steps: int, settings: Settings) -> list[list[str]]:
-    """By domain: what was read, what will be trained on, the share of samples long enough to be monitored."""
+def data_summary(corpus: Corpus, stream: Stream, steps: int, settings: Settings) -> dict[str, dict[str, float | int]]:
+    """By domain: what was read and dropped, what is trained on, repeated and left unused; for ``summary.json``."""
     met = stream_tokens(stream, len(corpus.domains), steps)
-    rows = []
+    found: dict[str, dict[str, float | int]] = {}
     for number, domain in enumerate(corpus.domains):
         length = stream.samples.length[stream.samples.domain == number]
         report, index = domain.report, domain.index
         first_copies = index["length"][~index["repeated"]]
-        counts = (report.documents, report.heldout_documents, report.duplicates, report.bad, int(length.sum()))
-        rows.append(
-            [
-                domain.name,
-                *(f"{count:,}" for count in counts),
-                f"{report.text_bytes / max(1, int(first_copies.sum())):.2f}",
-                f"{(length >= settings.panel_tokens(domain.name)).mean():.0%}",
-                f"{1 - met[number] / length.sum():.0%}",
-            ]
-        )
-    return rows
+        found[domain.name] = {
+            "documents": report.documents,
+            "heldout_documents": report.heldout_documents,
+            "duplicates_dropped": report.duplicates,
+            "bad_dropped": report.bad,
+            "empty_dropped": report.empty,
+            "train_tokens": int(length.sum()),
+            "met_tokens": int(met[number]),
+            "unused_share": 1 - float(met[number]) / float(length.sum()),
+            "copies": settings.data.domains[domain.name].repeats,
+            "bytes_per_token": report.text_bytes / max(1, int(first_copies.sum())),
+            "long_enough_share": float((length >= settings.panel_tokens(domain.name)).mean()),
+        }
+    return found
+
+
+def data_rows(summary: Mapping[str, Mapping[str, float | int]]) -> list[list[str]]:
+    """The rows of the table under `DATA_COLUMNS`."""
+    counted = ("documents", "heldout_documents", "duplicates_dropped", "bad_dropped", "train_tokens")
+    return [
+        [
+            name,
+            *(f"{domain[key]:,}" for key in counted),
+            f"{domain['bytes_per_token']:.2f}",
+            f"{domain['long_enough_share']:.0%}",
+            f"{domain['copies']}",
+            f"{domain['unused_share']:.0%}",
+        ]
+        for name, domain in summary.items()
+    ]
 
 
 def stream_line(stream: Stream, steps: int, settings: Settings) -> str:

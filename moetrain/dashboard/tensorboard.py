@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,28 @@ _DESCRIPTIONS = {
 }
 
 
+# The charts of the monitor's page, in reading order; a tag stands for one curve a domain.
+_MONITOR_PAGE = {
+    "phase: 1 learning, 2 memorizing, 3 generalizing, 4 settled": ["phase"],
+    "training loss": ["loss/train"],
+    "panel loss: seen": ["loss/panel_seen"],
+    "panel loss: held out": ["loss/panel_heldout"],
+    "gap of samples to come over samples seen": ["memorized/gap"],
+    "gap of held-out samples over samples seen": ["memorized/gap_heldout"],
+    "pathway distance, normalised": ["pathway/d_path_norm"],
+    "spread of routing": ["pathway/spread"],
+    "effective rank": ["kernel/effective_rank"],
+    "agreement of consecutive layers (CKA)": ["pathway/layer_cka"],
+    "cosine of consecutive layers": ["pathway/cosine"],
+    "effective dimension of the routing kernel": ["kernel/d_eff"],
+    "control: pathway distance of held-out samples": ["pathway_heldout/d_path_norm"],
+    "control: individuality (above 0 where samples differ)": ["pathway/individuality"],
+    "control: sharing (closer than to other domains)": ["pathway/sharing"],
+    "control: load of the experts": ["experts/load_cv", "experts/entropy"],
+}
+_WHOLE = ("experts/load_cv", "experts/entropy")  # curves of the whole model
+
+
 class TensorBoard:
     """Scalars and images of a run, in its folder."""
 
@@ -46,6 +68,17 @@ class TensorBoard:
         _wait_for_a_later_name(run)
         self._writer = SummaryWriter(str(run), purge_step=purge_step)
         self._described: set[str] = set()
+
+    def lay_out(self, domains: Sequence[str]) -> None:
+        """The custom-scalars page ``Grokking monitor``: loss against routing by domain, with the controls beside."""
+        charts = {
+            title: [
+                "Multiline",
+                list(dict.fromkeys(tag if tag in _WHOLE else f"{tag}/{d}" for tag in tags for d in domains)),
+            ]
+            for title, tags in _MONITOR_PAGE.items()
+        }
+        self._writer.add_custom_scalars({"Grokking monitor": charts})
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """One point. A tag's first point brings its description along."""

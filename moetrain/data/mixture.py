@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
 
 from moetrain.data.packing import Samples
@@ -12,19 +15,40 @@ def order_by_size(samples: Samples, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, 1]).permutation(len(samples))
 
 
-def order_by_weights(samples: Samples, weights: list[float], seed: int) -> np.ndarray:
-    """Samples in an order in which every stretch holds the domains' tokens in proportion to ``weights``, int64.
+def order_by_weights(samples: Samples, phases: Sequence[tuple[int, Sequence[float]]], seed: int) -> np.ndarray:
+    """Samples in an order in which every stretch holds the domains' tokens in proportion to the weights, int64.
 
-    Each domain goes through its own seeded order; the stream ends when the first domain is exhausted, so the others
-    are left in part unused.
+    Each domain goes through its own seeded order. The stream ends when the first domain that is still asked for is
+    exhausted, so the others are left in part unused.
+
+    Args:
+        phases: (tokens of the stream before it begins, weight of each domain), the first at 0, in order.
     """
-    orders, times = [], []
-    for domain, weight in enumerate(weights):
+    starts = np.array([start for start, _ in phases], float)
+    weights = np.array([weight for _, weight in phases], float)
+    shares = weights / weights.sum(1, keepdims=True)
+    # due[k, d]: tokens of domain d that are due when phase k begins.
+    due = np.concatenate([np.zeros((1, shares.shape[1])), np.cumsum(np.diff(starts)[:, None] * shares[:-1], axis=0)])
+    orders, times, ends = [], [], []
+    for domain in range(shares.shape[1]):
         members = np.random.default_rng([seed, 2, domain]).permutation(np.flatnonzero(samples.domain == domain))
+        met = np.cumsum(samples.row_lengths[members]).astype(float)
         orders.append(members)
-        # A sample's time is when its end is due if the domain's tokens come at the rate of its weight.
-        times.append(np.cumsum(samples.row_lengths[members]) / weight)
-    end = min(time[-1] for time in times)
+        times.append(_time_at(met, starts, shares[:, domain], due[:, domain], side="left"))
+        ends.append(_time_at(met[-1:], starts, shares[:, domain], due[:, domain], side="right")[0])
     merged = np.concatenate(times)
     by_time = np.argsort(merged, kind="stable")
-    return np.concatenate(orders)[by_time[merged[by_time] <= end]]
+    return np.concatenate(orders)[by_time[merged[by_time] <= min(ends)]]
+
+
+def _time_at(
+    tokens: np.ndarray, starts: np.ndarray, shares: np.ndarray, due: np.ndarray, side: Literal["left", "right"]
+) -> np.ndarray:
+    """When a domain has had so many tokens, in tokens of the whole stream: first (left), or last before more (right).
+
+    Infinite where the last phase does not ask for the domain.
+    """
+    phase = np.maximum(np.searchsorted(due, tokens, side=side) - 1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        time = starts[phase] + (tokens - due[phase]) / shares[phase]
+    return np.where(shares[phase] > 0, time, np.inf)

@@ -194,12 +194,19 @@ def training_stream(corpus: Corpus, settings: Settings) -> Stream:
     samples = cut_samples(corpus, data.seq_len, heldout=False)
     _check_size(corpus, samples, settings)
     if data.mixture == "weights":
-        weights = [float(domain.weight or 0) for domain in data.domains.values()]
-        order = order_by_weights(samples, weights, settings.run.seed)
+        order = order_by_weights(samples, mixture_phases(settings), settings.run.seed)
     else:
         order = order_by_size(samples, settings.run.seed)
     rows = pack_rows(order, samples.row_lengths, data.seq_len, data.pack_window, settings.run.seed)
     return Stream(corpus, settings, samples, rows, settings.train.batch_rows)
+
+
+def mixture_phases(settings: Settings) -> list[tuple[int, list[float]]]:
+    """(first token of the stream, weight of each domain) of each phase of a mixture by weights."""
+    data = settings.data
+    first = [float(domain.weight or 0) for domain in data.domains.values()]
+    later = [(phase.from_tokens, [phase.weights.get(name, 0.0) for name in data.domains]) for phase in data.phases]
+    return [(0, first), *later]
 
 
 def _check_size(corpus: Corpus, samples: Samples, settings: Settings) -> None:

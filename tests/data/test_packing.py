@@ -65,10 +65,47 @@ def test_by_size_takes_every_sample_once():
 
 def test_by_weights_keeps_proportions_everywhere_and_ends_with_the_first_exhausted():
     samples = equal_samples([1000, 500])
-    order = order_by_weights(samples, [1.0, 3.0], seed=0)
+    order = order_by_weights(samples, [(0, [1.0, 3.0])], seed=0)
     assert len(set(order.tolist())) == len(order)
     met = samples.domain[order]
     assert (met == 1).sum() == 500
     assert (met == 0).sum() == pytest.approx(500 / 3, abs=1)
     for start in range(0, len(met) - 80, 40):
         assert (met[start : start + 80] == 1).mean() == pytest.approx(0.75, abs=0.03)
+
+
+def test_weights_change_at_the_tokens_they_should():
+    samples = equal_samples([1000, 1000])  # of 12 tokens each with their marks
+    order = order_by_weights(samples, [(0, [1.0, 0.0]), (2400, [1.0, 1.0]), (4800, [0.0, 1.0])], seed=0)
+    met = samples.domain[order]
+    assert (met[:200] == 0).all()
+    assert (met[200:400] == 1).mean() == pytest.approx(0.5, abs=0.02)
+    assert (met[405:] == 1).all()
+    # The stream goes on to the end of the only domain the last phase asks for, whatever is left of the other.
+    assert (met == 1).sum() == 1000
+    assert (met == 0).sum() == pytest.approx(300, abs=2)
+
+
+def test_a_domain_that_a_later_phase_asks_for_ends_the_stream_when_it_is_used_up():
+    samples = equal_samples([100, 1000])
+    order = order_by_weights(samples, [(0, [1.0, 1.0]), (12 * 200, [0.0, 1.0]), (12 * 400, [1.0, 1.0])], seed=0)
+    met = samples.domain[order]
+    # Used up exactly when the second phase begins, asked for again from 400 samples on: there it ends.
+    assert len(met) == pytest.approx(400, abs=1)
+    assert (met == 0).sum() == 100
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(20, 200), min_size=2, max_size=4),
+    st.lists(st.tuples(st.integers(1, 3000), st.lists(st.floats(0.1, 5), min_size=4, max_size=4)), max_size=3),
+)
+def test_no_sample_comes_twice_whatever_the_phases(counts, later):
+    samples = equal_samples(counts)
+    starts = sorted({start for start, _ in later})
+    phases = [(0, [1.0] * len(counts))]
+    phases += [(start, weights[: len(counts)]) for start, (_, weights) in zip(starts, later, strict=False)]
+    order = order_by_weights(samples, phases, seed=0)
+    assert len(set(order.tolist())) == len(order) > 0
+    used = np.bincount(samples.domain[order], minlength=len(counts))
+    assert (used == np.array(counts)).any() or min(np.array(counts) - used) <= 1

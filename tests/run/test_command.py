@@ -89,6 +89,10 @@ def test_a_run_leaves_its_settings_points_events_and_summary(finished):
     assert 0 < summary["monitor_share"] < 1
     points = scalars(finished)
     for name in ("stories", "sums"):
+        data = summary["data"][name]
+        assert data["met_tokens"] == points[f"data/tokens/{name}"][-1][1]
+        assert data["unused_share"] == pytest.approx(1 - data["met_tokens"] / data["train_tokens"])
+        assert (data["copies"], data["duplicates_dropped"]) == (1, 0)
         metrics = summary["domains"][name]["metrics"]
         assert metrics["validation_loss"]["value"] == pytest.approx(points[f"loss/validation/{name}"][-1][1], rel=1e-6)
         assert metrics["stream/d_path"]["low"] <= metrics["stream/d_path"]["value"] <= metrics["stream/d_path"]["high"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moetrain.dashboard.events import Events, as_event
+from moetrain.dashboard.figures import heat_map
 from moetrain.dashboard.summary import as_metric
 from moetrain.dashboard.tensorboard import TensorBoard, cut_run_files, event_file_sizes
 from moetrain.dashboard.terminal import Terminal
@@ -76,6 +77,11 @@ class Outputs:
             self._note(domain, metric, estimate, None)
             if metric in ("memorized/gap_heldout", "pathway/spread"):
                 self._terminal.values(domain, {metric.rpartition("/")[2]: estimate.mean})
+        for tag, matrix in points.matrices.items():
+            high = 2.0 if tag.startswith("experts/load") else 1.0
+            self._board.image(tag, heat_map(matrix, 0.0, high), points.step)
+        for tag, values in points.distributions.items():
+            self._board.histogram(tag, values, points.step)
         for domain, verdict in points.phases.items():
             self._board.scalar(f"phase/{domain}", float(verdict.phase), points.step)
             self.domains[domain]["phase"] = verdict.phase.name.lower()

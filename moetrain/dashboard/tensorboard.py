@@ -99,6 +99,11 @@ class TensorBoard:
         """A picture, uint8 [H, W, 3]."""
         self._writer.add_image(tag, pixels_HW3, step, dataformats="HWC")
 
+    def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
+        """A distribution; nothing where there are no values."""
+        if len(values):
+            self._writer.add_histogram(tag, values, step)
+
     def flush(self) -> None:
         self._writer.flush()
 

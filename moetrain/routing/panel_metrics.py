@@ -19,6 +19,26 @@ from moetrain.routing.store import StoredReading
 LEAST_SAMPLES = 2  # fewer have no distance between them
 
 
+def seen_members(stored: StoredReading, domain: str) -> np.ndarray:
+    """Places of the panel samples of a domain that the run has trained on by this reading, int64."""
+    met = (stored.cell == SEEN) & (stored.first_step > 0) & (stored.first_step <= stored.step)
+    return np.flatnonzero(met & (stored.domain == domain))
+
+
+def distance_by_layer(stored: StoredReading, domain: str, tau: float) -> np.ndarray:
+    """Normalised pathway distance of a domain's seen samples in each layer, [L]; NaN below two samples."""
+    seen = seen_members(stored, domain)
+    if len(seen) < LEAST_SAMPLES:
+        return np.full(stored.even.shape[1], np.nan)
+    return grokking.d_path_by_layer(stored.weights[seen], tau)
+
+
+def load_by_layer(stored: StoredReading) -> np.ndarray:
+    """Tokens of the whole panel sent to each expert, over an even share, [L, E]."""
+    counts_LE = stored.counts.sum(0, dtype=np.float64)
+    return counts_LE / np.maximum(counts_LE.mean(-1, keepdims=True), 1)
+
+
 def panel_metrics(stored: StoredReading, domains: Sequence[str], tau: float, steps: int) -> dict[str, Estimate]:
     """Every metric of a reading by TensorBoard tag; one that has no value at this reading is not there.
 
@@ -30,7 +50,7 @@ def panel_metrics(stored: StoredReading, domains: Sequence[str], tau: float, ste
     met = (stored.cell == SEEN) & (stored.first_step > 0) & (stored.first_step <= stored.step)
     for domain in domains:
         own = stored.domain == domain
-        seen = np.flatnonzero(own & met)
+        seen = seen_members(stored, domain)
         cells = {"pathway_to_come": TO_COME, "pathway_heldout": HELDOUT}
         unmet = {tag: np.flatnonzero(own & (stored.cell == cell)) for tag, cell in cells.items()}
         to_come, heldout = unmet["pathway_to_come"], unmet["pathway_heldout"]

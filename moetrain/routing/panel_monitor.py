@@ -19,7 +19,7 @@ import torch
 from moetrain import grokking
 from moetrain.grokking import Estimate, History, PhaseChange, PhaseThresholds, Verdict
 from moetrain.routing.panel import SEEN, Panel
-from moetrain.routing.panel_metrics import panel_metrics
+from moetrain.routing.panel_metrics import distance_by_layer, load_by_layer, panel_metrics, seen_members
 from moetrain.routing.store import StoredReading
 
 _QUEUE = 2
@@ -33,6 +33,8 @@ class PanelPoints:
     metrics: dict[str, Estimate]  # by TensorBoard tag
     phases: dict[str, Verdict]  # by domain
     changes: dict[str, PhaseChange]  # by domain, where this reading changed its phase
+    matrices: dict[str, np.ndarray]  # by tag: what is shown as heat maps
+    distributions: dict[str, np.ndarray]  # by tag: one value a sample
     seconds: float  # of the thread's own processor time
 
 
@@ -67,6 +69,7 @@ class PanelMonitor:
             domain: {name: [] for name in _JUDGED} for domain in self.domains
         }
         self._tokens: list[int] = []
+        self._by_layer: dict[str, list[np.ndarray]] = {domain: [] for domain in self.domains}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="panel")
         self._pending: deque[Future[PanelPoints]] = deque()
         self._read_at: list[int] = []
@@ -101,6 +104,7 @@ class PanelMonitor:
             "losses": torch.from_numpy(np.stack(self._losses)),
         }
         for domain, history in self._history.items():
+            state[f"by_layer.{domain}"] = torch.from_numpy(np.stack(self._by_layer[domain]))
             for name, rows in history.items():
                 state[f"{name}.{domain}"] = torch.tensor(rows, dtype=torch.float64)
         return state
@@ -111,6 +115,7 @@ class PanelMonitor:
             self._tokens = state["tokens"].tolist()
             self._losses = list(state["losses"].numpy())
             for domain, history in self._history.items():
+                self._by_layer[domain] = list(state[f"by_layer.{domain}"].numpy())
                 for name in history:
                     history[name] = [tuple(row) for row in state[f"{name}.{domain}"].tolist()]
 
@@ -131,7 +136,27 @@ class PanelMonitor:
                     grokking.memorized_now(losses_ST, self.eps[domain] or 0.0)
                 )
         verdicts, changed = self._judge(metrics, surroundings)
-        return PanelPoints(stored.step, metrics, verdicts, changed, time.thread_time() - begin)
+        matrices = {"experts/load_by_layer": load_by_layer(stored), "experts/load_by_domain": self._by_domain(stored)}
+        distributions = {}
+        for domain in self.domains:
+            by_layer = self._by_layer[domain]
+            by_layer.append(distance_by_layer(stored, domain, self.tau))
+            matrices[f"pathway/d_path_by_layer/{domain}"] = np.stack(by_layer, axis=1)
+            seen = seen_members(stored, domain)
+            if len(seen):
+                distributions[f"loss/panel_seen_by_sample/{domain}"] = stored.loss[seen]
+                cosine = grokking.cosine(stored.weights[seen], stored.blocks)
+                distributions[f"pathway/cosine_by_sample/{domain}"] = cosine[np.isfinite(cosine)]
+        seconds = time.thread_time() - begin
+        return PanelPoints(stored.step, metrics, verdicts, changed, matrices, distributions, seconds)
+
+    def _by_domain(self, stored: StoredReading) -> np.ndarray:
+        """Share of each domain's tokens that go to each expert, over an even share; [domains, layers * experts]."""
+        rows = []
+        for domain in self.domains:
+            counts = stored.counts[stored.domain == domain].sum(0, dtype=np.float64)
+            rows.append((counts / np.maximum(counts.sum(-1, keepdims=True), 1) * counts.shape[-1]).ravel())
+        return np.stack(rows)
 
     def _judge(
         self, metrics: Mapping[str, Estimate], surroundings: Surroundings

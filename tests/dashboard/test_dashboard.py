@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from moetrain.dashboard.events import Events
+from moetrain.dashboard.figures import heat_map
 from moetrain.dashboard.summary import as_metric, summary_rows, write_summary
 from moetrain.dashboard.tensorboard import TensorBoard, cut_run_files, describe_tag, event_file_sizes
 from moetrain.dashboard.terminal import Terminal
@@ -115,6 +116,20 @@ def test_other_processes_say_nothing(capsys):
     quiet.training(1, 1.0, 1.0, {})
     quiet.end_training()
     assert capsys.readouterr().out == ""
+
+
+def test_a_heat_map_goes_from_dark_to_bright_and_shows_nothing_as_grey():
+    pixels = heat_map(np.array([[0.0, 0.5], [1.0, np.nan]]), cell=2)
+    assert pixels.shape == (4, 4, 3)
+    assert pixels.dtype == np.uint8
+    light = pixels.astype(int) @ [299, 587, 114]
+    assert light[0, 0] < light[0, 3] < light[3, 0]
+    assert pixels[3, 3].tolist() == [230, 230, 230]
+    assert (heat_map(np.full((1, 3), np.nan)) == 230).all()
+    assert (heat_map(np.ones((1, 2))) == heat_map(np.ones((1, 2)))[0, 0]).all()
+    assert np.array_equal(heat_map(np.array([[5.0]]), 0, 2), heat_map(np.array([[2.0]]), 0, 2))
+    with pytest.raises(ValueError, match="shows a matrix, got shape"):
+        heat_map(np.zeros(3))
 
 
 def test_pictures_are_written(tmp_path):

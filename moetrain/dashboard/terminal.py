@@ -44,6 +44,8 @@ class Terminal:
                     BarColumn(),
                     TextColumn("{task.completed:,.0f}"),
                     TimeElapsedColumn(),
+                    TextColumn("left"),
+                    TimeRemainingColumn(),
                 )
                 self._progress = Progress(*columns, console=self.console, transient=True)
                 self._progress.start()

@@ -61,6 +61,7 @@ class JsonTokenizer(Tokenizer):
         model = path.read_bytes()
         try:
             tree = json.loads(model)
+            tree["model"]  # what every tokenizer.json has
             added = [token["content"] for token in tree.get("added_tokens") or [] if token.get("special")]
         except (ValueError, AttributeError, KeyError, TypeError):
             raise ValueError("not a tokenizer.json") from None

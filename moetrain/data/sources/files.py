@@ -50,7 +50,7 @@ def named_files(pattern: str, key: str) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, found):
         if path.is_dir() and not glob.has_magic(pattern):
-            files.extend(_below(path))
+            files.extend(sorted(_below(path)))
         elif path.is_file():
             if kind_of(path) is None:
                 raise DataError(
@@ -65,8 +65,8 @@ def named_files(pattern: str, key: str) -> list[Path]:
 
 def _below(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
             path = Path(parent, name)
             if not name.startswith(".") and kind_of(path) is not None and path.is_file():
                 yield path

@@ -56,7 +56,10 @@ class DomainSettings(_Section):
     hub_config: str | None = Field(None, description="Which of the hub data set's configurations to read.")
     hub_revision: str | None = Field(None, description="Commit or tag of the hub data set; null takes its newest.")
     split: str = Field("train", description="Split of the hub data set.")
-    streaming: bool = Field(False, description="Read the hub data set as it arrives instead of downloading it first.")
+    streaming: bool = Field(
+        False,
+        description="Read the hub data set as it arrives, without keeping it; twice, unless tokenizer.model is given.",
+    )
     text_field: str = Field(
         "text", description="Field of a JSON line, or column of a Parquet file or hub data set, that holds the text."
     )
@@ -65,9 +68,13 @@ class DomainSettings(_Section):
         description="Which rows to take, by their fields: names, constants, comparisons, and, or, not, len(), e.g. "
         "language == 'en' and score >= 3.",
     )
-    limit: int | None = Field(None, ge=1, description="Documents to take, the first ones; null takes all.")
+    limit: int | None = Field(
+        None, ge=1, description="Distinct documents to take, the first ones; null takes all. It is read by one process."
+    )
     size: int | None = Field(
-        None, ge=1, description="Bytes of text to take (built-in: to produce, default 4,000,000); null takes all."
+        None,
+        ge=1,
+        description="Bytes of distinct text to take (built-in: to produce, default 4,000,000); null takes all.",
     )
     weight: float | None = Field(None, gt=0, description="Share of the stream, with data.mixture: weights.")
     repeats: int = Field(1, ge=1, description="Copies of each document in the stream, each with an id of its own.")

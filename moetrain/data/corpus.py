@@ -92,7 +92,7 @@ class _Preparation:
     """The steps from sources to token files, and what they share."""
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
-        self.settings, self._progress = settings, progress
+        self.settings, self.progress = settings, progress
         data = settings.data
         self.cache = Path(expand(data.cache_dir, "data.cache_dir"))
         # Files are looked at before they are hashed: what changes from here on is seen when it is read.
@@ -129,7 +129,7 @@ class _Preparation:
         path = self.cache / f"tokenizer-{_hash(wanted)}" / "tokenizer.model"
         if not path.exists():
             texts = self._sample()
-            self._progress("training the tokenizer", 0, None)
+            self.progress("training the tokenizer", 0, None)
             trained = train_tokenizer(texts, chosen.vocab_size)
             _write_whole(path.parent, lambda beside: trained.save(beside / path.name))
         return Tokenizer.load(path), path
@@ -169,11 +169,11 @@ class _Preparation:
             far[number] = min(done, sizes[number] or done)
             if time.monotonic() - last >= _SECONDS_BETWEEN_WORDS:
                 last = time.monotonic()
-                self._progress(what, sum(far), total)
+                self.progress(what, sum(far), total)
 
-        self._progress(what, 0, total)
+        self.progress(what, 0, total)
         run_tasks(function, tasks, self.workers(), tell, finished)
-        self._progress(what, total or sum(far), total)
+        self.progress(what, total or sum(far), total)
 
     def _size(self, portion: Portion) -> int | None:
         """Bytes that a portion's progress counts up to; None where nobody knows."""
@@ -194,13 +194,18 @@ class _Preparation:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the preparation of these sources, so that two runs at once do not do the same work twice."""
-        self.cache.mkdir(parents=True, exist_ok=True)
         name = _hash(list(self._prints.values()))
-        with open(self.cache / f"preparing-{name}.lock", "wb") as file:
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            held = open(self.cache / f"preparing-{name}.lock", "wb")  # noqa: SIM115
+        except OSError:  # a cache that can only be read may hold all that is wanted; writing to it is an error later
+            yield
+            return
+        with held as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                self._progress("waiting for another process that prepares the same data", 0, None)
+                self.progress("waiting for another process that prepares the same data", 0, None)
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -227,7 +232,8 @@ def _tokenize(preparation: _Preparation, tokenizer: Tokenizer, path: Path, folde
         seen = SeenIds()
         record: dict[str, Any] = {"format": FORMAT, "token_bytes": token_dtype(tokenizer.vocab_size).itemsize}
         record["domains"] = {}
-        for name, domain in settings.data.domains.items():
+        for number, (name, domain) in enumerate(settings.data.domains.items()):
+            preparation.progress("joining the parts", number, len(settings.data.domains))
             (folder / name).mkdir()
             own = [place for portion, place in zip(preparation.portions, places, strict=True) if portion.domain == name]
             with open(folder / name / "tokens.bin", "wb") as tokens:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,6 +250,19 @@ def test_ten_kills_at_random_moments_change_nothing(large, straight, tmp_path):
     killed, files = _killed_and_resumed(large, tmp_path, 10, (0.3, 2.5))
     assert killed >= 3
     assert files == straight
+
+
+def test_two_at_once_do_the_work_once(corpus_folder, tmp_path, monkeypatch):
+    from moetrain.data import corpus as module
+
+    real, calls = module._tokenize, []
+    monkeypatch.setattr(module, "_tokenize", lambda *given: (calls.append(1), real(*given)))
+    settings, said = chosen(corpus_folder, tmp_path, "data.domains.d.path=stories.jsonl"), []
+    with ThreadPoolExecutor() as pool:
+        made = list(pool.map(lambda _: prepare_corpus(settings, lambda what, *_: said.append(what)), range(2)))
+    assert made[0].fingerprint == made[1].fingerprint
+    assert len(calls) == 1
+    assert said.count("training the tokenizer") == 1
 
 
 # What is on disk

@@ -13,6 +13,7 @@ from moetrain.data.errors import DataError
 from moetrain.data.sources.rows import Row, Wanted
 
 _ROWS_AT_ONCE = 256
+_BUFFER = 2**20  # bytes; without it a whole column of a row group is held, which may be gigabytes
 
 
 def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
@@ -23,7 +24,7 @@ def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
     """
     number = 0
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
+        with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
             check_columns(str(path), file.schema_arrow, wanted)
             rows, size = max(1, file.metadata.num_rows), path.stat().st_size
             groups: list[int] = []

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from moetrain.config import DataSettings, DomainSettings, expand
 from moetrain.data import builtin
+from moetrain.data.digests import content_digest
 from moetrain.data.errors import DataError as DataError
 from moetrain.data.sources import Row, Wanted, hub, read_file
 from moetrain.data.sources.files import kind_of, named_files
@@ -173,18 +174,11 @@ def fingerprint(name: str, domain: DomainSettings, data: DataSettings, seed: int
             return digest.hexdigest()
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         names = [str(path.relative_to(folder)) for path in files]  # there, names decide also on splits
-    with ThreadPoolExecutor() as pool:
-        for called, content in zip(names, pool.map(_content_digest, files), strict=True):
-            digest.update(called.encode() + b"\0" + content)
+    cache = Path(expand(data.cache_dir, "data.cache_dir"))
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        for called, content in zip(names, pool.map(lambda path: content_digest(path, cache), files), strict=True):
+            digest.update(f"{called}\0{content}\n".encode())
     return digest.hexdigest()
-
-
-def _content_digest(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}): restore it") from None
 
 
 def _generator_fingerprint(seed: int) -> str:

@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moetrain.config import load_settings
-from moetrain.data import documents, parts
+from moetrain.data import digests, documents, parts
 from moetrain.data.corpus import prepare_corpus, prepare_tokenizer
 from moetrain.data.documents import DataError, DomainReport, document_id, read_documents
 from moetrain.data.sample import Sample
@@ -300,6 +301,33 @@ def test_a_source_that_changed_or_vanished_since_is_seen(tmp_path):
     (tmp_path / "a.jsonl").unlink()
     with pytest.raises(DataError, match="no file at"):
         prepare_corpus(settings)
+
+
+def test_a_large_file_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    path, hashed = tmp_path / "a.bin", []
+    path.write_bytes(b"x" * 1000)
+    real = hashlib.file_digest
+    monkeypatch.setattr(digests, "LARGE", 1000)
+    monkeypatch.setattr(digests.hashlib, "file_digest", lambda *given: (hashed.append(1), real(*given))[1])
+    first = digests.content_digest(path, tmp_path / "cache")
+    assert digests.content_digest(path, tmp_path / "cache") == first
+    assert len(hashed) == 2  # so new that a change might show no other time
+    monkeypatch.setattr(digests, "_SETTLED", -(10**12))
+    for _ in range(3):
+        assert digests.content_digest(path, tmp_path / "cache") == first
+    assert len(hashed) == 3
+    stat = path.stat()
+    time.sleep(0.02)
+    with open(path, "r+b") as file:
+        file.write(b"y")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert digests.content_digest(path, tmp_path / "cache") != first
+    path.write_bytes(b"x" * 999)
+    for _ in range(2):
+        digests.content_digest(path, tmp_path / "cache")
+    assert len(hashed) == 6
+    with pytest.raises(DataError, match=r"none: cannot be read \(No such file"):
+        digests.content_digest(tmp_path / "none", tmp_path / "cache")
 
 
 def test_bad_data_is_an_error_before_anything_is_tokenized(tmp_path, monkeypatch):

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -178,7 +177,9 @@ def _write_part(path: Path, batches: list[tuple[np.ndarray, np.ndarray]], record
     os.replace(beside, path)
 
 
-def join_parts(folders: list[Path], seen: SeenIds, name: str, file: io.BufferedWriter) -> tuple[np.ndarray, Any]:
+def join_parts(
+    folders: list[Path], seen: SeenIds, name: str, file: io.BufferedWriter
+) -> tuple[np.ndarray, DomainReport]:
     """Write a domain's tokens to ``file``, without documents that ``seen`` holds.
 
     Returns:

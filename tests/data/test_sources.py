@@ -3,6 +3,7 @@ import gzip
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -99,6 +100,24 @@ def test_a_hub_data_set_that_cannot_be_read_is_one_line(same_records, overrides,
     with pytest.raises(DataError, match=said) as caught:
         read(same_records, *overrides, f"streaming={streaming}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_on_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def builder(name, config, revision):
+        asked.append((name, config, revision))
+        return SimpleNamespace(hash=f"commit of {revision}")
+
+    def of(*overrides):
+        chosen = load_settings(None, ["data.domains.d.hub=some/set", *(f"data.domains.d.{o}" for o in overrides)])
+        return fingerprint("d", chosen.data.domains["d"], chosen.data, 0)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+    assert len({of(), of("hub_revision=v1"), of("hub_revision=v2"), of("hub_config=en")}) == 4
+    assert asked[1] == ("some/set", None, "v1")
 
 
 def test_code_of_a_data_set_is_never_run(tmp_path):

@@ -16,6 +16,8 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from moetrain.expression import parse_filter
+
 
 class SettingsError(ValueError):
     """A setting that cannot be used; the message is one line naming place, key and remedy."""
@@ -95,21 +97,44 @@ _FACTS_TAKEN: dict[str, tuple[str, ...]] = {
 
 
 class DomainSettings(_Section):
-    """Where one domain's documents come from: exactly one of ``path`` and ``builtin``."""
+    """Where one domain's documents come from: exactly one of ``path``, ``builtin`` and ``hub``."""
 
     path: str | list[str] | None = Field(
-        None, description="JSONL files, plain or .gz: a path or pattern, or several; relative to data.root."
+        None,
+        description="Files or patterns, read by what they end in: .jsonl, .json, .parquet, or plain text and source "
+        "code (.txt, .md, .py, ...: a file is a document), also with .gz; a folder is every such file below it. "
+        "Relative to data.root.",
     )
-    text_field: str = Field("text", description="Field of a JSON line that holds the document's text.")
     builtin: str | None = Field(
         None,
         description="A built-in domain that needs no files: code, math, commonsense, chemistry; for studies modular, "
         "random_answers, formal.",
     )
+    hub: str | None = Field(
+        None, description="A data set read through `datasets`: a name on the Hugging Face hub, or a local folder."
+    )
+    hub_config: str | None = Field(None, description="Which of the hub data set's configurations to read.")
+    hub_revision: str | None = Field(None, description="Commit or tag of the hub data set; null takes its newest.")
+    split: str = Field("train", description="Split of the hub data set.")
+    streaming: bool = Field(
+        False,
+        description="Read the hub data set as it arrives, without keeping it; twice, unless tokenizer.model is given.",
+    )
+    text_field: str = Field(
+        "text", description="Field of a JSON line, or column of a Parquet file or hub data set, that holds the text."
+    )
+    filter: str | None = Field(
+        None,
+        description="Which rows to take, by their fields: names, constants, comparisons, and, or, not, len(), e.g. "
+        "language == 'en' and score >= 3.",
+    )
+    limit: int | None = Field(
+        None, ge=1, description="Distinct documents to take, the first ones; null takes all. It is read by one process."
+    )
     size: int | None = Field(
         None,
         ge=1,
-        description="Bytes of text to take (built-in: to produce, default 4,000,000; a planted domain ends "
+        description="Bytes of distinct text to take (built-in: to produce, default 4,000,000; a planted domain ends "
         "with its table of facts: see repeats); null takes all.",
     )
     weight: float | None = Field(None, gt=0, description="Share of the stream, with data.mixture: weights.")
@@ -130,16 +155,29 @@ class DomainSettings(_Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> DomainSettings:
-        if (self.path is None) == (self.builtin is None):
-            raise ValueError("give exactly one of path and builtin")
-        if self.path == [] or self.path == "":
-            raise ValueError("path is empty: give a file or a pattern")
+        if sum(source is not None for source in (self.path, self.builtin, self.hub)) != 1:
+            raise ValueError("give exactly one of path, builtin and hub")
+        if self.path == [] or self.path == "" or self.hub == "":
+            raise ValueError("path or hub is empty: give a file, a folder, a pattern or a data set")
+        if self.builtin is not None and self.filter is not None:
+            raise ValueError("filter has no effect on a built-in domain, which has no columns: remove it")
+        if self.hub is None:
+            for name in ("hub_config", "hub_revision", "split", "streaming"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} has no effect without hub: remove it, or give hub")
         return self
+
+    @field_validator("filter")
+    @classmethod
+    def _parsable(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_filter(text)
+        return text
 
     @model_validator(mode="after")
     def _facts_that_are_taken(self) -> DomainSettings:
         given = self.facts.given() if self.facts is not None else {}
-        source = f"builtin {self.builtin}" if self.builtin is not None else "path"
+        source = f"builtin {self.builtin}" if self.builtin is not None else "path" if self.path is not None else "hub"
         kind = f"{self.builtin} like {given.get('like')}"
         taken = _FACTS_TAKEN.get(kind, _FACTS_TAKEN.get(self.builtin or "", ()))
         if kind in _FACTS_TAKEN:
@@ -177,7 +215,10 @@ class DataSettings(_Section):
         0.01, gt=0, lt=0.5, description="Share of documents held out of training, chosen by a hash of their content."
     )
     max_bad_share: float = Field(
-        0.001, ge=0, le=1, description="Share of a domain's lines that may be unreadable before it is an error."
+        0.001, ge=0, le=1, description="Share of a domain's lines or rows that may be unusable before it is an error."
+    )
+    workers: int | None = Field(
+        None, ge=1, description="Processes that prepare the data; null: one a CPU core, or one where there is little."
     )
     pack_window: int = Field(4096, ge=1, description="Samples that best-fit packing looks at together.")
 
@@ -220,11 +261,23 @@ class DataSettings(_Section):
 
 
 class TokenizerSettings(_Section):
-    model: str | None = Field(None, description="A SentencePiece .model to use; null trains one on the corpus.")
+    model: str | None = Field(
+        None, description="A SentencePiece .model or a tokenizer.json to use; null trains one on the corpus."
+    )
+    begin_token: str | None = Field(
+        None, description="Mark before a document, of a tokenizer.json; null: what its files or common names say."
+    )
+    end_token: str | None = Field(None, description="Mark after a document, of a tokenizer.json; null: likewise.")
     vocab_size: int = Field(4096, ge=300, le=2**31 - 1, description="Size of the vocabulary that is trained.")
     sample_bytes: int = Field(
         20_000_000, ge=1000, description="Bytes of text, spread evenly over the domains, that it is trained on."
     )
+
+    @model_validator(mode="after")
+    def _marks(self) -> TokenizerSettings:
+        if (self.begin_token or self.end_token) and not (self.model or "").endswith(".json"):
+            raise ValueError("begin_token and end_token are for a tokenizer.json: set tokenizer.model to one")
+        return self
 
 
 class ModelSettings(_Section):

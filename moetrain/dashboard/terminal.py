@@ -20,7 +20,7 @@ class Terminal:
     def __init__(self, speaks: bool = True) -> None:
         self.console = Console(quiet=not speaks, highlight=False, soft_wrap=True)
         self.live = self.console.is_terminal and speaks
-        self._last_line = 0.0
+        self._last_line = self._began = 0.0
         self._preparing: str | None = None
         self._progress: Progress | None = None
         self._display: Live | None = None
@@ -44,6 +44,8 @@ class Terminal:
                     BarColumn(),
                     TextColumn("{task.completed:,.0f}"),
                     TimeElapsedColumn(),
+                    TextColumn("left"),
+                    TimeRemainingColumn(),
                 )
                 self._progress = Progress(*columns, console=self.console, transient=True)
                 self._progress.start()
@@ -55,6 +57,11 @@ class Terminal:
             self._progress.update(self._progress.task_ids[-1], completed=done, total=total)
         elif what != self._preparing:
             self.console.print(what)
+            self._began = self._last_line = time.monotonic()
+        elif done and total and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            left = (self._last_line - self._began) * (total - done) / done
+            self.console.print(f"{what}: {done / total:.0%}, about {left:,.0f} s left")
         self._preparing = what
 
     def _end_preparing(self) -> None:

@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from moetrain.config import Settings, expand
-from moetrain.data.documents import DataError, Document, DomainReport, document_id, fingerprint, read_documents
-from moetrain.data.tokenizer import Tokenizer, train_tokenizer
-
-FORMAT = 2
-_DOCUMENTS_AT_ONCE = 256
-
-# One line of a domain's index: a document, its tokens' place in tokens.bin, and its size as text. The answer it marks
-# is a span of its tokens, -1 to -1 where it marks none.
-INDEX = np.dtype(
-    [
-        ("id", "<u8"),
-        ("start", "<i8"),
-        ("length", "<i8"),
-        ("text_bytes", "<i8"),
-        ("heldout", "?"),
-        ("repeated", "?"),
-        ("answer_start", "<i8"),
-        ("answer_end", "<i8"),
-    ]
+from moetrain.data.documents import (
+    BUILTIN_SIZE,
+    PORTION_BYTES,
+    DomainReport,
+    Portion,
+    check_report,
+    document_id,
+    fingerprint,
+    portions,
 )
-_NO_ANSWER = (-1, -1)
+from moetrain.data.errors import DataError
+from moetrain.data.parts import INDEX as INDEX
+from moetrain.data.parts import TokenizerFile, join_parts, write_parts
+from moetrain.data.parts import token_dtype as token_dtype
+from moetrain.data.sample import Sample, sample_portion
+from moetrain.data.seen import SeenIds
+from moetrain.data.tokenizer import Tokenizer, check_lossless, train_tokenizer
+from moetrain.data.workers import run_tasks
+
+FORMAT = 3
+_SECONDS_BETWEEN_WORDS = 0.1
 
 Progress = Callable[[str, int, int | None], None]
 """Told (what is done, how far, of how much or None) now and then; see `moetrain.dashboard.terminal`."""
@@ -64,142 +66,185 @@ class Corpus:
 def prepare_corpus(settings: Settings, progress: Progress = lambda what, done, total: None) -> Corpus:
     """The run's corpus: from the cache where the same one was prepared before, else read, tokenized and kept.
 
+    It is found by the content of its sources: one that changed is prepared anew, and a run's checkpoint then says
+    that the data is another. A preparation that was killed goes on where it was.
+
     Raises:
         DataError: data that cannot be used.
         SettingsError: a path with an unset environment variable.
     """
-    data = settings.data
-    cache = Path(expand(data.cache_dir, "data.cache_dir"))
-    prints = {name: fingerprint(name, domain, data, settings.run.seed) for name, domain in data.domains.items()}
-    tokenizer = _tokenizer(settings, cache, prints, progress)
-    key = _hash([str(FORMAT), tokenizer.fingerprint, *prints.values()])
-    folder = cache / f"corpus-{key}"
-    if not (folder / "corpus.json").exists():
-        _write_whole(folder, lambda beside: _tokenize(settings, tokenizer, beside, progress))
-    return Corpus([_open_domain(folder, name) for name in data.domains], tokenizer, key)
+    return _Preparation(settings, progress).corpus()
 
 
-def _tokenizer(settings: Settings, cache: Path, prints: dict[str, str], progress: Progress) -> Tokenizer:
-    if settings.tokenizer.model is not None:
-        path = Path(expand(settings.tokenizer.model, "tokenizer.model"))
+def prepare_tokenizer(
+    settings: Settings, progress: Progress = lambda what, done, total: None
+) -> tuple[Tokenizer, Path]:
+    """The run's tokenizer and its file: the one given, else the corpus's own, trained where it has not been before.
+
+    Raises: as `prepare_corpus`.
+    """
+    preparation = _Preparation(settings, progress)
+    with preparation.alone():
+        return preparation.tokenizer()
+
+
+class _Preparation:
+    """The steps from sources to token files, and what they share."""
+
+    def __init__(self, settings: Settings, progress: Progress) -> None:
+        self.settings, self.progress = settings, progress
+        data = settings.data
+        self.cache = Path(expand(data.cache_dir, "data.cache_dir"))
+        # Files are looked at before they are hashed: what changes from here on is seen when it is read.
+        self.portions = [
+            portion for name, domain in data.domains.items() for portion in portions(name, domain, data.root)
+        ]
+        self._prints = {
+            name: fingerprint(name, domain, data, settings.run.seed) for name, domain in data.domains.items()
+        }
+
+    def corpus(self) -> Corpus:
+        with self.alone():
+            tokenizer, path = self.tokenizer()
+            key = _hash([str(FORMAT), tokenizer.fingerprint, *self._prints.values()])
+            folder = self.cache / f"corpus-{key}"
+            if not (folder / "corpus.json").exists():
+                _tokenize(self, tokenizer, path, folder)
+        names = list(self.settings.data.domains)
+        return Corpus([_open_domain(folder, name) for name in names], tokenizer, key)
+
+    def tokenizer(self) -> tuple[Tokenizer, Path]:
+        chosen = self.settings.tokenizer
+        if chosen.model is not None:
+            path = Path(expand(chosen.model, "tokenizer.model"))
+            try:
+                tokenizer = Tokenizer.load(path, chosen.begin_token, chosen.end_token)
+                check_lossless(tokenizer)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise DataError(
+                    f"tokenizer.model: {path} cannot be used ({error}): give a SentencePiece .model or a tokenizer.json"
+                ) from None
+            return tokenizer, path
+        wanted = [str(FORMAT), str(chosen.vocab_size), str(chosen.sample_bytes), *self._prints.values()]
+        path = self.cache / f"tokenizer-{_hash(wanted)}" / "tokenizer.model"
+        if not path.exists():
+            texts = self._sample()
+            self.progress("training the tokenizer", 0, None)
+            trained = train_tokenizer(texts, chosen.vocab_size)
+            _write_whole(path.parent, lambda beside: trained.save(beside / path.name))
+        return Tokenizer.load(path), path
+
+    def _sample(self) -> list[str]:
+        """Documents of each domain up to an even share of the sample, chosen by a hash of their id and the seed."""
+        data = self.settings.data
+        budget = self.settings.tokenizer.sample_bytes / len(data.domains)
+        samples = {name: Sample(budget) for name in data.domains}
+        reports: dict[int, DomainReport] = {}
+
+        def finished(number: int, result: Any) -> None:
+            reports[number], items = result
+            for order, identity, text in items:
+                samples[self.portions[number].domain].add(order, identity, text)
+
+        tasks = [(portion, self.settings, budget) for portion in self.portions]
+        self.run("reading the tokenizer's sample", sample_portion, tasks, finished)
+        for name, domain in data.domains.items():
+            report = DomainReport(name)
+            for number in sorted(reports):
+                if self.portions[number].domain == name:
+                    report.add(reports[number])
+            check_report(report, domain, data)
+        return [text for sample in samples.values() for _, _, text in sample.items()]
+
+    def run(
+        self, what: str, function: Callable[..., Any], tasks: list[Any], finished: Callable[[int, Any], None]
+    ) -> None:
+        """Call a function for each portion in several processes, with progress in bytes."""
+        sizes = [self._size(portion) for portion in self.portions]
+        total = sum(size for size in sizes if size is not None) if None not in sizes else None
+        far, last = [0] * len(tasks), 0.0
+
+        def tell(number: int, done: int) -> None:
+            nonlocal last
+            far[number] = min(done, sizes[number] or done)
+            if time.monotonic() - last >= _SECONDS_BETWEEN_WORDS:
+                last = time.monotonic()
+                self.progress(what, sum(far), total)
+
+        self.progress(what, 0, total)
+        run_tasks(function, tasks, self.workers(), tell, finished)
+        self.progress(what, total or sum(far), total)
+
+    def _size(self, portion: Portion) -> int | None:
+        """Bytes that a portion's progress counts up to; None where nobody knows."""
+        domain = self.settings.data.domains[portion.domain]
+        if domain.builtin is not None:
+            return domain.size or BUILTIN_SIZE
+        return None if domain.hub is not None else portion.size
+
+    def workers(self) -> int:
+        """Processes to use; the tokenizer's threads use the cores that they leave."""
+        wanted = self.settings.data.workers
+        if wanted is None:
+            sizes = [self._size(portion) for portion in self.portions]
+            little = None not in sizes and sum(size or 0 for size in sizes) < PORTION_BYTES
+            wanted = 1 if little else cores()
+        return min(wanted, len(self.portions))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the preparation of these sources, so that two runs at once do not do the same work twice."""
+        name = _hash(list(self._prints.values()))
         try:
-            return Tokenizer.load(path)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise DataError(f"tokenizer.model: {path} cannot be used ({error}): give a SentencePiece .model") from None
-    wanted = [str(FORMAT), str(settings.tokenizer.vocab_size), str(settings.tokenizer.sample_bytes), *prints.values()]
-    path = cache / f"tokenizer-{_hash(wanted)}" / "tokenizer.model"
-    if not path.exists():
-        progress("training the tokenizer", 0, None)
-        tokenizer = train_tokenizer(_training_sample(settings), settings.tokenizer.vocab_size)
-        _write_whole(path.parent, lambda beside: tokenizer.save(beside / path.name))
-    return Tokenizer.load(path)
+            self.cache.mkdir(parents=True, exist_ok=True)
+            held = open(self.cache / f"preparing-{name}.lock", "wb")  # noqa: SIM115
+        except OSError:  # a cache that can only be read may hold all that is wanted; writing to it is an error later
+            yield
+            return
+        with held as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.progress("waiting for another process that prepares the same data", 0, None)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
-def _training_sample(settings: Settings) -> Iterator[str]:
-    """Documents of each domain up to an even share of the sample, chosen by a hash of their id and the seed."""
-    data = settings.data
-    budget = settings.tokenizer.sample_bytes / len(data.domains)
-    for name in data.domains:
-        sizes = {}
-        for document in _documents(settings, name, set()):
-            if not document.heldout:
-                sizes[document.id] = len(document.text.encode())
-        seed = settings.run.seed.to_bytes(8, "little")
-        order = sorted(sizes, key=lambda i: blake2b(i.to_bytes(8, "little"), digest_size=8, salt=seed).digest())
-        taken, total = set(), 0
-        for identity in order:
-            if total >= budget:
-                break
-            taken.add(identity)
-            total += sizes[identity]
-        yield from (document.text for document in _documents(settings, name, set()) if document.id in taken)
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _documents(settings: Settings, name: str, seen: set[int], report: DomainReport | None = None) -> Iterator[Document]:
-    domain = settings.data.domains[name]
-    return read_documents(name, domain, settings.data, settings.run.seed, seen, report or DomainReport(name))
+def _tokenize(preparation: _Preparation, tokenizer: Tokenizer, path: Path, folder: Path) -> None:
+    """Fill a corpus's folder: parts in several processes, then one token file and index a domain."""
+    settings = preparation.settings
+    beside = folder.with_name(folder.name + ".parts")
+    places = [beside / f"{portion.domain}-{portion.number:06d}" for portion in preparation.portions]
+    marks = settings.tokenizer.begin_token, settings.tokenizer.end_token
+    file = TokenizerFile(path, *marks, tokenizer.fingerprint)
+    threads = max(1, cores() // preparation.workers())
+    tasks = [
+        (portion, settings, file, place, threads) for portion, place in zip(preparation.portions, places, strict=True)
+    ]
+    preparation.run("tokenizing", write_parts, tasks, lambda number, result: None)
 
+    def write(folder: Path) -> None:
+        seen = SeenIds()
+        record: dict[str, Any] = {"format": FORMAT, "token_bytes": token_dtype(tokenizer.vocab_size).itemsize}
+        record["domains"] = {}
+        for number, (name, domain) in enumerate(settings.data.domains.items()):
+            preparation.progress("joining the parts", number, len(settings.data.domains))
+            (folder / name).mkdir()
+            own = [place for portion, place in zip(preparation.portions, places, strict=True) if portion.domain == name]
+            with open(folder / name / "tokens.bin", "wb") as tokens:
+                index, report = join_parts(own, seen, name, tokens)
+            check_report(report, domain, settings.data)
+            np.save(folder / name / "index.npy", _with_repeats(index, domain.repeats))
+            record["domains"][name] = report.as_dict()
+        (folder / "corpus.json").write_text(json.dumps(record, indent=1))
 
-def _tokenize(settings: Settings, tokenizer: Tokenizer, folder: Path, progress: Progress) -> None:
-    seen: set[int] = set()
-    reports = {}
-    for name, domain in settings.data.domains.items():
-        report = reports[name] = DomainReport(name)
-        (folder / name).mkdir()
-        index = _write_tokens(
-            _documents(settings, name, seen, report),
-            tokenizer,
-            settings.run.seed if domain.shuffled else None,
-            folder / name / "tokens.bin",
-            partial(_tell, progress, f"tokenizing {name}"),
-        )
-        np.save(folder / name / "index.npy", _with_repeats(index, domain.repeats))
-    token_bytes = token_dtype(tokenizer.vocab_size).itemsize
-    record = {
-        "format": FORMAT,
-        "token_bytes": token_bytes,
-        "domains": {name: report.as_dict() for name, report in reports.items()},
-    }
-    (folder / "corpus.json").write_text(json.dumps(record, indent=1))
-
-
-def _write_tokens(
-    documents: Iterable[Document],
-    tokenizer: Tokenizer,
-    shuffle_seed: int | None,
-    path: Path,
-    progress: Callable[[int], None],
-) -> np.ndarray:
-    dtype = token_dtype(tokenizer.vocab_size)
-    rows: list[np.ndarray] = []
-    written = 0
-    documents = iter(documents)
-    with open(path, "wb") as file:
-        while batch := list(islice(documents, _DOCUMENTS_AT_ONCE)):
-            encoded = tokenizer.encode_all([document.text for document in batch], threads=os.cpu_count() or 1)
-            part = np.zeros(len(batch), INDEX)
-            part["id"] = [document.id for document in batch]
-            part["length"] = [len(ids) for ids in encoded]
-            part["start"] = written + np.concatenate([[0], np.cumsum(part["length"])[:-1]])
-            part["text_bytes"] = [len(document.text.encode()) for document in batch]
-            part["heldout"] = [document.heldout for document in batch]
-            spans = [_answer_tokens(document, ids, tokenizer) for document, ids in zip(batch, encoded, strict=True)]
-            part["answer_start"], part["answer_end"] = np.array(spans).T
-            if shuffle_seed is not None:
-                encoded = [
-                    shuffle(ids, shuffle_seed, document.id) for document, ids in zip(batch, encoded, strict=True)
-                ]
-                part["answer_start"], part["answer_end"] = _NO_ANSWER  # its tokens lie scattered
-            for ids in encoded:
-                file.write(np.asarray(ids, dtype).tobytes())
-            written += int(part["length"].sum())
-            rows.append(part)
-            progress(written)
-    return np.concatenate(rows)
-
-
-def _answer_tokens(document: Document, ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int, int]:
-    if document.answer is None:
-        return _NO_ANSWER
-    try:
-        return tokenizer.span(document.text, ids, *document.answer)
-    except ValueError as error:
-        raise DataError(
-            f"document {document.text[:40]!r}: its answer cannot be found among its tokens: {error}"
-        ) from None
-
-
-def shuffle(ids: Sequence[int], seed: int, document: int) -> list[int]:
-    """The tokens of a document in a random order that follows from the run's seed and the document's id alone."""
-    return [ids[place] for place in np.random.default_rng([seed, 4, document]).permutation(len(ids))]
-
-
-def _tell(progress: Progress, what: str, tokens: int) -> None:
-    progress(what, tokens, None)
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+    _write_whole(folder, write)
+    shutil.rmtree(beside, ignore_errors=True)
 
 
 def _with_repeats(index: np.ndarray, repeats: int) -> np.ndarray:
@@ -216,18 +261,29 @@ def _with_repeats(index: np.ndarray, repeats: int) -> np.ndarray:
 
 
 def _open_domain(folder: Path, name: str) -> DomainTokens:
-    record = json.loads((folder / "corpus.json").read_text())
-    return DomainTokens(
-        name,
-        np.memmap(folder / name / "tokens.bin", np.dtype(f"<u{record['token_bytes']}"), mode="r"),
-        np.load(folder / name / "index.npy", mmap_mode="r"),
-        DomainReport(**record["domains"][name]),
-    )
+    """A prepared domain; its tokens stay on disk.
+
+    Raises:
+        DataError: its files are not of the size they were written with.
+    """
+    try:
+        record = json.loads((folder / "corpus.json").read_text())
+        index = np.load(folder / name / "index.npy", mmap_mode="r")
+        tokens = np.memmap(folder / name / "tokens.bin", np.dtype(f"<u{record['token_bytes']}"), mode="r")
+        report = DomainReport(**record["domains"][name])
+        whole = index.dtype == INDEX and len(tokens) == int((index["start"] + index["length"]).max(initial=0))
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise DataError(f"{folder}: the prepared data of {name} is damaged: remove this folder, it is prepared anew")
+    return DomainTokens(name, tokens, index, report)
 
 
 def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder beside its place and rename it: it is whole or absent, also when two runs prepare it at once."""
+    """Fill a folder beside its place and rename it: it is whole or absent."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f"{folder.name}.*.partial"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     beside = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".partial", dir=folder.parent))
     try:
         write(beside)

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import glob
-import gzip
 import hashlib
 import json
 import os
 import sys
-import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from moetrain.config import DataSettings, DomainSettings, expand
 from moetrain.data import builtin
 from moetrain.data.builtin import MarkedText
+from moetrain.data.digests import content_digest
+from moetrain.data.errors import DataError as DataError
+from moetrain.data.sources import Row, Wanted, hub, read_file
+from moetrain.data.sources.files import kind_of, named_files
 
 BUILTIN_SIZE = 4_000_000
+PORTION_BYTES = 4 * 2**20
 _PLACES_KEPT = 5
-
-
-class DataError(ValueError):
-    """Data that cannot be trained on; the message is one line naming the place and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,13 @@ class DomainReport:
     """What reading a domain found, counted."""
 
     domain: str
+    rows: int = 0
     documents: int = 0
     heldout_documents: int = 0
     text_bytes: int = 0
     duplicates: int = 0
     empty: int = 0
+    filtered: int = 0
     bad: int = 0
     bad_places: list[str] = field(default_factory=list)
 
@@ -54,6 +55,13 @@ class DomainReport:
         self.bad += 1
         if len(self.bad_places) < _PLACES_KEPT:
             self.bad_places.append(place)
+
+    def add(self, other: DomainReport) -> None:
+        """Count what another part of the domain's source, which comes after this one, was found to hold."""
+        for each in fields(self):
+            if each.name not in ("domain", "bad_places"):
+                setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+        self.bad_places = (self.bad_places + other.bad_places)[:_PLACES_KEPT]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,6 +79,49 @@ def is_heldout(text: str, share: float) -> bool:
     return int.from_bytes(digest, "little") < share * 2**64
 
 
+@dataclass(frozen=True)
+class SourceFile:
+    """A file as it was when the run began to read it; another one in its place is an error."""
+
+    path: Path
+    size: int
+    changed: int  # time of the last change, in nanoseconds
+
+    @classmethod
+    def at(cls, path: Path) -> SourceFile:
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}): restore it") from None
+        return cls(path, stat.st_size, stat.st_mtime_ns)
+
+    def check(self) -> None:
+        """Raise DataError where the file is not what it was."""
+        if SourceFile.at(self.path) != self:
+            raise DataError(f"{self.path}: changed while it was read: run again once nothing writes it")
+
+
+@dataclass(frozen=True)
+class Portion:
+    """A stretch of a domain's source that one process reads from first to last: files, or all of the source."""
+
+    domain: str
+    number: int
+    files: tuple[SourceFile, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk; 0 where the source is no file."""
+        return sum(file.size for file in self.files)
+
+
+class Seen(Protocol):
+    """A set of ids; see `moetrain.data.seen`."""
+
+    def __contains__(self, identity: Any, /) -> bool: ...
+    def add(self, identity: Any, /) -> None: ...
+
+
 def source_files(name: str, domain: DomainSettings, root: str) -> list[Path]:
     """The files of a domain that is read from disk, in the order they are read.
 
@@ -79,29 +130,58 @@ def source_files(name: str, domain: DomainSettings, root: str) -> list[Path]:
     """
     key = f"data.domains.{name}.path"
     patterns = [domain.path] if isinstance(domain.path, str) else list(domain.path or [])
-    files: list[Path] = []
-    for pattern in patterns:
-        full = os.path.join(expand(root, "data.root"), expand(pattern, key))
-        found = sorted(glob.glob(full, recursive=True)) if glob.has_magic(full) else [full]
-        files.extend(path for path in map(Path, found) if path.is_file())
-        if not any(Path(path).is_file() for path in found):
-            raise DataError(f"{key}: no file at {full}: correct the path, or data.root it starts from")
-    return list(dict.fromkeys(files))
+    start = expand(root, "data.root")
+    return list(
+        dict.fromkeys(
+            path for pattern in patterns for path in named_files(os.path.join(start, expand(pattern, key)), key)
+        )
+    )
+
+
+def portions(name: str, domain: DomainSettings, root: str) -> list[Portion]:
+    """A domain's source in the order it is read, cut between files so that processes can share it.
+
+    Small files go together. A domain that ends at a size or a number of documents is one portion, because where it
+    ends depends on all that comes before.
+    """
+    if domain.path is None:
+        return [Portion(name, 0)]
+    files = [SourceFile.at(path) for path in source_files(name, domain, root)]
+    if domain.size is not None or domain.limit is not None:
+        return [Portion(name, 0, tuple(files))]
+    groups: list[list[SourceFile]] = [[]]
+    for file in files:
+        if groups[-1] and sum(other.size for other in groups[-1]) + file.size > PORTION_BYTES:
+            groups.append([])
+        groups[-1].append(file)
+    return [Portion(name, number, tuple(group)) for number, group in enumerate(groups)]
 
 
 def fingerprint(name: str, domain: DomainSettings, data: DataSettings, seed: int) -> str:
     """A hash that changes whenever the documents of a domain could: of its files' content, or of its generator."""
     digest = hashlib.blake2b(digest_size=16)
-    described = domain.model_dump(include={"text_field", "builtin", "size", "repeats", "facts", "shuffled"})
+    read = {"text_field", "filter", "limit", "builtin", "hub_config", "split", "size", "repeats", "facts", "shuffled"}
+    described = domain.model_dump(include=read)
     digest.update(json.dumps([name, described, data.heldout_share], sort_keys=True).encode())
     if domain.shuffled:
         digest.update(f"order {seed}".encode())
     if domain.builtin is not None:
         digest.update(_generator_fingerprint(seed).encode())
+        return digest.hexdigest()
+    if domain.path is not None:
+        files = source_files(name, domain, data.root)
+        names = [f"{kind_of(path)}{path.suffix == '.gz'}" for path in files]  # what a name says about how to read it
     else:
-        for path in source_files(name, domain, data.root):
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
+        folder = hub.local_folder(name, domain, data.root)
+        if folder is None:
+            digest.update(f"{domain.hub} {hub.revision(name, domain, data.root)}".encode())
+            return digest.hexdigest()
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = [str(path.relative_to(folder)) for path in files]  # there, names decide also on splits
+    cache = Path(expand(data.cache_dir, "data.cache_dir"))
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        for called, content in zip(names, pool.map(lambda path: content_digest(path, cache), files), strict=True):
+            digest.update(f"{called}\0{content}\n".encode())
     return digest.hexdigest()
 
 
@@ -114,120 +194,145 @@ def _generator_fingerprint(seed: int) -> str:
 
 
 def read_documents(
-    name: str, domain: DomainSettings, data: DataSettings, seed: int, seen: set[int], report: DomainReport
+    name: str, domain: DomainSettings, data: DataSettings, seed: int, seen: Seen, report: DomainReport
 ) -> Iterator[Document]:
-    """Yield each distinct, readable document of a domain once.
+    """Yield each distinct, readable document of a domain once, in the order of its source.
 
     Args:
         seen: ids of documents already given, of any domain; grows. A text met twice is dropped and counted.
         report: counts what was found, as it is found.
 
     Raises:
-        DataError: no documents, or a larger share of unreadable lines than ``data.max_bad_share``.
+        DataError: no documents, or a larger share of unusable rows than ``data.max_bad_share``.
     """
-    lines = 0
-    for place, found in _texts(name, domain, data, seed):
-        lines += 1
-        if found is None:
-            report.note_bad(place)
-            continue
-        marked = found if isinstance(found, MarkedText) else None
-        text = found.text if isinstance(found, MarkedText) else found
-        if not text.strip():
-            report.empty += 1
-            continue
-        try:
-            size = len(text.encode("utf-8"))
-        except UnicodeEncodeError as error:
-            report.note_bad(f"{place}: a lone surrogate at character {error.start}")
-            continue
-        if domain.size is not None and domain.builtin is None and report.text_bytes + size > domain.size:
-            break
-        # A text out of order is another document than the same text in order: a run may hold both.
-        identity = document_id(text, copy=int(domain.shuffled))
-        if identity in seen:
-            report.duplicates += 1
-            continue
-        seen.add(identity)
-        heldout = is_heldout(text, data.heldout_share)
-        if marked is not None and marked.heldout is not None:
-            heldout = marked.heldout  # a planted fact: the domain holds out a share of them up to symmetry
-        report.documents += 1
-        report.heldout_documents += heldout
-        report.text_bytes += size
-        yield Document(text, identity, heldout, marked.answer if marked else None)
-    if report.bad > data.max_bad_share * max(lines, 1):
+    for portion in portions(name, domain, data.root):
+        yield from PortionReader(portion, domain, data, seed, seen, report)
+    check_report(report, domain, data)
+
+
+def check_report(report: DomainReport, domain: DomainSettings, data: DataSettings) -> None:
+    """Raise DataError where a domain has no documents, or too large a share of rows that cannot be used."""
+    key = f"data.domains.{report.domain}"
+    if report.bad > data.max_bad_share * max(report.rows, 1):
         raise DataError(
-            f"data.domains.{name}: {report.bad} of {lines} lines cannot be used, first {report.bad_places[0]}: "
+            f"{key}: {report.bad} of {report.rows} lines cannot be used, first {report.bad_places[0]}: "
             f"mend them, or allow more by data.max_bad_share (now {data.max_bad_share})"
         )
     if report.documents == 0:
-        raise DataError(f"data.domains.{name}: no documents in {_source_name(domain)}: give one that holds text")
+        why = f", whose {report.filtered} rows the filter drops" if report.filtered else ""
+        why = why or (", where earlier domains have them all" if report.duplicates else "")
+        raise DataError(f"{key}: no documents in {_source_name(domain)}{why}: give one that holds text")
 
 
 def _source_name(domain: DomainSettings) -> str:
-    return f"builtin {domain.builtin}" if domain.builtin else f"{domain.path}"
-
-
-def _texts(
-    name: str, domain: DomainSettings, data: DataSettings, seed: int
-) -> Iterator[tuple[str, str | MarkedText | None]]:
-    """(place, text) of each line or document; text None where it cannot be used, the place then saying why."""
     if domain.builtin is not None:
-        options = domain.facts.given() if domain.facts is not None else {}
-        try:
-            texts = builtin.documents(domain.builtin, size=domain.size or BUILTIN_SIZE, seed=seed, **options)
-            held_out = builtin.held_out_documents(domain.builtin, seed=seed, **options)
-        except ValueError as error:
-            raise DataError(f"data.domains.{name}: {error}") from None
-        for number, text in enumerate(chain(texts, held_out)):
-            yield f"builtin {domain.builtin}, document {number}", text
-        return
-    for path in source_files(name, domain, data.root):
-        yield from _json_lines(path, domain.text_field)
+        return f"builtin {domain.builtin}"
+    return f"hub {domain.hub}" if domain.hub is not None else f"{domain.path}"
 
 
-def _json_lines(path: Path, text_field: str) -> Iterator[tuple[str, str | MarkedText | None]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    with opener(path, "rb") as file:
-        lines = iter(file)
-        while True:
-            number += 1
-            place = f"{path}:{number}"
-            try:
-                line = next(lines)
-            except StopIteration:
-                return
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                # What follows cannot be reached: that is not a bad line but a broken file.
-                raise DataError(f"{place}: the file ends or breaks here ({error}): fetch it again") from None
-            if not line.strip():
+class PortionReader:
+    """The distinct documents of a portion, one by one, and after each of them where to go on from.
+
+    Args:
+        seen: ids of documents already given; grows.
+        report: counts what was found, as it is found; may be exchanged between two documents.
+        start: (file of the portion, rows of it to pass over): a former reader's ``place``.
+        before: what former readers have taken of a source that ends at a size or a number of documents.
+    """
+
+    def __init__(
+        self,
+        portion: Portion,
+        domain: DomainSettings,
+        data: DataSettings,
+        seed: int,
+        seen: Seen,
+        report: DomainReport,
+        start: tuple[int, int] = (0, 0),
+        before: DomainReport | None = None,
+    ) -> None:
+        self.place = start
+        self.bytes_read = 0  # of the portion's size on disk
+        self._portion, self._domain, self._data, self._seed = portion, domain, data, seed
+        self._seen, self.report, self._before = seen, report, before or DomainReport(portion.domain)
+
+    def __iter__(self) -> Iterator[Document]:
+        limit = self._domain.limit
+        for row in self._rows():
+            report = self.report  # a writer of parts gives each part another one
+            report.rows += 1
+            if row.text is None:
+                if row.problem is None:
+                    report.filtered += 1
+                else:
+                    report.note_bad(f"{row.place}: {row.problem}")
                 continue
-            yield _parse_line(line, place, text_field)
+            text = row.text
+            if not text.strip():
+                report.empty += 1
+                continue
+            try:
+                size = len(text.encode("utf-8"))
+            except UnicodeEncodeError as error:
+                report.note_bad(f"{row.place}: a lone surrogate at character {error.start}")
+                continue
+            # A text out of order is another document than the same text in order: a run may hold both.
+            identity = document_id(text, copy=int(self._domain.shuffled))
+            if identity in self._seen:
+                report.duplicates += 1
+                continue
+            if self._is_enough(size):
+                return
+            self._seen.add(identity)
+            heldout = is_heldout(text, self._data.heldout_share) if row.heldout is None else row.heldout
+            report.documents += 1
+            report.heldout_documents += heldout
+            report.text_bytes += size
+            yield Document(text, identity, heldout, row.answer)
+            if limit is not None and self.report.documents + self._before.documents >= limit:
+                return
 
+    def _is_enough(self, size: int) -> bool:
+        """Whether one more document of that size would be over what the settings ask for."""
+        domain, taken = self._domain, self.report.text_bytes + self._before.text_bytes
+        if domain.limit is not None and self.report.documents + self._before.documents >= domain.limit:
+            return True
+        return domain.size is not None and domain.builtin is None and taken + size > domain.size
 
-def _parse_line(line: bytes, place: str, text_field: str) -> tuple[str, str | MarkedText | None]:
-    try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        return f"{place}: not JSON ({error})", None
-    if not isinstance(record, Mapping):
-        return f"{place}: a {type(record).__name__}, not an object", None
-    text = record.get(text_field)
-    if text is None:
-        fields = ", ".join(sorted(map(str, record))) or "none"
-        return f"{place}: no field {text_field!r} (fields: {fields}; set text_field)", None
-    if not isinstance(text, str):
-        return f"{place}: field {text_field!r} is a {type(text).__name__}, not text", None
-    # "answer" holds other things too in files found in the wild (the answer itself, a choice's number): a list marks.
-    answer = record.get("answer")
-    if not isinstance(answer, list):
-        return place, text
-    if not _is_span(answer, text):
-        return f"{place}: answer {answer} marks no characters of the text ({len(text)} long): [start, end)", None
-    return place, MarkedText(text, (answer[0], answer[1]))
+    def _rows(self) -> Iterator[Row]:
+        file, start = self.place
+        if self._domain.builtin is not None:
+            yield from self._noted(0, 0, islice(self._generated(), start, None))
+        elif self._domain.hub is not None:
+            yield from self._noted(0, 0, hub.read(self._portion.domain, self._domain, self._data.root, start))
+        else:
+            wanted = Wanted.of(self._domain.text_field, self._domain.filter)
+            for number in range(file, len(self._portion.files)):
+                source = self._portion.files[number]
+                passed = sum(other.size for other in self._portion.files[:number])
+                source.check()
+                yield from self._noted(number, passed, read_file(source.path, wanted, start))
+                source.check()
+                start = 0
 
+    def _noted(self, file: int, passed: int, rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            self.place = file, row.number
+            self.bytes_read = passed + row.position
+            yield row
 
-def _is_span(answer: list[Any], text: str) -> bool:
-    return len(answer) == 2 and all(type(place) is int for place in answer) and 0 <= answer[0] < answer[1] <= len(text)
+    def _generated(self) -> Iterator[Row]:
+        name, size = self._domain.builtin, self._domain.size or BUILTIN_SIZE
+        assert name is not None
+        options = self._domain.facts.given() if self._domain.facts is not None else {}
+        try:
+            texts = builtin.documents(name, size=size, seed=self._seed, **options)
+            held_out = builtin.held_out_documents(name, seed=self._seed, **options)
+        except ValueError as error:
+            raise DataError(f"data.domains.{self._portion.domain}: {error}") from None
+        for number, found in enumerate(chain(texts, held_out)):
+            place = f"builtin {name}, document {number}"
+            if isinstance(found, MarkedText):
+                yield Row(found.text, place, number + 1, 0, answer=found.answer, heldout=found.heldout)
+            else:
+                yield Row(found, place, number + 1, 0)

@@ -14,7 +14,7 @@ from moetrain.config import Settings, SettingsError, expand
 from moetrain.training.checkpoint import list_checkpoints, newest_whole
 
 # Settings in which a run may differ from the one it continues.
-_MAY_DIFFER = ("train.resume", "run.output_dir", "run.name", "data.cache_dir", "train.keep_checkpoints")
+_MAY_DIFFER = ("train.resume", "run.output_dir", "run.name", "data.cache_dir", "data.workers", "train.keep_checkpoints")
 
 
 @dataclass(frozen=True)

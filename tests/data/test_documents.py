@@ -53,7 +53,8 @@ def test_another_field_can_hold_the_text(tmp_path):
         ("[1, 2]", "a list, not an object"),
         ('{"other": "x"}', "no field 'text' (fields: other; set text_field)"),
         ('{"text": 5}', "is a int, not text"),
-        ('{"text": null}', "no field 'text'"),
+        ('{"text": null}', "field 'text' is null"),
+        ('{"text": ["a"]}', "is a list, not text"),
         ('{"text": "a\\ud800b"}', "a lone surrogate at character 1"),
     ],
 )

@@ -15,9 +15,10 @@ import pytest
 from moetrain.config import _FACTS_TAKEN, FactSettings, SettingsError, describe_settings, load_settings
 from moetrain.data import builtin
 from moetrain.data.builtin import modular, random_answers
-from moetrain.data.corpus import prepare_corpus, shuffle
+from moetrain.data.corpus import prepare_corpus
 from moetrain.data.documents import DataError
 from moetrain.data.packing import cut_samples
+from moetrain.data.parts import shuffle
 from moetrain.data.stream import training_stream, validation_streams
 from moetrain.data.tokenizer import train_tokenizer
 

@@ -1,0 +1,37 @@
+"""JSON Lines, plain or gzipped: an object a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from moetrain.data.errors import DataError
+from moetrain.data.sources.files import broken, open_plain
+from moetrain.data.sources.rows import Row, Wanted, json_record
+
+
+def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
+    """Rows from line ``start`` (0 the first); blank lines are none.
+
+    Raises:
+        DataError: a compressed file that ends or breaks in the middle.
+    """
+    number = 0
+    with open_plain(path) as (file, position):
+        lines = iter(file)
+        while True:
+            number += 1
+            try:
+                line = next(lines)
+            except StopIteration:
+                return
+            except broken as error:
+                # What follows cannot be reached: that is not a bad line but a broken file.
+                raise DataError(f"{path}:{number}: the file ends or breaks here ({error}): fetch it again") from None
+            if number <= start or not line.strip():
+                continue
+            record = json_record(line)
+            if isinstance(record, str):
+                yield Row(None, f"{path}:{number}", number, position(), record)
+            else:
+                yield wanted.pick(record, f"{path}:{number}", number, position())

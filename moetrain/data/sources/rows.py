@@ -1,0 +1,85 @@
+"""What every source gives: one row after another, each with its place, and its text or what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from moetrain.expression import Filter, parse_filter
+
+
+class Row(NamedTuple):
+    """A line, row or document of a source; ``text`` is None where it is filtered out or cannot be used."""
+
+    text: str | None
+    place: str  # for people: file and line, or row
+    number: int  # of the source's lines or rows, how many have been read with this one: where to go on from
+    position: int  # bytes of the source read so far, of its size on disk
+    problem: str | None = None  # why it cannot be used
+    answer: tuple[int, int] | None = None  # the characters of the text that are its answer, where it marks one
+    heldout: bool | None = None  # where the source itself says whether the text is held out
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which column holds the text, and which rows to take."""
+
+    text_field: str
+    filter: Filter | None = None
+
+    @classmethod
+    def of(cls, text_field: str, filter_text: str | None) -> Wanted:
+        return cls(text_field, parse_filter(filter_text) if filter_text is not None else None)
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that is needed."""
+        return list(dict.fromkeys((self.text_field, *(self.filter.columns if self.filter else ()))))
+
+    def pick(self, record: Mapping[str, Any], place: str, number: int, position: int) -> Row:
+        """The row that a record is."""
+        if self.filter is not None:
+            try:
+                if not self.filter.keeps(record):
+                    return Row(None, place, number, position)
+            except KeyError as error:
+                return Row(None, place, number, position, f"no field {error} for the filter ({_fields(record)})")
+            except TypeError as error:
+                return Row(None, place, number, position, f"the filter cannot be applied ({error})")
+        text = record.get(self.text_field)
+        if isinstance(text, str):
+            return _with_answer(text, record.get("answer"), place, number, position)
+        if text is None:
+            problem = f"no field {self.text_field!r} ({_fields(record)}; set text_field)"
+            if self.text_field in record:
+                problem = f"field {self.text_field!r} is null"
+        else:
+            problem = f"field {self.text_field!r} is a {type(text).__name__}, not text"
+        return Row(None, place, number, position, problem)
+
+
+def _with_answer(text: str, answer: Any, place: str, number: int, position: int) -> Row:
+    # "answer" holds other things too in files found in the wild (the answer itself, a choice's number): a list marks.
+    if not isinstance(answer, list):
+        return Row(text, place, number, position)
+    if len(answer) != 2 or any(type(at) is not int for at in answer) or not 0 <= answer[0] < answer[1] <= len(text):
+        problem = f"answer {answer} marks no characters of the text ({len(text)} long): [start, end)"
+        return Row(None, place, number, position, problem)
+    return Row(text, place, number, position, answer=(answer[0], answer[1]))
+
+
+def _fields(record: Mapping[str, Any]) -> str:
+    return f"fields: {', '.join(sorted(map(str, record))) or 'none'}"
+
+
+def json_record(line: bytes) -> Mapping[str, Any] | str:
+    """The object that a JSON line holds, or what is wrong with it."""
+    try:
+        record = json.loads(line)
+    except UnicodeDecodeError as error:
+        return f"not {error.encoding.upper()} ({error.reason} at byte {error.start})"
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({error})"
+    return record if isinstance(record, Mapping) else f"a {type(record).__name__}, not an object"

@@ -1,0 +1,68 @@
+"""Plain text and source code: a file is a document; one over a mebibyte is several, cut where paragraphs end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from moetrain.data.errors import DataError
+from moetrain.data.sources.files import broken, open_plain
+from moetrain.data.sources.rows import Row, Wanted
+
+LONGEST = 2**20  # bytes of a document
+
+
+def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
+    """Documents of a file from number ``start`` (0 the first). A file that is not UTF-8 is one bad row.
+
+    The only column is the text itself, so that a filter can ask for its length.
+
+    Raises:
+        DataError: a compressed file that ends or breaks in the middle, or a filter on other columns.
+    """
+    others = [column for column in wanted.columns if column != wanted.text_field]
+    if others:
+        raise DataError(f"{path}: a text file has no column {others[0]!r} to filter on: only {wanted.text_field!r}")
+    number = begin = 0
+    rest = b""
+    with open_plain(path) as (file, position):
+        while True:
+            try:
+                more = file.read(LONGEST + 1 - len(rest))
+            except broken as error:
+                raise DataError(
+                    f"{path}: the file ends or breaks after byte {begin + len(rest)} ({error}): fetch it again"
+                ) from None
+            held = rest + more
+            if not held:
+                return
+            cut = len(held) if len(held) <= LONGEST else _cut(held)
+            document, rest = held[:cut], held[cut:]
+            number += 1
+            if number > start:
+                # The first place of every file has no number: most files are one document.
+                place = f"{path}" if begin == 0 else f"{path}, from byte {begin}"
+                yield _row(document, wanted, place, number, position(), begin)
+            begin += cut
+
+
+def _row(document: bytes, wanted: Wanted, place: str, number: int, position: int, begin: int) -> Row:
+    try:
+        text = document.decode("utf-8-sig" if begin == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        line = document[: error.start].count(b"\n") + 1
+        problem = f"not UTF-8 ({error.reason} at byte {begin + error.start}, line {line} of it)"
+        return Row(None, place, number, position, problem)
+    return wanted.pick({wanted.text_field: text}, place, number, position)
+
+
+def _cut(held: bytes) -> int:
+    """Where to cut more than a document's bytes: after the last blank line, line, or else whole character."""
+    for end in (b"\n\n", b"\n"):
+        at = held.rfind(end, LONGEST // 2, LONGEST)
+        if at >= 0:
+            return at + len(end)
+    cut = LONGEST
+    while cut > LONGEST - 4 and held[cut] & 0xC0 == 0x80:  # a byte that continues a character
+        cut -= 1
+    return cut

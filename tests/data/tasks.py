@@ -1,0 +1,22 @@
+"""What the tests of `moetrain.data.workers` run in other processes; imports little, for their sake."""
+
+import os
+import time
+
+from moetrain.data.errors import DataError
+
+
+def square(value, tell):
+    print("what a library says on the standard output must not come between the answers")
+    tell(value)
+    return value * value
+
+
+def fail(kind, tell):
+    if kind == "data":
+        raise DataError("no such thing")
+    if kind == "die":
+        os._exit(9)
+    if kind == "bug":
+        raise ZeroDivisionError("a bug")
+    time.sleep(60)

@@ -1,0 +1,197 @@
+import json
+import random
+
+import pytest
+import sentencepiece as spm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetrain.config import load_settings
+from moetrain.data.corpus import prepare_corpus
+from moetrain.data.documents import DataError
+from moetrain.data.stream import training_stream
+from moetrain.data.tokenizer import Tokenizer, check_lossless, train_tokenizer
+from tests.conftest import sentences
+
+tokenizers = pytest.importorskip("tokenizers")
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
+
+MARKS = ["<|endoftext|>"]
+
+
+def byte_level(special=MARKS, normalizer=None):
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    if normalizer is not None:
+        made.normalizer = normalizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator([sentences(random.Random(0), 200)], trainer)
+    return made
+
+
+def byte_fallback():
+    """In the form of Gemma's: spaces as U+2581, unknown characters as bytes."""
+    pieces = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "\u2581",
+        *"abcdehnorst",
+        "th",
+        "the",
+    ]
+    model = models.BPE(
+        {piece: n for n, piece in enumerate(pieces)},
+        [("t", "h"), ("th", "e")],
+        unk_token="<unk>",
+        byte_fallback=True,
+        fuse_unk=True,
+    )
+    made = tokenizers.Tokenizer(model)
+    made.normalizer = normalizers.Replace(" ", "\u2581")
+    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.add_special_tokens(["<pad>", "<eos>", "<bos>", "<unk>"])
+    made.add_tokens(["\n\n\n"])
+    return made
+
+
+@pytest.fixture(scope="module", params=[byte_level, byte_fallback], ids=["byte-level", "byte fallback"])
+def tokenizer(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("json") / "tokenizer.json"
+    request.param().save(str(path))
+    return Tokenizer.load(path)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"])) | st.text(st.sampled_from("the \n\u2581<|endoftext|>")))
+def test_any_unicode_comes_back_with_its_bytes_counted(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
+    assert max(ids, default=0) < tokenizer.vocab_size
+    assert tokenizer.begin_id not in ids
+    assert tokenizer.end_id not in ids
+
+
+def test_it_passes_the_check_and_encodes_many_as_one_by_one(tokenizer):
+    check_lossless(tokenizer)
+    texts = ["the hat", "a \u2581 b", "", "<|endoftext|><eos>"]
+    assert tokenizer.encode_all(texts, threads=2) == [tokenizer.encode(text) for text in texts]
+    assert len(tokenizer.token_bytes()) == tokenizer.vocab_size
+    with pytest.raises(ValueError, match="lone surrogate"):
+        tokenizer.encode("a\ud800")
+
+
+def test_marks_are_those_named_then_those_beside_then_the_usual(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    made = byte_level(["<s>", "</s>", "<|x|>", "<|y|>"])
+    made.save(str(path))
+
+    def marks(*named):
+        tokenizer = Tokenizer.load(path, *named)
+        return made.id_to_token(tokenizer.begin_id), made.id_to_token(tokenizer.end_id), tokenizer.fingerprint
+
+    usual, named = marks(), marks("<|y|>", "<|x|>")
+    assert usual[:2] == ("<s>", "</s>")
+    assert named[:2] == ("<|y|>", "<|x|>")
+    assert usual[2] != named[2]
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": {"content": "<|x|>"}, "eos_token": "<|y|>"})
+    )
+    assert marks()[:2] == ("<|x|>", "<|y|>")
+    byte_level().save(str(path))
+    (tmp_path / "tokenizer_config.json").unlink()
+    one = Tokenizer.load(path)
+    assert one.begin_id == one.end_id == 0
+
+
+def unigram():
+    made = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "</s>": 2}, unk_token="[UNK]"))
+    made.add_special_tokens(["</s>"])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "overrides", "said"),
+    [
+        (
+            lambda: byte_level(["[PAD]"]),
+            [],
+            r"no end mark is known: set tokenizer.end_token \(its special tokens: \[PAD\]\)",
+        ),
+        (byte_level, ["tokenizer.end_token=<none>"], r"it has no token '<none>' to mark documents with"),
+        (lambda: byte_level(normalizer=normalizers.Lowercase()), [], "it is not lossless: .* comes back as"),
+        (lambda: byte_level(normalizer=normalizers.NFC()), [], "it is not lossless"),
+        (unigram, [], "neither byte-level nor has byte fallback"),
+        (None, [], "not a tokenizer.json"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_one_line(corpus_folder, tmp_path, make, overrides, said):
+    path = tmp_path / "tokenizer.json"
+    if make is None:
+        path.write_text("{}")
+    else:
+        make().save(str(path))
+    base = [f"data.root={corpus_folder}", "data.domains.d.path=stories.jsonl", f"data.cache_dir={tmp_path / 'cache'}"]
+    with pytest.raises(DataError, match=said) as caught:
+        prepare_corpus(load_settings(None, [*base, f"tokenizer.model={path}", *overrides]))
+    assert str(caught.value).startswith(f"tokenizer.model: {path} cannot be used")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_can_use_one_also_from_several_processes(corpus_folder, tmp_path):
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    chosen = load_settings(
+        None,
+        [
+            f"data.root={corpus_folder}",
+            "data.domains.stories.path=stories.jsonl",
+            "data.domains.sums.path=sums.jsonl",
+            f"data.cache_dir={tmp_path / 'cache'}",
+            f"tokenizer.model={tmp_path / 'tokenizer.json'}",
+            "data.workers=2",
+            "data.seq_len=64",
+            "panel.tokens=16",
+        ],
+    )
+    corpus = prepare_corpus(chosen)
+    stream = training_stream(corpus, chosen)
+    text = corpus.tokenizer.decode(stream.sequence(0).tolist())
+    assert "has a" in text or "belongs" in text
+    again = prepare_corpus(chosen.model_copy(update={"data": chosen.data.model_copy(update={"workers": 1})}))
+    assert again.fingerprint == corpus.fingerprint
+
+
+def test_a_given_sentencepiece_model_keeps_every_space_or_is_refused(tmp_path):
+    def train(**more):
+        path = tmp_path / "given"
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter([sentences(random.Random(n), 5) for n in range(100)]),
+            model_prefix=str(path),
+            model_type="bpe",
+            vocab_size=300,
+            byte_fallback=True,
+            hard_vocab_limit=False,
+            minloglevel=2,
+            **more,
+        )
+        return Tokenizer.load(path.with_suffix(".model"))
+
+    # Llama's form: a space before each text, which would count as a byte of it.
+    given = train(normalization_rule_name="identity", remove_extra_whitespaces=False)
+    check_lossless(given)
+    for text in ("a  b", " a", "\u2581a \u2581"):
+        ids = given.encode(text)
+        assert given.decode(ids) == text
+        assert given.token_bytes()[ids].sum() == len(text.encode())
+    check_lossless(train_tokenizer([sentences(random.Random(0), 100)], 300))
+    with pytest.raises(ValueError, match="it is not lossless"):
+        check_lossless(train(normalization_rule_name="nmt_nfkc"))

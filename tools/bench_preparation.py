@@ -1,0 +1,111 @@
+"""Measure how long preparing data takes from nothing, and the most memory that all of its processes hold together.
+
+With --synthetic BYTES it first writes that much text, made of the configuration's own documents with their lines in
+another order, so that nothing is a copy; it is deleted afterwards, as the cache is.
+
+    MOETRAIN_DATA=/data python tools/bench_preparation.py configs/four_domains.yaml --synthetic 2000000000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from moetrain.config import Settings, load_settings
+from moetrain.data.documents import DomainReport, read_documents
+from moetrain.data.seen import SeenIds
+
+_FILES = 8
+_PREPARE = """
+import sys
+from moetrain.config import load_settings
+from moetrain.data.corpus import prepare_corpus
+prepare_corpus(load_settings(sys.argv[1], sys.argv[2:]))
+"""
+
+
+def write_synthetic(settings: Settings, folder: Path, size: int) -> None:
+    """Write ``size`` bytes of text as JSON Lines in several files."""
+    rng = random.Random(0)
+    texts = [
+        document.text
+        for name, domain in settings.data.domains.items()
+        for document in read_documents(name, domain, settings.data, settings.run.seed, SeenIds(), DomainReport(name))
+    ]
+    for number in range(_FILES):
+        written = count = 0
+        with open(folder / f"{number}.jsonl", "w", encoding="utf-8") as file:
+            while written < size // _FILES:
+                lines = rng.choice(texts).split("\n")
+                rng.shuffle(lines)
+                text = f"{number}.{count}\n" + "\n".join(lines)
+                written += len(text.encode())
+                count += 1
+                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+
+
+def resident_bytes(process: int) -> int:
+    """Memory of a process and all below it; pages that two of them share are counted twice."""
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+        children = [
+            int(child)
+            for thread in Path(f"/proc/{process}/task").iterdir()
+            for child in (thread / "children").read_text().split()
+        ]
+    except (OSError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE") + sum(map(resident_bytes, children))
+
+
+def measure(arguments: list[str]) -> tuple[float, int]:
+    """Seconds and most bytes of memory of a preparation in a process of its own."""
+    began, most = time.monotonic(), 0
+    process = subprocess.Popen([sys.executable, "-c", _PREPARE, *arguments])
+    while process.poll() is None:
+        most = max(most, resident_bytes(process.pid))
+        time.sleep(0.1)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return time.monotonic() - began, most
+
+
+def main() -> int:
+    """Prepare, measure, print one line of JSON."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", metavar="CONFIG.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--synthetic", type=int, metavar="BYTES", help="measure this much made-up text instead")
+    options = parser.parse_intermixed_args()
+    with tempfile.TemporaryDirectory() as name:
+        overrides = [*options.overrides, f"data.cache_dir={name}/cache"]
+        config = options.config
+        if options.synthetic:
+            (Path(name) / "texts").mkdir()
+            write_synthetic(load_settings(config, overrides), Path(name) / "texts", options.synthetic)
+            config = f"{name}/synthetic.yaml"
+            Path(config).write_text(f"data: {{domains: {{synthetic: {{path: {name}/texts}}}}}}\n")
+        seconds, most = measure([config, *overrides])
+        folder = next(Path(name, "cache").glob("corpus-*"))
+        domains = json.loads((folder / "corpus.json").read_text())["domains"]
+        text = sum(domain["text_bytes"] for domain in domains.values())
+        tokens = sum(path.stat().st_size for path in folder.glob("*/tokens.bin")) // 2
+    found = {"seconds": round(seconds, 1), "memory_mb": round(most / 1e6), "text_mb": round(text / 1e6)}
+    found |= {
+        "documents": sum(domain["documents"] for domain in domains.values()),
+        "million_tokens": round(tokens / 1e6),
+    }
+    print(json.dumps(found | {"text_mb_per_second": round(text / 1e6 / seconds, 1)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

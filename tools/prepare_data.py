@@ -1,0 +1,166 @@
+"""Prepare the data of a run before it starts: read, tokenize and keep it, and say by domain what it holds.
+
+The run then finds it in the cache (data.cache_dir). A preparation that was killed goes on where it was.
+
+    python tools/prepare_data.py configs/four_domains.yaml data.root=/data --json data.json --figure data.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moetrain.config import Settings, SettingsError, load_settings
+from moetrain.dashboard.terminal import Terminal
+from moetrain.data.corpus import Corpus, prepare_corpus
+from moetrain.data.errors import DataError
+from moetrain.data.packing import cut_samples
+
+_DOCUMENTS = {
+    "documents": "docs",
+    "heldout_documents": "held out",
+    "duplicates": "twice",
+    "empty": "empty",
+    "filtered": "filtered",
+    "bad": "bad",
+}
+_TOKENS = {
+    "tokens": "tokens",
+    "bytes_per_token": "bytes/token",
+    "length_median": "length",
+    "length_95": "95%",
+    "length_max": "longest",
+    "long_share": "long",
+}
+
+
+def summarize(corpus: Corpus, settings: Settings) -> dict[str, dict[str, Any]]:
+    """By domain: what was counted, tokens of distinct documents, their lengths in tokens, and ``long_share``.
+
+    ``long_share`` is the share of training samples that are long enough for their first tokens to be compared.
+    """
+    samples = cut_samples(corpus, settings.data.seq_len, heldout=False)
+    found = {}
+    for number, domain in enumerate(corpus.domains):
+        length = domain.index["length"][~domain.index["repeated"]]
+        sample = samples.length[samples.domain == number]
+        median, high = np.percentile(length, [50, 95])
+        found[domain.name] = {
+            **{key: value for key, value in domain.report.as_dict().items() if key != "domain"},
+            "tokens": int(length.sum()),
+            "bytes_per_token": domain.report.text_bytes / max(1, int(length.sum())),
+            "length_mean": float(length.mean()),
+            "length_median": float(median),
+            "length_95": float(high),
+            "length_max": int(length.max()),
+            "samples": len(sample),
+            "long_share": float((sample >= settings.panel_tokens(domain.name)).mean()) if len(sample) else 0.0,
+        }
+    return found
+
+
+def write_figure(corpus: Corpus, settings: Settings, path: Path) -> None:
+    """Draw each domain's tokens, and how long its documents are.
+
+    Raises:
+        SettingsError: matplotlib is missing, or cannot write such a file.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise SettingsError("--figure needs matplotlib: pip install 'moetrain[figures]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    names = [domain.name for domain in corpus.domains]
+    for number, domain in enumerate(corpus.domains):
+        index, color = domain.index, f"C{number % 10}"
+        train = int(index["length"][~index["heldout"]].sum())
+        heldout = int(index["length"][index["heldout"]].sum())
+        left.barh(number, train / 1e6, color=color)
+        left.barh(number, heldout / 1e6, left=train / 1e6, color=color, alpha=0.4)
+        length = np.sort(index["length"][~index["repeated"]])
+        shown = np.unique(np.linspace(0, len(length) - 1, 1000).astype(int))
+        right.step(length[shown], (shown + 1) / len(length), where="post", color=color, label=domain.name)
+    left.set_yticks(range(len(names)), names)
+    left.invert_yaxis()
+    left.set_xlabel("million tokens (pale: held out)")
+    for compared in {settings.panel_tokens(name) for name in names}:
+        right.axvline(compared, color="black", linewidth=0.8, linestyle=":")
+    right.axvline(settings.data.seq_len - 2, color="black", linewidth=0.8)
+    right.annotate(
+        "longest sample", (settings.data.seq_len - 2, 0.02), rotation=90, fontsize=8, ha="right", va="bottom"
+    )
+    right.set_xscale("log")
+    right.set_ylim(0, 1)
+    right.set_xlabel("tokens of a document (dotted: tokens that are compared)")
+    right.set_ylabel("share of documents up to that length")
+    right.legend(frameon=False, loc="upper left")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--figure {path}: cannot be written ({error})") from None
+    finally:
+        pyplot.close(figure)
+
+
+def table_rows(found: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> list[list[str]]:
+    """The summary as a table's cells."""
+    return [[name, *(_cell(key, values[key]) for key in columns)] for name, values in found.items()]
+
+
+def _cell(key: str, value: float) -> str:
+    if key == "bytes_per_token":
+        return f"{value:.2f}"
+    return f"{value:.0%}" if key == "long_share" else f"{value:,.0f}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prepare and print; returns the exit status: 0 done, 2 settings or data."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="configuration of the run")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings laid over it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the summary to this file")
+    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="also draw it (needs matplotlib)")
+    options = parser.parse_intermixed_args(arguments)
+    terminal = Terminal()
+    try:
+        settings = load_settings(options.config, options.overrides)
+        began = time.monotonic()
+        corpus = prepare_corpus(settings, terminal.preparing)
+        seconds = time.monotonic() - began
+        found = summarize(corpus, settings)
+        for domain in corpus.domains:
+            for place in domain.report.bad_places:
+                terminal.note(f"skipped {place}")
+        for title, columns in (("documents", _DOCUMENTS), ("tokens", _TOKENS)):
+            terminal.table(title, ["domain", *columns.values()], table_rows(found, columns))
+        terminal.note(
+            f"{sum(values['tokens'] for values in found.values()):,} tokens of a vocabulary of "
+            f"{corpus.tokenizer.vocab_size:,}, in {seconds:.1f} s; length is the median, long the share of samples "
+            "whose routing is compared"
+        )
+        if options.json:
+            record = {"corpus": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint, "seconds": seconds}
+            options.json.write_text(json.dumps(record | {"domains": found}, indent=1) + "\n")
+        if options.figure:
+            write_figure(corpus, settings, options.figure)
+    except (SettingsError, DataError, OSError) as error:
+        terminal.error(str(error))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Train the tokenizer that a run of this configuration would train, and say how well it packs each domain.
+
+The run then finds it in the cache (data.cache_dir); other runs can be given it by tokenizer.model=FILE.
+
+    python tools/train_tokenizer.py configs/four_domains.yaml tokenizer.vocab_size=8192 --output four.model
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from moetrain.config import Settings, SettingsError, load_settings
+from moetrain.dashboard.terminal import Terminal
+from moetrain.data.corpus import prepare_tokenizer
+from moetrain.data.documents import DomainReport, read_documents
+from moetrain.data.errors import DataError
+from moetrain.data.seen import SeenIds
+from moetrain.data.tokenizer import Tokenizer
+
+_MEASURED = 500_000  # bytes of held-out text a domain; the tokenizer was not trained on them
+
+
+def measure(tokenizer: Tokenizer, settings: Settings) -> dict[str, dict[str, Any]]:
+    """Documents, bytes, tokens and bytes a token by domain, of held-out text (where there is none, of a document)."""
+    found = {}
+    for name, domain in settings.data.domains.items():
+        texts: list[str] = []
+        size, first = 0, ""
+        for document in read_documents(name, domain, settings.data, settings.run.seed, SeenIds(), DomainReport(name)):
+            first = first or document.text
+            if document.heldout:
+                texts.append(document.text)
+                size += len(document.text.encode())
+            if size >= _MEASURED:
+                break
+        texts = texts or [first]
+        tokens, size = sum(map(len, tokenizer.encode_all(texts))), sum(len(text.encode()) for text in texts)
+        found[name] = {"documents": len(texts), "bytes": size, "tokens": tokens, "bytes_per_token": size / tokens}
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, measure and print; returns the exit status: 0 done, 2 settings or data."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="configuration of the run")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings laid over it")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the tokenizer to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    options = parser.parse_intermixed_args(arguments)
+    terminal = Terminal()
+    try:
+        settings = load_settings(options.config, options.overrides)
+        began = time.monotonic()
+        tokenizer, path = prepare_tokenizer(settings, terminal.preparing)
+        seconds = time.monotonic() - began
+        found = measure(tokenizer, settings)
+        cells = [
+            [name, *(f"{row[key]:,}" for key in ("documents", "bytes", "tokens")), f"{row['bytes_per_token']:.2f}"]
+            for name, row in found.items()
+        ]
+        terminal.table("held-out text", ["domain", "docs", "bytes", "tokens", "bytes/token"], cells)
+        terminal.note(f"{tokenizer.vocab_size:,} tokens, in {seconds:.1f} s: {path}")
+        if options.output:
+            shutil.copyfile(path, options.output)
+        if options.json:
+            record = {"tokenizer": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "seconds": seconds}
+            options.json.write_text(json.dumps(record | {"domains": found}, indent=1) + "\n")
+    except (SettingsError, DataError, OSError) as error:
+        terminal.error(str(error))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -391,6 +391,9 @@ class TrainSettings(_Section):
 class PanelSettings(_Section):
     samples: int = Field(64, ge=2, description="Panel samples in each of a domain's three cells.")
     readings: int = Field(20, ge=2, description="Readings of the panel in a run, evenly spaced, step 0 included.")
+    linear_kernel: bool = Field(
+        False, description="Whether each layer's inputs are stored too, for kernel/d_eff_linear: 2 bytes a feature."
+    )
     tokens: int = Field(64, ge=1, description="First tokens of a sample that routing distances compare.")
 
 

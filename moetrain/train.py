@@ -334,7 +334,10 @@ def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
     with run.clock.measure("panel"):
         accelerator = run.accelerator
         process = (accelerator.process_index, accelerator.num_processes)
-        reading = read_panel(bare(run.model), run.panel.panel, step, accelerator.device, *process, gather_objects)
+        inputs = run.settings.panel.linear_kernel
+        reading = read_panel(
+            bare(run.model), run.panel.panel, step, accelerator.device, *process, gather_objects, inputs
+        )
         if outputs is None:
             return
         blocks = gram_blocks(router_rows(run.model))

@@ -32,6 +32,7 @@ class LayerRouting(NamedTuple):
     load_E: torch.Tensor  # real tokens sent to each expert; no gradient
     z: torch.Tensor  # squared logsumexp of the logits summed over all real tokens; carries the z loss's gradient
     entropy: torch.Tensor  # entropy of the probabilities in nats, summed over all real tokens; no gradient
+    inputs_BRD: torch.Tensor  # the layer's inputs summed over each half, where asked for; else empty; no gradient
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,17 @@ class RecordingMasks:
 
     real_N: torch.Tensor  # 1 for a token of a sample, marks included; 0 for padding
     halves_BRT: torch.Tensor  # 1 where a token is recorded for half r (sample r // 2, parity r % 2) of its row
+    inputs: bool = False  # whether inputs are summed too
 
     @classmethod
-    def make(cls, slots_BT: torch.Tensor, recorded_BT: torch.Tensor, most_samples: int) -> RecordingMasks:
+    def make(
+        cls, slots_BT: torch.Tensor, recorded_BT: torch.Tensor, most_samples: int, inputs: bool = False
+    ) -> RecordingMasks:
         halves = torch.arange(2 * most_samples, device=recorded_BT.device)
         return cls(
             (slots_BT >= 0).flatten().float(),
             (recorded_BT[:, None, :] == halves[None, :, None]).float(),
+            inputs,
         )
 
 
@@ -75,11 +80,12 @@ class Router(nn.Module):
         weight_NK = probs_NE.gather(1, index_NK)
         if self.norm_topk_prob:
             weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True)
-        routing = self._record(logits_NE, log_sum_N, probs_NE, index_NK, masks)
+        routing = self._record(x_ND, logits_NE, log_sum_N, probs_NE, index_NK, masks)
         return Decision(index_NK, weight_NK), routing
 
     def _record(
         self,
+        x_ND: torch.Tensor,
         logits_NE: torch.Tensor,
         log_sum_N: torch.Tensor,
         probs_NE: torch.Tensor,
@@ -94,6 +100,9 @@ class Router(nn.Module):
             # Sums by sample as one batched product: its order of additions is fixed, index_add's is not on CUDA.
             both_NE2 = torch.cat([probs_NE, sent_NE], dim=1).view(rows, row_length, -1)
             sums_BRE, counts_BRE = torch.bmm(masks.halves_BRT, both_NE2).chunk(2, dim=-1)
+            inputs_BRD = logits_NE.new_zeros(0)
+            if masks.inputs:
+                inputs_BRD = torch.bmm(masks.halves_BRT, x_ND.float().view(rows, row_length, -1))
         return LayerRouting(
             sums_BRE=sums_BRE,
             counts_BRE=counts_BRE,
@@ -101,4 +110,5 @@ class Router(nn.Module):
             load_E=masks.real_N @ sent_NE,
             z=masks.real_N @ log_sum_N.square(),
             entropy=masks.real_N @ entropy_N,
+            inputs_BRD=inputs_BRD,
         )

@@ -35,6 +35,7 @@ class Routing:
     load_LE: torch.Tensor
     z_L: torch.Tensor
     entropy_L: torch.Tensor
+    inputs_LBRD: torch.Tensor
 
     @classmethod
     def stack(cls, layers: list[LayerRouting]) -> Routing:
@@ -224,9 +225,15 @@ class Transformer(nn.Module):
         recorded_BT: torch.Tensor,
         spans_N2: torch.Tensor,
         most_samples: int,
+        inputs: bool = False,
     ) -> Output:
-        """Loss and routing of packed rows; arguments as in `moetrain.data.stream.Batch`."""
-        hidden_ND, routing = self.hidden_states(tokens_BT, positions_BT, slots_BT, recorded_BT, spans_N2, most_samples)
+        """Loss and routing of packed rows; arguments as in `moetrain.data.stream.Batch`.
+
+        With ``inputs``, the routing holds each layer's inputs by sample as well.
+        """
+        hidden_ND, routing = self.hidden_states(
+            tokens_BT, positions_BT, slots_BT, recorded_BT, spans_N2, most_samples, inputs
+        )
         weight_VD = self.lm_head.weight.to(self.dtype)
         loss_sum, loss_N = cross_entropy(hidden_ND.to(self.dtype), weight_VD, targets_BT.flatten())
         return Output(loss_sum, loss_N.view_as(targets_BT), routing)
@@ -239,6 +246,7 @@ class Transformer(nn.Module):
         recorded_BT: torch.Tensor,
         spans_N2: torch.Tensor,
         most_samples: int,
+        inputs: bool = False,
     ) -> tuple[torch.Tensor, Routing | None]:
         """Final hidden states after the norm, float32 [N, D], and the routing."""
         device = tokens_BT.device
@@ -247,7 +255,7 @@ class Transformer(nn.Module):
             expert_backends.choose_backend(self.settings.experts, device),
         )
         layout = make_layout(spans_N2, backends[0], device)
-        masks = RecordingMasks.make(slots_BT, recorded_BT, most_samples)
+        masks = RecordingMasks.make(slots_BT, recorded_BT, most_samples, inputs)
         rotary = self._rotary(positions_BT.flatten())
         x_ND = F.embedding(tokens_BT.flatten(), self.model.embed_tokens.weight).float()
         layers: list[LayerRouting] = []

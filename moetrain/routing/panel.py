@@ -55,6 +55,7 @@ class PanelReading:
     even: np.ndarray  # float32 [P, L, E], mean router probabilities over the even text tokens
     odd: np.ndarray  # float32 [P, L, E], over the odd ones
     counts: np.ndarray  # uint16 [P, L, E], tokens sent to each expert
+    inputs: np.ndarray  # float32 [P, L, D], mean inputs of each layer; D is 0 where they were not asked for
 
 
 def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, rows: int) -> Panel:
@@ -126,11 +127,13 @@ def read_panel(
     process: int = 0,
     processes: int = 1,
     gather: Callable[[list[np.ndarray]], list[list[np.ndarray]]] = lambda value: [value],
+    inputs: bool = False,
 ) -> PanelReading:
     """Read the panel forward only, each process its share of the rows; training is left as it was.
 
     Args:
         gather: each process's value, on each process.
+        inputs: whether each layer's inputs are read too, for the kernel of linear experts.
     """
     size = len(panel)
     settings = model.settings
@@ -138,9 +141,10 @@ def read_panel(
     loss = np.zeros(size, np.float32)
     even, odd = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     counts = np.zeros(shape, np.uint16)
+    pooled = np.zeros((size, shape[1], settings.hidden_size if inputs else 0), np.float32)
     for number in range(process, panel.stream.steps, processes):
         batch = panel.stream.batch(number, 0, panel.stream.batch_rows)
-        output = model(*batch.to(device).inputs())
+        output = model(*batch.to(device).inputs(), inputs)
         assert output.routing is not None
         sums, tokens = batch.sum_by_sample(output.loss_BT.cpu().numpy())
         there = batch.samples_BS.numpy() >= 0
@@ -152,11 +156,25 @@ def read_panel(
         even[records.sample] = records.even_SLE
         odd[records.sample] = records.odd_SLE
         counts[records.sample] = records.counts_SLE
+        if inputs:
+            pooled[records.sample] = _mean_inputs(
+                routing.inputs_LBRD, batch.whole_BS, records.even_SLE, records.odd_SLE
+            )
     # A sample is read by one process and zero on the others.
-    loss, even, odd, counts = (
-        sum(parts[1:], parts[0]) for parts in zip(*gather([loss, even, odd, counts]), strict=True)
+    loss, even, odd, counts, pooled = (
+        sum(parts[1:], parts[0]) for parts in zip(*gather([loss, even, odd, counts, pooled]), strict=True)
     )
-    return PanelReading(step, loss, _mean(even), _mean(odd), counts)
+    return PanelReading(step, loss, _mean(even), _mean(odd), counts, pooled)
+
+
+def _mean_inputs(
+    inputs_LBRD: torch.Tensor, whole_BS: torch.Tensor, even_SLE: np.ndarray, odd_SLE: np.ndarray
+) -> np.ndarray:
+    """Mean inputs of a batch's recorded samples, [S, L, D]; the probabilities of a token sum to 1 and so count them."""
+    slots = whole_BS.flatten().nonzero()[:, 0].to(inputs_LBRD.device)
+    layers, rows, halves, width = inputs_LBRD.shape
+    sums_SLD = inputs_LBRD.view(layers, rows * halves // 2, 2, width).sum(2)[:, slots].transpose(0, 1).cpu().numpy()
+    return sums_SLD / (even_SLE + odd_SLE).sum(-1, keepdims=True)
 
 
 def _mean(sums: np.ndarray) -> np.ndarray:

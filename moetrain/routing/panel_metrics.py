@@ -98,6 +98,9 @@ def _pathways(
         "kernel/effective_rank": _plain(grokking.effective_rank(own_SLE), len(seen)),
         "kernel/d_eff": _plain(grokking.d_eff(own_SLE), len(seen)),
     }
+    if stored.inputs.size:
+        features_SLD = stored.inputs[seen].astype(np.float64)
+        found["kernel/d_eff_linear"] = _plain(grokking.d_eff(own_SLE, features_SLD), len(seen))
     if len(others) >= LEAST_SAMPLES:
         found["pathway/sharing"] = grokking.sharing(own_SLE, weights[others], tau)
     return found

@@ -32,6 +32,22 @@ class SampleRouting:
     def join(cls, parts: list[SampleRouting]) -> SampleRouting:
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
+    @classmethod
+    def from_weights(
+        cls, weights_SLE: np.ndarray, samples: np.ndarray, domains: np.ndarray, first_order: int
+    ) -> SampleRouting:
+        """Routing that any training loop has measured: mean router probabilities by sample, without their halves.
+
+        Args:
+            weights_SLE: mean probabilities over the tokens of each sample, each [sample, layer] summing to 1; samples
+                that are compared should have equal numbers of tokens.
+            samples, domains: int64 [S], the number of each sample and of its domain.
+            first_order: samples given before: orders them by time.
+        """
+        half_SLE = np.asarray(weights_SLE, np.float32) / 2
+        order = first_order + np.arange(len(half_SLE))
+        return cls(order, np.asarray(samples), np.asarray(domains), half_SLE, half_SLE, np.zeros_like(half_SLE))
+
     @property
     def weights(self) -> np.ndarray:
         """Sample routing weights g [S, L, E]: mean router probabilities, each [sample, layer] summing to 1."""

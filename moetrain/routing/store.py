@@ -42,6 +42,7 @@ class StoredReading:
     even: np.ndarray  # float16 [P, L, E]
     odd: np.ndarray  # float16 [P, L, E]
     counts: np.ndarray  # uint16 [P, L, E]
+    inputs: np.ndarray  # float16 [P, L, D], mean inputs of each layer; D is 0 without panel.linear_kernel
     blocks: tuple[np.ndarray, np.ndarray]  # float32 [L, E, E] and [L - 1, E, E]
 
     @property
@@ -75,6 +76,7 @@ def as_stored(
         reading.even.astype(np.float16),
         reading.odd.astype(np.float16),
         reading.counts,
+        reading.inputs.astype(np.float16),
         blocks,
     )
 
@@ -101,6 +103,8 @@ def write_reading(run: Path, stored: StoredReading) -> list[Path]:
         "odd": _lists(stored.odd),
         "counts": _lists(stored.counts),
     }
+    if stored.inputs.size:
+        columns["inputs"] = _lists(stored.inputs)
     shape = {"layers": str(layers), "experts": str(experts)}
     own, following = stored.blocks
     router = {"own": _lists(own), "next": _lists(np.concatenate([following, np.zeros_like(own[:1])]))}
@@ -135,6 +139,9 @@ def read_reading(run: Path, step: int) -> StoredReading:
         even=matrix("even"),
         odd=matrix("odd"),
         counts=matrix("counts"),
+        inputs=_flat(table["inputs"]).reshape(len(table), layers, -1)
+        if "inputs" in table.column_names
+        else np.zeros((len(table), layers, 0), np.float16),
         blocks=(own, following[:-1]),
     )
 

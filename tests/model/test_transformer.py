@@ -121,7 +121,7 @@ def test_recomputing_layers_changes_nothing_at_all(batch):
     plain, plain_gradients = gradients(make_model(), batch)
     again, its_gradients = gradients(make_model(recompute=True), batch)
     assert torch.equal(plain.loss_BT, again.loss_BT)
-    for field in ("sums_LBRE", "counts_LBRE", "probs_LE", "load_LE", "z_L", "entropy_L"):
+    for field in ("sums_LBRE", "counts_LBRE", "probs_LE", "load_LE", "z_L", "entropy_L", "inputs_LBRD"):
         assert torch.equal(getattr(plain.routing, field), getattr(again.routing, field)), field
     for name, gradient in plain_gradients.items():
         assert torch.equal(gradient, its_gradients[name]), name

@@ -262,6 +262,36 @@ def test_every_logged_panel_number_comes_out_of_the_files_again(make_settings, t
     assert logged == set(recomputed)
 
 
+def test_the_linear_kernel_takes_mean_inputs_of_each_layer(made, tmp_path):
+    _, _, _, model, panel = made
+    reading = read_panel(model, panel, 20, torch.device("cpu"), inputs=True)
+    seen = []
+    hooks = [layer.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for layer in model.model.layers]
+    member = 5
+    tokens = torch.from_numpy(panel.stream.sequence(member)[:-1])
+    zeros, length = torch.zeros(1, len(tokens), dtype=torch.int64), len(tokens)
+    with torch.no_grad():
+        positions, spans = torch.arange(length)[None], torch.tensor([[0, length]])
+        model.hidden_states(tokens[None], positions, zeros, zeros - 1, spans, 1)
+    for hook in hooks:
+        hook.remove()
+    for layer, x_ND in enumerate(seen):  # the begin mark does not count
+        assert np.allclose(reading.inputs[member, layer], x_ND[1:].mean(0), atol=1e-5)
+    stored = as_stored(panel, reading, DOMAINS, grokking.gram_blocks(router_rows(model)))
+    write_reading(tmp_path, stored)
+    back = read_reading(tmp_path, 20)
+    assert np.array_equal(back.inputs, stored.inputs)
+    wide = replace(back, **{name: np.concatenate([getattr(back, name)] * 5) for name in ARRAYS})
+    found = panel_metrics(wide, DOMAINS, 0.7, STEPS)
+    members = np.flatnonzero((wide.domain == "stories") & (wide.cell == SEEN))
+    weights, features = wide.weights[members], wide.inputs[members].astype(float)
+    assert found["kernel/d_eff_linear/stories"].mean == grokking.d_eff(weights, features)
+    assert found["kernel/d_eff/stories"].mean == grokking.d_eff(weights)
+
+
+ARRAYS = ["domain", "cell", "document", "piece", "first_step", "tokens", "loss", "even", "odd", "counts", "inputs"]
+
+
 def test_a_full_disk_costs_the_reading_and_not_the_run(make_settings, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")

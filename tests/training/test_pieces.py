@@ -110,7 +110,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_many_in_a_row_stop():
 
 def routing(probs_LE, load_LE):
     nothing = torch.zeros(0)
-    return Routing(nothing, nothing, probs_LE, load_LE, nothing, nothing)
+    return Routing(nothing, nothing, probs_LE, load_LE, nothing, nothing, nothing)
 
 
 def test_balancing_loss_is_one_at_balance_and_the_number_of_experts_at_collapse():

@@ -132,7 +132,7 @@ class _Filter:
 
 
 class _Grams:
-    """The items' runs of ``length`` words: sorted distinct hashes, and for each the items that have it."""
+    """The items' runs of ``length`` words: sorted distinct hashes, and for each the items that have it, some twice."""
 
     def __init__(self, length: int, hashes: np.ndarray, owners: np.ndarray) -> None:
         order = np.lexsort((owners, hashes))
@@ -178,14 +178,11 @@ class _Index:
             count.too_short += not phrases
             self._names.append((item["task"], item["id"]))
             self._phrases.append([(" ".join(words), length, part) for words, length, part in phrases])
-            runs: dict[int, list[np.ndarray]] = {}
             for words, length, _ in phrases:
                 hashes = _word_hashes(words)
-                runs.setdefault(length, []).append(_run_hashes(hashes, length))
+                parts.setdefault(length, []).append((_run_hashes(hashes, length), number))
                 if length < OVERLAP:
                     beginnings.append(_run_hashes(hashes[:SHORTEST], SHORTEST))
-            for length, several in runs.items():
-                parts.setdefault(length, []).append((np.unique(np.concatenate(several)), number))
         grams = [_join_grams(length, parts[length]) for length in sorted(parts)]
         self._short = [each for each in grams if each.length < OVERLAP]
         self._beginnings = _Filter(np.unique(np.concatenate(beginnings))) if beginnings else None

@@ -397,6 +397,19 @@ class PanelSettings(_Section):
     tokens: int = Field(64, ge=1, description="First tokens of a sample that routing distances compare.")
 
 
+class ProbeSettings(_Section):
+    tasks: list[str] = Field(
+        default_factory=list,
+        description="Files or patterns of probe items (.jsonl, also .gz; an item has domain, task, id, prompt, sep, "
+        "and choices with answer, or target). Relative to data.root.",
+    )
+    contaminated: Literal["exclude", "keep"] = Field(
+        "exclude",
+        description="Items found in training text (13 words of prompt and answer in a row, or all of 4 to 12) are "
+        "counted and listed; exclude also leaves them out of the probes.",
+    )
+
+
 class MonitorSettings(_Section):
     enabled: bool = Field(True, description="Whether routing is recorded by sample.")
     every: int = Field(50, ge=1, description="Steps between readings of the streaming metrics.")
@@ -437,6 +450,7 @@ class Settings(_Section):
     monitor: MonitorSettings = Field(default_factory=MonitorSettings)
     panel: PanelSettings = Field(default_factory=PanelSettings)
     phase: PhaseSettings = Field(default_factory=PhaseSettings)
+    probes: ProbeSettings = Field(default_factory=ProbeSettings)
 
     def panel_tokens(self, domain: str) -> int:
         """Text tokens of a sample of this domain that distances compare."""

@@ -3,6 +3,10 @@
 The run then finds it in the cache (data.cache_dir). A preparation that was killed goes on where it was.
 
     python tools/prepare_data.py configs/four_domains.yaml data.root=/data --json data.json --figure data.png
+
+With probe items (--probes, or the setting probes.tasks) it also says which of them stand in the training text:
+
+    python tools/prepare_data.py configs/four_domains.yaml --probes /data/bench/*.gz --contaminated-json found.json
 """
 
 from __future__ import annotations
@@ -19,6 +23,15 @@ import numpy as np
 
 from moetrain.config import Settings, SettingsError, load_settings
 from moetrain.dashboard.terminal import Terminal
+from moetrain.data.contamination import (
+    ContaminationReport,
+    Item,
+    TaskCount,
+    all_documents,
+    contaminated,
+    probe_files,
+    read_all_items,
+)
 from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.errors import DataError
 from moetrain.data.packing import cut_samples
@@ -125,6 +138,32 @@ def _cell(key: str, value: float) -> str:
     return f"{value:.0%}" if key == "long_share" else f"{value:,.0f}"
 
 
+def contamination_rows(report: ContaminationReport) -> list[list[str]]:
+    """By task, and of all of them, the cells of a table; the share is of the items that are looked for."""
+    total = TaskCount()
+    for count in report.tasks.values():
+        total.items += count.items
+        total.too_short += count.too_short
+        total.contaminated += count.contaminated
+    counts = report.tasks | ({"all": total} if len(report.tasks) > 1 else {})
+    return [
+        [name, f"{count.items:,}", f"{count.too_short:,}", f"{count.contaminated:,}", f"{count.share:.2%}"]
+        for name, count in counts.items()
+    ]
+
+
+def check_probes(items: list[Item], settings: Settings, terminal: Terminal, path: Path | None) -> None:
+    """Print by task how many probe items stand in the training text, and list them in a file."""
+    terminal.note(f"looking for {len(items):,} probe items in the training text")
+    began = time.monotonic()
+    report = contaminated(items, all_documents(settings))
+    columns = ["task", "items", "too short", "contaminated", "share"]
+    terminal.table("probe items in the training text", columns, contamination_rows(report))
+    terminal.note(f"looked for in {time.monotonic() - began:.1f} s")
+    if path:
+        path.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Prepare and print; returns the exit status: 0 done, 2 settings or data."""
     assert __doc__ is not None
@@ -133,10 +172,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings laid over it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the summary to this file")
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help="also draw it (needs matplotlib)")
+    parser.add_argument(
+        "--probes", type=Path, nargs="+", metavar="FILE", help="look for these probe items in the training text"
+    )
+    parser.add_argument("--contaminated-json", type=Path, metavar="FILE", help="list the items found to this file")
     options = parser.parse_intermixed_args(arguments)
     terminal = Terminal()
     try:
         settings = load_settings(options.config, options.overrides)
+        # Items that cannot be read are told before the long work.
+        items = read_all_items(options.probes or probe_files(settings))
+        if options.contaminated_json and not items:
+            raise SettingsError("--contaminated-json needs probe items: give --probes FILE, or set probes.tasks")
         began = time.monotonic()
         corpus = prepare_corpus(settings, terminal.preparing)
         seconds = time.monotonic() - began
@@ -151,6 +198,8 @@ def main(arguments: list[str] | None = None) -> int:
             f"{corpus.tokenizer.vocab_size:,}, in {seconds:.1f} s; length is the median, long the share of samples "
             "whose routing is compared"
         )
+        if items:
+            check_probes(items, settings, terminal, options.contaminated_json)
         if options.json:
             record = {"corpus": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint, "seconds": seconds}
             options.json.write_text(json.dumps(record | {"domains": found}, indent=1) + "\n")

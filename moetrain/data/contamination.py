@@ -1,0 +1,409 @@
+"""Which probe items stand in the training text, so that no probe asks for what was read.
+
+The rule is that of the n-gram checks of GPT-3 and its successors (Brown et al. 2020, appendix C, with 13 words): a run
+of 13 words of an item in one training document. Words are runs of letters and digits, in lower case, so punctuation,
+case and line breaks make no difference. An item of 4 to 12 words is looked for whole; a shorter one occurs naturally
+in any text, is not looked for, and counted as too short. Looked at are the prompt, and the prompt with the right answer
+after it; never a wrong choice. The frame "Question: ... Answer:" is no part of an item, but its second word may stand
+between prompt and answer in the text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from moetrain.config import Settings, expand
+from moetrain.data.documents import Document, DomainReport, read_documents
+from moetrain.data.errors import DataError
+from moetrain.data.seen import SeenIds
+from moetrain.data.sources.files import broken, kind_of, named_files, open_plain
+
+Item = Mapping[str, Any]
+"""A probe item: domain, task, id, prompt, sep, and either choices with answer (from 0) or target."""
+
+OVERLAP = 13
+SHORTEST = 4
+
+_Part = Literal["prompt", "answer"]
+_BATCH_CHARACTERS = 2**20
+_MULTIPLIER = 0x9E3779B97F4A7C15  # odd; of the polynomial in the hashes of words
+_find_words = re.compile(r"[^\W_]+").findall
+_FRAME_BEFORE = re.compile(r"^\s*(?:question|problem|goal|claim|q)\s*:", re.IGNORECASE)
+_FRAME_AFTER = re.compile(r"(?:^|\n)\s*(answer|solution|a)\s*:\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Contaminated:
+    """An item that training text holds, and where it was met first."""
+
+    task: str
+    id: str
+    where: str  # the document's id in hexadecimal, or "text N", from 0
+    part: _Part  # the prompt alone, or it took the right answer after it
+    words: str  # that the item and the text share
+
+
+@dataclass
+class TaskCount:
+    """What was found of one task, counted in items; those too short are not looked for."""
+
+    items: int = 0
+    too_short: int = 0
+    contaminated: int = 0
+
+    @property
+    def share(self) -> float:
+        """Contaminated items of those that were looked for; 0 where there are none."""
+        return self.contaminated / max(1, self.items - self.too_short)
+
+
+@dataclass(frozen=True)
+class ContaminationReport:
+    """By task what was found, and the contaminated items in their order."""
+
+    tasks: dict[str, TaskCount] = field(default_factory=dict)
+    found: list[Contaminated] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        tasks = {name: asdict(count) | {"share": count.share} for name, count in self.tasks.items()}
+        return {"tasks": tasks, "contaminated": [asdict(each) for each in self.found]}
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text as they are compared: runs of letters and digits, in lower case."""
+    return _find_words(text.lower())
+
+
+def contaminated(items: Iterable[Item], texts: Iterable[str | Document]) -> ContaminationReport:
+    """Which items stand in training texts, by the rule at the head of this file.
+
+    Args:
+        texts: read once, a stretch at a time; documents that are held out are passed over.
+    """
+    index = _Index(items)
+    words: list[str] = []
+    places: list[str] = []
+    starts: list[int] = []
+    characters = 0
+    for number, each in enumerate(texts):
+        if isinstance(each, Document):
+            if each.heldout:
+                continue
+            place, text = f"{each.id:016x}", each.text
+        else:
+            place, text = f"text {number}", each
+        places.append(place)
+        starts.append(len(words))
+        words += words_of(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            index.look_in(words, starts, places)
+            words, places, starts, characters = [], [], [], 0
+    index.look_in(words, starts, places)
+    return index.report()
+
+
+def clean(items: Iterable[Item], report: ContaminationReport) -> list[Item]:
+    """The items without those that the report calls contaminated."""
+    found = {(each.task, each.id) for each in report.found}
+    return [item for item in items if (item["task"], item["id"]) not in found]
+
+
+class _Filter:
+    """A set of hashes that is fast to ask and may say yes wrongly."""
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        bits = min(28, max(16, (16 * len(hashes)).bit_length()))
+        self._shift = np.uint64(64 - bits)
+        self._table = np.zeros(2**bits, bool)
+        self._table[hashes >> self._shift] = True
+
+    def places(self, hashes: np.ndarray) -> np.ndarray:
+        """Where in ``hashes`` there may be one of the set."""
+        return np.flatnonzero(self._table[hashes >> self._shift])
+
+
+class _Grams:
+    """The items' runs of ``length`` words: sorted distinct hashes, and for each the items that have it, some twice."""
+
+    def __init__(self, length: int, hashes: np.ndarray, owners: np.ndarray) -> None:
+        order = np.lexsort((owners, hashes))
+        hashes, self._owners = hashes[order], owners[order]
+        self.length = length
+        self.hashes, self._starts = np.unique(hashes, return_index=True)
+        self._open = np.ones(len(self.hashes), bool)
+
+    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(places in ``hashes``, numbers of the runs there) of the runs with items that were not met yet."""
+        if not len(self.hashes):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        numbers = np.minimum(self.hashes.searchsorted(hashes), len(self.hashes) - 1)
+        hit = np.flatnonzero((self.hashes[numbers] == hashes) & self._open[numbers])
+        return hit, numbers[hit]
+
+    def is_open(self, number: int) -> bool:
+        return bool(self._open[number])
+
+    def close(self, number: int) -> None:
+        """All items of this run have been met."""
+        self._open[number] = False
+
+    def owners(self, number: int) -> list[int]:
+        end = self._starts[number + 1] if number + 1 < len(self._starts) else len(self._owners)
+        return self._owners[self._starts[number] : end].tolist()
+
+
+class _Index:
+    """The items, ready to be looked for in one stretch of words after another."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._names: list[tuple[str, str]] = []
+        self._phrases: list[list[tuple[str, int, _Part]]] = []  # of each item, their words joined by spaces
+        self._met: dict[int, Contaminated] = {}
+        self._tasks: dict[str, TaskCount] = {}
+        parts: dict[int, list[tuple[np.ndarray, int]]] = {}
+        beginnings: list[np.ndarray] = []
+        for number, item in enumerate(items):
+            count = self._tasks.setdefault(item["task"], TaskCount())
+            count.items += 1
+            phrases = _phrases(item)
+            count.too_short += not phrases
+            self._names.append((item["task"], item["id"]))
+            self._phrases.append([(" ".join(words), length, part) for words, length, part in phrases])
+            for words, length, _ in phrases:
+                hashes = _word_hashes(words)
+                parts.setdefault(length, []).append((_run_hashes(hashes, length), number))
+                if length < OVERLAP:
+                    beginnings.append(_run_hashes(hashes[:SHORTEST], SHORTEST))
+        grams = [_join_grams(length, parts[length]) for length in sorted(parts)]
+        self._short = [each for each in grams if each.length < OVERLAP]
+        self._beginnings = _Filter(np.unique(np.concatenate(beginnings))) if beginnings else None
+        self._long = [(each, _Filter(each.hashes)) for each in grams if each.length >= OVERLAP]
+
+    def look_in(self, words: list[str], starts: list[int], places: list[str]) -> None:
+        """Note the items that stand in texts: ``words`` of all of them, and where each text starts in them."""
+        if not words:
+            return
+        hashes = _word_hashes(words)
+        firsts = np.array(starts)
+        ends = np.append(firsts[1:], len(words))
+        hits: list[tuple[int, int, _Grams, int]] = []
+        for grams, at, numbers in self._hits(hashes):
+            text = firsts.searchsorted(at, side="right") - 1
+            whole = at + grams.length <= ends[text]  # not from one text into the next
+            hits += [
+                (place, grams.length, grams, number)
+                for place, number in zip(at[whole].tolist(), numbers[whole].tolist(), strict=True)
+            ]
+        hits.sort(key=lambda hit: hit[:2])  # what is met first does not depend on how texts are put together
+        for place, length, grams, number in hits:
+            if grams.is_open(number):
+                run = " ".join(words[place : place + length])
+                self._note(grams, number, run, places[int(firsts.searchsorted(place, side="right")) - 1])
+
+    def _hits(self, hashes: np.ndarray) -> Iterator[tuple[_Grams, np.ndarray, np.ndarray]]:
+        """(runs, their first words' places, their numbers), by equal hash."""
+        for grams, maybe in self._long:
+            if len(hashes) >= grams.length:
+                runs = _run_hashes(hashes, grams.length)
+                at = maybe.places(runs)
+                hit, numbers = grams.find(runs[at])
+                yield grams, at[hit], numbers
+        if self._beginnings is not None and len(hashes) >= SHORTEST:
+            runs = _run_hashes(hashes, SHORTEST)
+            at = self._beginnings.places(runs)
+            found, length = runs[at], SHORTEST
+            for grams in self._short:
+                while length < grams.length:
+                    found = found * np.uint64(_MULTIPLIER) + hashes[np.minimum(at + length, len(hashes) - 1)]
+                    length += 1
+                hit, numbers = grams.find(found)
+                yield grams, at[hit], numbers
+
+    def _note(self, grams: _Grams, number: int, run: str, where: str) -> None:
+        left = False
+        for item in grams.owners(number):
+            if item in self._met:
+                continue
+            parts = [
+                part for words, length, part in self._phrases[item] if length == grams.length and _holds(words, run)
+            ]
+            if parts:  # else another run has the same hash
+                self._met[item] = Contaminated(*self._names[item], where, parts[0], run)
+            else:
+                left = True
+        if not left:
+            grams.close(number)
+
+    def report(self) -> ContaminationReport:
+        found = [self._met[item] for item in sorted(self._met)]
+        for each in found:
+            self._tasks[each.task].contaminated += 1
+        return ContaminationReport(self._tasks, found)
+
+
+def _phrases(item: Item) -> list[tuple[list[str], int, _Part]]:
+    """What is looked for: (words, length of their runs of which any one is enough, what of the item it is)."""
+    prompt = _FRAME_BEFORE.sub("", item["prompt"], count=1)
+    after = _FRAME_AFTER.search(prompt)
+    answer = item["sep"] + (item["target"] if "target" in item else item["choices"][item["answer"]])
+    bare = prompt[: after.start()] + "\n" if after else prompt
+    asked, answered = words_of(bare), words_of(bare + answer)
+    phrases: list[tuple[list[str], int, _Part]] = []
+    if len(asked) >= SHORTEST:
+        phrases.append((asked, min(OVERLAP, len(asked)), "prompt"))
+    if len(answered) >= SHORTEST:
+        phrases.append((answered, min(OVERLAP, len(answered)), "answer"))
+        if after and 0 < len(asked) < len(answered):
+            # As many words of the item, and the frame's between them.
+            framed = [*asked, *words_of(after[1]), *answered[len(asked) :]]
+            framed = framed[max(0, len(asked) - OVERLAP + 1) : len(asked) + OVERLAP]
+            phrases.append((framed, min(OVERLAP + 1, len(framed)), "answer"))
+    return phrases
+
+
+def _holds(phrase: str, run: str) -> bool:
+    return f" {run} " in f" {phrase} "
+
+
+def _join_grams(length: int, parts: list[tuple[np.ndarray, int]]) -> _Grams:
+    hashes = np.concatenate([each for each, _ in parts])
+    owners = np.repeat(np.array([number for _, number in parts], np.int32), [len(each) for each, _ in parts])
+    return _Grams(length, hashes, owners)
+
+
+def _word_hashes(words: list[str]) -> np.ndarray:
+    """Python's hash of each word, uint64 [n]: another one in each process, which changes no result."""
+    return np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
+
+
+def _run_hashes(hashes: np.ndarray, length: int) -> np.ndarray:
+    """The hash of each run of ``length`` words, uint64 [n - length + 1]: sum of hash[i+k] M^(length-1-k), mod 2^64."""
+    if length == 1:
+        return hashes
+    half = length // 2
+    runs = _run_hashes(hashes, half)
+    runs = runs[: len(runs) - half] * np.uint64(pow(_MULTIPLIER, half, 2**64)) + runs[half:]
+    if length % 2:
+        runs = runs[:-1] * np.uint64(_MULTIPLIER) + hashes[length - 1 :]
+    return runs
+
+
+def read_items(path: Path) -> list[Item]:
+    """The probe items of a .jsonl or .jsonl.gz file, one a line.
+
+    Raises:
+        DataError: a file or line that is no such thing, naming both.
+    """
+    if kind_of(path) != "jsonl":
+        raise DataError(f"{path}: probe items are read from .jsonl or .jsonl.gz: convert it, or give another file")
+    items: list[Item] = []
+    line, places = 0, dict[tuple[str, str], int]()
+    try:
+        with open_plain(path) as (file, _):
+            for line, content in enumerate(file, 1):
+                if content.strip():
+                    item = _parsed_item(content, f"{path}:{line}")
+                    former = places.setdefault((item["task"], item["id"]), line)
+                    if former != line:
+                        raise DataError(f"{path}:{line}: id {item['id']!r} stands in line {former} already: rename it")
+                    items.append(item)
+    except broken as error:
+        raise DataError(f"{path}:{line + 1}: cannot be decompressed ({error}): restore the file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}): restore it") from None
+    if not items:
+        raise DataError(f"{path}: holds no items: give a file with one a line, or leave it out")
+    return items
+
+
+def _parsed_item(content: bytes, place: str) -> Item:
+    try:
+        item = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise DataError(f"{place}: not UTF-8: save it as that") from None
+    except (ValueError, RecursionError):
+        raise DataError(f"{place}: not JSON: write one item a line") from None
+    if not isinstance(item, dict):
+        raise DataError(f"{place}: not an item but a {type(item).__name__}: write an object with prompt, choices, ...")
+    for key in ("domain", "task", "id", "prompt", "sep"):
+        if not isinstance(item.get(key), str):
+            raise DataError(f"{place}: {key} is {'no text' if key in item else 'missing'}: give it as a string")
+    if ("target" in item) == ("choices" in item):
+        raise DataError(f"{place}: give either target, or choices and answer")
+    if "target" in item:
+        if not isinstance(item["target"], str):
+            raise DataError(f"{place}: target is no text: give it as a string")
+        return item
+    choices, answer = item["choices"], item.get("answer")
+    if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
+        raise DataError(f"{place}: choices is no list of texts: give the choices as strings")
+    if type(answer) is not int or not 0 <= answer < len(choices):
+        raise DataError(f"{place}: answer is {answer!r}: give the number of the right one of the choices, from 0")
+    return item
+
+
+def read_all_items(paths: Iterable[Path]) -> list[Item]:
+    """The probe items of several files.
+
+    Raises:
+        DataError: as `read_items`, and where two files have an item of the same task and id.
+    """
+    items: list[Item] = []
+    files: dict[tuple[str, str], Path] = {}
+    for path in dict.fromkeys(paths):
+        for item in read_items(path):
+            former = files.setdefault((item["task"], item["id"]), path)
+            if former != path:
+                raise DataError(f"{path}: item {item['id']!r} of {item['task']} stands in {former} already: remove one")
+            items.append(item)
+    return items
+
+
+def probe_files(settings: Settings) -> list[Path]:
+    """The files of ``probes.tasks``, in order.
+
+    Raises:
+        DataError: a path or pattern that matches no file.
+        SettingsError: an environment variable that is not set.
+    """
+    start, key = expand(settings.data.root, "data.root"), "probes.tasks"
+    patterns = [os.path.join(start, expand(pattern, key)) for pattern in settings.probes.tasks]
+    return list(dict.fromkeys(path for pattern in patterns for path in named_files(pattern, key)))
+
+
+def load_probe_items(
+    settings: Settings, documents: Iterable[str | Document]
+) -> tuple[dict[str, list[Item]], ContaminationReport]:
+    """The items of ``probes.tasks`` by task, without the contaminated ones unless these are kept, and what was found.
+
+    Args:
+        documents: the run's, e.g. `all_documents(settings)`. They are not read where there are no items.
+
+    Raises: as `read_all_items` and `probe_files`.
+    """
+    items = read_all_items(probe_files(settings))
+    report = contaminated(items, documents) if items else ContaminationReport()
+    by_task: dict[str, list[Item]] = {task: [] for task in report.tasks}
+    for item in clean(items, report) if settings.probes.contaminated == "exclude" else items:
+        by_task[item["task"]].append(item)
+    return by_task, report
+
+
+def all_documents(settings: Settings) -> Iterator[Document]:
+    """Every document of a run, held-out ones among them, domain after domain, read from the sources.
+
+    Raises:
+        DataError: data that cannot be used.
+    """
+    seen = SeenIds()
+    for name, domain in settings.data.domains.items():
+        yield from read_documents(name, domain, settings.data, settings.run.seed, seen, DomainReport(name))

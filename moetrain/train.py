@@ -14,7 +14,7 @@ from torch import nn
 from moetrain import __version__
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
 from moetrain.dashboard.outputs import Outputs
-from moetrain.dashboard.preview import DATA_COLUMNS, data_rows, data_summary, model_line, stream_line
+from moetrain.dashboard.preview import DATA_COLUMNS, data_rows, data_summary, model_line, panel_cost, stream_line
 from moetrain.dashboard.summary import summary_rows, write_summary
 from moetrain.dashboard.terminal import Terminal
 from moetrain.data.corpus import Corpus, prepare_corpus
@@ -252,6 +252,10 @@ def dry_run(run: Run) -> None:
         f"recording and streaming metrics: about {monitored / (seconds + monitored):.1%} of it; "
         f"memory so far {peak_memory(run.accelerator.device) / 2**30:.2f} GiB"
     )
+    if run.panel is not None:
+        with run.clock.measure("panel"):
+            read_panel(bare(run.model), run.panel.panel, 0, run.accelerator.device)
+        run.terminal.note(panel_cost(run.clock.spent("panel"), run.steps * seconds, run.settings.panel.readings))
 
 
 def claim_folder(run: Run) -> RunFolder:

@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from moetrain.config import _FACTS_TAKEN, FactSettings, SettingsError, describe_settings, load_settings
+from moetrain.config import SettingsError, describe_settings, load_settings
 from moetrain.data import builtin
 from moetrain.data.builtin import modular, random_answers
 from moetrain.data.corpus import prepare_corpus
@@ -21,6 +21,7 @@ from moetrain.data.packing import cut_samples
 from moetrain.data.parts import shuffle
 from moetrain.data.stream import training_stream, validation_streams
 from moetrain.data.tokenizer import train_tokenizer
+from moetrain.settings.data import FACTS_TAKEN, FactSettings
 
 ALL = 10**9
 OPERATIONS = ("add", "subtract", "multiply", "divide")
@@ -499,7 +500,7 @@ def test_settings_and_built_ins_take_the_same_options_with_the_defaults_that_are
     assert set(described) == set(FactSettings.model_fields)
     for name, table in builtin.TABLES.items():
         parameters = dict(list(inspect.signature(table).parameters.items())[1:])
-        taken = {key for kind, keys in _FACTS_TAKEN.items() if kind.split()[0] == name for key in keys}
+        taken = {key for kind, keys in FACTS_TAKEN.items() if kind.split()[0] == name for key in keys}
         assert set(parameters) == taken
         for option, parameter in parameters.items():
             if option != "sign":

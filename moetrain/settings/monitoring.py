@@ -1,0 +1,59 @@
+"""Settings of what watches a run: streaming metrics, panel, phases, probes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from moetrain.settings.base import Section
+
+
+class PanelSettings(Section):
+    samples: int = Field(64, ge=2, description="Panel samples in each of a domain's three cells.")
+    readings: int = Field(20, ge=2, description="Readings of the panel in a run, evenly spaced, step 0 included.")
+    linear_kernel: bool = Field(
+        False, description="Whether each layer's inputs are stored too, for kernel/d_eff_linear: 2 bytes a feature."
+    )
+    tokens: int = Field(64, ge=1, description="First tokens of a sample that routing distances compare.")
+
+
+class ProbeSettings(Section):
+    tasks: list[str] = Field(
+        default_factory=list,
+        description="Files or patterns of probe items (.jsonl, also .gz; an item has domain, task, id, prompt, sep, "
+        "and choices with answer, or target). Relative to data.root.",
+    )
+    contaminated: Literal["exclude", "keep"] = Field(
+        "exclude",
+        description="Items found in training text (13 words of prompt and answer in a row, or all of 4 to 12) are "
+        "counted and listed; exclude also leaves them out of the probes.",
+    )
+
+
+class MonitorSettings(Section):
+    enabled: bool = Field(True, description="Whether routing is recorded by sample.")
+    every: int = Field(50, ge=1, description="Steps between readings of the streaming metrics.")
+    window: int = Field(64, ge=2, description="Newest samples of a domain that the streaming metrics are taken over.")
+    tau: float = Field(0.7, gt=0, lt=1, description="Share of routing weight that a pathway keeps in each layer.")
+
+
+class PhaseSettings(Section):
+    """Thresholds of the phase rule, see `moetrain.grokking.phase`: provisional until a study has calibrated them."""
+
+    window: int = Field(5, ge=3, description="Readings that a trend, a mean and a wait are made of.")
+    samples: int = Field(64, ge=2, description="Seen panel samples below which nothing is said.")
+    learned: float = Field(0.1, ge=0, description="Share of its highest reading that the loss must have fallen by.")
+    steep: float = Field(
+        0.05, ge=0, description="Fall over a window, of the fall so far, from which on it is learning."
+    )
+    rank_fall: float = Field(0.15, ge=0, description="Relative fall of effective rank that speaks for generalizing.")
+    cka_rise: float = Field(0.02, ge=0, description="Rise of layer CKA that speaks for generalizing.")
+    spread_fall: float = Field(0.5, ge=0, description="Relative fall of spread that speaks for generalizing.")
+    cosine_rise: float = Field(0.05, ge=0, description="Rise of the mean cosine that speaks for generalizing.")
+    agree: int = Field(3, ge=1, le=4, description="Of the four measures that have to speak for generalizing.")
+    entropy_rise: float = Field(
+        0.1, ge=0, description="Relative rise of router entropy that explains spread and cosine."
+    )
+    load_rise: float = Field(0.3, ge=0, description="Relative rise of load variation that explains every measure.")
+    flat: float = Field(0.2, ge=0, description="Change over a window, of the total, up to which a measure has settled.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,13 +72,10 @@ class TensorBoard:
 
     def lay_out(self, domains: Sequence[str]) -> None:
         """The custom-scalars page ``Grokking monitor``: loss against routing by domain, with the controls beside."""
-        charts = {
-            title: [
-                "Multiline",
-                list(dict.fromkeys(tag if tag in _WHOLE else f"{tag}/{d}" for tag in tags for d in domains)),
-            ]
-            for title, tags in _MONITOR_PAGE.items()
-        }
+        charts = {}
+        for title, tags in _MONITOR_PAGE.items():
+            shown = dict.fromkeys(tag if tag in _WHOLE else f"{tag}/{domain}" for tag in tags for domain in domains)
+            charts[title] = ["Multiline", [f"^{re.escape(tag)}$" for tag in shown]]  # TensorBoard takes patterns
         self._writer.add_custom_scalars({"Grokking monitor": charts})
 
     def scalar(self, tag: str, value: float, step: int) -> None:

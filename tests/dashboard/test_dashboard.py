@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -28,6 +29,28 @@ def test_points_and_descriptions_arrive(tmp_path):
     assert scalars(tmp_path) == {"loss/train": [(1, 2.5), (2, 1.5)], "stream/d_path/math": [(1, 30.0)]}
     for tag in ("loss/train", "stream/d_path/math"):
         assert events.SummaryMetadata(tag).summary_description == describe_tag(tag)
+
+
+def test_every_chart_of_the_monitors_page_shows_tags_of_a_run(tmp_path):
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    board = TensorBoard(tmp_path)
+    board.lay_out(["math", "code"])
+    board.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    (category,) = layout.category
+    assert category.title == "Grokking monitor"
+    patterns = [pattern for chart in category.chart for pattern in chart.multiline.tag]
+    assert len(category.chart) == 16
+    for pattern in patterns:
+        tag = pattern.removeprefix("^").removesuffix("$").replace("\\", "")
+        assert re.search(pattern, tag)
+        assert not re.search(pattern, tag + "/worst")
+        assert describe_tag(tag)
 
 
 def test_an_unknown_tag_has_no_description():

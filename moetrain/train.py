@@ -165,11 +165,15 @@ def loop(run: Run, folder: RunFolder) -> int:
                 read(run, folder.path, step, outputs)
             signal = next(filter(None, gather_objects(stop.received)), None)
             every = settings.train.checkpoint_every
+            saved = True
             if last or signal or (every and step % every == 0):
-                save(run, folder.path, step, outputs)
+                saved = save(run, folder.path, step, outputs)
             if signal and not last:
                 run.terminal.end_training()
-                run.terminal.note(f"{signal}: saved at step {step}; run the same command again to continue")
+                outcome = (
+                    f"saved at step {step}" if saved else "could not be saved: it goes on from the last checkpoint"
+                )
+                run.terminal.note(f"{signal}: {outcome}; run the same command again to continue")
                 return STOPPED_BY_SIGNAL
     run.terminal.end_training()
     if outputs is not None:
@@ -218,6 +222,8 @@ def panel_monitor(corpus: Corpus, stream: Stream, settings: Settings, steps: int
     if not settings.monitor.enabled or settings.model.experts == "dense":
         return None
     panel = draw_panel(corpus, stream, settings, steps, rows)
+    if not len(panel):
+        return None  # no text is as long as panel.tokens; the table of the data says so
     eps = {name: domain.eps for name, domain in settings.data.domains.items()}
     thresholds = PhaseThresholds(**settings.phase.model_dump())
     return PanelMonitor(panel, list(settings.data.domains), settings.monitor.tau, steps, eps, thresholds)
@@ -243,7 +249,8 @@ def dry_run(run: Run) -> None:
         train_step(run, step)
     seconds = run.clock.spent("train")
     with run.clock.measure("stream"):
-        run.monitor.measure(router_rows(run.model))
+        if run.settings.monitor.enabled and run.settings.model.experts != "dense":
+            run.monitor.measure(router_rows(run.model))
     monitored = run.clock.spent("record") + run.clock.spent("stream") / run.settings.monitor.every
     tokens = run.stream.real_tokens(steps - 1)
     run.terminal.note(
@@ -392,11 +399,14 @@ def log(run: Run, step: int, outputs: Outputs | None) -> None:
     outputs.training(step, points, system)
 
 
-def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
-    """Write the checkpoint of a step; a disk that is full costs the checkpoint, not the run."""
+def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
+    """Write the checkpoint of a step; a disk that is full costs the checkpoint, not the run.
+
+    Returns whether it was written, as far as this process knows: the main process writes.
+    """
     windows = run.monitor.state()  # of all processes
     if outputs is None:
-        return
+        return True
     show_readings(run, outputs, wait=True)
     with run.clock.measure("checkpoint"):
         states = {
@@ -414,8 +424,8 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
             "corpus": run.corpus.fingerprint,
             "pieces": list_pieces(folder),
         }
-        with outputs.checkpointing(step) as sizes:
-            save_checkpoint(folder, step, states, record, sizes, run.settings.train.keep_checkpoints)
+        keep = run.settings.train.keep_checkpoints
+        return outputs.checkpoint(step, lambda sizes: save_checkpoint(folder, step, states, record, sizes, keep))
 
 
 def resume(run: Run, checkpoint: Checkpoint) -> int:

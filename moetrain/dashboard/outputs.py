@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,26 +91,28 @@ class Outputs:
                 f"step {points.step}: {domain} is {change.after.name.lower()}: {change.verdict.sentence}"
             )
 
-    @contextmanager
-    def checkpointing(self, step: int) -> Iterator[dict[str, int]]:
-        """Around the writing of a checkpoint: gives the sizes its manifest needs.
+    def checkpoint(self, step: int, write: Callable[[dict[str, int]], object]) -> bool:
+        """Have a checkpoint written, given the sizes its manifest needs; whether it was.
 
         The event stands before the sizes are taken, so that a resumed run keeps it; where the writing fails, for
         instance on a full disk, it is taken back, the run is told so, and goes on.
         """
         before = self._events.size
-        self._events.write("checkpoint", step, folder=checkpoint_folder(Path(), step).as_posix())
-        self._board.flush()
         try:
-            yield event_file_sizes(self.folder) | {"events.jsonl": self._events.size}
+            self._events.write("checkpoint", step, folder=checkpoint_folder(Path(), step).as_posix())
+            self._board.flush()
+            write(event_file_sizes(self.folder) | {"events.jsonl": self._events.size})
         except OSError as error:
             self._events.cut(before)
             self.guard(step, f"no checkpoint was written ({error}); the one before it stands")
+            return False
+        return True
 
     def guard(self, step: int, problem: str) -> None:
         """Something that went wrong and that training survived."""
-        self._events.write("guard", step, problem=problem)
         self._terminal.note(f"step {step}: {problem}")
+        with suppress(OSError):  # where the disk is full, the line above has to do
+            self._events.write("guard", step, problem=problem)
 
     def close(self) -> None:
         self._board.close()

@@ -156,7 +156,7 @@ class _CausalProducts(torch.autograd.Function):
         outputs, probs = [], []
         for start, end in _blocks(q_ZTd.shape[1]):
             scores = torch.bmm(q_ZTd[:, start:end], k_ZTd[:, :end].transpose(1, 2))
-            to_come = torch.full((end - start, end - start), -torch.inf, dtype=scores.dtype).triu(1)
+            to_come = torch.full_like(scores[0, :, start:], -torch.inf).triu(1)
             scores[:, :, start:] += to_come
             probs.append(scores.softmax(-1))
             outputs.append(torch.bmm(probs[-1], v_ZTd[:, :end]))

@@ -22,15 +22,16 @@ def cross_entropy(
     Targets below zero are ignored: their loss is 0. Gradients of hidden states and weight are formed with the loss,
     chunk by chunk, so backward recomputes nothing.
     """
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, target_N)
+    # Asked here: inside the function gradients are always off.
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, target_N, torch.is_grad_enabled())
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor
+        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor, gradients: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        wanted = any(ctx.needs_input_grad[:2])
+        wanted = gradients and any(ctx.needs_input_grad[:2])
         losses, grad_hidden = [], torch.empty_like(hidden_ND) if wanted else None
         grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if wanted else None
         chunk = max(64, _LOGITS_HELD[hidden_ND.device.type] // len(weight_VD))
@@ -59,7 +60,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, grad_sum: torch.Tensor, grad_loss_N: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         weight_dtype = ctx.weight_dtype
-        return grad_hidden * grad_sum.to(grad_hidden.dtype), (grad_weight * grad_sum).to(weight_dtype), None
+        return grad_hidden * grad_sum.to(grad_hidden.dtype), (grad_weight * grad_sum).to(weight_dtype), None, None

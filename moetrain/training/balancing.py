@@ -33,7 +33,8 @@ class Balancing:
         """This micro-batch's part of the step's balancing loss; the parts of a step of ``real_tokens`` sum to it."""
         share_LE = self.share_LE
         if self.settings.balance_scope == "micro_batch":
-            share_LE = routing.load_LE / routing.load_LE.sum(-1, keepdim=True)
+            # A micro-batch of padding alone, at the end of a stream, has no load.
+            share_LE = routing.load_LE / routing.load_LE.sum(-1, keepdim=True).clamp(min=1)
         return self.value(share_LE, routing.probs_LE, real_tokens)
 
     def value(self, share_LE: torch.Tensor, probs_LE: torch.Tensor, real_tokens: int) -> torch.Tensor:

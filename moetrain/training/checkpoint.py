@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 FORMAT = 1
@@ -73,8 +74,7 @@ def save_checkpoint(
     beside.mkdir(parents=True)
     try:
         for name, state in states.items():
-            contiguous = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-            save_file(contiguous, beside / f"{name}.safetensors")
+            _save_tensors(state, beside / f"{name}.safetensors")
         _write(beside / "record.json", json.dumps(record, indent=1))
         hashes = {path.name: _hash(path) for path in sorted(beside.iterdir())}
         for path in beside.iterdir():
@@ -91,6 +91,20 @@ def save_checkpoint(
     for old in list_checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def _save_tensors(state: State, path: Path) -> None:
+    """Write tensors; two names of one tensor (tied embeddings) are each written."""
+    kept: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        kept[key] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    try:
+        save_file(kept, path)
+    except SafetensorError as error:  # it wraps what the system said, a full disk among it
+        raise OSError(f"{path.name} could not be written: {error}") from None
 
 
 def set_aside_later(run: Path, step: int) -> None:

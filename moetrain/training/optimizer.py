@@ -44,7 +44,7 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW, state: 
             raise ValueError(f"the optimizer state of {name} is missing from the checkpoint")
         if found:
             optimizer.state[parameter] = {
-                "step": found["step"].clone(),
+                "step": found["step"].to(parameter.device).clone(),  # where a fused update reads it
                 "exp_avg": found["exp_avg"].to(parameter.device).clone(),
                 "exp_avg_sq": found["exp_avg_sq"].to(parameter.device).clone(),
             }

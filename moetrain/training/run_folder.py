@@ -44,26 +44,30 @@ def open_run_folder(settings: Settings) -> RunFolder:
         return _from_checkpoint(Path(expand(settings.train.resume, "train.resume")), settings)
     earlier = _runs_named(base, settings.run.name)
     notes = []
-    if earlier and settings.train.resume == "auto":
-        newest = earlier[-1]
-        reason = _cannot_continue(newest, settings)
-        lock = None if reason else _lock(newest)
+    for run in reversed(earlier) if settings.train.resume == "auto" else ():
+        reason = _cannot_continue(run, settings)
+        lock = None if reason else _lock(run)
         if lock is not None:
-            checkpoint, complaints = newest_whole(newest)
-            return RunFolder(newest, checkpoint, [*complaints, f"continuing {newest} from {checkpoint.name}"], lock)
-        notes.append(f"{newest} {reason or 'is being written by another process'}: starting a new run")
-    path = base / (settings.run.name if not earlier else f"{settings.run.name}-{_number(earlier[-1]) + 1}")
+            checkpoint, complaints = newest_whole(run)
+            return RunFolder(run, checkpoint, [*complaints, f"continuing {run} from {checkpoint.name}"], lock)
+        notes.append(f"{run} {reason or 'is being written by another process'}")
+    name = settings.run.name
+    path = base / (name if not earlier else f"{name}-{_number(earlier[-1], name) + 1}")
     path.mkdir()
     lock = _lock(path)
     assert lock is not None
-    (path / "config.yaml").write_text(settings.to_yaml(), encoding="utf-8")
-    return RunFolder(path, None, notes, lock)
+    beside = path / "config.yaml.partial"
+    beside.write_text(settings.to_yaml(), encoding="utf-8")
+    beside.replace(path / "config.yaml")
+    return RunFolder(path, None, [f"{notes[0]}: starting a new run, {path}"] if notes else [], lock)
 
 
 def _from_checkpoint(folder: Path, settings: Settings) -> RunFolder:
     run = folder.resolve().parent.parent
     if not (run / "config.yaml").is_file():
         raise SettingsError(f"train.resume: {folder} is in no run: give RUN/checkpoints/step_XXXXXXXX")
+    if (run / "summary.json").exists():
+        raise SettingsError(f"train.resume: {run} is finished: go on in a copy of it without summary.json")
     different = _differences(run, settings)
     if different:
         raise SettingsError(f"train.resume: {run} was run with another {different[0]}: resume it with its config.yaml")
@@ -76,6 +80,8 @@ def _from_checkpoint(folder: Path, settings: Settings) -> RunFolder:
 def _cannot_continue(run: Path, settings: Settings) -> str | None:
     if (run / "summary.json").exists():
         return "is finished"
+    if not (run / "config.yaml").is_file():
+        return "holds no run"
     different = _differences(run, settings)
     if different:
         return f"was run with another {different[0]}"
@@ -102,12 +108,11 @@ def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
 def _runs_named(base: Path, name: str) -> list[Path]:
     """Runs called NAME, NAME-2, NAME-3, ..., in that order."""
     found = [path for path in base.iterdir() if re.fullmatch(re.escape(name) + r"(-[1-9]\d*)?", path.name)]
-    return sorted(found, key=_number)
+    return sorted(found, key=lambda path: _number(path, name))
 
 
-def _number(path: Path) -> int:
-    match = re.search(r"-([1-9]\d*)$", path.name)
-    return int(match[1]) if match else 1
+def _number(path: Path, name: str) -> int:
+    return int(path.name.removeprefix(name).lstrip("-") or 1)
 
 
 def _lock(run: Path) -> int | None:

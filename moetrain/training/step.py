@@ -49,7 +49,7 @@ def forward_backward(
     """Gradients and statistics of step ``step`` (0 the first); this process reads its own share of the rows.
 
     Losses are divided by the whole step's token counts, over all processes and micro-batches, so that how a step is
-    split changes nothing but rounding.
+    split changes nothing but rounding (and, with ``balance_scope: micro_batch``, what load is balanced over).
 
     Args:
         record: given each micro-batch and its routing, detached.

@@ -3,10 +3,12 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -223,34 +225,42 @@ prepare_corpus(load_settings(None, sys.argv[1:]))
 """
 
 
-def _killed_and_resumed(large: Path, cache: Path, kills: int, seconds: tuple[float, float]) -> tuple[int, dict]:
-    """Prepare in a process that is killed at random moments; how often it was, and the files in the end."""
-    rng, killed = random.Random(3), 0
-    settings = chosen(large, cache, *LARGE, "data.workers=2")
-    base = [f"data.root={large}", f"data.cache_dir={cache}", "tokenizer.vocab_size=320", "data.heldout_share=0.2"]
-    command = [sys.executable, "-c", _PREPARE, *base, *LARGE, "data.workers=2"]
-    for _ in range(kills):
-        process = subprocess.Popen(command)
-        try:
-            process.wait(rng.uniform(*seconds))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed += 1
-    return killed, files_of(prepare_corpus(settings), cache)
+def _killed_and_resumed(large: Path, folder: Path, kills: int) -> Iterator[dict]:
+    """The files of preparations that were each killed at a random moment and then gone on with.
+
+    The moments follow how long a whole one takes here, so that neither a fast nor a busy machine makes them miss.
+    """
+    rng = random.Random(3)
+
+    def start(cache: Path) -> subprocess.Popen:
+        base = [f"data.root={large}", f"data.cache_dir={cache}", "tokenizer.vocab_size=320", "data.heldout_share=0.2"]
+        return subprocess.Popen([sys.executable, "-c", _PREPARE, *base, *LARGE, "data.workers=2"])
+
+    begin = time.monotonic()
+    assert start(folder / "whole").wait() == 0
+    whole = time.monotonic() - begin
+    for number in range(kills):
+        cache, share = folder / f"killed{number}", rng.uniform(0.3, 0.95)
+        while True:
+            process = start(cache)
+            try:
+                process.wait(whole * share)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                break
+            shutil.rmtree(cache)  # it was ready before: kill it earlier
+            share *= 0.7
+        yield files_of(prepare_corpus(chosen(large, cache, *LARGE, "data.workers=2")), cache)
 
 
 def test_a_killed_preparation_goes_on_to_the_same_files(large, straight, tmp_path):
-    killed, files = _killed_and_resumed(large, tmp_path, 2, (0.8, 2.0))
-    assert killed > 0
-    assert files == straight
+    assert list(_killed_and_resumed(large, tmp_path, 2)) == [straight] * 2
 
 
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_nothing(large, straight, tmp_path):
-    killed, files = _killed_and_resumed(large, tmp_path, 10, (0.3, 2.5))
-    assert killed >= 3
-    assert files == straight
+    assert list(_killed_and_resumed(large, tmp_path, 10)) == [straight] * 10
 
 
 def test_two_at_once_do_the_work_once(corpus_folder, tmp_path, monkeypatch):

@@ -166,8 +166,38 @@ def test_the_dense_twin_and_a_run_without_monitor_train_too(run_main, tmp_path):
     assert run_main("model.experts=dense", "run.name=dense") == 0
     assert run_main("monitor.enabled=false", "run.name=silent") == 0
     assert "loss/balance" not in scalars(tmp_path / "runs" / "dense")
+    assert run_main("model.experts=dense", "--check") == 0
     silent = scalars(tmp_path / "runs" / "silent")
     assert not any(tag.startswith("stream/") for tag in silent)
+
+
+def test_a_disk_that_is_full_when_saving_costs_the_checkpoint_and_not_the_run(run_main, tmp_path, monkeypatch, capsys):
+    from moetrain.training import checkpoint
+
+    def full(*_):
+        raise checkpoint.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    assert run_main() == 0
+    assert "no checkpoint was written" in capsys.readouterr().out
+    events = [json.loads(line) for line in (tmp_path / "runs" / "run" / "events.jsonl").read_text().splitlines()]
+    assert [event["type"] for event in events if event["type"] != "phase"] == ["guard"] * 3
+
+
+def test_tied_embeddings_are_saved_and_go_on(run_main, tmp_path):
+    tied = ("model.tie_word_embeddings=true", "run.name=tied")
+    assert run_main(*tied) == 0
+    run = tmp_path / "runs" / "tied"
+    (run / "summary.json").unlink()
+    straight = scalars(run)
+    assert run_main(*tied, f"train.resume={run / 'checkpoints' / 'step_00000010'}") == 0
+    assert scalars(run) == straight
+
+
+def test_a_panel_without_members_is_left_out(run_main, tmp_path):
+    long = ("data.seq_len=2048", "panel.tokens=2000", "train.batch_rows=2", "train.max_steps=2")  # longer than any text
+    assert run_main(*long) == 0
+    assert not any(tag.startswith(("pathway", "loss/panel")) for tag in scalars(tmp_path / "runs" / "run"))
 
 
 def test_monitoring_leaves_the_training_bit_for_bit_as_it_was(run_main, finished, tmp_path):

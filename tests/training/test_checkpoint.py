@@ -97,3 +97,21 @@ def test_later_checkpoints_are_set_aside_not_deleted(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000001"]
     aside = tmp_path / "checkpoints" / "superseded"
     assert sorted(path.name for path in aside.iterdir()) == ["step_00000002", "step_00000003"]
+
+
+def test_two_names_of_one_tensor_are_both_saved(tmp_path):
+    tensor = torch.randn(4, 3)
+    folder = save_checkpoint(tmp_path, 1, {"model": {"a": tensor, "b": tensor}}, {}, {}, 2)
+    loaded = load_checkpoint(folder).states["model"]
+    assert torch.equal(loaded["a"], tensor)
+    assert torch.equal(loaded["b"], tensor)
+
+
+def test_what_safetensors_says_of_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise module.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(OSError, match=r"model\.safetensors could not be written: .*No space left"):
+        save(tmp_path, 2)
+    assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -122,6 +122,11 @@ def test_balancing_loss_is_one_at_balance_and_the_number_of_experts_at_collapse(
     assert float(balancing.loss(routing(one, one), 100)) == pytest.approx(4.0)
 
 
+def test_a_micro_batch_of_padding_alone_adds_nothing():
+    model, settings = small_model(balance_scope="micro_batch")
+    assert float(Balancing(model, settings).loss(routing(torch.zeros(2, 4), torch.zeros(2, 4)), 100)) == 0
+
+
 def test_global_scope_compares_with_the_whole_previous_step():
     model, settings = small_model(balance_scope="global")
     balancing = Balancing(model, settings)

@@ -64,5 +64,23 @@ def test_a_given_checkpoint_must_belong_to_a_run_with_these_settings(make_settin
     assert opened(make_settings(f"train.resume={folder}")).checkpoint == folder
     with pytest.raises(SettingsError, match=r"was run with another optim\.eps"):
         open_run_folder(make_settings(f"train.resume={folder}", "optim.eps=1e-6"))
+    (run / "summary.json").write_text("{}")
+    with pytest.raises(SettingsError, match=r"is finished: go on in a copy of it without summary\.json"):
+        open_run_folder(make_settings(f"train.resume={folder}"))
     with pytest.raises(SettingsError, match="is in no run: give RUN/checkpoints/step_XXXXXXXX"):
         open_run_folder(make_settings(f"train.resume={tmp_path / 'elsewhere' / 'x'}"))
+
+
+def test_auto_finds_the_newest_run_that_can_be_continued_behind_others(make_settings, tmp_path):
+    interrupted = opened(make_settings()).path
+    save_checkpoint(interrupted, 4, {}, {}, {}, 2)
+    assert opened(make_settings("optim.eps=1e-6")).path.name == "run-2"
+    (tmp_path / "runs" / "run-3").mkdir()  # made, and killed before its settings stood
+    found = opened(make_settings())
+    assert found.path == interrupted
+    assert found.checkpoint == checkpoint_folder(interrupted, 4)
+
+
+def test_a_name_that_ends_in_a_number_counts_from_there(make_settings):
+    settings = make_settings("run.name=exp-5", "train.resume=never")
+    assert [opened(settings).path.name for _ in range(2)] == ["exp-5", "exp-5-2"]

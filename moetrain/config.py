@@ -49,6 +49,11 @@ class Settings(Section):
     phase: PhaseSettings = Field(default_factory=PhaseSettings)
     probes: ProbeSettings = Field(default_factory=ProbeSettings)
 
+    @property
+    def watches_routing(self) -> bool:
+        """Whether there is a router and something that reads it."""
+        return self.monitor.enabled and self.model.experts != "dense"
+
     def panel_tokens(self, domain: str) -> int:
         """Text tokens of a sample of this domain that distances compare."""
         return self.data.domains[domain].panel_tokens or self.panel.tokens

@@ -34,7 +34,7 @@ from moetrain.training.curves import Interval, expert_load
 from moetrain.training.evaluation import heldout_losses
 from moetrain.training.guards import STOPPED_BY_SIGNAL, FiniteGuard, StopSignals, TrainingDivergedError
 from moetrain.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
-from moetrain.training.parallel import compute_dtype, gather_objects, main_process_first, start_accelerator
+from moetrain.training.parallel import compute_dtype, end_processes, gather_objects, start_accelerator
 from moetrain.training.run_folder import RunFolder, open_run_folder
 from moetrain.training.schedule import learning_rate
 from moetrain.training.step import StepStatistics, bare, forward_backward, update
@@ -70,6 +70,8 @@ class Run:
     panel: PanelMonitor | None
     steps: int
     interval: Interval
+    token_bytes: torch.Tensor  # int64 [V], bytes of text that each token id stands for
+    met: np.ndarray  # int64 [domains], text tokens trained on
     guard: FiniteGuard = field(default_factory=FiniteGuard)
     clock: Clock = field(default_factory=Clock)
     tokens_trained: int = 0
@@ -94,7 +96,9 @@ def main(arguments: list[str] | None = None) -> int:
             terminal.console.print(f"  {key} ({kind}; default {default})\n      {meaning}", markup=False)
         return 0
     try:
-        return train(*_parse(arguments))
+        status = train(*_parse(arguments))
+        end_processes()
+        return status
     except (SettingsError, DataError, CheckpointError) as error:
         terminal.error(str(error))
         return 2
@@ -185,7 +189,7 @@ def build(settings: Settings) -> Run:
     """Processes, data, model and instruments of a run."""
     accelerator = start_accelerator(settings)
     terminal = Terminal(speaks=accelerator.is_main_process)
-    with main_process_first(accelerator):
+    with accelerator.main_process_first():
         corpus = prepare_corpus(settings, terminal.preparing)
     stream = training_stream(corpus, settings)
     share = settings.train.batch_rows // accelerator.num_processes
@@ -214,12 +218,14 @@ def build(settings: Settings) -> Run:
         panel=panel_monitor(corpus, stream, settings, steps, rows),
         steps=steps,
         interval=Interval(names),
+        token_bytes=torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(accelerator.device),
+        met=np.zeros(len(names), np.int64),
     )
 
 
 def panel_monitor(corpus: Corpus, stream: Stream, settings: Settings, steps: int, rows: int) -> PanelMonitor | None:
     """The panel and what becomes of its readings; none without a router or a monitor."""
-    if not settings.monitor.enabled or settings.model.experts == "dense":
+    if not settings.watches_routing:
         return None
     panel = draw_panel(corpus, stream, settings, steps, rows)
     if not len(panel):
@@ -249,7 +255,7 @@ def dry_run(run: Run) -> None:
         train_step(run, step)
     seconds = run.clock.spent("train")
     with run.clock.measure("stream"):
-        if run.settings.monitor.enabled and run.settings.model.experts != "dense":
+        if run.settings.watches_routing:
             run.monitor.measure(router_rows(run.model))
     monitored = run.clock.spent("record") + run.clock.spent("stream") / run.settings.monitor.every
     tokens = run.stream.real_tokens(steps - 1)
@@ -302,9 +308,11 @@ def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:
             run.balancing.after_step(statistics.load_LE)
     run.guard.check(finite, step)
     run.newest = statistics
-    run.tokens_trained += run.stream.real_tokens(step - 1)
-    run.clock.add_tokens(run.stream.real_tokens(step - 1))
-    if run.settings.monitor.enabled:
+    tokens = run.stream.real_tokens(step - 1)
+    run.tokens_trained += tokens
+    run.met += stream_tokens(run.stream, len(run.met), step - 1, step)
+    run.clock.add_tokens(tokens)
+    if run.settings.watches_routing:
         with run.clock.measure("record"):
             record(run, step, recorded)
     return statistics, norm if finite else torch.zeros_like(norm)
@@ -330,7 +338,7 @@ def router_rows(model: nn.Module) -> np.ndarray:
 
 def measure(run: Run, step: int, outputs: Outputs | None) -> None:
     """Read the streaming metrics of each domain and log them."""
-    if not run.settings.monitor.enabled or run.settings.model.experts == "dense":
+    if not run.settings.watches_routing:
         return
     with run.clock.measure("stream"):
         readings = run.monitor.measure(router_rows(run.model))
@@ -375,8 +383,7 @@ def show_readings(run: Run, outputs: Outputs, wait: bool) -> None:
 def validate(run: Run, step: int, outputs: Outputs | None) -> None:
     """Held-out loss of each domain."""
     with run.clock.measure("validate"):
-        token_bytes = torch.from_numpy(run.corpus.tokenizer.token_bytes()).to(run.accelerator.device)
-        losses = heldout_losses(run.accelerator, bare(run.model), run.validation, token_bytes.long())
+        losses = heldout_losses(run.accelerator, bare(run.model), run.validation, run.token_bytes)
     if outputs is not None:
         outputs.validation(step, losses)
 
@@ -387,8 +394,7 @@ def log(run: Run, step: int, outputs: Outputs | None) -> None:
     if outputs is None:
         return
     points["optim/learning_rate"] = learning_rate(step, run.steps, run.settings.optim)
-    met = stream_tokens(run.stream, len(run.corpus.domains), step)
-    points |= {f"data/tokens/{domain.name}": float(n) for domain, n in zip(run.corpus.domains, met, strict=True)}
+    points |= {f"data/tokens/{domain.name}": float(n) for domain, n in zip(run.corpus.domains, run.met, strict=True)}
     system = {
         "system/tokens_per_second": run.clock.rate_since_last(),
         "system/monitor_share": run.clock.share("record", "stream", "panel"),
@@ -447,6 +453,7 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
     if run.panel is not None:
         run.panel.load_state(checkpoint.states.get("panel", {}))
     run.tokens_trained = checkpoint.record["tokens_trained"]
+    run.met = stream_tokens(run.stream, len(run.met), 0, checkpoint.step)
     run.guard.load_state(checkpoint.record["guard"])
     return checkpoint.step
 

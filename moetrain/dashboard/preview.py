@@ -28,7 +28,7 @@ def model_line(model: Transformer) -> str:
 
 def data_summary(corpus: Corpus, stream: Stream, steps: int, settings: Settings) -> dict[str, dict[str, float | int]]:
     """By domain: what was read and dropped, what is trained on, repeated and left unused; for ``summary.json``."""
-    met = stream_tokens(stream, len(corpus.domains), steps)
+    met = stream_tokens(stream, len(corpus.domains), 0, steps)
     found: dict[str, dict[str, float | int]] = {}
     for number, domain in enumerate(corpus.domains):
         length = stream.samples.length[stream.samples.domain == number]
@@ -88,7 +88,7 @@ def panel_cost(reading: float, training: float, readings: int) -> str:
 
 def stream_line(stream: Stream, steps: int, settings: Settings) -> str:
     """Length of the run."""
-    tokens = int(stream_tokens(stream, int(stream.samples.domain.max()) + 1, steps).sum())
+    tokens = int(stream_tokens(stream, int(stream.samples.domain.max()) + 1, 0, steps).sum())
     return (
         f"{steps:,} steps of {settings.train.batch_rows} rows of {settings.data.seq_len} tokens: {tokens:,} text "
         f"tokens; rows are {stream.fullness():.1%} full"

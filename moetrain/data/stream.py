@@ -5,7 +5,6 @@ Shapes: B rows, T tokens a row, S samples a row (padded), N spans.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -244,15 +243,9 @@ def validation_streams(corpus: Corpus, settings: Settings, batch_rows: int) -> d
     return streams
 
 
-def batches(stream: Stream) -> Iterator[Batch]:
-    """All rows of a small stream, step by step."""
-    return (stream.batch(step, 0, stream.batch_rows) for step in range(stream.steps))
-
-
-def stream_tokens(stream: Stream, domains: int, steps: int) -> np.ndarray:
-    """Text tokens of each domain that ``steps`` steps meet, int64 [domains]."""
-    last = min(steps * stream.batch_rows, len(stream.rows))
-    met = stream.rows.samples[: stream.rows.starts[last]]
-    return np.bincount(stream.samples.domain[met], weights=stream.samples.length[met], minlength=domains).astype(
-        np.int64
-    )
+def stream_tokens(stream: Stream, domains: int, first: int, last: int) -> np.ndarray:
+    """Text tokens of each domain that steps ``first`` (0 the first) to before ``last`` meet, int64 [domains]."""
+    rows = [min(step * stream.batch_rows, len(stream.rows)) for step in (first, last)]
+    met = stream.rows.samples[stream.rows.starts[rows[0]] : stream.rows.starts[rows[1]]]
+    counts = np.bincount(stream.samples.domain[met], weights=stream.samples.length[met], minlength=domains)
+    return counts.astype(np.int64)

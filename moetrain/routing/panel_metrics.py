@@ -85,7 +85,7 @@ def _pathways(
     own_SLE = weights[seen]
     edits, share = grokking.d_path_both(own_SLE, tau)
     consistency = grokking.group_consistency(own_SLE, stored.blocks)
-    even, odd = stored.halves()
+    even, odd = stored.halves
     found = {
         "pathway/d_path": edits,
         "pathway/d_path_norm": share,

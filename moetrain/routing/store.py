@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ class StoredReading:
     inputs: np.ndarray  # float16 [P, L, D], mean inputs of each layer; D is 0 without panel.linear_kernel
     blocks: tuple[np.ndarray, np.ndarray]  # float32 [L, E, E] and [L - 1, E, E]
 
-    @property
+    @cached_property
     def weights(self) -> np.ndarray:
         """Sample routing weights g, float64 [P, L, E]: the halves' mean by tokens, divided by its sum."""
         even_tokens = (self.tokens + 1) // 2
@@ -53,6 +54,7 @@ class StoredReading:
         mean = share * self.even.astype(np.float64) + (1 - share) * self.odd.astype(np.float64)
         return mean / mean.sum(-1, keepdims=True)
 
+    @cached_property
     def halves(self) -> tuple[np.ndarray, np.ndarray]:
         """Routing of the even and of the odd tokens, float64 [P, L, E], each summing to 1."""
         even, odd = self.even.astype(np.float64), self.odd.astype(np.float64)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -67,11 +65,15 @@ def compute_dtype(settings: Settings, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-@contextmanager
-def main_process_first(accelerator: Accelerator) -> Iterator[None]:
-    """Let rank 0 do first what the others will then find done."""
-    with accelerator.main_process_first():
-        yield
+def end_processes() -> None:
+    """Leave the process group, once nothing is exchanged any more.
+
+    Left to the interpreter's end, gloo's threads may still run when their owner goes, which aborts the process after
+    its work was done.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:

@@ -109,7 +109,7 @@ def test_repeats_are_copies_with_ids_of_their_own_spread_over_the_stream(make_se
     assert len(np.unique(train["id"])) == len(train)
     assert index["heldout"].sum() == plain.domains[1].index["heldout"].sum()
     stream = training_stream(corpus, settings)
-    half = stream_tokens(stream, 2, stream.steps // 2) / stream_tokens(stream, 2, stream.steps)
+    half = stream_tokens(stream, 2, 0, stream.steps // 2) / stream_tokens(stream, 2, 0, stream.steps)
     assert half == pytest.approx([0.5, 0.5], abs=0.06)
 
 

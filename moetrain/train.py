@@ -16,9 +16,9 @@ from moetrain.data.stream import Batch, stream_tokens
 from moetrain.model.transformer import Routing
 from moetrain.routing.panel import read_panel, reading_steps
 from moetrain.routing.store import remove_unlisted
-from moetrain.run.build import Run, build, claim_folder, describe
+from moetrain.run.build import Run, build, claim_folder, describe, sample_store
 from moetrain.run.keep import finish, resume, save
-from moetrain.run.watch import log, measure, read, record, router_rows, validate
+from moetrain.run.watch import log, measure, read, record, router_rows, tell_troubles, validate
 from moetrain.training.checkpoint import CheckpointError, load_checkpoint
 from moetrain.training.guards import STOPPED_BY_SIGNAL, StopSignals, TrainingDivergedError
 from moetrain.training.parallel import end_processes, gather_objects
@@ -86,8 +86,7 @@ def train(settings: Settings, check: bool = False) -> int:
         return loop(run, folder)
     finally:
         run.terminal.end_training()
-        if run.panel is not None:
-            run.panel.close()
+        run.beside.close()
         if run.accelerator.is_main_process:
             folder.release()
 
@@ -101,6 +100,7 @@ def loop(run: Run, folder: RunFolder) -> int:
         if checkpoint is not None:
             remove_unlisted(folder.path, checkpoint.record["pieces"])
         outputs = Outputs(folder.path, list(settings.data.domains), checkpoint, run.terminal)
+    run.sample_store = sample_store(run, folder.path)
     with StopSignals() as stop:
         run.terminal.start_training(first, run.steps)
         readings = reading_steps(run.steps, settings.panel.readings)
@@ -110,8 +110,7 @@ def loop(run: Run, folder: RunFolder) -> int:
         for step in range(first + 1, run.steps + 1):
             statistics, norm = train_step(run, step)
             run.interval.add(statistics, norm)
-            if outputs is not None and run.guard.in_a_row:
-                outputs.guard(step, "the gradient was not finite; the update was skipped")
+            tell_troubles(run, step, outputs)
             last = step == run.steps
             if last or step % settings.monitor.every == 0:
                 measure(run, step, outputs)
@@ -180,6 +179,8 @@ def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:
         norm, finite = update(run.model, run.optimizer, rate, run.settings.optim.grad_clip)
         if finite:
             run.balancing.after_step(statistics.load_LE)
+    if not finite:
+        run.troubles.append("the gradient was not finite; the update was skipped")
     run.guard.check(finite, step)
     run.newest = statistics
     tokens = run.stream.real_tokens(step - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,7 @@ class Outputs:
             if metric in ("memorized/gap_heldout", "pathway/spread"):
                 self._terminal.values(domain, {metric.rpartition("/")[2]: estimate.mean})
         for tag, matrix in points.matrices.items():
-            high = 2.0 if tag.startswith("experts/load") else 1.0
-            self._board.image(tag, heat_map(matrix, 0.0, high), points.step)
+            self._board.image(tag, heat_map(matrix, 0.0, _heat_map_top(tag)), points.step)
         for tag, values in points.distributions.items():
             self._board.histogram(tag, values, points.step)
         for domain, verdict in points.phases.items():
@@ -90,6 +90,13 @@ class Outputs:
             self._terminal.note(
                 f"step {points.step}: {domain} is {change.after.name.lower()}: {change.verdict.sentence}"
             )
+
+        for domain, memorized in points.memorized.items():
+            self.memorized(points.step, domain, {"rule": "online", **asdict(memorized)})
+
+    def memorized(self, step: int, domain: str, found: Mapping[str, Any]) -> None:
+        """What of a domain's seen samples counts as memorized, and by which rule."""
+        self._events.write("memorized", step, domain=domain, **found)
 
     def checkpoint(self, step: int, write: Callable[[dict[str, int]], object]) -> bool:
         """Have a checkpoint written, given the sizes its manifest needs; whether it was.
@@ -119,3 +126,10 @@ class Outputs:
 
     def _note(self, domain: str, metric: str, value: Any, n: int | None) -> None:
         self.domains[domain]["metrics"][metric] = as_metric(value, n)
+
+
+def _heat_map_top(tag: str) -> float:
+    """The value that stands for the brightest colour."""
+    if tag.startswith("experts/load"):
+        return 2.0  # twice an even share
+    return 64.0 if tag.startswith("kernel/d_eff") else 1.0

@@ -6,7 +6,7 @@ Shapes: S samples of one cell, L layers, E experts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -31,6 +31,14 @@ def distance_by_layer(stored: StoredReading, domain: str, tau: float) -> np.ndar
     if len(seen) < LEAST_SAMPLES:
         return np.full(stored.even.shape[1], np.nan)
     return grokking.d_path_by_layer(stored.weights[seen], tau)
+
+
+def dimension_by_layer(stored: StoredReading, domain: str) -> np.ndarray:
+    """Effective dimension of each layer's routing kernel on a domain's seen samples, [L]; NaN below 64 samples."""
+    seen = seen_members(stored, domain)
+    if not len(seen):
+        return np.full(stored.even.shape[1], np.nan)
+    return grokking.d_eff_by_layer(stored.weights[seen])
 
 
 def load_by_layer(stored: StoredReading) -> np.ndarray:
@@ -74,7 +82,7 @@ def panel_metrics(stored: StoredReading, domains: Sequence[str], tau: float, ste
                 found[f"{tag}/d_path_norm/{domain}"] = share
                 consistency = grokking.group_consistency(weights[members], stored.blocks)
                 found[f"{tag}/cosine/{domain}"] = consistency.cosine
-                found[f"{tag}/spread/{domain}"] = _plain(grokking.spread(weights[members]), len(members))
+                found[f"{tag}/spread/{domain}"] = _jackknifed(grokking.spread, weights[members])
     return {tag: estimate for tag, estimate in found.items() if math.isfinite(estimate.mean)}
 
 
@@ -90,25 +98,24 @@ def _pathways(
         "pathway/d_path": edits,
         "pathway/d_path_norm": share,
         "pathway/individuality": grokking.individuality(even[seen], odd[seen], tau),
-        "pathway/spread": _plain(grokking.spread(own_SLE), len(seen)),
-        "pathway/layer_cka": _plain(grokking.layer_cka(own_SLE), len(seen)),
+        "pathway/spread": _jackknifed(grokking.spread, own_SLE),
+        "pathway/layer_cka": _jackknifed(grokking.layer_cka, own_SLE),
         "pathway/cosine": consistency.cosine,
         "pathway/consistency": _median(consistency.consistency),
         "pathway/inconsistency": _median(consistency.inconsistency),
-        "kernel/effective_rank": _plain(grokking.effective_rank(own_SLE), len(seen)),
-        "kernel/d_eff": _plain(grokking.d_eff(own_SLE), len(seen)),
+        "kernel/effective_rank": _jackknifed(grokking.effective_rank, own_SLE),
+        "kernel/d_eff": grokking.d_eff_estimate(own_SLE),
     }
     if stored.inputs.size:
         features_SLD = stored.inputs[seen].astype(np.float64)
-        found["kernel/d_eff_linear"] = _plain(grokking.d_eff(own_SLE, features_SLD), len(seen))
+        found["kernel/d_eff_linear"] = grokking.d_eff_estimate(own_SLE, features_SLD)
     if len(others) >= LEAST_SAMPLES:
         found["pathway/sharing"] = grokking.sharing(own_SLE, weights[others], tau)
     return found
 
 
-def _plain(value: float, samples: int) -> Estimate:
-    """A number of a group that comes without an interval."""
-    return Estimate(value, math.nan, math.nan, samples, 0)
+def _jackknifed(statistic: Callable[[np.ndarray], float], weights_SLE: np.ndarray) -> Estimate:
+    return grokking.jackknife(lambda which: statistic(weights_SLE[which]), len(weights_SLE))
 
 
 def _median(median: GuardedMedian) -> Estimate:

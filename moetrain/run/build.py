@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.stream import Stream, training_stream, validation_streams
 from moetrain.grokking import PhaseThresholds
 from moetrain.model.transformer import Transformer
-from moetrain.routing.monitor import StreamMonitor
+from moetrain.routing.beside import Beside
+from moetrain.routing.monitor import StreamMonitor, StreamPoints
 from moetrain.routing.panel import draw_panel
-from moetrain.routing.panel_monitor import PanelMonitor, Surroundings
+from moetrain.routing.panel_monitor import PanelMonitor, PanelPoints, Surroundings
+from moetrain.routing.samples import SampleStore
 from moetrain.training.balancing import Balancing
 from moetrain.training.checkpoint import CheckpointError
 from moetrain.training.curves import Interval, expert_load
@@ -50,7 +53,10 @@ class Run:
     interval: Interval
     token_bytes: torch.Tensor  # int64 [V], bytes of text that each token id stands for
     met: np.ndarray  # int64 [domains], text tokens trained on
+    beside: Beside[StreamPoints | PanelPoints] = field(default_factory=Beside)
+    sample_store: SampleStore | None = None  # once the run has a folder, where it is asked for
     guard: FiniteGuard = field(default_factory=FiniteGuard)
+    troubles: list[str] = field(default_factory=list)  # what went wrong since they were last told, and was survived
     clock: Clock = field(default_factory=Clock)
     tokens_trained: int = 0
     newest: StepStatistics | None = None
@@ -112,6 +118,16 @@ def panel_monitor(corpus: Corpus, stream: Stream, settings: Settings, steps: int
     eps = {name: domain.eps for name, domain in settings.data.domains.items()}
     thresholds = PhaseThresholds(**settings.phase.model_dump())
     return PanelMonitor(panel, list(settings.data.domains), settings.monitor.tau, steps, eps, thresholds)
+
+
+def sample_store(run: Run, folder: Path) -> SampleStore | None:
+    """Where the routing of all training samples goes, if it is asked for."""
+    settings = run.settings
+    if not (settings.watches_routing and settings.monitor.store_top):
+        return None
+    names = list(settings.data.domains)
+    top = min(settings.monitor.store_top, settings.model.num_experts)
+    return SampleStore(folder, run.accelerator.process_index, top, run.stream.samples, names)
 
 
 def describe(run: Run) -> None:

@@ -12,7 +12,7 @@ from moetrain.data.stream import stream_tokens
 from moetrain.routing.panel_monitor import memorization_summary
 from moetrain.routing.store import list_pieces
 from moetrain.run.build import Run
-from moetrain.run.watch import show_readings
+from moetrain.run.watch import show, store
 from moetrain.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from moetrain.training.optimizer import load_optimizer_state, optimizer_state
 from moetrain.training.step import bare
@@ -24,10 +24,11 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
 
     Returns whether it was written, as far as this process knows: the main process writes.
     """
+    store(run, step)  # before the next line, in which all processes meet: the manifest lists every piece
     windows = run.monitor.state()  # of all processes
     if outputs is None:
         return True
-    show_readings(run, outputs, wait=True)
+    show(run, outputs, wait=True)
     with run.clock.measure("checkpoint"):
         states = {
             "model": bare(run.model).state_dict(),
@@ -43,6 +44,7 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
             "guard": run.guard.state(),
             "corpus": run.corpus.fingerprint,
             "pieces": list_pieces(folder),
+            "not_finite": run.monitor.not_finite,
         }
         keep = run.settings.train.keep_checkpoints
         return outputs.checkpoint(step, lambda sizes: save_checkpoint(folder, step, states, record, sizes, keep))
@@ -69,6 +71,7 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
     run.tokens_trained = checkpoint.record["tokens_trained"]
     run.met = stream_tokens(run.stream, len(run.met), 0, checkpoint.step)
     run.guard.load_state(checkpoint.record["guard"])
+    run.monitor.not_finite = checkpoint.record["not_finite"]
     return checkpoint.step
 
 
@@ -77,6 +80,7 @@ def finish(run: Run, outputs: Outputs) -> None:
     every, active = bare(run.model).parameter_counts()
     for domain, memorized in (memorization_summary(run.panel) if run.panel else {}).items():
         outputs.domains[domain]["memorized"] = memorized
+        outputs.memorized(run.steps, domain, {"rule": "finished run", **memorized})
     share, memory = run.clock.share("record", "stream", "panel"), peak_memory(run.accelerator.device)
     summary = {
         "domains": outputs.domains,
@@ -88,6 +92,7 @@ def finish(run: Run, outputs: Outputs) -> None:
         "parameters": {"all": every, "active": active},
         "rows_full": run.stream.fullness(),
         "skipped_updates": run.guard.skipped,
+        "samples_not_finite": run.monitor.not_finite,
         "peak_memory_bytes": memory,
         "seconds": dict(run.clock.seconds),
         "version": __version__,

@@ -12,8 +12,10 @@ from moetrain.data.stream import Batch
 from moetrain.grokking import gram_blocks
 from moetrain.model.router import Router
 from moetrain.model.transformer import Routing
+from moetrain.routing.monitor import StreamPoints, stream_points
 from moetrain.routing.panel import read_panel
-from moetrain.routing.recorder import record_samples
+from moetrain.routing.panel_monitor import PanelPoints
+from moetrain.routing.recorder import SampleRouting, record_samples
 from moetrain.routing.store import as_stored, write_reading
 from moetrain.run.build import Run
 from moetrain.training.evaluation import heldout_losses
@@ -24,16 +26,40 @@ from moetrain.training.throughput import peak_memory
 
 
 def record(run: Run, step: int, recorded: list[tuple[Batch, Routing]]) -> None:
-    """Put the routing of this process's rows of a step into the windows."""
+    """Put the routing of this process's rows of a step into the windows, and on disk where it is asked for."""
+    before = run.monitor.not_finite
     rows, slots = run.settings.train.batch_rows, run.stream.most_samples
     row = (step - 1) * rows + run.accelerator.process_index * (rows // run.accelerator.num_processes)
     for batch, routing in recorded:
-        run.monitor.add(
-            record_samples(
-                routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.whole_BS, row * slots
-            )
+        records = record_samples(
+            routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.whole_BS, row * slots
         )
+        run.monitor.add(records)
+        store(run, step, records)
         row += len(batch.samples_BS)
+    if lost := run.monitor.not_finite - before:
+        run.troubles.append(f"the routing of {lost} samples was not finite: they are left out of the streaming metrics")
+
+
+def tell_troubles(run: Run, step: int, outputs: Outputs | None) -> None:
+    """Tell what went wrong in a step and was survived."""
+    if outputs is not None:
+        for problem in run.troubles:
+            outputs.guard(step, problem)
+    run.troubles.clear()
+
+
+def store(run: Run, step: int, records: SampleRouting | None = None) -> None:
+    """Routing of training samples onto disk, where it is asked for; without ``records``, what was gathered so far."""
+    if run.sample_store is None:
+        return
+    try:
+        if records is None:
+            run.sample_store.flush()
+        else:
+            run.sample_store.add(step, records)
+    except OSError as error:
+        run.troubles.append(f"routing of training samples was not stored ({error}): it is tried again")
 
 
 def router_rows(model: nn.Module) -> np.ndarray:
@@ -42,13 +68,15 @@ def router_rows(model: nn.Module) -> np.ndarray:
 
 
 def measure(run: Run, step: int, outputs: Outputs | None) -> None:
-    """Read the streaming metrics of each domain and log them."""
+    """Have the streaming metrics of each domain computed beside the training."""
     if not run.settings.watches_routing:
         return
     with run.clock.measure("stream"):
-        readings = run.monitor.measure(router_rows(run.model))
-    if outputs is not None:
-        outputs.streaming(step, readings)
+        snapshot = run.monitor.snapshot(router_rows(run.model))
+        if outputs is None:
+            return
+        run.beside.submit(stream_points, step, snapshot)
+    show(run, outputs)
 
 
 def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
@@ -70,19 +98,22 @@ def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
             write_reading(folder, stored)
         except OSError as error:
             outputs.guard(step, f"the panel reading was not stored ({error}); its metrics are shown")
-        run.panel.submit(stored, run.surroundings)
-    show_readings(run, outputs, wait=False)
+        run.beside.submit(run.panel.take, stored, run.surroundings)
+    show(run, outputs)
 
 
-def show_readings(run: Run, outputs: Outputs, wait: bool) -> None:
-    """Log the panel metrics that are done; with ``wait``, all of them."""
-    if run.panel is None:
-        return
-    with run.clock.measure("panel"):
-        done = run.panel.results(wait)
-    for points in done:
-        run.clock.add_beside("panel", points.seconds)
-        outputs.panel(points)
+def show(run: Run, outputs: Outputs, wait: bool = False) -> None:
+    """Log what has been computed beside the training; with ``wait``, all of it."""
+    with run.clock.measure("panel"):  # streaming metrics are not worth waiting for
+        done = run.beside.results(wait)
+    for result in done:
+        match result.value:
+            case StreamPoints(step, readings):
+                run.clock.add_beside("stream", result.seconds)
+                outputs.streaming(step, readings)
+            case PanelPoints() as points:
+                run.clock.add_beside("panel", result.seconds)
+                outputs.panel(points)
 
 
 def validate(run: Run, step: int, outputs: Outputs | None) -> None:

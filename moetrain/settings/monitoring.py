@@ -35,6 +35,12 @@ class MonitorSettings(Section):
     enabled: bool = Field(True, description="Whether routing is recorded by sample.")
     every: int = Field(50, ge=1, description="Steps between readings of the streaming metrics.")
     window: int = Field(64, ge=2, description="Newest samples of a domain that the streaming metrics are taken over.")
+    store_top: int = Field(
+        0,
+        ge=0,
+        description="Heaviest experts a layer whose share of each training sample's routing is written to "
+        "routing/samples_*.parquet; 0: none.",
+    )
     tau: float = Field(0.7, gt=0, lt=1, description="Share of routing weight that a pathway keeps in each layer.")
 
 

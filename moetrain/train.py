@@ -9,13 +9,13 @@ import torch
 
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
 from moetrain.dashboard.outputs import Outputs
-from moetrain.dashboard.preview import panel_cost
 from moetrain.dashboard.terminal import Terminal
 from moetrain.data.documents import DataError
 from moetrain.data.stream import Batch, stream_tokens
 from moetrain.model.transformer import Routing
-from moetrain.routing.panel import read_panel, reading_steps
+from moetrain.routing.panel import reading_steps
 from moetrain.routing.store import remove_unlisted
+from moetrain.run.budget import LEAST, keep_within_budget, measure_costs
 from moetrain.run.build import Run, build, claim_folder, describe, sample_store
 from moetrain.run.keep import finish, resume, save
 from moetrain.run.watch import log, measure, read, record, router_rows, tell_troubles, validate
@@ -24,7 +24,7 @@ from moetrain.training.guards import STOPPED_BY_SIGNAL, StopSignals, TrainingDiv
 from moetrain.training.parallel import end_processes, gather_objects
 from moetrain.training.run_folder import RunFolder
 from moetrain.training.schedule import learning_rate
-from moetrain.training.step import StepStatistics, bare, forward_backward, update
+from moetrain.training.step import StepStatistics, forward_backward, update
 from moetrain.training.throughput import peak_memory
 
 USAGE = """usage: accelerate launch moetrain/train.py [CONFIG.yaml] [section.key=value ...] [--check] [--help]
@@ -83,6 +83,7 @@ def train(settings: Settings, check: bool = False) -> int:
         return 0
     folder = claim_folder(run)
     try:
+        keep_within_budget(run, folder.path, folder.checkpoint is not None)
         return loop(run, folder)
     finally:
         run.terminal.end_training()
@@ -156,10 +157,10 @@ def dry_run(run: Run) -> None:
         f"recording and streaming metrics: about {monitored / (seconds + monitored):.1%} of it; "
         f"memory so far {peak_memory(run.accelerator.device) / 2**30:.2f} GiB"
     )
-    if run.panel is not None:
-        with run.clock.measure("panel"):
-            read_panel(bare(run.model), run.panel.panel, 0, run.accelerator.device)
-        run.terminal.note(panel_cost(run.clock.spent("panel"), run.steps * seconds, run.settings.panel.readings))
+    for cost in measure_costs(run, seconds):
+        auto = run.settings.monitor.budget == "auto"
+        readings = max(LEAST, cost.affordable) if auto else getattr(run.settings, cost.what).readings
+        run.terminal.note(cost.line(readings))
 
 
 def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:

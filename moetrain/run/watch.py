@@ -67,6 +67,11 @@ def router_rows(model: nn.Module) -> np.ndarray:
     return np.stack([m.weight.detach().float().cpu().numpy() for m in bare(model).modules() if isinstance(m, Router)])
 
 
+def stored_blocks(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The Gram blocks of the routers now, as a reading is stored with them."""
+    return gram_blocks(router_rows(run.model))
+
+
 def measure(run: Run, step: int, outputs: Outputs | None) -> None:
     """Have the streaming metrics of each domain computed beside the training."""
     if not run.settings.watches_routing:
@@ -92,8 +97,7 @@ def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
         )
         if outputs is None:
             return
-        blocks = gram_blocks(router_rows(run.model))
-        stored = as_stored(run.panel.panel, reading, run.panel.domains, blocks)
+        stored = as_stored(run.panel.panel, reading, run.panel.domains, stored_blocks(run))
         try:
             write_reading(folder, stored)
         except OSError as error:

@@ -19,6 +19,7 @@ class PanelSettings(Section):
 
 
 class ProbeSettings(Section):
+    readings: int = Field(10, ge=2, description="Readings of the probes in a run, evenly spaced, step 0 included.")
     tasks: list[str] = Field(
         default_factory=list,
         description="Files or patterns of probe items (.jsonl, also .gz; an item has domain, task, id, prompt, sep, "
@@ -33,6 +34,12 @@ class ProbeSettings(Section):
 
 class MonitorSettings(Section):
     enabled: bool = Field(True, description="Whether routing is recorded by sample.")
+    budget: Literal["fixed", "auto"] = Field(
+        "fixed",
+        description="fixed: panel.readings and probes.readings as they are set. auto: both are chosen at the start, by "
+        "measured time, so that the panel takes 1% and the probes 5% of a run of an hour or more, 15% each of a "
+        "shorter one, from 10 to 100 readings; the run's config.yaml holds what was chosen.",
+    )
     every: int = Field(50, ge=1, description="Steps between readings of the streaming metrics.")
     window: int = Field(64, ge=2, description="Newest samples of a domain that the streaming metrics are taken over.")
     store_top: int = Field(

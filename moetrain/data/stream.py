@@ -192,10 +192,11 @@ def training_stream(corpus: Corpus, settings: Settings) -> Stream:
     data = settings.data
     samples = cut_samples(corpus, data.seq_len, heldout=False)
     _check_size(corpus, samples, settings)
+    within = [domain.repeats_within for domain in data.domains.values()]
     if data.mixture == "weights":
-        order = order_by_weights(samples, mixture_phases(settings), settings.run.seed)
+        order = order_by_weights(samples, mixture_phases(settings), settings.run.seed, within)
     else:
-        order = order_by_size(samples, settings.run.seed)
+        order = order_by_size(samples, settings.run.seed, within)
     rows = pack_rows(order, samples.row_lengths, data.seq_len, data.pack_window, settings.run.seed)
     return Stream(corpus, settings, samples, rows, settings.train.batch_rows)
 

@@ -91,6 +91,8 @@ class Outputs:
                 f"step {points.step}: {domain} is {change.after.name.lower()}: {change.verdict.sentence}"
             )
 
+        if points.broken:
+            self.guard(points.step, f"routing or loss of {points.broken} panel samples is not finite: left out")
         for domain, memorized in points.memorized.items():
             self.memorized(points.step, domain, {"rule": "online", **asdict(memorized)})
 

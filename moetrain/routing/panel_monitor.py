@@ -33,6 +33,7 @@ class PanelPoints:
     memorized: dict[str, Memorized]  # by domain, where this reading changed what counts as memorized
     matrices: dict[str, np.ndarray]  # by tag: what is shown as heat maps
     distributions: dict[str, np.ndarray]  # by tag: one value a sample
+    broken: int  # panel samples whose routing or loss is not finite
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ class PanelMonitor:
         """Take in the next reading; what it comes to, given those before."""
         self._read_at.append(stored.step)
         self._tokens.append(surroundings.tokens)
-        self._losses.append(stored.loss)
+        # A loss that is not finite is the largest there is: nothing that has it is memorized.
+        self._losses.append(np.where(np.isfinite(stored.loss), stored.loss, np.finfo(np.float32).max))
         metrics = panel_metrics(stored, self.domains, self.tau, self.steps)
         memorized = {}
         for number, domain in enumerate(self.domains):
@@ -136,10 +138,12 @@ class PanelMonitor:
             matrices[f"kernel/d_eff_by_layer/{domain}"] = np.stack(dimension, axis=1)
             seen = seen_members(stored, domain)
             if len(seen):
-                distributions[f"loss/panel_seen_by_sample/{domain}"] = stored.loss[seen]
+                losses = stored.loss[seen]
+                distributions[f"loss/panel_seen_by_sample/{domain}"] = losses[np.isfinite(losses)]
                 cosine = grokking.cosine(stored.weights[seen], stored.blocks)
                 distributions[f"pathway/cosine_by_sample/{domain}"] = cosine[np.isfinite(cosine)]
-        return PanelPoints(stored.step, metrics, verdicts, changed, memorized, matrices, distributions)
+        broken = int((~stored.whole | ~np.isfinite(stored.loss)).sum())
+        return PanelPoints(stored.step, metrics, verdicts, changed, memorized, matrices, distributions, broken)
 
     def _memorized(self, number: int, metrics: dict[str, Estimate]) -> Memorized | None:
         """Add a domain's memorized fraction to the metrics, if there is one; what changed, if anything did."""

@@ -48,18 +48,25 @@ class StoredReading:
     blocks: tuple[np.ndarray, np.ndarray]  # float32 [L, E, E] and [L - 1, E, E]
 
     @cached_property
+    def whole(self) -> np.ndarray:
+        """Samples whose routing is finite, bool [P]; the others count in no metric."""
+        return np.isfinite(self.even).all((1, 2)) & np.isfinite(self.odd).all((1, 2))
+
+    @cached_property
     def weights(self) -> np.ndarray:
         """Sample routing weights g, float64 [P, L, E]: the halves' mean by tokens, divided by its sum."""
         even_tokens = (self.tokens + 1) // 2
         share = (even_tokens / np.maximum(self.tokens, 1))[:, None, None]
-        mean = share * self.even.astype(np.float64) + (1 - share) * self.odd.astype(np.float64)
-        return mean / mean.sum(-1, keepdims=True)
+        with np.errstate(invalid="ignore"):  # of samples that are not whole
+            mean = share * self.even.astype(np.float64) + (1 - share) * self.odd.astype(np.float64)
+            return mean / mean.sum(-1, keepdims=True)
 
     @cached_property
     def halves(self) -> tuple[np.ndarray, np.ndarray]:
-        """Routing of the even and of the odd tokens, float64 [P, L, E], each summing to 1."""
+        """Routing of the even and of the odd tokens, float64 [P, L, E], each summing to 1; NaN for one token's odd."""
         even, odd = self.even.astype(np.float64), self.odd.astype(np.float64)
-        return even / even.sum(-1, keepdims=True), odd / odd.sum(-1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            return even / even.sum(-1, keepdims=True), odd / odd.sum(-1, keepdims=True)
 
 
 def as_stored(

@@ -100,6 +100,7 @@ def loop(run: Run, folder: RunFolder) -> int:
     if run.accelerator.is_main_process:
         if checkpoint is not None:
             remove_unlisted(folder.path, checkpoint.record["pieces"])
+        run.corpus.tokenizer.save_in(folder.path)  # a cache may go: the run's folder has all that its model needs
         outputs = Outputs(folder.path, list(settings.data.domains), checkpoint, run.terminal)
     run.sample_store = sample_store(run, folder.path)
     with StopSignals() as stop:

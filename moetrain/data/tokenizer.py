@@ -73,6 +73,21 @@ class Tokenizer(ABC):
     def save(self, path: Path) -> None:
         path.write_bytes(self.model)
 
+    @abstractmethod
+    def save_in(self, folder: Path) -> Path:
+        """Write it into a folder under the name that `load_from` looks for; returns the file. Whole or not at all."""
+
+    @staticmethod
+    def load_from(folder: Path) -> Tokenizer:
+        """The tokenizer that `save_in` wrote into a folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError, RuntimeError, ValueError: as `load`.
+        """
+        path = folder / SentencePieceTokenizer.FILE
+        return Tokenizer.load(path if path.is_file() else folder / "tokenizer.json")
+
     @staticmethod
     def load(path: Path, begin_token: str | None = None, end_token: str | None = None) -> Tokenizer:
         """The tokenizer of a file: a ``tokenizer.json``, with the marks named or found, or a SentencePiece model.
@@ -114,6 +129,8 @@ def check_lossless(tokenizer: Tokenizer) -> None:
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model with byte fallback."""
 
+    FILE = "tokenizer.model"
+
     def __init__(self, model: bytes) -> None:
         self.model = model
         self._processor = spm.SentencePieceProcessor(model_proto=model)
@@ -146,6 +163,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(i) for i in ids if i not in (self.begin_id, self.end_id)])
+
+    def save_in(self, folder: Path) -> Path:
+        return write_whole(folder / self.FILE, self.model)
 
     def token_bytes(self) -> np.ndarray:
         sizes = np.zeros(self.vocab_size, np.int32)
@@ -216,6 +236,13 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                 size += bytes_
         if piece:
             yield "".join(piece)
+
+
+def write_whole(path: Path, content: bytes) -> Path:
+    """Write a file that is there whole or not at all."""
+    beside = path.with_name(path.name + ".partial")
+    beside.write_bytes(content)
+    return beside.replace(path)
 
 
 def refuse_surrogates(text: str) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,19 +117,22 @@ def set_aside_later(run: Path, step: int) -> None:
             folder.rename(aside)
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
+def load_checkpoint(folder: Path, owners: Collection[str] | None = None) -> Checkpoint:
     """Read a checkpoint back, each file checked against its hash.
+
+    Args:
+        owners: whose states are wanted; null: everyone's. The others' files are neither read nor checked.
 
     Raises:
         CheckpointError: no checkpoint, one of another format, or a file that is missing or altered, by name.
     """
-    manifest = _verified(folder)
+    manifest = _verified(folder, owners)
     states = {Path(name).stem: load_file(folder / name) for name in manifest["files"] if name.endswith(".safetensors")}
     return Checkpoint(manifest["step"], states, json.loads((folder / "record.json").read_text()), manifest["run_files"])
 
 
-def _verified(folder: Path) -> dict[str, Any]:
-    """A checkpoint's manifest, once each of its files was found unharmed."""
+def _verified(folder: Path, owners: Collection[str] | None = None) -> dict[str, Any]:
+    """A checkpoint's manifest, once each of its files (with ``owners``, of theirs: it lists no other) is unharmed."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -138,6 +141,9 @@ def _verified(folder: Path) -> dict[str, Any]:
         ) from None
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}")
+    if owners is not None:
+        wanted = {"record.json", *(f"{owner}.safetensors" for owner in owners)}
+        manifest["files"] = {name: digest for name, digest in manifest["files"].items() if name in wanted}
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -149,8 +155,10 @@ def _verified(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def newest_whole(run: Path) -> tuple[Path, list[str]]:
+def newest_whole(run: Path, owners: Collection[str] | None = None) -> tuple[Path, list[str]]:
     """The folder of a run's newest unharmed checkpoint, and a line about each newer one that is not.
+
+    With ``owners``, a checkpoint is unharmed where their states are.
 
     Raises:
         CheckpointError: none is unharmed.
@@ -158,7 +166,7 @@ def newest_whole(run: Path) -> tuple[Path, list[str]]:
     complaints: list[str] = []
     for folder in reversed(list_checkpoints(run)):
         try:
-            _verified(folder)
+            _verified(folder, owners)
             return folder, complaints
         except CheckpointError as error:
             complaints.append(str(error))

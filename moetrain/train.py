@@ -18,7 +18,7 @@ from moetrain.routing.store import remove_unlisted
 from moetrain.run.budget import LEAST, keep_within_budget, measure_costs
 from moetrain.run.build import Run, build, claim_folder, describe, sample_store
 from moetrain.run.keep import finish, resume, save
-from moetrain.run.watch import log, measure, read, record, router_rows, tell_troubles, validate
+from moetrain.run.watch import log, measure, probe, read, record, router_rows, tell_troubles, validate
 from moetrain.training.checkpoint import CheckpointError, load_checkpoint
 from moetrain.training.guards import STOPPED_BY_SIGNAL, StopSignals, TrainingDivergedError
 from moetrain.training.parallel import end_processes, gather_objects
@@ -106,9 +106,11 @@ def loop(run: Run, folder: RunFolder) -> int:
     with StopSignals() as stop:
         run.terminal.start_training(first, run.steps)
         readings = reading_steps(run.steps, settings.panel.readings)
+        probings = reading_steps(run.steps, settings.probes.readings)
         if first == 0:
             validate(run, 0, outputs)
             read(run, folder.path, 0, outputs)
+            probe(run, folder.path, 0, outputs)
         for step in range(first + 1, run.steps + 1):
             statistics, norm = train_step(run, step)
             run.interval.add(statistics, norm)
@@ -122,6 +124,8 @@ def loop(run: Run, folder: RunFolder) -> int:
                 validate(run, step, outputs)
             if step in readings:
                 read(run, folder.path, step, outputs)
+            if step in probings:
+                probe(run, folder.path, step, outputs)
             signal = next(filter(None, gather_objects(stop.received)), None)
             every = settings.train.checkpoint_every
             saved = True

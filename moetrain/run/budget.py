@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from moetrain.config import Settings
+from moetrain.probes.scoring import score
 from moetrain.routing.panel import read_panel
 from moetrain.routing.panel_metrics import panel_metrics
 from moetrain.routing.store import as_stored
@@ -75,6 +76,11 @@ def measure_costs(run: Run, step: float | None = None) -> list[Cost]:
             stored = as_stored(run.panel.panel, reading, run.panel.domains, stored_blocks(run))
             panel_metrics(stored, run.panel.domains, run.panel.tau, run.steps)
         costs.append(Cost("panel", run.clock.taken("panel trial"), training))
+    if run.probes is not None:
+        with run.clock.measure("probes trial"):
+            process = (run.accelerator.process_index, run.accelerator.num_processes)
+            score(bare(run.model), run.probes.prepared, run.accelerator.device, *process, gather_objects)
+        costs.append(Cost("probes", run.clock.taken("probes trial"), training))
     return costs
 
 

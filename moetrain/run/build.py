@@ -23,6 +23,7 @@ from moetrain.routing.monitor import StreamMonitor, StreamPoints
 from moetrain.routing.panel import draw_panel
 from moetrain.routing.panel_monitor import PanelMonitor, PanelPoints, Surroundings
 from moetrain.routing.samples import SampleStore
+from moetrain.run.probing import COLUMNS, Probes, load_probes
 from moetrain.training.balancing import Balancing
 from moetrain.training.checkpoint import CheckpointError
 from moetrain.training.curves import Interval, expert_load
@@ -49,6 +50,7 @@ class Run:
     balancing: Balancing
     monitor: StreamMonitor
     panel: PanelMonitor | None
+    probes: Probes | None
     steps: int
     interval: Interval
     token_bytes: torch.Tensor  # int64 [V], bytes of text that each token id stands for
@@ -76,6 +78,7 @@ def build(settings: Settings) -> Run:
     terminal = Terminal(speaks=accelerator.is_main_process)
     with accelerator.main_process_first():
         corpus = prepare_corpus(settings, terminal.preparing)
+        probes = load_probes(settings, corpus, terminal.preparing)
     stream = training_stream(corpus, settings)
     share = settings.train.batch_rows // accelerator.num_processes
     rows = settings.train.micro_batch_rows or share
@@ -101,6 +104,7 @@ def build(settings: Settings) -> Run:
         model=accelerator.prepare_model(transformer),
         monitor=StreamMonitor(names, settings.monitor.window, settings.monitor.tau, gather_objects),
         panel=panel_monitor(corpus, stream, settings, steps, rows),
+        probes=probes,
         steps=steps,
         interval=Interval(names),
         token_bytes=torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(accelerator.device),
@@ -139,6 +143,8 @@ def describe(run: Run) -> None:
             run.terminal.note(f"skipped {place}")
     summary = data_summary(run.corpus, run.stream, run.steps, run.settings)
     run.terminal.table("data", DATA_COLUMNS, data_rows(summary))
+    if run.probes is not None:
+        run.terminal.table("probes", COLUMNS, run.probes.rows())
     run.terminal.note(stream_line(run.stream, run.steps, run.settings))
 
 

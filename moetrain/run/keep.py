@@ -12,7 +12,8 @@ from moetrain.data.stream import stream_tokens
 from moetrain.routing.panel_monitor import memorization_summary
 from moetrain.routing.store import list_pieces
 from moetrain.run.build import Run
-from moetrain.run.watch import show, store
+from moetrain.run.relations import PAPER
+from moetrain.run.watch import MONITORING, show, store
 from moetrain.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from moetrain.training.optimizer import load_optimizer_state, optimizer_state
 from moetrain.training.step import bare
@@ -37,9 +38,12 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
             "interval": run.interval.state(),
             "monitor": windows,
             "panel": run.panel.state() if run.panel else {},
+            "probes": run.probes.history.state() if run.probes else {},
+            "relations": run.probes.relations.state() if run.probes else {},
         }
         record = {
             "domains": outputs.domains,
+            "tasks": outputs.tasks,
             "tokens_trained": run.tokens_trained,
             "guard": run.guard.state(),
             "corpus": run.corpus.fingerprint,
@@ -68,6 +72,9 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
     run.monitor.load_state(checkpoint.states.get("monitor", {}), run.accelerator.is_main_process)
     if run.panel is not None:
         run.panel.load_state(checkpoint.states.get("panel", {}))
+    if run.probes is not None:
+        run.probes.history.load_state(checkpoint.states.get("probes", {}))
+        run.probes.relations.load_state(checkpoint.states.get("relations", {}))
     run.tokens_trained = checkpoint.record["tokens_trained"]
     run.met = stream_tokens(run.stream, len(run.met), 0, checkpoint.step)
     run.guard.load_state(checkpoint.record["guard"])
@@ -78,12 +85,20 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
 def finish(run: Run, outputs: Outputs) -> None:
     """Write the summary, whose presence says that the run is finished, and print its table."""
     every, active = bare(run.model).parameter_counts()
-    for domain, memorized in (memorization_summary(run.panel) if run.panel else {}).items():
-        outputs.domains[domain]["memorized"] = memorized
-        outputs.memorized(run.steps, domain, {"rule": "finished run", **memorized})
-    share, memory = run.clock.share("record", "stream", "panel"), peak_memory(run.accelerator.device)
+    if run.panel is not None:
+        for domain, memorized in memorization_summary(run.panel).items():
+            outputs.domains[domain]["memorized"] = memorized
+            outputs.memorized(run.steps, domain, {"rule": "finished run", **memorized})
+    if run.probes is not None:
+        for name, task in outputs.tasks.items():
+            task["generalized"] = run.probes.history.group_sizes(name)
+        for domain in outputs.domains:
+            outputs.domains[domain]["correlations"] = run.probes.relations.as_dict(domain)
+    share, memory = run.clock.share(*MONITORING), peak_memory(run.accelerator.device)
     summary = {
         "domains": outputs.domains,
+        "probes": outputs.tasks,
+        "correlations_of_the_paper": PAPER,
         "data": data_summary(run.corpus, run.stream, run.steps, run.settings),
         "steps": run.steps,
         "tokens": run.tokens_trained,

@@ -12,17 +12,22 @@ from moetrain.data.stream import Batch
 from moetrain.grokking import gram_blocks
 from moetrain.model.router import Router
 from moetrain.model.transformer import Routing
+from moetrain.probes.scoring import score
 from moetrain.routing.monitor import StreamPoints, stream_points
 from moetrain.routing.panel import read_panel
 from moetrain.routing.panel_monitor import PanelPoints
 from moetrain.routing.recorder import SampleRouting, record_samples
 from moetrain.routing.store import as_stored, write_reading
 from moetrain.run.build import Run
+from moetrain.run.probing import write_scores
 from moetrain.training.evaluation import heldout_losses
 from moetrain.training.parallel import gather_objects
 from moetrain.training.schedule import learning_rate
 from moetrain.training.step import bare
 from moetrain.training.throughput import peak_memory
+
+MONITORING = ("record", "stream", "panel", "probes")
+"""What of the clock's entries is the monitor's."""
 
 
 def record(run: Run, step: int, recorded: list[tuple[Batch, Routing]]) -> None:
@@ -120,6 +125,31 @@ def show(run: Run, outputs: Outputs, wait: bool = False) -> None:
                 outputs.panel(points)
 
 
+def probe(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
+    """Score all tasks, keep the answers, and relate accuracy to what the router says by now."""
+    if run.probes is None:
+        return
+    probes = run.probes
+    with run.clock.measure("probes"):
+        process = (run.accelerator.process_index, run.accelerator.num_processes)
+        scores = score(bare(run.model), probes.prepared, run.accelerator.device, *process, gather_objects)
+        probes.history.add(step, run.tokens_trained, scores)
+    if outputs is None:
+        return
+    show(run, outputs, wait=True)  # correlations take the newest values: which ones those are must not depend on time
+    with run.clock.measure("probes"):
+        try:
+            write_scores(folder, step, scores)
+        except OSError as error:
+            outputs.guard(step, f"the answers of the probes were not stored ({error}); their scores are shown")
+        outputs.probes(step, scores)
+        probes.relations.add(outputs.domains)
+        for domain in outputs.domains:
+            found = probes.relations.correlations(domain)
+            points = {name: each["raw", "spearman"].value for name, each in found.items()}
+            outputs.correlations(step, domain, {name: value for name, value in points.items() if value == value})
+
+
 def validate(run: Run, step: int, outputs: Outputs | None) -> None:
     """Held-out loss of each domain."""
     with run.clock.measure("validate"):
@@ -137,8 +167,9 @@ def log(run: Run, step: int, outputs: Outputs | None) -> None:
     points |= {f"data/tokens/{domain.name}": float(n) for domain, n in zip(run.corpus.domains, run.met, strict=True)}
     system = {
         "system/tokens_per_second": run.clock.rate_since_last(),
-        "system/monitor_share": run.clock.share("record", "stream", "panel"),
+        "system/monitor_share": run.clock.share(*MONITORING),
         "system/monitor_panel": run.clock.share("panel"),
+        "system/monitor_probes": run.clock.share("probes"),
         "system/monitor_stream": run.clock.share("record", "stream"),
         "system/memory": float(peak_memory(run.accelerator.device)),
     }

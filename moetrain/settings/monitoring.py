@@ -19,7 +19,6 @@ class PanelSettings(Section):
 
 
 class ProbeSettings(Section):
-    readings: int = Field(10, ge=2, description="Readings of the probes in a run, evenly spaced, step 0 included.")
     tasks: list[str] = Field(
         default_factory=list,
         description="Benchmarks to read while training: files or patterns of items (.jsonl, also .gz; an item has "

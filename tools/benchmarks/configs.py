@@ -54,5 +54,4 @@ def open_run(settings: Settings, steps: int) -> Iterator[Run]:
             )
         yield run
     finally:
-        if run.panel is not None:
-            run.panel.close()
+        run.beside.close()

@@ -23,7 +23,7 @@ from benchmarks.timing import Timing, clock, share_with_interval, take_turns
 from moetrain.config import Settings, SettingsError
 from moetrain.dashboard.outputs import Outputs
 from moetrain.run.build import Run
-from moetrain.run.watch import measure, read, show_readings
+from moetrain.run.watch import measure, read, show
 from moetrain.train import train_step
 
 PARTS = ("share", "panel", "costs", "distances")
@@ -79,6 +79,8 @@ def share(settings: Settings, pairs: int = 4, steps: int = 50) -> dict[str, Any]
                 train_step(which, step)
                 if step % settings.monitor.every == 0:
                     measure(which, step, outputs)
+            if which.settings.watches_routing:
+                show(which, outputs, wait=True)  # what was queued inside a block is paid for inside it
 
         def with_monitor(turn: int) -> None:
             watched.clock.seconds.clear()
@@ -133,7 +135,7 @@ def panel(settings: Settings, readings: int = 3) -> dict[str, Any]:
             began = clock(run.accelerator.device)
             read(run, outputs.folder, step, outputs)
             trains_on = clock(run.accelerator.device)
-            show_readings(run, outputs, wait=True)
+            show(run, outputs, wait=True)
             done = clock(run.accelerator.device)
             if step:
                 waits.add(trains_on[0] - began[0], trains_on[1] - began[1])

@@ -22,7 +22,7 @@ from moetrain.data.documents import DataError
 from moetrain.data.stream import Batch, Stream, stream_tokens, training_stream, validation_streams
 from moetrain.grokking import PhaseThresholds, gram_blocks
 from moetrain.model.router import Router
-from moetrain.model.transformer import Routing, Transformer
+from moetrain.model.transformer import Routing
 from moetrain.routing.monitor import StreamMonitor
 from moetrain.routing.panel import draw_panel, read_panel, reading_steps
 from moetrain.routing.panel_monitor import PanelMonitor, Surroundings, memorization_summary
@@ -33,6 +33,7 @@ from moetrain.training.checkpoint import Checkpoint, CheckpointError, load_check
 from moetrain.training.curves import Interval, expert_load
 from moetrain.training.evaluation import heldout_losses
 from moetrain.training.guards import STOPPED_BY_SIGNAL, FiniteGuard, StopSignals, TrainingDivergedError
+from moetrain.training.initialize import initial_model
 from moetrain.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
 from moetrain.training.parallel import compute_dtype, end_processes, gather_objects, start_accelerator
 from moetrain.training.run_folder import RunFolder, open_run_folder
@@ -197,12 +198,8 @@ def build(settings: Settings) -> Run:
     rows = settings.train.micro_batch_rows or share
     validation = validation_streams(corpus, settings, rows)
     torch.manual_seed(settings.run.seed)
-    transformer = Transformer(
-        settings.model,
-        corpus.tokenizer.vocab_size,
-        compute_dtype(settings, accelerator.device),
-        recompute=settings.train.activation_checkpointing,
-    ).to(accelerator.device)
+    dtype = compute_dtype(settings, accelerator.device)
+    transformer = initial_model(settings, corpus.tokenizer, dtype).to(accelerator.device)
     names = list(settings.data.domains)
     steps = min(stream.steps, settings.train.max_steps or stream.steps)
     return Run(

@@ -56,6 +56,11 @@ class ModelSettings(Section):
     router_aux_loss_coef: float = Field(0.01, ge=0, description="Weight of the load-balancing loss (balancing: aux).")
     router_z_loss_coef: float = Field(0.001, ge=0, description="Weight of the router's z loss.")
     bias_update_rate: float = Field(0.001, ge=0, description="Step of the selection bias (balancing: bias).")
+    initialize_from: str | None = Field(
+        None,
+        description="Weights to start from: a folder of transformers' OLMoE, or OWNER/NAME[@REVISION] of the hub; the "
+        "sizes here and tokenizer.model must be its own. null: random ones.",
+    )
 
     @property
     def key_value_heads(self) -> int:

@@ -134,6 +134,8 @@ def describe(run: Run) -> None:
     """Print what is about to be trained, on what, and what of it will stay unused."""
     transformer, processes = bare(run.model), run.accelerator.num_processes
     run.terminal.note(f"moetrain {__version__}: {model_line(transformer)}, {processes} process{'es' * (processes > 1)}")
+    for note in transformer.backends(run.accelerator.device).notes:
+        run.terminal.note(note)
     for domain in run.corpus.domains:
         for place in domain.report.bad_places:
             run.terminal.note(f"skipped {place}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from moetrain.dashboard.tensorboard import TensorBoard, cut_run_files, event_fil
 from moetrain.dashboard.terminal import Terminal
 from moetrain.routing.monitor import StreamReading
 from moetrain.routing.panel_monitor import PanelPoints
-from moetrain.training.checkpoint import Checkpoint, checkpoint_folder, set_aside_later
+from moetrain.training.checkpoint import Checkpoint, checkpoint_folder
 from moetrain.training.evaluation import HeldOutLoss
 
 
@@ -28,16 +27,17 @@ class Outputs:
     def __init__(self, folder: Path, domains: Sequence[str], checkpoint: Checkpoint | None, terminal: Terminal) -> None:
         if checkpoint is not None:
             cut_run_files(folder, checkpoint.run_files)
-            set_aside_later(folder, checkpoint.step)
         self.folder = folder
         self.domains: dict[str, dict[str, Any]] = {name: {"metrics": {}} for name in domains}
         self._terminal = terminal
+        self._full = False  # whether the disk had no room for points and events when they were last written
         self._events = Events(folder)
         self._board = TensorBoard(folder, purge_step=checkpoint.step + 1 if checkpoint else None)
         self._board.lay_out(domains)
         if checkpoint is not None:
             self.domains = checkpoint.record["domains"]
             self._events.write("resume", checkpoint.step)
+        self._flush(checkpoint.step if checkpoint else 0)
 
     def training(self, step: int, points: Mapping[str, float], system: Mapping[str, float]) -> None:
         """A point of the training curves, and what it cost."""
@@ -49,6 +49,7 @@ class Outputs:
                 self._note(name, "train_loss", loss, None)
                 shown[name] = {"loss": loss}
         self._terminal.training(step, points["loss/train"], system["system/tokens_per_second"], shown)
+        self._flush(step)
 
     def validation(self, step: int, losses: Mapping[str, HeldOutLoss]) -> None:
         """Held-out loss by domain."""
@@ -90,6 +91,7 @@ class Outputs:
             self._terminal.note(
                 f"step {points.step}: {domain} is {change.after.name.lower()}: {change.verdict.sentence}"
             )
+        self._flush(points.step)
 
     def checkpoint(self, step: int, write: Callable[[dict[str, int]], object]) -> bool:
         """Have a checkpoint written, given the sizes its manifest needs; whether it was.
@@ -97,13 +99,17 @@ class Outputs:
         The event stands before the sizes are taken, so that a resumed run keeps it; where the writing fails, for
         instance on a full disk, it is taken back, the run is told so, and goes on.
         """
-        before = self._events.size
+        before = None
         try:
+            self._events.flush()
+            before = self._events.size
             self._events.write("checkpoint", step, folder=checkpoint_folder(Path(), step).as_posix())
-            self._board.flush()
+            self._events.flush(durable=True)
+            self._board.flush(durable=True)
             write(event_file_sizes(self.folder) | {"events.jsonl": self._events.size})
         except OSError as error:
-            self._events.cut(before)
+            if before is not None:
+                self._events.cut(before)
             self.guard(step, f"no checkpoint was written ({error}); the one before it stands")
             return False
         return True
@@ -111,11 +117,29 @@ class Outputs:
     def guard(self, step: int, problem: str) -> None:
         """Something that went wrong and that training survived."""
         self._terminal.note(f"step {step}: {problem}")
-        with suppress(OSError):  # where the disk is full, the line above has to do
-            self._events.write("guard", step, problem=problem)
+        self._events.write("guard", step, problem=problem)
+        self._flush(step)
 
     def close(self) -> None:
-        self._board.close()
+        """Write what still waits.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        self._events.flush(durable=True)
+        self._board.flush(durable=True)
+
+    def _flush(self, step: int) -> None:
+        """Write points and events; those that the disk has no room for wait for the next time, which is told once."""
+        try:
+            self._events.flush()
+            self._board.flush()
+        except OSError as error:
+            if not self._full:
+                self._terminal.note(f"step {step}: {error}: points and events wait in memory until there is room")
+            self._full = True
+        else:
+            self._full = False
 
     def _note(self, domain: str, metric: str, value: Any, n: int | None) -> None:
         self.domains[domain]["metrics"][metric] = as_metric(value, n)

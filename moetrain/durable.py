@@ -32,9 +32,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
-def write_text_whole(path: Path, text: str) -> Path:
-    """`write_whole` of a text."""
-    return write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+def write_content(path: Path, content: str | bytes) -> Path:
+    """`write_whole` of a text or of bytes."""
+    data = content.encode() if isinstance(content, str) else content
+    return write_whole(path, lambda beside: beside.write_bytes(data))
 
 
 def sync(path: Path) -> None:

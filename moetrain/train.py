@@ -9,22 +9,22 @@ import torch
 
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
 from moetrain.dashboard.outputs import Outputs
-from moetrain.dashboard.preview import panel_cost
 from moetrain.dashboard.terminal import Terminal
 from moetrain.data.documents import DataError
 from moetrain.data.stream import Batch, stream_tokens
 from moetrain.model.transformer import Routing
-from moetrain.routing.panel import read_panel, reading_steps
+from moetrain.routing.panel import reading_steps
 from moetrain.routing.store import remove_unlisted
-from moetrain.run.build import Run, build, claim_folder, describe
+from moetrain.run.budget import LEAST, keep_within_budget, measure_costs
+from moetrain.run.build import Run, build, claim_folder, describe, sample_store
 from moetrain.run.keep import finish, resume, save
-from moetrain.run.watch import log, measure, read, record, router_rows, validate
+from moetrain.run.watch import log, measure, probe, read, record, router_rows, tell_troubles, validate
 from moetrain.training.checkpoint import CheckpointError, load_checkpoint, set_aside_later
 from moetrain.training.guards import STOPPED_BY_SIGNAL, StopSignals, TrainingDivergedError
 from moetrain.training.parallel import end_processes, gather_objects
 from moetrain.training.run_folder import RunFolder
 from moetrain.training.schedule import learning_rate
-from moetrain.training.step import StepStatistics, bare, forward_backward, update
+from moetrain.training.step import StepStatistics, forward_backward, update
 from moetrain.training.throughput import peak_memory
 
 USAGE = """usage: accelerate launch moetrain/train.py [CONFIG.yaml] [section.key=value ...] [--check] [--help]
@@ -83,11 +83,11 @@ def train(settings: Settings, check: bool = False) -> int:
         return 0
     folder = claim_folder(run)
     try:
+        keep_within_budget(run, folder.path, folder.checkpoint is not None)
         return loop(run, folder)
     finally:
         run.terminal.end_training()
-        if run.panel is not None:
-            run.panel.close()
+        run.beside.close()
         if run.accelerator.is_main_process:
             folder.release()
 
@@ -102,19 +102,22 @@ def loop(run: Run, folder: RunFolder) -> int:
         if checkpoint is not None:
             set_aside_later(folder.path, checkpoint.step)
             remove_unlisted(folder.path, checkpoint.record["pieces"])
+        run.corpus.tokenizer.save_in(folder.path)  # a cache may go: the run's folder has all that its model needs
         outputs = Outputs(folder.path, list(settings.data.domains), checkpoint, run.terminal)
+    run.sample_store = sample_store(run, folder.path)
     saved = True
     with StopSignals() as stop:
         run.terminal.start_training(first, run.steps)
         readings = reading_steps(run.steps, settings.panel.readings)
+        probings = reading_steps(run.steps, settings.probes.readings)
         if first == 0:
             validate(run, 0, outputs)
             read(run, folder.path, 0, outputs)
+            probe(run, folder.path, 0, outputs)
         for step in range(first + 1, run.steps + 1):
             statistics, norm = train_step(run, step)
             run.interval.add(statistics, norm)
-            if outputs is not None and run.guard.in_a_row:
-                outputs.guard(step, "the gradient was not finite; the update was skipped")
+            tell_troubles(run, step, outputs)
             last = step == run.steps
             if last or step % settings.monitor.every == 0:
                 measure(run, step, outputs)
@@ -124,6 +127,8 @@ def loop(run: Run, folder: RunFolder) -> int:
                 validate(run, step, outputs)
             if step in readings:
                 read(run, folder.path, step, outputs)
+            if step in probings:
+                probe(run, folder.path, step, outputs)
             signal = next(filter(None, gather_objects(stop.received)), None)
             every = settings.train.checkpoint_every
             if last or signal or (every and step % every == 0):
@@ -161,10 +166,10 @@ def dry_run(run: Run) -> None:
         f"recording and streaming metrics: about {monitored / (seconds + monitored):.1%} of it; "
         f"memory so far {peak_memory(run.accelerator.device) / 2**30:.2f} GiB"
     )
-    if run.panel is not None:
-        with run.clock.measure("panel"):
-            read_panel(bare(run.model), run.panel.panel, 0, run.accelerator.device)
-        run.terminal.note(panel_cost(run.clock.spent("panel"), run.steps * seconds, run.settings.panel.readings))
+    for cost in measure_costs(run, seconds):
+        auto = run.settings.monitor.budget == "auto"
+        readings = max(LEAST, cost.affordable) if auto else getattr(run.settings, cost.what).readings
+        run.terminal.note(cost.line(readings))
 
 
 def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:
@@ -184,6 +189,8 @@ def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:
         norm, finite = update(run.model, run.optimizer, rate, run.settings.optim.grad_clip)
         if finite:
             run.balancing.after_step(statistics.load_LE)
+    if not finite:
+        run.troubles.append("the gradient was not finite; the update was skipped")
     run.guard.check(finite, step)
     run.newest = statistics
     tokens = run.stream.real_tokens(step - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from moetrain.dashboard.figures import heat_map
 from moetrain.dashboard.summary import as_metric
 from moetrain.dashboard.tensorboard import TensorBoard, cut_run_files, event_file_sizes
 from moetrain.dashboard.terminal import Terminal
+from moetrain.grokking import Estimate
+from moetrain.probes.scoring import TaskScore
 from moetrain.routing.monitor import StreamReading
 from moetrain.routing.panel_monitor import PanelPoints
 from moetrain.training.checkpoint import Checkpoint, checkpoint_folder
@@ -20,8 +23,8 @@ from moetrain.training.evaluation import HeldOutLoss
 class Outputs:
     """Takes what the run found, at a step, to every place that shows it.
 
-    ``domains`` holds, by domain, the newest value of each metric in the form of ``summary.json``; it is part of a
-    checkpoint, so that a resumed run's summary is the straight run's.
+    ``domains`` holds, by domain, the newest value of each metric in the form of ``summary.json``, and ``tasks`` that of
+    each probe; they are part of a checkpoint, so that a resumed run's summary is the straight run's.
     """
 
     def __init__(self, folder: Path, domains: Sequence[str], checkpoint: Checkpoint | None, terminal: Terminal) -> None:
@@ -29,6 +32,7 @@ class Outputs:
             cut_run_files(folder, checkpoint.run_files)
         self.folder = folder
         self.domains: dict[str, dict[str, Any]] = {name: {"metrics": {}} for name in domains}
+        self.tasks: dict[str, dict[str, Any]] = {}
         self._terminal = terminal
         self._full = False  # whether the disk had no room for points and events when they were last written
         self._events = Events(folder)
@@ -36,6 +40,7 @@ class Outputs:
         self._board.lay_out(domains)
         if checkpoint is not None:
             self.domains = checkpoint.record["domains"]
+            self.tasks = checkpoint.record["tasks"]
             self._events.write("resume", checkpoint.step)
         self._flush(checkpoint.step if checkpoint else 0)
 
@@ -47,6 +52,8 @@ class Outputs:
             loss = points.get(f"loss/train/{name}")
             if loss is not None:
                 self._note(name, "train_loss", loss, None)
+                before = self.domains[name]["metrics"].get("train_loss_average", {"value": loss})["value"]
+                self._note(name, "train_loss_average", 0.9 * before + 0.1 * loss, None)
                 shown[name] = {"loss": loss}
         self._terminal.training(step, points["loss/train"], system["system/tokens_per_second"], shown)
         self._flush(step)
@@ -79,8 +86,7 @@ class Outputs:
             if metric in ("memorized/gap_heldout", "pathway/spread"):
                 self._terminal.values(domain, {metric.rpartition("/")[2]: estimate.mean})
         for tag, matrix in points.matrices.items():
-            high = 2.0 if tag.startswith("experts/load") else 1.0
-            self._board.image(tag, heat_map(matrix, 0.0, high), points.step)
+            self._board.image(tag, heat_map(matrix, 0.0, _heat_map_top(tag)), points.step)
         for tag, values in points.distributions.items():
             self._board.histogram(tag, values, points.step)
         for domain, verdict in points.phases.items():
@@ -91,7 +97,37 @@ class Outputs:
             self._terminal.note(
                 f"step {points.step}: {domain} is {change.after.name.lower()}: {change.verdict.sentence}"
             )
+        if points.broken:
+            self.guard(points.step, f"routing or loss of {points.broken} panel samples is not finite: left out")
+        for domain, memorized in points.memorized.items():
+            self.memorized(points.step, domain, {"rule": "online", **asdict(memorized)})
         self._flush(points.step)
+
+    def probes(self, step: int, scores: Mapping[str, TaskScore]) -> None:
+        """A reading of the probes, by task."""
+        for name, scored in scores.items():
+            metrics = {}
+            for metric, measured in scored.metrics.items():
+                estimate = Estimate(measured.value, measured.low, measured.high, measured.n, 0)
+                metrics[metric] = as_metric(estimate)
+                self._board.scalar(f"probe/{name}/{metric}", measured.value, step)
+            few = {"too_few": True} if scored.too_few else {}
+            found = {"domain": scored.task.domain, "metrics": metrics, "cut": scored.cut, **few}
+            self.tasks[name] = {"trained": scored.task.trained, "chance": scored.task.chance, **found}
+            self._events.write("probe", step, task=name, **found)
+            accuracy = scored.metrics.get("accuracy")
+            if accuracy is not None and scored.task.domain in self.domains:
+                self._terminal.values(scored.task.domain, {name: accuracy.value})
+        self._flush(step)
+
+    def correlations(self, step: int, domain: str, values: Mapping[str, float]) -> None:
+        """Rank correlation of a domain's probe accuracy with each predictor, as far as there is one."""
+        for predictor, value in values.items():
+            self._board.scalar(f"correlation/{predictor}/{domain}", value, step)
+
+    def memorized(self, step: int, domain: str, found: Mapping[str, Any]) -> None:
+        """What of a domain's seen samples counts as memorized, and by which rule."""
+        self._events.write("memorized", step, domain=domain, **found)
 
     def checkpoint(self, step: int, write: Callable[[dict[str, int]], object]) -> bool:
         """Have a checkpoint written, given the sizes its manifest needs; whether it was.
@@ -143,3 +179,10 @@ class Outputs:
 
     def _note(self, domain: str, metric: str, value: Any, n: int | None) -> None:
         self.domains[domain]["metrics"][metric] = as_metric(value, n)
+
+
+def _heat_map_top(tag: str) -> float:
+    """The value that stands for the brightest colour."""
+    if tag.startswith("experts/load"):
+        return 2.0  # twice an even share
+    return 64.0 if tag.startswith("kernel/d_eff") else 1.0

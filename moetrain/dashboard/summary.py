@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moetrain.durable import write_text_whole
+from moetrain.durable import write_content
 from moetrain.grokking import Estimate
 
 
@@ -24,7 +24,7 @@ def as_metric(value: Estimate | float, n: int | None = None) -> dict[str, float 
 
 def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
     """Write ``summary.json`` whole or not at all: its presence says that the run is finished."""
-    write_text_whole(run / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
+    write_content(run / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
 
 
 def summary_rows(domains: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> list[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,9 +18,12 @@ from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.stream import Stream, training_stream, validation_streams
 from moetrain.grokking import PhaseThresholds
 from moetrain.model.transformer import Transformer
-from moetrain.routing.monitor import StreamMonitor
+from moetrain.routing.beside import Beside
+from moetrain.routing.monitor import StreamMonitor, StreamPoints
 from moetrain.routing.panel import draw_panel
-from moetrain.routing.panel_monitor import PanelMonitor, Surroundings
+from moetrain.routing.panel_monitor import PanelMonitor, PanelPoints, Surroundings
+from moetrain.routing.samples import SampleStore
+from moetrain.run.probing import COLUMNS, Probes, load_probes
 from moetrain.training.balancing import Balancing
 from moetrain.training.checkpoint import CheckpointError
 from moetrain.training.curves import Interval, expert_load
@@ -46,11 +50,15 @@ class Run:
     balancing: Balancing
     monitor: StreamMonitor
     panel: PanelMonitor | None
+    probes: Probes | None
     steps: int
     interval: Interval
     token_bytes: torch.Tensor  # int64 [V], bytes of text that each token id stands for
     met: np.ndarray  # int64 [domains], text tokens trained on
+    beside: Beside[StreamPoints | PanelPoints] = field(default_factory=Beside)
+    sample_store: SampleStore | None = None  # once the run has a folder, where it is asked for
     guard: FiniteGuard = field(default_factory=FiniteGuard)
+    troubles: list[str] = field(default_factory=list)  # what went wrong since they were last told, and was survived
     clock: Clock = field(default_factory=Clock)
     tokens_trained: int = 0
     newest: StepStatistics | None = None
@@ -70,6 +78,7 @@ def build(settings: Settings) -> Run:
     terminal = Terminal(speaks=accelerator.is_main_process)
     with accelerator.main_process_first():
         corpus = prepare_corpus(settings, terminal.preparing)
+        probes = load_probes(settings, corpus, terminal.preparing)
     stream = training_stream(corpus, settings)
     share = settings.train.batch_rows // accelerator.num_processes
     rows = settings.train.micro_batch_rows or share
@@ -95,6 +104,7 @@ def build(settings: Settings) -> Run:
         model=accelerator.prepare_model(transformer),
         monitor=StreamMonitor(names, settings.monitor.window, settings.monitor.tau, gather_objects),
         panel=panel_monitor(corpus, stream, settings, steps, rows),
+        probes=probes,
         steps=steps,
         interval=Interval(names),
         token_bytes=torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(accelerator.device),
@@ -114,6 +124,16 @@ def panel_monitor(corpus: Corpus, stream: Stream, settings: Settings, steps: int
     return PanelMonitor(panel, list(settings.data.domains), settings.monitor.tau, steps, eps, thresholds)
 
 
+def sample_store(run: Run, folder: Path) -> SampleStore | None:
+    """Where the routing of all training samples goes, if it is asked for."""
+    settings = run.settings
+    if not (settings.watches_routing and settings.monitor.store_top):
+        return None
+    names = list(settings.data.domains)
+    top = min(settings.monitor.store_top, settings.model.num_experts)
+    return SampleStore(folder, run.accelerator.process_index, top, run.stream.samples, names)
+
+
 def describe(run: Run) -> None:
     """Print what is about to be trained, on what, and what of it will stay unused."""
     transformer, processes = bare(run.model), run.accelerator.num_processes
@@ -123,6 +143,8 @@ def describe(run: Run) -> None:
             run.terminal.note(f"skipped {place}")
     summary = data_summary(run.corpus, run.stream, run.steps, run.settings)
     run.terminal.table("data", DATA_COLUMNS, data_rows(summary))
+    if run.probes is not None:
+        run.terminal.table("probes", COLUMNS, run.probes.rows())
     run.terminal.note(stream_line(run.stream, run.steps, run.settings))
 
 

@@ -15,7 +15,8 @@ from moetrain.data.stream import stream_tokens
 from moetrain.routing.panel_monitor import memorization_summary
 from moetrain.routing.store import list_pieces
 from moetrain.run.build import Run
-from moetrain.run.watch import show_readings
+from moetrain.run.relations import PAPER
+from moetrain.run.watch import MONITORING, show, store
 from moetrain.training.checkpoint import Checkpoint, CheckpointError, drop_checkpoints, save_checkpoint
 from moetrain.training.optimizer import load_optimizer_state, optimizer_state
 from moetrain.training.parallel import gather_objects
@@ -28,13 +29,14 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
 
     Returns whether it was written, on every process.
     """
+    store(run, step)  # before the next line, in which all processes meet: the manifest lists every piece
     windows = run.monitor.state()  # of all processes
     return gather_objects(outputs is not None and _write(run, folder, step, outputs, windows))[0]
 
 
 def _write(run: Run, folder: Path, step: int, outputs: Outputs, windows: Mapping[str, torch.Tensor]) -> bool:
     """The main process's part of `save`."""
-    show_readings(run, outputs, wait=True)
+    show(run, outputs, wait=True)
     with run.clock.measure("checkpoint"):
         states = {
             "model": bare(run.model).state_dict(),
@@ -43,13 +45,17 @@ def _write(run: Run, folder: Path, step: int, outputs: Outputs, windows: Mapping
             "interval": run.interval.state(),
             "monitor": windows,
             "panel": run.panel.state() if run.panel else {},
+            "probes": run.probes.history.state() if run.probes else {},
+            "relations": run.probes.relations.state() if run.probes else {},
         }
         record = {
             "domains": outputs.domains,
+            "tasks": outputs.tasks,
             "tokens_trained": run.tokens_trained,
             "guard": run.guard.state(),
             "corpus": run.corpus.fingerprint,
             "pieces": list_pieces(folder),
+            "not_finite": run.monitor.not_finite,
         }
         saved = outputs.checkpoint(step, lambda sizes: save_checkpoint(folder, step, states, record, sizes))
         if saved:
@@ -78,20 +84,33 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
     run.monitor.load_state(checkpoint.states.get("monitor", {}), run.accelerator.is_main_process)
     if run.panel is not None:
         run.panel.load_state(checkpoint.states.get("panel", {}))
+    if run.probes is not None:
+        run.probes.history.load_state(checkpoint.states.get("probes", {}))
+        run.probes.relations.load_state(checkpoint.states.get("relations", {}))
     run.tokens_trained = checkpoint.record["tokens_trained"]
     run.met = stream_tokens(run.stream, len(run.met), 0, checkpoint.step)
     run.guard.load_state(checkpoint.record["guard"])
+    run.monitor.not_finite = checkpoint.record["not_finite"]
     return checkpoint.step
 
 
 def finish(run: Run, outputs: Outputs) -> None:
     """Write the summary, whose presence says that the run is finished, and print its table."""
     every, active = bare(run.model).parameter_counts()
-    for domain, memorized in (memorization_summary(run.panel) if run.panel else {}).items():
-        outputs.domains[domain]["memorized"] = memorized
-    share, memory = run.clock.share("record", "stream", "panel"), peak_memory(run.accelerator.device)
+    if run.panel is not None:
+        for domain, memorized in memorization_summary(run.panel).items():
+            outputs.domains[domain]["memorized"] = memorized
+            outputs.memorized(run.steps, domain, {"rule": "finished run", **memorized})
+    if run.probes is not None:
+        for name, task in outputs.tasks.items():
+            task["generalized"] = run.probes.history.group_sizes(name)
+        for domain in outputs.domains:
+            outputs.domains[domain]["correlations"] = run.probes.relations.as_dict(domain)
+    share, memory = run.clock.share(*MONITORING), peak_memory(run.accelerator.device)
     summary = {
         "domains": outputs.domains,
+        "probes": outputs.tasks,
+        "correlations_of_the_paper": PAPER,
         "data": data_summary(run.corpus, run.stream, run.steps, run.settings),
         "steps": run.steps,
         "tokens": run.tokens_trained,
@@ -100,6 +119,7 @@ def finish(run: Run, outputs: Outputs) -> None:
         "parameters": {"all": every, "active": active},
         "rows_full": run.stream.fullness(),
         "skipped_updates": run.guard.skipped,
+        "samples_not_finite": run.monitor.not_finite,
         "peak_memory_bytes": memory,
         "seconds": dict(run.clock.seconds),
         "version": __version__,

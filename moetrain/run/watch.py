@@ -12,28 +12,59 @@ from moetrain.data.stream import Batch
 from moetrain.grokking import gram_blocks
 from moetrain.model.router import Router
 from moetrain.model.transformer import Routing
+from moetrain.probes.scoring import score
+from moetrain.routing.monitor import StreamPoints, stream_points
 from moetrain.routing.panel import read_panel
-from moetrain.routing.recorder import record_samples
+from moetrain.routing.panel_monitor import PanelPoints
+from moetrain.routing.recorder import SampleRouting, record_samples
 from moetrain.routing.store import as_stored, write_reading
 from moetrain.run.build import Run
+from moetrain.run.probing import write_scores
 from moetrain.training.evaluation import heldout_losses
 from moetrain.training.parallel import gather_objects
 from moetrain.training.schedule import learning_rate
 from moetrain.training.step import bare
 from moetrain.training.throughput import peak_memory
 
+MONITORING = ("record", "stream", "panel", "probes")
+"""What of the clock's entries is the monitor's."""
+
 
 def record(run: Run, step: int, recorded: list[tuple[Batch, Routing]]) -> None:
-    """Put the routing of this process's rows of a step into the windows."""
+    """Put the routing of this process's rows of a step into the windows, and on disk where it is asked for."""
+    before = run.monitor.not_finite
     rows, slots = run.settings.train.batch_rows, run.stream.most_samples
     row = (step - 1) * rows + run.accelerator.process_index * (rows // run.accelerator.num_processes)
     for batch, routing in recorded:
-        run.monitor.add(
-            record_samples(
-                routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.whole_BS, row * slots
-            )
+        records = record_samples(
+            routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.whole_BS, row * slots
         )
+        run.monitor.add(records)
+        store(run, step, records)
         row += len(batch.samples_BS)
+    if lost := run.monitor.not_finite - before:
+        run.troubles.append(f"the routing of {lost} samples was not finite: they are left out of the streaming metrics")
+
+
+def tell_troubles(run: Run, step: int, outputs: Outputs | None) -> None:
+    """Tell what went wrong in a step and was survived."""
+    if outputs is not None:
+        for problem in run.troubles:
+            outputs.guard(step, problem)
+    run.troubles.clear()
+
+
+def store(run: Run, step: int, records: SampleRouting | None = None) -> None:
+    """Routing of training samples onto disk, where it is asked for; without ``records``, what was gathered so far."""
+    if run.sample_store is None:
+        return
+    try:
+        if records is None:
+            run.sample_store.flush()
+        else:
+            run.sample_store.add(step, records)
+    except OSError as error:
+        run.troubles.append(f"routing of training samples was not stored ({error}): it is tried again")
 
 
 def router_rows(model: nn.Module) -> np.ndarray:
@@ -41,14 +72,21 @@ def router_rows(model: nn.Module) -> np.ndarray:
     return np.stack([m.weight.detach().float().cpu().numpy() for m in bare(model).modules() if isinstance(m, Router)])
 
 
+def stored_blocks(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The Gram blocks of the routers now, as a reading is stored with them."""
+    return gram_blocks(router_rows(run.model))
+
+
 def measure(run: Run, step: int, outputs: Outputs | None) -> None:
-    """Read the streaming metrics of each domain and log them."""
+    """Have the streaming metrics of each domain computed beside the training."""
     if not run.settings.watches_routing:
         return
     with run.clock.measure("stream"):
-        readings = run.monitor.measure(router_rows(run.model))
-    if outputs is not None:
-        outputs.streaming(step, readings)
+        snapshot = run.monitor.snapshot(router_rows(run.model))
+        if outputs is None:
+            return
+        run.beside.submit(stream_points, step, snapshot)
+    show(run, outputs)
 
 
 def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
@@ -64,25 +102,52 @@ def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
         )
         if outputs is None:
             return
-        blocks = gram_blocks(router_rows(run.model))
-        stored = as_stored(run.panel.panel, reading, run.panel.domains, blocks)
+        stored = as_stored(run.panel.panel, reading, run.panel.domains, stored_blocks(run))
         try:
             write_reading(folder, stored)
         except OSError as error:
             outputs.guard(step, f"the panel reading was not stored ({error}); its metrics are shown")
-        run.panel.submit(stored, run.surroundings)
-    show_readings(run, outputs, wait=False)
+        run.beside.submit(run.panel.take, stored, run.surroundings)
+    show(run, outputs)
 
 
-def show_readings(run: Run, outputs: Outputs, wait: bool) -> None:
-    """Log the panel metrics that are done; with ``wait``, all of them."""
-    if run.panel is None:
+def show(run: Run, outputs: Outputs, wait: bool = False) -> None:
+    """Log what has been computed beside the training; with ``wait``, all of it."""
+    with run.clock.measure("panel"):  # streaming metrics are not worth waiting for
+        done = run.beside.results(wait)
+    for result in done:
+        match result.value:
+            case StreamPoints(step, readings):
+                run.clock.add_beside("stream", result.seconds)
+                outputs.streaming(step, readings)
+            case PanelPoints() as points:
+                run.clock.add_beside("panel", result.seconds)
+                outputs.panel(points)
+
+
+def probe(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
+    """Score all tasks, keep the answers, and relate accuracy to what the router says by now."""
+    if run.probes is None:
         return
-    with run.clock.measure("panel"):
-        done = run.panel.results(wait)
-    for points in done:
-        run.clock.add_beside("panel", points.seconds)
-        outputs.panel(points)
+    probes = run.probes
+    with run.clock.measure("probes"):
+        process = (run.accelerator.process_index, run.accelerator.num_processes)
+        scores = score(bare(run.model), probes.prepared, run.accelerator.device, *process, gather_objects)
+        probes.history.add(step, run.tokens_trained, scores)
+    if outputs is None:
+        return
+    show(run, outputs, wait=True)  # correlations take the newest values: which ones those are must not depend on time
+    with run.clock.measure("probes"):
+        try:
+            write_scores(folder, step, scores)
+        except OSError as error:
+            outputs.guard(step, f"the answers of the probes were not stored ({error}); their scores are shown")
+        outputs.probes(step, scores)
+        probes.relations.add(outputs.domains)
+        for domain in outputs.domains:
+            found = probes.relations.correlations(domain)
+            points = {name: each["raw", "spearman"].value for name, each in found.items()}
+            outputs.correlations(step, domain, {name: value for name, value in points.items() if value == value})
 
 
 def validate(run: Run, step: int, outputs: Outputs | None) -> None:
@@ -102,8 +167,9 @@ def log(run: Run, step: int, outputs: Outputs | None) -> None:
     points |= {f"data/tokens/{domain.name}": float(n) for domain, n in zip(run.corpus.domains, run.met, strict=True)}
     system = {
         "system/tokens_per_second": run.clock.rate_since_last(),
-        "system/monitor_share": run.clock.share("record", "stream", "panel"),
+        "system/monitor_share": run.clock.share(*MONITORING),
         "system/monitor_panel": run.clock.share("panel"),
+        "system/monitor_probes": run.clock.share("probes"),
         "system/monitor_stream": run.clock.share("record", "stream"),
         "system/memory": float(peak_memory(run.accelerator.device)),
     }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -144,20 +144,26 @@ def set_aside_later(run: Path, step: int) -> None:
             fault_point("rename superseded checkpoint")
 
 
-def load_checkpoint(folder: Path, verify: bool = True) -> Checkpoint:
-    """A checkpoint, each file checked against its hash; without ``verify``, one that was just checked.
+def load_checkpoint(folder: Path, owners: Collection[str] | None = None, verify: bool = True) -> Checkpoint:
+    """A checkpoint, each file checked against its hash.
+
+    Args:
+        owners: whose states are wanted; null: everyone's. The others' files are neither read nor checked.
+        verify: False for one that was just checked.
 
     Raises:
         CheckpointError: no checkpoint, one of another format, or a file that is missing or altered, by name.
     """
-    manifest = _verified(folder) if verify else _read_manifest(folder)
-    owners = [name.removesuffix(_TENSORS) for name in manifest["files"] if name.endswith(_TENSORS)]
+    manifest = _verified(folder, owners) if verify else _read_manifest(folder, owners)
+    found = [name.removesuffix(_TENSORS) for name in manifest["files"] if name.endswith(_TENSORS)]
     record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-    return Checkpoint(manifest["step"], States(folder, owners), record, manifest["run_files"])
+    return Checkpoint(manifest["step"], States(folder, found), record, manifest["run_files"])
 
 
-def newest_whole(run: Path) -> tuple[Path, list[str]]:
+def newest_whole(run: Path, owners: Collection[str] | None = None) -> tuple[Path, list[str]]:
     """The folder of a run's newest unharmed checkpoint, and a line about each newer one that is not.
+
+    With ``owners``, a checkpoint is unharmed where their states are.
 
     Raises:
         CheckpointError: none is unharmed.
@@ -165,16 +171,16 @@ def newest_whole(run: Path) -> tuple[Path, list[str]]:
     complaints: list[str] = []
     for folder in reversed(list_checkpoints(run)):
         try:
-            _verified(folder)
+            _verified(folder, owners)
             return folder, complaints
         except CheckpointError as error:
             complaints.append(str(error))
     raise CheckpointError("; ".join(complaints) or f"{run}: holds no checkpoint")
 
 
-def _verified(folder: Path) -> dict[str, Any]:
-    """A checkpoint's manifest, once each of its files was found unharmed."""
-    manifest = _read_manifest(folder)
+def _verified(folder: Path, owners: Collection[str] | None) -> dict[str, Any]:
+    """A checkpoint's manifest, once each file that it lists was found unharmed."""
+    manifest = _read_manifest(folder, owners)
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -186,7 +192,8 @@ def _verified(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path, owners: Collection[str] | None) -> dict[str, Any]:
+    """A checkpoint's manifest; with ``owners``, it lists no files but theirs."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -201,6 +208,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     for name in (*manifest["files"], *manifest["run_files"]):
         if PurePosixPath(name).name != name:
             raise CheckpointError(f"{folder / _MANIFEST}: {name!r} is no file of this run: do not use this checkpoint")
+    if owners is not None:
+        wanted = {_RECORD, *(owner + _TENSORS for owner in owners)}
+        manifest["files"] = {name: digest for name, digest in manifest["files"].items() if name in wanted}
     return manifest
 
 

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moetrain.config import Settings, SettingsError, expand, load_settings
-from moetrain.durable import write_text_whole
+from moetrain.durable import write_content
 from moetrain.training.checkpoint import list_checkpoints, load_checkpoint, newest_whole
+
+# What `monitor.budget: auto` measures anew for each run.
+_CALIBRATED = ("panel.readings", "probes.readings")
 
 # Settings in which a run may differ from the one it continues.
 _MAY_DIFFER = (
@@ -63,7 +66,7 @@ def open_run_folder(settings: Settings) -> RunFolder:
     path.mkdir()
     lock = _lock(path)
     assert lock is not None
-    write_text_whole(path / "config.yaml", settings.to_yaml())
+    write_content(path / "config.yaml", settings.to_yaml())
     return RunFolder(path, None, [f"{notes[0]}: starting a new run, {path}"] if notes else [], lock)
 
 
@@ -107,7 +110,8 @@ def _differences(run: Path, settings: Settings) -> list[str]:
     """
     theirs = load_settings(run / "config.yaml")  # settings that it does not know stand at their defaults
     a, b = dict(_flatten(theirs.model_dump())), dict(_flatten(settings.model_dump()))
-    return sorted(key for key in a.keys() | b.keys() if key not in _MAY_DIFFER and a.get(key) != b.get(key))
+    free = (*_MAY_DIFFER, *_CALIBRATED) if settings.monitor.budget == "auto" else _MAY_DIFFER
+    return sorted(key for key in a.keys() | b.keys() if key not in free and a.get(key) != b.get(key))
 
 
 def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:

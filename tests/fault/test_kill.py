@@ -3,6 +3,7 @@
 Plain ``pytest`` kills a few times; ``pytest -m fault`` kills at every fault point, and at random moments.
 """
 
+import json
 import random
 import re
 import signal
@@ -15,8 +16,12 @@ from tests.conftest import small_run
 from tests.fault.launch import Launched, run
 from tests.fault.sameness import different, left_behind
 
-# Everything that keeps a state is on: stream, panel, accumulation, the balancing's bias, dropped checkpoints.
+# Everything that keeps a state is on: stream, panel, probes, routing of each sample, accumulation, the balancing's
+# bias, dropped checkpoints.
 SETTINGS = (
+    "probes.tasks=[items.jsonl]",
+    "probes.readings=3",
+    "monitor.store_top=2",
     "train.micro_batch_rows=4",
     "data.domains.sums.panel_tokens=12",
     "model.balancing=bias",
@@ -31,6 +36,7 @@ class Runs:
 
     def __init__(self, corpus, folder, cache):
         self._corpus, self._folder, self._cache, self._count = corpus, folder, cache, 0
+        (corpus / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in _items()))
         run([*self.overrides(folder), "--check"], folder / "check.log")  # prepares the data
         begin = time.monotonic()
         assert run(self.overrides(folder / "straight"), folder / "straight.log", f"trace:{folder / 'points'}") == 0
@@ -54,6 +60,15 @@ class Runs:
         assert different(newest, self.straight) == []
 
 
+def _items():
+    """Additions whose terms are larger than those of the training text."""
+    for number in range(8):
+        terms = 21 + number, 30 - number
+        choices = [f"{sum(terms) + shift}." for shift in (0, 1, -3)]
+        question = {"prompt": f"{terms[0]} plus {terms[1]} is", "sep": " ", "choices": choices, "answer": 0}
+        yield {"domain": "sums", "task": "add", "id": str(number), **question}
+
+
 def _without_names(point):
     """A fault point without the step, the time and the process's number that stand in a name."""
     point = re.sub(r"step_\d+\.partial", "checkpoint", point)
@@ -71,6 +86,8 @@ def test_the_straight_run_learns_and_leaves_everything(runs):
     assert losses[-1] < losses[0] - 0.5
     assert {"events", "summary/domains", "routing/panel_00000004.parquet"} <= left.keys()
     assert {"point stream/d_path/sums", "point pathway/spread/sums", "point loss/validation/sums"} <= left.keys()
+    assert {"point probe/add/accuracy", "routing/probe_00000012.parquet", "summary/probes"} <= left.keys()
+    assert any(name.startswith("routing/samples_") for name in left)
     for state in ("model/lm_head.weight", "optimizer/lm_head.weight.exp_avg", "interval/loss_D", "balancing/share_LE"):
         assert f"step_00000010/{state}" in left
     assert len([name for name in left if name.startswith("step_00000012/monitor/")]) == 12

@@ -13,6 +13,9 @@ import yaml
 from moetrain.config import Settings, SettingsError, expand
 from moetrain.training.checkpoint import list_checkpoints, newest_whole
 
+# What `monitor.budget: auto` measures anew for each run.
+_CALIBRATED = ("panel.readings", "probes.readings")
+
 # Settings in which a run may differ from the one it continues.
 _MAY_DIFFER = ("train.resume", "run.output_dir", "run.name", "data.cache_dir", "data.workers", "train.keep_checkpoints")
 
@@ -95,7 +98,8 @@ def _differences(run: Path, settings: Settings) -> list[str]:
     theirs = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     ours = yaml.safe_load(settings.to_yaml())
     a, b = dict(_flatten(theirs)), dict(_flatten(ours))
-    return sorted(key for key in a.keys() | b.keys() if key not in _MAY_DIFFER and a.get(key) != b.get(key))
+    free = (*_MAY_DIFFER, *_CALIBRATED) if settings.monitor.budget == "auto" else _MAY_DIFFER
+    return sorted(key for key in a.keys() | b.keys() if key not in free and a.get(key) != b.get(key))
 
 
 def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from moetrain.dashboard.events import Events
 from moetrain.dashboard.figures import heat_map
-from moetrain.dashboard.preview import panel_cost
 from moetrain.dashboard.summary import as_metric, summary_rows, write_summary
 from moetrain.dashboard.tensorboard import TensorBoard, cut_run_files, describe_tag, event_file_sizes
 from moetrain.dashboard.terminal import Terminal
@@ -154,13 +153,6 @@ def test_a_heat_map_goes_from_dark_to_bright_and_shows_nothing_as_grey():
     assert np.array_equal(heat_map(np.array([[5.0]]), 0, 2), heat_map(np.array([[2.0]]), 0, 2))
     with pytest.raises(ValueError, match="shows a matrix, got shape"):
         heat_map(np.zeros(3))
-
-
-def test_the_cost_of_the_panel_is_told_with_a_remedy_where_it_is_high():
-    assert panel_cost(1.0, 7200.0, 20) == "the panel: 20 readings of 1.0 s, about 0.3% of the run's time"
-    assert panel_cost(10.0, 7200.0, 20).endswith("1% is the aim: set fewer panel.samples, or a longer run")
-    assert panel_cost(2.0, 120.0, 20).endswith("about 25.0% of the run's time; 15% is the aim: set panel.readings=10")
-    assert "aim" not in panel_cost(1.0, 120.0, 20)
 
 
 def test_pictures_are_written(tmp_path):

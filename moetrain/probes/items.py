@@ -1,0 +1,79 @@
+"""Where the items of a run's tasks come from: files, the hub, and the built-in domains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from moetrain.config import Settings, expand
+from moetrain.data import builtin
+from moetrain.data.corpus import Corpus
+from moetrain.data.documents import BUILTIN_SIZE
+from moetrain.data.items import Item, read_all_items
+from moetrain.data.sources.files import named_files
+
+_KEY = "probes.tasks"
+
+
+def read_task_items(settings: Settings) -> list[Item]:
+    """The items that ``probes.tasks`` names, all of them.
+
+    Raises:
+        DataError: a path or pattern without files, or an item that cannot be used.
+        SettingsError: an environment variable that is not set.
+    """
+    start = expand(settings.data.root, "data.root")
+    patterns = [os.path.join(start, expand(entry, _KEY)) for entry in settings.probes.tasks]
+    return read_all_items(path for pattern in patterns for path in named_files(pattern, _KEY))
+
+
+@dataclass
+class BuiltinTask:
+    """A task that a built-in domain brings: its items in a seeded order."""
+
+    trained: bool  # whether it asks for what the training text states
+    quoted: bool  # whether its items are cut from held-out text, which other text may repeat
+    items: list[Item] = field(default_factory=list)
+
+
+def builtin_items(settings: Settings, corpus: Corpus) -> dict[str, BuiltinTask]:
+    """The tasks that the run's built-in domains bring, by name, under the run's own names of the domains.
+
+    Built-in code asks for functions of its held-out documents, taken from the corpus. A domain whose tokens are
+    shuffled states nothing, and brings none.
+    """
+    tasks: dict[str, BuiltinTask] = {}
+    for name, domain in settings.data.domains.items():
+        if domain.builtin is None or domain.shuffled:
+            continue
+        for trained, item in _items_of(name, settings, corpus):
+            task = item["task"].replace(f"builtin_{domain.builtin}", f"builtin_{name}", 1)
+            found = tasks.setdefault(task, BuiltinTask(trained, quoted=domain.builtin == "code"))
+            found.items.append({**item, "domain": name, "task": task})
+    return tasks
+
+
+def _items_of(name: str, settings: Settings, corpus: Corpus) -> Iterator[tuple[bool, Item]]:
+    """A domain's items, each with whether it asks for a trained fact, as many as its tasks may need."""
+    domain, probes = settings.data.domains[name], settings.probes
+    kind, seed = domain.builtin, settings.run.seed
+    assert kind is not None
+    options = domain.facts.given() if domain.facts is not None else {}
+    # Choices and open answers come by turns, each a task of its own.
+    for item in builtin.probe_items(
+        kind, items=2 * probes.items, seed=seed, held_out=_held_out(name, corpus), **options
+    ):
+        yield False, item
+    if kind in builtin.PLANTED:
+        stated = sum(1 for _ in builtin.documents(kind, size=domain.size or BUILTIN_SIZE, seed=seed, **options))
+        wanted = min(2 * probes.most_trained, stated, domain.limit or stated)
+        for item in builtin.trained_items(kind, items=wanted, seed=seed, **options):
+            yield True, item
+
+
+def _held_out(name: str, corpus: Corpus) -> Iterator[str]:
+    """The held-out texts of a domain."""
+    domain = next(domain for domain in corpus.domains if domain.name == name)
+    for row in domain.index[domain.index["heldout"]]:
+        yield corpus.tokenizer.decode(domain.tokens[row["start"] : row["start"] + row["length"]].tolist())

@@ -19,7 +19,7 @@ from moetrain.run.budget import LEAST, keep_within_budget, measure_costs
 from moetrain.run.build import Run, build, claim_folder, describe, sample_store
 from moetrain.run.keep import finish, resume, save
 from moetrain.run.watch import log, measure, probe, read, record, router_rows, tell_troubles, validate
-from moetrain.training.checkpoint import CheckpointError, load_checkpoint
+from moetrain.training.checkpoint import CheckpointError, load_checkpoint, set_aside_later
 from moetrain.training.guards import STOPPED_BY_SIGNAL, StopSignals, TrainingDivergedError
 from moetrain.training.parallel import end_processes, gather_objects
 from moetrain.training.run_folder import RunFolder
@@ -94,16 +94,19 @@ def train(settings: Settings, check: bool = False) -> int:
 
 def loop(run: Run, folder: RunFolder) -> int:
     """All steps from the first, or from where the run was left, to the summary."""
-    settings, checkpoint = run.settings, load_checkpoint(folder.checkpoint) if folder.checkpoint else None
+    settings = run.settings
+    checkpoint = load_checkpoint(folder.checkpoint, verify=False) if folder.checkpoint else None
     first = resume(run, checkpoint) if checkpoint else 0
     outputs = None
     if run.accelerator.is_main_process:
         if checkpoint is not None:
+            set_aside_later(folder.path, checkpoint.step)
             remove_unlisted(folder.path, checkpoint.record["pieces"])
         run.corpus.tokenizer.save_in(folder.path)  # a cache may go: the run's folder has all that its model needs
         tasks = run.probes.prepared.tasks if run.probes is not None else []
         outputs = Outputs(folder.path, list(settings.data.domains), checkpoint, run.terminal, tasks)
     run.sample_store = sample_store(run, folder.path)
+    saved = True
     with StopSignals() as stop:
         run.terminal.start_training(first, run.steps)
         readings = reading_steps(run.steps, settings.panel.readings)
@@ -129,7 +132,6 @@ def loop(run: Run, folder: RunFolder) -> int:
                 probe(run, folder.path, step, outputs)
             signal = next(filter(None, gather_objects(stop.received)), None)
             every = settings.train.checkpoint_every
-            saved = True
             if last or signal or (every and step % every == 0):
                 saved = save(run, folder.path, step, outputs)
             if signal and not last:
@@ -140,6 +142,8 @@ def loop(run: Run, folder: RunFolder) -> int:
                 run.terminal.note(f"{signal}: {outcome}; run the same command again to continue")
                 return STOPPED_BY_SIGNAL
     run.terminal.end_training()
+    if not saved:
+        raise OSError("the last step could not be saved: free some space and run the same command again to continue")
     if outputs is not None:
         finish(run, outputs)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from moetrain.probes.scoring import TaskScore
 from moetrain.probes.tasks import Task
 from moetrain.routing.monitor import StreamReading
 from moetrain.routing.panel_monitor import PanelPoints
-from moetrain.training.checkpoint import Checkpoint, checkpoint_folder, set_aside_later
+from moetrain.training.checkpoint import Checkpoint, checkpoint_folder
 from moetrain.training.evaluation import HeldOutLoss
 
 
@@ -39,11 +38,11 @@ class Outputs:
     ) -> None:
         if checkpoint is not None:
             cut_run_files(folder, checkpoint.run_files)
-            set_aside_later(folder, checkpoint.step)
         self.folder = folder
         self.domains: dict[str, dict[str, Any]] = {name: {"metrics": {}} for name in domains}
         self.tasks: dict[str, dict[str, Any]] = {}
         self._terminal = terminal
+        self._full = False  # whether the disk had no room for points and events when they were last written
         self._events = Events(folder)
         self._board = TensorBoard(folder, purge_step=checkpoint.step + 1 if checkpoint else None)
         self._board.lay_out(domains, [task.name for task in tasks], [task.name for task in tasks if task.trained])
@@ -51,6 +50,7 @@ class Outputs:
             self.domains = checkpoint.record["domains"]
             self.tasks = checkpoint.record["tasks"]
             self._events.write("resume", checkpoint.step)
+        self._flush(checkpoint.step if checkpoint else 0)
 
     def training(self, step: int, points: Mapping[str, float], system: Mapping[str, float]) -> None:
         """A point of the training curves, and what it cost."""
@@ -64,6 +64,7 @@ class Outputs:
                 self._note(name, "train_loss_average", 0.9 * before + 0.1 * loss, None)
                 shown[name] = {"loss": loss}
         self._terminal.training(step, points["loss/train"], system["system/tokens_per_second"], shown)
+        self._flush(step)
 
     def validation(self, step: int, losses: Mapping[str, HeldOutLoss]) -> None:
         """Held-out loss by domain."""
@@ -104,11 +105,11 @@ class Outputs:
             self._terminal.note(
                 f"step {points.step}: {domain} is {change.after.name.lower()}: {change.verdict.sentence}"
             )
-
         if points.broken:
             self.guard(points.step, f"routing or loss of {points.broken} panel samples is not finite: left out")
         for domain, memorized in points.memorized.items():
             self.memorized(points.step, domain, {"rule": "online", **asdict(memorized)})
+        self._flush(points.step)
 
     def probes(self, step: int, scores: Mapping[str, TaskScore]) -> None:
         """A reading of the probes, by task."""
@@ -125,6 +126,7 @@ class Outputs:
             accuracy = scored.metrics.get("accuracy")
             if accuracy is not None and scored.task.domain in self.domains:
                 self._terminal.values(scored.task.domain, {name: accuracy.value})
+        self._flush(step)
 
     def correlations(self, step: int, domain: str, values: Mapping[str, float]) -> None:
         """Rank correlation of a domain's probe accuracy with each predictor, as far as there is one."""
@@ -141,13 +143,17 @@ class Outputs:
         The event stands before the sizes are taken, so that a resumed run keeps it; where the writing fails, for
         instance on a full disk, it is taken back, the run is told so, and goes on.
         """
-        before = self._events.size
+        before = None
         try:
+            self._events.flush()
+            before = self._events.size
             self._events.write("checkpoint", step, folder=checkpoint_folder(Path(), step).as_posix())
-            self._board.flush()
+            self._events.flush(durable=True)
+            self._board.flush(durable=True)
             write(event_file_sizes(self.folder) | {"events.jsonl": self._events.size})
         except OSError as error:
-            self._events.cut(before)
+            if before is not None:
+                self._events.cut(before)
             self.guard(step, f"no checkpoint was written ({error}); the one before it stands")
             return False
         return True
@@ -155,11 +161,29 @@ class Outputs:
     def guard(self, step: int, problem: str) -> None:
         """Something that went wrong and that training survived."""
         self._terminal.note(f"step {step}: {problem}")
-        with suppress(OSError):  # where the disk is full, the line above has to do
-            self._events.write("guard", step, problem=problem)
+        self._events.write("guard", step, problem=problem)
+        self._flush(step)
 
     def close(self) -> None:
-        self._board.close()
+        """Write what still waits.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        self._events.flush(durable=True)
+        self._board.flush(durable=True)
+
+    def _flush(self, step: int) -> None:
+        """Write points and events; those that the disk has no room for wait for the next time, which is told once."""
+        try:
+            self._events.flush()
+            self._board.flush()
+        except OSError as error:
+            if not self._full:
+                self._terminal.note(f"step {step}: {error}: points and events wait in memory until there is room")
+            self._full = True
+        else:
+            self._full = False
 
     def _note(self, domain: str, metric: str, value: Any, n: int | None) -> None:
         self.domains[domain]["metrics"][metric] = as_metric(value, n)

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece as spm
 
+from moetrain.durable import write_content
+
 _SPACE_SYMBOL = "\u2581"  # SentencePiece writes a space as this; the character itself must not become one
 _LONGEST_SENTENCE = 4000  # bytes; SentencePiece leaves out longer ones without a word
 
@@ -165,7 +167,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._processor.decode([int(i) for i in ids if i not in (self.begin_id, self.end_id)])
 
     def save_in(self, folder: Path) -> Path:
-        return write_whole(folder / self.FILE, self.model)
+        return write_content(folder / self.FILE, self.model)
 
     def token_bytes(self) -> np.ndarray:
         sizes = np.zeros(self.vocab_size, np.int32)
@@ -236,13 +238,6 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                 size += bytes_
         if piece:
             yield "".join(piece)
-
-
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file that is there whole or not at all."""
-    beside = path.with_name(path.name + ".partial")
-    beside.write_bytes(content)
-    return beside.replace(path)
 
 
 def refuse_surrogates(text: str) -> None:

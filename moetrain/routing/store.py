@@ -9,7 +9,6 @@ Shapes: P panel samples, L layers, E experts.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moetrain.durable import BESIDE, write_whole
+from moetrain.faults import fault_point
 from moetrain.routing.panel import CELLS, Panel, PanelReading
 
 FOLDER = "routing"
@@ -117,10 +118,12 @@ def write_reading(run: Path, stored: StoredReading) -> list[Path]:
     shape = {"layers": str(layers), "experts": str(experts)}
     own, following = stored.blocks
     router = {"own": fixed_lists(own), "next": fixed_lists(np.concatenate([following, np.zeros_like(own[:1])]))}
-    return [
-        write_piece(folder / f"panel_{stored.step:08d}.parquet", pa.table(columns), shape),
-        write_piece(folder / f"router_{stored.step:08d}.parquet", pa.table(router), shape),
-    ]
+    beside = write_piece(folder / f"router_{stored.step:08d}.parquet", pa.table(router), shape)
+    try:  # the panel's piece comes last: where it stands, its reading is whole
+        return [write_piece(folder / f"panel_{stored.step:08d}.parquet", pa.table(columns), shape), beside]
+    except OSError:
+        beside.unlink()
+        raise
 
 
 def read_reading(run: Path, step: int) -> StoredReading:
@@ -167,9 +170,11 @@ def list_pieces(run: Path) -> list[str]:
 
 
 def remove_unlisted(run: Path, listed: Collection[str]) -> None:
-    """Remove pieces that a checkpoint does not know: they were written after it."""
-    for name in set(list_pieces(run)) - set(listed):
+    """Remove pieces that a checkpoint does not know: they were written after it, or never finished."""
+    unfinished = [path.relative_to(run).as_posix() for path in (run / FOLDER).glob("*" + BESIDE)]
+    for name in {*list_pieces(run), *unfinished} - set(listed):
         (run / name).unlink()
+        fault_point("remove unlisted piece")
 
 
 def fixed_lists(array: np.ndarray) -> pa.FixedSizeListArray:
@@ -193,16 +198,9 @@ def write_piece(path: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
         OSError: it could not be written.
     """
     path.parent.mkdir(exist_ok=True)
-    beside = path.with_suffix(".partial")
-    try:
-        pq.write_table(table.replace_schema_metadata(metadata), beside, compression="zstd")
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    return path
+    named = table.replace_schema_metadata(metadata)
+    # Checksums by page: a flipped bit is found when the piece is read.
+    return write_whole(path, lambda beside: pq.write_table(named, beside, compression="zstd", write_page_checksum=True))
 
 
 def read_piece(path: Path) -> pa.Table:
@@ -212,7 +210,7 @@ def read_piece(path: Path) -> pa.Table:
         StoreError: it is missing, cut off or altered, by name.
     """
     try:
-        return pq.read_table(path)
+        return pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise StoreError(f"{path}: missing") from None
     except (pa.ArrowInvalid, OSError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from moetrain.config import Settings
+from moetrain.durable import write_content
 from moetrain.probes.scoring import score
 from moetrain.routing.panel import read_panel
 from moetrain.routing.panel_metrics import panel_metrics
@@ -114,8 +115,7 @@ def keep_within_budget(run: Run, folder: Path, continued: bool) -> None:
             run.terminal.note(f"monitor.budget: {cost.line(chosen[cost.what])}")
     run.settings = with_readings(run.settings, chosen)
     if not continued and run.accelerator.is_main_process:
-        place.with_suffix(".partial").write_text(run.settings.to_yaml(), encoding="utf-8")
-        place.with_suffix(".partial").replace(place)
+        write_content(place, run.settings.to_yaml())
 
 
 def with_readings(settings: Settings, readings: dict[str, int]) -> Settings:

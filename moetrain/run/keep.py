@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
 
 from moetrain import __version__
 from moetrain.dashboard.outputs import Outputs
@@ -14,8 +17,9 @@ from moetrain.routing.store import list_pieces
 from moetrain.run.build import Run
 from moetrain.run.relations import PAPER
 from moetrain.run.watch import MONITORING, show, store
-from moetrain.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from moetrain.training.checkpoint import Checkpoint, CheckpointError, drop_checkpoints, save_checkpoint
 from moetrain.training.optimizer import load_optimizer_state, optimizer_state
+from moetrain.training.parallel import gather_objects
 from moetrain.training.step import bare
 from moetrain.training.throughput import peak_memory
 
@@ -23,12 +27,15 @@ from moetrain.training.throughput import peak_memory
 def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
     """Write the checkpoint of a step; a disk that is full costs the checkpoint, not the run.
 
-    Returns whether it was written, as far as this process knows: the main process writes.
+    Returns whether it was written, on every process.
     """
     store(run, step)  # before the next line, in which all processes meet: the manifest lists every piece
     windows = run.monitor.state()  # of all processes
-    if outputs is None:
-        return True
+    return gather_objects(outputs is not None and _write(run, folder, step, outputs, windows))[0]
+
+
+def _write(run: Run, folder: Path, step: int, outputs: Outputs, windows: Mapping[str, torch.Tensor]) -> bool:
+    """The main process's part of `save`."""
     show(run, outputs, wait=True)
     with run.clock.measure("checkpoint"):
         states = {
@@ -50,8 +57,13 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
             "pieces": list_pieces(folder),
             "not_finite": run.monitor.not_finite,
         }
-        keep = run.settings.train.keep_checkpoints
-        return outputs.checkpoint(step, lambda sizes: save_checkpoint(folder, step, states, record, sizes, keep))
+        saved = outputs.checkpoint(step, lambda sizes: save_checkpoint(folder, step, states, record, sizes))
+        if saved:
+            try:
+                drop_checkpoints(folder, run.settings.train.keep_checkpoints, run.settings.train.keep_every)
+            except OSError as error:
+                outputs.guard(step, f"an old checkpoint was not removed ({error})")
+        return saved
 
 
 def resume(run: Run, checkpoint: Checkpoint) -> int:

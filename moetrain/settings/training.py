@@ -130,11 +130,18 @@ class TrainSettings(Section):
     eval_tokens: int = Field(32_768, ge=1, description="Held-out tokens read by domain at each of them.")
     checkpoint_every: int | None = Field(1000, ge=1, description="Steps between checkpoints; null: only at the end.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    keep_every: int | None = Field(
+        None, ge=1, description="Checkpoints of steps that are its multiples are kept as well; null: none are."
+    )
 
     @model_validator(mode="after")
     def _batch(self) -> TrainSettings:
         if self.micro_batch_rows is not None and self.batch_rows % self.micro_batch_rows:
             raise ValueError(
                 f"batch_rows {self.batch_rows} must be a multiple of micro_batch_rows {self.micro_batch_rows}"
+            )
+        if self.keep_every and (self.checkpoint_every is None or self.keep_every % self.checkpoint_every):
+            raise ValueError(
+                f"keep_every {self.keep_every} must be a multiple of checkpoint_every {self.checkpoint_every}"
             )
         return self

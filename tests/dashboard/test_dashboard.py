@@ -20,7 +20,7 @@ def test_points_and_descriptions_arrive(tmp_path):
     board = TensorBoard(tmp_path)
     board.scalars({"loss/train": 2.5, "stream/d_path/math": 30.0}, 1)
     board.scalar("loss/train", 1.5, 2)
-    board.close()
+    board.flush()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path))
@@ -35,7 +35,7 @@ def test_every_chart_of_the_monitors_page_shows_tags_of_a_run(tmp_path):
 
     board = TensorBoard(tmp_path)
     board.lay_out(["math", "code"])
-    board.close()
+    board.flush()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path))
@@ -60,16 +60,18 @@ def test_an_unknown_tag_has_no_description():
 def test_files_are_cut_to_what_a_checkpoint_knew(tmp_path):
     events = Events(tmp_path)
     events.write("checkpoint", 1)
+    events.flush()
     board = TensorBoard(tmp_path)
     board.scalar("loss/train", 1.0, 1)
     board.flush()
     sizes = event_file_sizes(tmp_path) | {"events.jsonl": events.size}
     board.scalar("loss/train", 1.0, 2)
-    board.close()
+    board.flush()
     events.write("checkpoint", 2)
+    events.flush()
     later = TensorBoard(tmp_path)
     later.scalar("loss/train", 9.0, 3)
-    later.close()
+    later.flush()
     cut_run_files(tmp_path, sizes)
     assert scalars(tmp_path) == {"loss/train": [(1, 1.0)]}
     assert [json.loads(line)["step"] for line in events.path.read_text().splitlines()] == [1]
@@ -158,5 +160,5 @@ def test_a_heat_map_goes_from_dark_to_bright_and_shows_nothing_as_grey():
 def test_pictures_are_written(tmp_path):
     board = TensorBoard(tmp_path)
     board.image("experts/load", np.zeros((4, 5, 3), np.uint8), 1)
-    board.close()
+    board.flush()
     assert sum(event_file_sizes(tmp_path).values()) > 100

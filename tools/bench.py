@@ -1,5 +1,6 @@
 """Measure how fast training is, beside others and in its parts, what watching costs, what a larger run would need.
 
+    python tools/bench.py peers --json peers.json       # beside transformers and beside dense models
     python tools/bench.py monitor                       # recording, streaming metrics and panel, as shares and seconds
     python tools/bench.py monitor --parts costs distances --json costs.json --figure costs.png
 
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import monitor
+from benchmarks import monitor, peers
 from benchmarks.machine import heading
 from rich.console import Console
 
@@ -24,6 +25,7 @@ from moetrain.config import SettingsError
 from moetrain.data.documents import DataError
 
 BENCHMARKS = {
+    "peers": (peers, "a training step beside transformers' and beside dense models"),
     "monitor": (monitor, "what recording, streaming metrics and panel cost"),
 }
 

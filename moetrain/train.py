@@ -103,7 +103,8 @@ def loop(run: Run, folder: RunFolder) -> int:
             set_aside_later(folder.path, checkpoint.step)
             remove_unlisted(folder.path, checkpoint.record["pieces"])
         run.corpus.tokenizer.save_in(folder.path)  # a cache may go: the run's folder has all that its model needs
-        outputs = Outputs(folder.path, list(settings.data.domains), checkpoint, run.terminal)
+        tasks = run.probes.prepared.tasks if run.probes is not None else []
+        outputs = Outputs(folder.path, list(settings.data.domains), checkpoint, run.terminal, tasks)
     run.sample_store = sample_store(run, folder.path)
     saved = True
     with StopSignals() as stop:

@@ -14,6 +14,7 @@ from moetrain.dashboard.tensorboard import TensorBoard, cut_run_files, event_fil
 from moetrain.dashboard.terminal import Terminal
 from moetrain.grokking import Estimate
 from moetrain.probes.scoring import TaskScore
+from moetrain.probes.tasks import Task
 from moetrain.routing.monitor import StreamReading
 from moetrain.routing.panel_monitor import PanelPoints
 from moetrain.training.checkpoint import Checkpoint, checkpoint_folder
@@ -27,7 +28,14 @@ class Outputs:
     each probe; they are part of a checkpoint, so that a resumed run's summary is the straight run's.
     """
 
-    def __init__(self, folder: Path, domains: Sequence[str], checkpoint: Checkpoint | None, terminal: Terminal) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        domains: Sequence[str],
+        checkpoint: Checkpoint | None,
+        terminal: Terminal,
+        tasks: Sequence[Task] = (),
+    ) -> None:
         if checkpoint is not None:
             cut_run_files(folder, checkpoint.run_files)
         self.folder = folder
@@ -37,7 +45,7 @@ class Outputs:
         self._full = False  # whether the disk had no room for points and events when they were last written
         self._events = Events(folder)
         self._board = TensorBoard(folder, purge_step=checkpoint.step + 1 if checkpoint else None)
-        self._board.lay_out(domains)
+        self._board.lay_out(domains, [task.name for task in tasks], [task.name for task in tasks if task.trained])
         if checkpoint is not None:
             self.domains = checkpoint.record["domains"]
             self.tasks = checkpoint.record["tasks"]
@@ -110,9 +118,9 @@ class Outputs:
             for metric, measured in scored.metrics.items():
                 estimate = Estimate(measured.value, measured.low, measured.high, measured.n, 0)
                 metrics[metric] = as_metric(estimate)
-                self._board.scalar(f"probe/{name}/{metric}", measured.value, step)
-            few = {"too_few": True} if scored.too_few else {}
-            found = {"domain": scored.task.domain, "metrics": metrics, "cut": scored.cut, **few}
+                few = f"Too few items to say much: {measured.n}." if scored.too_few else f"{measured.n} items."
+                self._board.scalar(f"probe/{name}/{metric}", measured.value, step, remark=few)
+            found = {"domain": scored.task.domain, "metrics": metrics, "cut": scored.cut, "too_few": scored.too_few}
             self.tasks[name] = {"trained": scored.task.trained, "chance": scored.task.chance, **found}
             self._events.write("probe", step, task=name, **found)
             accuracy = scored.metrics.get("accuracy")

@@ -44,7 +44,19 @@ _DESCRIPTIONS = {
     "system/memory": "Largest memory held so far, bytes: the device's on CUDA, else the process's.",
     "system/monitor_share": "Share of the run's time spent on monitoring.",
     "system/monitor_panel": "Share of the run's time spent on reading the panel and on its metrics.",
+    "system/monitor_probes": "Share of the run's time spent on reading the probes.",
     "system/monitor_stream": "Share of the run's time spent on recording and the streaming metrics.",
+}
+
+
+_PROBE_DESCRIPTIONS = {
+    "accuracy": "Share of the task's items answered right: the right choice has the largest log-probability, or the "
+    "likeliest answer is the target.",
+    "accuracy_per_character": "Share of items whose right choice has the largest log-probability a character.",
+    "accuracy_centred": "Accuracy on a scale where chance is 0 and all right is 1.",
+    "bpb": "Bits per byte of the right answer, given the question: falls long before accuracy rises.",
+    "soft": "Probability of the right choice among the choices, mean over items: steadier than accuracy.",
+    "exact_match": "Share of items whose generated answer is the target.",
 }
 
 
@@ -83,20 +95,36 @@ class TensorBoard:
             start = SessionLog(status=SessionLog.START)
             self._add(Event(wall_time=time.time(), step=purge_step, session_log=start))
 
-    def lay_out(self, domains: Sequence[str]) -> None:
-        """The custom-scalars page ``Grokking monitor``: loss against routing by domain, with the controls beside."""
-        charts = {}
-        for title, tags in _MONITOR_PAGE.items():
-            shown = dict.fromkeys(tag if tag in _WHOLE else f"{tag}/{domain}" for tag in tags for domain in domains)
-            charts[title] = ["Multiline", [f"^{re.escape(tag)}$" for tag in shown]]  # TensorBoard takes patterns
-        self._add(Event(wall_time=time.time(), summary=custom_scalars({"Grokking monitor": charts})))
+    def lay_out(self, domains: Sequence[str], tasks: Sequence[str] = (), trained_tasks: Sequence[str] = ()) -> None:
+        """The custom-scalars page ``Grokking monitor``: loss against routing by domain, with the controls beside.
 
-    def scalar(self, tag: str, value: float, step: int) -> None:
-        """One point. A tag's first point brings its description along."""
+        Args:
+            tasks, trained_tasks: probes, and those among them that ask for trained facts.
+        """
+        charts = {
+            title: [tag if tag in _WHOLE else f"{tag}/{domain}" for tag in tags for domain in domains]
+            for title, tags in _MONITOR_PAGE.items()
+        }
+        heldout = [task for task in tasks if task not in trained_tasks]
+        if heldout:
+            charts["probes: accuracy above chance (0) to all right (1)"] = [
+                f"probe/{task}/accuracy_centred" for task in heldout
+            ]
+            charts["probes: bits per byte of the right answer"] = [f"probe/{task}/bpb" for task in heldout]
+        if trained_tasks:
+            charts["probes of trained facts: accuracy"] = [f"probe/{task}/accuracy" for task in trained_tasks]
+        patterns = {  # TensorBoard takes patterns
+            title: ["Multiline", [f"^{re.escape(tag)}$" for tag in dict.fromkeys(shown)]]
+            for title, shown in charts.items()
+        }
+        self._add(Event(wall_time=time.time(), summary=custom_scalars({"Grokking monitor": patterns})))
+
+    def scalar(self, tag: str, value: float, step: int, remark: str = "") -> None:
+        """One point. A tag's first point brings its description along, and with it the remark."""
         metadata = None
         if tag not in self._described:
             self._described.add(tag)
-            metadata = create_summary_metadata(display_name=tag, description=describe_tag(tag))
+            metadata = create_summary_metadata(display_name=tag, description=f"{describe_tag(tag)} {remark}".strip())
         self._show(Summary(value=[Summary.Value(tag=tag, simple_value=value, metadata=metadata)]), step)
 
     def scalars(self, points: Mapping[str, float], step: int) -> None:
@@ -132,6 +160,8 @@ class TensorBoard:
 def describe_tag(tag: str) -> str:
     """What a tag shows, how to read it and what it does not mean."""
     parts = tag.split("/")
+    if parts[0] == "probe":
+        return _PROBE_DESCRIPTIONS[parts[-1]]
     for length in range(len(parts), 0, -1):
         known = _DESCRIPTIONS.get("/".join(parts[:length]))
         if known:

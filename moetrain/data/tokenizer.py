@@ -105,7 +105,7 @@ class Tokenizer(ABC):
         return SentencePieceTokenizer(path.read_bytes())
 
 
-_TRIALS = (
+TRIALS = (
     "Two  spaces, a\ttab\nand a line.\r\n\r\n    indented = {'x': [1, 23, 4567]}\n",
     " begins and ends with a space ",
     "\n\nBegins with lines",
@@ -119,7 +119,7 @@ _TRIALS = (
 
 def check_lossless(tokenizer: Tokenizer) -> None:
     """Raise ValueError where a text does not come back from its ids, or a mark comes from a text."""
-    for text in _TRIALS:
+    for text in TRIALS:
         ids = tokenizer.encode(text)
         if tokenizer.begin_id in ids or tokenizer.end_id in ids:
             raise ValueError(f"it writes its marks as part of the text {text!r}")

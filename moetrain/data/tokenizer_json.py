@@ -26,7 +26,7 @@ class JsonTokenizer(Tokenizer):
     def __init__(self, model: bytes, begin_token: str, end_token: str) -> None:
         import tokenizers
 
-        self.model = model
+        self.model = model = _without_nfc(model)
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(model.decode("utf-8"))
         except Exception as error:  # the package raises nothing more exact
@@ -124,6 +124,17 @@ class JsonTokenizer(Tokenizer):
                 sizes[i] = len(piece.replace(_SPACE_SYMBOL, " ").encode())
         sizes[[self.begin_id, self.end_id]] = 0
         return sizes
+
+
+def _without_nfc(model: bytes) -> bytes:
+    """The same tokenizer for text as it is, where it would bring text into Unicode's composed form (NFC) first.
+
+    Text that is in that form, as nearly all is, keeps its ids; any other comes back as it was. (OLMoE's has it.)
+    """
+    tree = json.loads(model)
+    if tree.get("normalizer") != {"type": "NFC"}:
+        return model
+    return json.dumps(tree | {"normalizer": None}, ensure_ascii=False).encode()
 
 
 def _said_beside(path: Path) -> dict[str, str]:

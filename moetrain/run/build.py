@@ -17,7 +17,6 @@ from moetrain.dashboard.terminal import Terminal
 from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.stream import Stream, training_stream, validation_streams
 from moetrain.grokking import PhaseThresholds
-from moetrain.model.transformer import Transformer
 from moetrain.routing.beside import Beside
 from moetrain.routing.monitor import StreamMonitor, StreamPoints
 from moetrain.routing.panel import draw_panel
@@ -28,6 +27,7 @@ from moetrain.training.balancing import Balancing
 from moetrain.training.checkpoint import CheckpointError
 from moetrain.training.curves import Interval, expert_load
 from moetrain.training.guards import FiniteGuard
+from moetrain.training.initialize import initial_model
 from moetrain.training.optimizer import make_optimizer
 from moetrain.training.parallel import compute_dtype, gather_objects, start_accelerator
 from moetrain.training.run_folder import RunFolder, open_run_folder
@@ -84,12 +84,8 @@ def build(settings: Settings) -> Run:
     rows = settings.train.micro_batch_rows or share
     validation = validation_streams(corpus, settings, rows)
     torch.manual_seed(settings.run.seed)
-    transformer = Transformer(
-        settings.model,
-        corpus.tokenizer.vocab_size,
-        compute_dtype(settings, accelerator.device),
-        recompute=settings.train.activation_checkpointing,
-    ).to(accelerator.device)
+    dtype = compute_dtype(settings, accelerator.device)
+    transformer = initial_model(settings, corpus.tokenizer, dtype).to(accelerator.device)
     names = list(settings.data.domains)
     steps = min(stream.steps, settings.train.max_steps or stream.steps)
     return Run(
@@ -138,6 +134,8 @@ def describe(run: Run) -> None:
     """Print what is about to be trained, on what, and what of it will stay unused."""
     transformer, processes = bare(run.model), run.accelerator.num_processes
     run.terminal.note(f"moetrain {__version__}: {model_line(transformer)}, {processes} process{'es' * (processes > 1)}")
+    for note in transformer.backends(run.accelerator.device).notes:
+        run.terminal.note(note)
     for domain in run.corpus.domains:
         for place in domain.report.bad_places:
             run.terminal.note(f"skipped {place}")

@@ -41,11 +41,15 @@ class ModelSettings(Section):
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
     initializer_range: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
     tie_word_embeddings: bool = Field(False, description="Whether input and output embeddings are one matrix.")
-    experts: Literal["auto", "grouped_mm", "loop", "dense"] = Field(
-        "auto", description="Backend of the experts; dense is the twin of equal active size, without a router."
+    experts: Literal["auto", "megablocks", "grouped_mm", "loop", "dense"] = Field(
+        "auto",
+        description="Backend of the experts. auto: grouped_mm on CPU; on CUDA the first of megablocks, grouped_mm and "
+        "loop that works. dense is the twin of equal active size, without a router.",
     )
-    attention: Literal["auto", "sdpa", "batched", "reference"] = Field(
-        "auto", description="Backend of attention; every one keeps samples apart. auto: batched on CPU, else sdpa."
+    attention: Literal["auto", "flash_attn", "varlen", "sdpa", "batched", "reference"] = Field(
+        "auto",
+        description="Backend of attention; every one keeps samples apart. auto: batched on CPU; on CUDA the first of "
+        "flash_attn, varlen and sdpa that works.",
     )
     balancing: Literal["aux", "bias", "none"] = Field(
         "aux", description="Load balancing: auxiliary loss, loss-free bias on the selection, or none."
@@ -56,6 +60,11 @@ class ModelSettings(Section):
     router_aux_loss_coef: float = Field(0.01, ge=0, description="Weight of the load-balancing loss (balancing: aux).")
     router_z_loss_coef: float = Field(0.001, ge=0, description="Weight of the router's z loss.")
     bias_update_rate: float = Field(0.001, ge=0, description="Step of the selection bias (balancing: bias).")
+    initialize_from: str | None = Field(
+        None,
+        description="Weights to start from: a folder of transformers' OLMoE, or OWNER/NAME[@REVISION] of the hub; the "
+        "sizes here and tokenizer.model must be its own. null: random ones.",
+    )
 
     @property
     def key_value_heads(self) -> int:

@@ -24,6 +24,8 @@ class TrainedModel:
     tokenizer: Tokenizer
     settings: Settings
     step: int
+    tokens_trained: int
+    corpus: str  # fingerprint of the data it was trained on
     checkpoint: Path
     run: Path
 
@@ -47,11 +49,17 @@ def open_model(
     loaded = load_checkpoint(folder, owners=("model",))
     tokenizer = _open_tokenizer(run, settings)
     dtype = dtype or compute_dtype(settings, device)
+    state = loaded.states["model"]
+    # A model that began as a transformers folder may have rows for more ids than its tokenizer has.
+    rows = len(state["model.embed_tokens.weight"])
     try:
-        model = Transformer.from_state(settings.model, tokenizer.vocab_size, dtype, loaded.states["model"])
+        if rows < tokenizer.vocab_size:
+            raise ValueError(f"it has {rows} embeddings, the tokenizer {tokenizer.vocab_size} ids")
+        model = Transformer.from_state(settings.model, rows, dtype, state)
     except ValueError as error:
         raise CheckpointError(f"{folder}: its weights do not fit {run / _CONFIG}: {error}") from None
-    return TrainedModel(model.to(device), tokenizer, settings, loaded.step, folder, run)
+    tokens, corpus = loaded.record["tokens_trained"], loaded.record["corpus"]
+    return TrainedModel(model.to(device), tokenizer, settings, loaded.step, tokens, corpus, folder, run)
 
 
 def _find(given: Path) -> tuple[Path, Path]:

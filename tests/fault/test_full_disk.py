@@ -23,8 +23,7 @@ def test_points_and_events_wait_for_room_and_none_is_lost(make_settings, fill, t
     settings = make_settings("train.checkpoint_every=4")
     assert train(settings) == 0
     straight = tmp_path / "runs" / "run"
-    # From the first checkpoint to behind the second nothing can be written.
-    fill("full:12:9")
+    fill("full:20:10")  # from before the first checkpoint, for a while
     assert train(settings) == 0
     run = tmp_path / "runs" / "run-2"
     assert scalars(run) == scalars(straight)
@@ -33,9 +32,10 @@ def test_points_and_events_wait_for_room_and_none_is_lost(make_settings, fill, t
     assert "no checkpoint was written" in said
     kept = [event for event in events(run) if event["type"] != "guard"]
     steps = [event["step"] for event in kept if event["type"] == "checkpoint"]
-    assert steps == [12]
+    assert steps[-1] == 12
+    assert len(steps) < 3
     theirs = [event for event in events(straight) if event["type"] != "checkpoint"]
     assert [event for event in kept if event["type"] != "checkpoint"] == theirs
-    assert [folder.name for folder in list_checkpoints(run)] == ["step_00000012"]
+    assert [folder.name for folder in list_checkpoints(run)] == [f"step_{step:08d}" for step in steps]
     mine, whole = states(checkpoint_folder(run, 12)), states(checkpoint_folder(straight, 12))
     assert [name for name in whole if mine[name].numpy().tobytes() != whole[name].numpy().tobytes()] == []

@@ -70,9 +70,8 @@ def _items():
 
 
 def _without_names(point):
-    """A fault point without the step, the time and the process's number that stand in a name."""
-    point = re.sub(r"step_\d+\.partial", "checkpoint", point)
-    return re.sub(r"(events\.out\.tfevents)\..*", r"\1", point)
+    """A fault point without the step, the time and the process's number that a name ends in."""
+    return re.sub(r"(_|\.)\d{8,}.*", r"\1", point)
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +93,17 @@ def test_the_straight_run_learns_and_leaves_everything(runs):
 
 
 # What a run's saves come to, in order; the straight run says whether this list is whole.
-_TENSORS = ("model", "optimizer", "balancing", "interval", "monitor", "panel")
+_TENSORS = ("model", "optimizer", "balancing", "interval", "monitor", "panel", "probes", "relations")
 POINTS = (
     *("write config.yaml", "sync config.yaml.partial", "rename config.yaml", "sync run"),
-    *("write events.out.tfevents", "sync events.out.tfevents", "write events.jsonl", "sync events.jsonl"),
+    *("write tokenizer.model", "sync tokenizer.model.partial", "rename tokenizer.model"),
+    *(f"{done} {piece}_" for piece in ("router", "panel", "probe", "samples") for done in ("write", "sync", "rename")),
+    "sync routing",
+    *("write events.out.tfevents.", "sync events.out.tfevents.", "write events.jsonl", "sync events.jsonl"),
     *(f"write {name}.safetensors" for name in _TENSORS),
     *(f"sync {name}.safetensors" for name in _TENSORS),
     *("write record.json", "sync record.json", "write manifest.json", "sync manifest.json"),
-    *("sync checkpoint", "rename checkpoint", "sync checkpoints"),
+    *("sync step_", "rename checkpoint", "sync checkpoints"),
     *("rename dropped checkpoint", "remove dropped checkpoint"),
     *("write summary.json", "sync summary.json.partial", "rename summary.json"),
 )

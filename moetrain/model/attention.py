@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
-Backend = Literal["sdpa", "batched", "reference"]
+from moetrain.model.varlen import flash_attn_varlen, sample_bounds, torch_varlen
+
+Backend = Literal["flash_attn", "varlen", "sdpa", "batched", "reference"]
 
 # On CPU the fused kernel is slow on short samples: 8 of 512 tokens take 2.5 times the plain products in blocks below,
 # 64 of 64 tokens 5 times (forward and backward). The products keep the probabilities, so the longest samples, for
@@ -42,17 +44,20 @@ class Layout:
     gather: torch.Tensor | None = None  # int64 [laid out], the token at each place (any token where padding)
     scatter: torch.Tensor | None = None  # int64 [N], the place of each token
     padding: torch.Tensor | None = None  # int64, the places that are padding
+    bounds: torch.Tensor | None = None  # int32 on the device, see `moetrain.model.varlen.sample_bounds`
+    longest: int = 0  # no sample is longer
 
 
-def choose_backend(setting: str, device: torch.device) -> Backend:
-    """The backend behind a ``model.attention`` setting."""
-    if setting == "auto":
-        return "batched" if device.type == "cpu" else "sdpa"
-    return cast(Backend, setting)
+def make_layout(spans_N2: torch.Tensor, backend: Backend, device: torch.device, longest: int | None = None) -> Layout:
+    """The layout of samples given as (start, length) on the host; together they cover every token once.
 
-
-def make_layout(spans_N2: torch.Tensor, backend: Backend, device: torch.device) -> Layout:
-    """The layout of samples given as (start, length); together they cover every token once."""
+    Args:
+        longest: a length that no sample exceeds, the same for all layouts so that what is compiled for it is used
+            again; without it, that of the longest sample.
+    """
+    if backend in ("varlen", "flash_attn"):
+        longest = longest or int(spans_N2[:, 1].max())
+        return Layout(spans_N2, bounds=sample_bounds(spans_N2, device), longest=longest)
     if backend != "batched":
         return Layout(spans_N2)
     spans = spans_N2.tolist()
@@ -90,6 +95,10 @@ def attention(
         return reference_attention(q_NHd, k_NGd, v_NGd, layout.spans_N2)
     if backend == "sdpa":
         return _sdpa_by_document(q_NHd, k_NGd, v_NGd, layout.spans_N2)
+    if backend in ("varlen", "flash_attn"):
+        assert layout.bounds is not None
+        kernel = torch_varlen if backend == "varlen" else flash_attn_varlen
+        return kernel(q_NHd, k_NGd, v_NGd, layout.bounds, layout.longest)
     return _batched(q_NHd, k_NGd, v_NGd, layout)
 
 

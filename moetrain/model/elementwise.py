@@ -27,6 +27,12 @@ def rotate(x_NHd: torch.Tensor, cos_N1h: torch.Tensor, sin_N1h: torch.Tensor) ->
     return _Rotate.apply(x_NHd, cos_N1h, sin_N1h)
 
 
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of a projection that holds both, gate first: [..., 2F] -> [..., F]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:

@@ -7,19 +7,15 @@ Shapes: N tokens, D hidden size, E experts, K experts a token, F width of an exp
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
-Backend = Literal["grouped_mm", "loop", "dense"]
+from moetrain.model.elementwise import swiglu
+from moetrain.model.megablocks import megablocks_experts
 
-
-def choose_backend(setting: str, device: torch.device) -> Backend:
-    """The backend behind a ``model.experts`` setting."""
-    if setting == "auto":
-        return "grouped_mm"
-    return cast(Backend, setting)
+Backend = Literal["megablocks", "grouped_mm", "loop", "dense"]
 
 
 def experts(
@@ -33,13 +29,9 @@ def experts(
     """Each token's experts' outputs, summed by its routing weights, [N, D] in the type of x."""
     if backend == "loop":
         return _loop(x_ND, index_NK, weight_NK, gate_up_E2FD, down_EDF)
+    if backend == "megablocks":
+        return megablocks_experts(x_ND, index_NK, weight_NK, gate_up_E2FD, down_EDF)
     return _grouped(x_ND, index_NK, weight_NK, gate_up_E2FD, down_EDF)
-
-
-def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up of a projection that holds both, gate first: [..., 2F] -> [..., F]."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
 
 
 def _loop(

@@ -8,6 +8,7 @@ L layers, E experts, S samples a row (padded), R = 2S halves of samples.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +20,9 @@ from moetrain.config import ModelSettings
 from moetrain.model import attention as attention_backends
 from moetrain.model import experts as expert_backends
 from moetrain.model.attention import Layout, attention, make_layout
-from moetrain.model.elementwise import rms_norm, rotate
-from moetrain.model.experts import experts, swiglu
+from moetrain.model.backends import Backends, choose_backends
+from moetrain.model.elementwise import rms_norm, rotate, swiglu
+from moetrain.model.experts import experts
 from moetrain.model.loss import cross_entropy
 from moetrain.model.router import LayerRouting, RecordingMasks, Router
 
@@ -169,15 +171,15 @@ class Layer(nn.Module):
         rotary: tuple[torch.Tensor, torch.Tensor],
         layout: Layout,
         masks: RecordingMasks,
-        backends: tuple[attention_backends.Backend, expert_backends.Backend],
+        backends: Backends,
     ) -> tuple[torch.Tensor, LayerRouting | None]:
         """The residual stream, float32, after this layer, and how its router decided."""
-        attended_ND = self.self_attn(self.input_layernorm(x_ND).to(dtype), rotary, layout, backends[0])
+        attended_ND = self.self_attn(self.input_layernorm(x_ND).to(dtype), rotary, layout, backends.attention)
         x_ND = x_ND + attended_ND
         # The router reads the norm's float32 output, not its rounding to bf16.
         normed_ND = self.post_attention_layernorm(x_ND)
         if isinstance(self.mlp, MoE):
-            out_ND, routing = self.mlp(normed_ND, dtype, masks, backends[1])
+            out_ND, routing = self.mlp(normed_ND, dtype, masks, backends.experts)
             return x_ND + out_ND, routing
         return x_ND + self.mlp(normed_ND.to(dtype)), None
 
@@ -208,6 +210,28 @@ class Transformer(nn.Module):
         if settings.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self._initialize()
+
+    @classmethod
+    def from_state(
+        cls, settings: ModelSettings, vocab_size: int, dtype: torch.dtype, state: Mapping[str, torch.Tensor]
+    ) -> Transformer:
+        """The model that has these weights, which it takes over as they are, in evaluation mode.
+
+        Raises:
+            ValueError: a weight that is missing, unknown or of another shape, by name.
+        """
+        with torch.device("meta"):  # initial weights of a large model would take minutes
+            model = cls(settings, vocab_size, dtype)
+        expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        given = {name: tuple(value.shape) for name, value in state.items()}
+        for name in sorted(expected.keys() | given.keys()):
+            if expected.get(name) != given.get(name):
+                shapes = [shape if shape is not None else "absent" for shape in (given.get(name), expected.get(name))]
+                raise ValueError(f"{name} is {shapes[0]}, settings and vocabulary make it {shapes[1]}")
+        model.load_state_dict(state, assign=True)
+        if settings.tie_word_embeddings:
+            model.lm_head.weight = model.model.embed_tokens.weight
+        return model.eval()
 
     @torch.no_grad()
     def _initialize(self) -> None:
@@ -250,11 +274,8 @@ class Transformer(nn.Module):
     ) -> tuple[torch.Tensor, Routing | None]:
         """Final hidden states after the norm, float32 [N, D], and the routing."""
         device = tokens_BT.device
-        backends = (
-            attention_backends.choose_backend(self.settings.attention, device),
-            expert_backends.choose_backend(self.settings.experts, device),
-        )
-        layout = make_layout(spans_N2, backends[0], device)
+        backends = self.backends(device)
+        layout = make_layout(spans_N2, backends.attention, device, longest=tokens_BT.shape[1])
         masks = RecordingMasks.make(slots_BT, recorded_BT, most_samples, inputs)
         rotary = self._rotary(positions_BT.flatten())
         x_ND = F.embedding(tokens_BT.flatten(), self.model.embed_tokens.weight).float()
@@ -277,6 +298,14 @@ class Transformer(nn.Module):
             if routing is not None:
                 layers.append(routing)
         return self.model.norm(x_ND), Routing.stack(layers) if layers else None
+
+    def backends(self, device: torch.device) -> Backends:
+        """How experts and attention are computed on a device.
+
+        Raises:
+            SettingsError: a backend that is named by the settings does not work there.
+        """
+        return choose_backends(self.settings, device, self.dtype)
 
     def _rotary(self, positions_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         width = self.settings.hidden_size // self.settings.num_attention_heads

@@ -70,6 +70,10 @@ class ProbeHistory:
         correct_IT = self.correct(task)
         return grokking.generalized_groups(correct_IT, min_tail=MIN_TAIL) if correct_IT.size else {}
 
+    def group_sizes(self, task: str) -> dict[str, int]:
+        """Items of each group ``Test@t#``, by the step of its reading; for ``summary.json``."""
+        return {str(self._steps[reading]): len(items) for reading, items in sorted(self.groups(task).items())}
+
     def state(self) -> dict[str, torch.Tensor]:
         """All readings, for a checkpoint."""
         if not self._steps:

@@ -31,6 +31,31 @@ class StreamReading:
     metrics: dict[str, Estimate]
 
 
+@dataclass(frozen=True)
+class StreamPoints:
+    """The streaming metrics of all domains at a step."""
+
+    step: int
+    readings: list[StreamReading]
+
+
+@dataclass(frozen=True)
+class StreamSnapshot:
+    """All that the streaming metrics of a moment are made of; it does not change any more."""
+
+    windows: dict[str, SampleRouting]  # by domain, those that are full
+    router_rows: np.ndarray  # [L, E, D]
+    tau: float
+
+    def readings(self) -> list[StreamReading]:
+        """The streaming metrics of each domain that has a full window."""
+        blocks = grokking.gram_blocks(self.router_rows)
+        return [
+            StreamReading(domain, stream_metrics(window.weights, blocks, self.tau))
+            for domain, window in self.windows.items()
+        ]
+
+
 class StreamMonitor:
     """Keeps each domain's window and reads the metrics off it."""
 
@@ -62,18 +87,18 @@ class StreamMonitor:
                 gathered.setdefault(domain, []).append(window)
         return {d: _newest(SampleRouting.join(parts), self.size) for d, parts in sorted(gathered.items())}
 
-    def measure(self, router_rows: np.ndarray) -> list[StreamReading]:
-        """The streaming metrics of each domain that has a full window.
+    def snapshot(self, router_rows: np.ndarray) -> StreamSnapshot:
+        """What the metrics are made of now, over all processes: every process has to call it.
 
         Args:
-            router_rows: the routers' weights now, [L, E, D].
+            router_rows: a copy of the routers' weights now, [L, E, D].
         """
-        blocks = grokking.gram_blocks(router_rows)
-        return [
-            StreamReading(self.domains[domain], stream_metrics(window.weights, blocks, self.tau))
-            for domain, window in self.windows().items()
-            if len(window) == self.size
-        ]
+        windows = {self.domains[d]: window for d, window in self.windows().items() if len(window) == self.size}
+        return StreamSnapshot(windows, router_rows, self.tau)
+
+    def measure(self, router_rows: np.ndarray) -> list[StreamReading]:
+        """The streaming metrics of each domain that has a full window, computed on the spot; see `snapshot`."""
+        return self.snapshot(router_rows).readings()
 
     def state(self) -> dict[str, torch.Tensor]:
         """The windows of all processes as tensors, for a checkpoint; every process has to call it."""
@@ -90,6 +115,11 @@ class StreamMonitor:
             domain: SampleRouting(*(state[f"{domain}.{field.name}"].numpy() for field in fields(SampleRouting)))
             for domain in domains
         }
+
+
+def stream_points(step: int, snapshot: StreamSnapshot) -> StreamPoints:
+    """What a snapshot comes to, with its step."""
+    return StreamPoints(step, snapshot.readings())
 
 
 def stream_metrics(weights_SLE: np.ndarray, blocks: tuple[np.ndarray, np.ndarray], tau: float) -> dict[str, Estimate]:

@@ -45,6 +45,14 @@ class Panel:
             chosen &= (self.first_step > 0) & (self.first_step <= met_by)
         return np.flatnonzero(chosen)
 
+    def names(self, members: np.ndarray) -> list[str]:
+        """Members as their document's id, in hexadecimal, and the piece of it."""
+        samples = self.samples
+        return [
+            f"{document:016x}/{piece}"
+            for document, piece in zip(samples.document[members], samples.piece[members], strict=True)
+        ]
+
 
 @dataclass(frozen=True)
 class PanelReading:

@@ -64,8 +64,20 @@ class ProbeSettings(Section):
 
 class MonitorSettings(Section):
     enabled: bool = Field(True, description="Whether routing is recorded by sample.")
+    budget: Literal["fixed", "auto"] = Field(
+        "fixed",
+        description="fixed: panel.readings and probes.readings as they are set. auto: both are chosen at the start, by "
+        "measured time, so that the panel takes 1% and the probes 5% of a run of an hour or more, 15% each of a "
+        "shorter one, from 10 to 100 readings; the run's config.yaml holds what was chosen.",
+    )
     every: int = Field(50, ge=1, description="Steps between readings of the streaming metrics.")
     window: int = Field(64, ge=2, description="Newest samples of a domain that the streaming metrics are taken over.")
+    store_top: int = Field(
+        0,
+        ge=0,
+        description="Heaviest experts a layer whose share of each training sample's routing is written to "
+        "routing/samples_*.parquet; 0: none.",
+    )
     tau: float = Field(0.7, gt=0, lt=1, description="Share of routing weight that a pathway keeps in each layer.")
 
 

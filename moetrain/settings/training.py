@@ -41,11 +41,15 @@ class ModelSettings(Section):
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
     initializer_range: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
     tie_word_embeddings: bool = Field(False, description="Whether input and output embeddings are one matrix.")
-    experts: Literal["auto", "grouped_mm", "loop", "dense"] = Field(
-        "auto", description="Backend of the experts; dense is the twin of equal active size, without a router."
+    experts: Literal["auto", "megablocks", "grouped_mm", "loop", "dense"] = Field(
+        "auto",
+        description="Backend of the experts. auto: grouped_mm on CPU; on CUDA the first of megablocks, grouped_mm and "
+        "loop that works. dense is the twin of equal active size, without a router.",
     )
-    attention: Literal["auto", "sdpa", "batched", "reference"] = Field(
-        "auto", description="Backend of attention; every one keeps samples apart. auto: batched on CPU, else sdpa."
+    attention: Literal["auto", "flash_attn", "varlen", "sdpa", "batched", "reference"] = Field(
+        "auto",
+        description="Backend of attention; every one keeps samples apart. auto: batched on CPU; on CUDA the first of "
+        "flash_attn, varlen and sdpa that works.",
     )
     balancing: Literal["aux", "bias", "none"] = Field(
         "aux", description="Load balancing: auxiliary loss, loss-free bias on the selection, or none."
@@ -56,6 +60,11 @@ class ModelSettings(Section):
     router_aux_loss_coef: float = Field(0.01, ge=0, description="Weight of the load-balancing loss (balancing: aux).")
     router_z_loss_coef: float = Field(0.001, ge=0, description="Weight of the router's z loss.")
     bias_update_rate: float = Field(0.001, ge=0, description="Step of the selection bias (balancing: bias).")
+    initialize_from: str | None = Field(
+        None,
+        description="Weights to start from: a folder of transformers' OLMoE, or OWNER/NAME[@REVISION] of the hub; the "
+        "sizes here and tokenizer.model must be its own. null: random ones.",
+    )
 
     @property
     def key_value_heads(self) -> int:
@@ -121,11 +130,18 @@ class TrainSettings(Section):
     eval_tokens: int = Field(32_768, ge=1, description="Held-out tokens read by domain at each of them.")
     checkpoint_every: int | None = Field(1000, ge=1, description="Steps between checkpoints; null: only at the end.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    keep_every: int | None = Field(
+        None, ge=1, description="Checkpoints of steps that are its multiples are kept as well; null: none are."
+    )
 
     @model_validator(mode="after")
     def _batch(self) -> TrainSettings:
         if self.micro_batch_rows is not None and self.batch_rows % self.micro_batch_rows:
             raise ValueError(
                 f"batch_rows {self.batch_rows} must be a multiple of micro_batch_rows {self.micro_batch_rows}"
+            )
+        if self.keep_every and (self.checkpoint_every is None or self.keep_every % self.checkpoint_every):
+            raise ValueError(
+                f"keep_every {self.keep_every} must be a multiple of checkpoint_every {self.checkpoint_every}"
             )
         return self

@@ -63,7 +63,7 @@ def forward_backward(
         batch = stream.batch(step, start, micro).to(accelerator.device)
         last = start + micro == first + share
         with nullcontext() if last else accelerator.no_sync(model):
-            output: Output = model(*batch.inputs())
+            output: Output = model(*batch.inputs(settings.watches_routing))
             loss = output.loss_sum / predicted + _router_losses(output.routing, balancing, settings, real)
             # DDP averages gradients over processes; the division above already counts all of them.
             (loss * accelerator.num_processes).backward()

@@ -35,6 +35,10 @@ class Clock:
     def spent(self, what: str) -> float:
         return self.seconds.get(what, 0.0)
 
+    def taken(self, what: str) -> float:
+        """Time spent on ``what``, which is forgotten: it was a trial and belongs to no run's cost."""
+        return self.seconds.pop(what, 0.0)
+
     def share(self, *what: str) -> float:
         """Share of all measured time."""
         total = sum(self.seconds.values())

@@ -4,7 +4,9 @@ import torch
 from moetrain.config import ModelSettings
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
+from moetrain.model.backends import Backends
 from moetrain.model.transformer import Transformer
+from tests.model import stand_ins
 
 SMALL = {
     "hidden_size": 32,
@@ -86,6 +88,27 @@ def test_every_backend_gives_the_reference_loss_gradients_and_routing(batch, att
         torch.testing.assert_close(
             my_gradients[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("attention", ["varlen", "flash_attn"])
+def test_a_checkpoint_gives_the_same_through_the_kernels_for_cuda(batch, monkeypatch, attention, recompute):
+    reference = make_model(attention="reference", experts="loop", num_key_value_heads=2)
+    expected, its_gradients = gradients(reference, batch)
+    stand_ins.put_megablocks(monkeypatch)
+    stand_ins.put_flash_attn(monkeypatch)
+    stand_ins.put_varlen(monkeypatch)
+    monkeypatch.setattr(Transformer, "backends", lambda self, device: Backends(attention, "megablocks", ()))
+    model = make_model(num_key_value_heads=2, recompute=recompute)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    model.load_state_dict(reference.state_dict())
+    mine, my_gradients = gradients(model, batch)
+    torch.testing.assert_close(mine.loss_BT, expected.loss_BT, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mine.routing.sums_LBRE, expected.routing.sums_LBRE, rtol=1e-5, atol=1e-5)
+    for name, gradient in its_gradients.items():
+        torch.testing.assert_close(my_gradients[name], gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_loss_and_routing_by_sample_are_the_same_packed_and_alone(batch):

@@ -198,9 +198,8 @@ def test_domains_read_over_other_lengths_are_not_compared(make_settings):
 def test_results_come_in_order_and_state_restores_the_losses(made):
     _, _, _, _, panel = made
     monitor = PanelMonitor(panel, DOMAINS, 0.7, STEPS, {"stories": 10.0, "sums": None})
-    for step in (0, 10, 20, 30):
-        monitor.submit(reading_of(made, step)[1], Surroundings(step * 100, None, None))
-    points = monitor.results(wait=True)
+    steps = (0, 10, 20, 30)
+    points = [monitor.take(reading_of(made, step)[1], Surroundings(step * 100, None, None)) for step in steps]
     assert [p.step for p in points] == [0, 10, 20, 30]
     assert points[-1].metrics["memorized/fraction/stories"].mean == 1.0  # nothing moved, and 10 nats are easily met
     assert not any("fraction/sums" in tag for p in points for tag in p.metrics)
@@ -211,8 +210,11 @@ def test_results_come_in_order_and_state_restores_the_losses(made):
     for domain in (0, 1):
         for mine, theirs in zip(again.losses(domain), monitor.losses(domain), strict=True):
             assert np.array_equal(mine, theirs)
-    monitor.close()
-    again.close()
+    changes = [point.memorized for point in points]
+    assert [sorted(change) for change in changes] == [[], [], ["stories"], []]
+    seen = panel.members(0, SEEN)
+    assert changes[2]["stories"].newly == panel.names(seen)
+    assert changes[2]["stories"].undone == []
 
 
 def test_the_thresholds_of_the_phase_rule_are_settings():
@@ -230,12 +232,11 @@ def test_a_phase_is_judged_once_there_are_readings_enough(made):
     thresholds = grokking.PhaseThresholds(window=3, samples=8)
     monitor = PanelMonitor(panel, DOMAINS, 0.7, 1000, dict.fromkeys(DOMAINS), thresholds)
     stored = reading_of(made, 40)[1]
+    points = []
     for number in range(24):
         loss = stored.loss * max(0.1, 1 - 0.2 * number)
         reading = replace(stored, step=40 + number, loss=loss.astype(np.float32))
-        monitor.submit(reading, Surroundings(1000 * number, 1.5, 0.2))
-    points = monitor.results(wait=True)
-    monitor.close()
+        points.append(monitor.take(reading, Surroundings(1000 * number, 1.5, 0.2)))
     told = [(change.before.name, change.after.name) for p in points for change in p.changes.values()]
     assert ("UNDECIDED", "LEARNING") in told
     assert points[-1].phases["stories"].phase is grokking.Phase.MEMORIZING

@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -11,7 +12,15 @@ from moetrain.training.checkpoint import CheckpointError, checkpoint_folder
 from tests.run.reading import scalars, states
 
 STEPS = 12
-SETTINGS = ("train.micro_batch_rows=4", "data.domains.sums.panel_tokens=12", "model.balancing=bias")
+SETTINGS = (
+    "train.micro_batch_rows=4",
+    "data.domains.sums.panel_tokens=12",
+    "data.domains.stories.eps=5.0",
+    "model.balancing=bias",
+    "monitor.store_top=2",
+    "probes.tasks=[quiz.jsonl]",
+    "probes.readings=5",
+)
 
 
 class StopAt:
@@ -60,6 +69,25 @@ def assert_same_run(resumed, straight):
     summaries = [json.loads((run / "summary.json").read_text()) for run in (resumed, straight)]
     assert summaries[0]["domains"] == summaries[1]["domains"]
     assert summaries[0]["tokens"] == summaries[1]["tokens"]
+    assert summaries[0]["probes"] == summaries[1]["probes"]
+    assert len(summaries[0]["probes"]) == 2
+    assert records(resumed) == records(straight)
+    assert told(resumed) == told(straight)
+
+
+def records(run):
+    """Every row of every record, whatever pieces it stands in."""
+    kinds = {"panel": [], "router": [], "probe": [], "samples": []}
+    for path in sorted((run / "routing").glob("*.parquet")):
+        kinds[path.name.partition("_")[0]] += pq.read_table(path).to_pylist()
+    assert all(kinds.values())
+    return kinds
+
+
+def told(run):
+    """The events that a run's course has made, without those of its interruptions."""
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return sorted(json.dumps(event) for event in events if event["type"] in ("phase", "memorized", "probe"))
 
 
 def test_the_straight_run_learned_and_drew_its_curves(straight):

@@ -1,0 +1,1 @@
+"""A run from end to end, in pieces that `moetrain.train` puts one after another."""

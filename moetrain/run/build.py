@@ -1,0 +1,164 @@
+"""What a run is made of, and how it is put together and described before its first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from moetrain import __version__
+from moetrain.config import Settings, SettingsError
+from moetrain.dashboard.preview import DATA_COLUMNS, data_rows, data_summary, model_line, stream_line
+from moetrain.dashboard.terminal import Terminal
+from moetrain.data.corpus import Corpus, prepare_corpus
+from moetrain.data.stream import Stream, training_stream, validation_streams
+from moetrain.grokking import PhaseThresholds
+from moetrain.routing.beside import Beside
+from moetrain.routing.monitor import StreamMonitor, StreamPoints
+from moetrain.routing.panel import draw_panel
+from moetrain.routing.panel_monitor import PanelMonitor, PanelPoints, Surroundings
+from moetrain.routing.samples import SampleStore
+from moetrain.run.probing import COLUMNS, Probes, load_probes
+from moetrain.training.balancing import Balancing
+from moetrain.training.checkpoint import CheckpointError
+from moetrain.training.curves import Interval, expert_load
+from moetrain.training.guards import FiniteGuard
+from moetrain.training.initialize import initial_model
+from moetrain.training.optimizer import make_optimizer
+from moetrain.training.parallel import compute_dtype, gather_objects, start_accelerator
+from moetrain.training.run_folder import RunFolder, open_run_folder
+from moetrain.training.step import StepStatistics, bare
+from moetrain.training.throughput import Clock
+
+
+@dataclass
+class Run:
+    """What a run is made of."""
+
+    settings: Settings
+    accelerator: Accelerator
+    terminal: Terminal
+    corpus: Corpus
+    stream: Stream
+    validation: dict[str, Stream]
+    model: nn.Module
+    optimizer: torch.optim.AdamW
+    balancing: Balancing
+    monitor: StreamMonitor
+    panel: PanelMonitor | None
+    probes: Probes | None
+    steps: int
+    interval: Interval
+    token_bytes: torch.Tensor  # int64 [V], bytes of text that each token id stands for
+    met: np.ndarray  # int64 [domains], text tokens trained on
+    beside: Beside[StreamPoints | PanelPoints] = field(default_factory=Beside)
+    sample_store: SampleStore | None = None  # once the run has a folder, where it is asked for
+    guard: FiniteGuard = field(default_factory=FiniteGuard)
+    troubles: list[str] = field(default_factory=list)  # what went wrong since they were last told, and was survived
+    clock: Clock = field(default_factory=Clock)
+    tokens_trained: int = 0
+    newest: StepStatistics | None = None
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """What the newest step says of the routers as a whole."""
+        if self.newest is None:
+            return Surroundings(self.tokens_trained, None, None)
+        load_cv = expert_load(self.newest.load_LE)["experts/load_cv"]
+        return Surroundings(self.tokens_trained, float(self.newest.entropy_L.mean()), load_cv)
+
+
+def build(settings: Settings) -> Run:
+    """Processes, data, model and instruments of a run."""
+    accelerator = start_accelerator(settings)
+    terminal = Terminal(speaks=accelerator.is_main_process)
+    with accelerator.main_process_first():
+        corpus = prepare_corpus(settings, terminal.preparing)
+        probes = load_probes(settings, corpus, terminal.preparing)
+    stream = training_stream(corpus, settings)
+    share = settings.train.batch_rows // accelerator.num_processes
+    rows = settings.train.micro_batch_rows or share
+    validation = validation_streams(corpus, settings, rows)
+    torch.manual_seed(settings.run.seed)
+    dtype = compute_dtype(settings, accelerator.device)
+    transformer = initial_model(settings, corpus.tokenizer, dtype).to(accelerator.device)
+    names = list(settings.data.domains)
+    steps = min(stream.steps, settings.train.max_steps or stream.steps)
+    return Run(
+        settings=settings,
+        accelerator=accelerator,
+        terminal=terminal,
+        corpus=corpus,
+        stream=stream,
+        validation=validation,
+        optimizer=make_optimizer(transformer, settings.optim),
+        balancing=Balancing(transformer, settings.model),
+        model=accelerator.prepare_model(transformer),
+        monitor=StreamMonitor(names, settings.monitor.window, settings.monitor.tau, gather_objects),
+        panel=panel_monitor(corpus, stream, settings, steps, rows),
+        probes=probes,
+        steps=steps,
+        interval=Interval(names),
+        token_bytes=torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(accelerator.device),
+        met=np.zeros(len(names), np.int64),
+    )
+
+
+def panel_monitor(corpus: Corpus, stream: Stream, settings: Settings, steps: int, rows: int) -> PanelMonitor | None:
+    """The panel and what becomes of its readings; none without a router or a monitor."""
+    if not settings.watches_routing:
+        return None
+    panel = draw_panel(corpus, stream, settings, steps, rows)
+    if not len(panel):
+        return None  # no text is as long as panel.tokens; the table of the data says so
+    eps = {name: domain.eps for name, domain in settings.data.domains.items()}
+    thresholds = PhaseThresholds(**settings.phase.model_dump())
+    return PanelMonitor(panel, list(settings.data.domains), settings.monitor.tau, steps, eps, thresholds)
+
+
+def sample_store(run: Run, folder: Path) -> SampleStore | None:
+    """Where the routing of all training samples goes, if it is asked for."""
+    settings = run.settings
+    if not (settings.watches_routing and settings.monitor.store_top):
+        return None
+    names = list(settings.data.domains)
+    top = min(settings.monitor.store_top, settings.model.num_experts)
+    return SampleStore(folder, run.accelerator.process_index, top, run.stream.samples, names)
+
+
+def describe(run: Run) -> None:
+    """Print what is about to be trained, on what, and what of it will stay unused."""
+    transformer, processes = bare(run.model), run.accelerator.num_processes
+    run.terminal.note(f"moetrain {__version__}: {model_line(transformer)}, {processes} process{'es' * (processes > 1)}")
+    for note in transformer.backends(run.accelerator.device).notes:
+        run.terminal.note(note)
+    for domain in run.corpus.domains:
+        for place in domain.report.bad_places:
+            run.terminal.note(f"skipped {place}")
+    summary = data_summary(run.corpus, run.stream, run.steps, run.settings)
+    run.terminal.table("data", DATA_COLUMNS, data_rows(summary))
+    if run.probes is not None:
+        run.terminal.table("probes", COLUMNS, run.probes.rows())
+    run.terminal.note(stream_line(run.stream, run.steps, run.settings))
+
+
+def claim_folder(run: Run) -> RunFolder:
+    """The run's folder, chosen and locked by the main process, known to all."""
+    folder: RunFolder | None = None
+    error: Exception | None = None
+    if run.accelerator.is_main_process:
+        try:
+            folder = open_run_folder(run.settings)
+        except (SettingsError, CheckpointError, OSError) as caught:
+            error = caught
+    folder, error = gather_objects((folder, error))[0]
+    if error is not None:
+        raise error
+    assert folder is not None
+    for note in folder.notes:
+        run.terminal.note(note)
+    return folder

@@ -1,0 +1,135 @@
+"""A run kept: its checkpoints, how it takes one up again, and the summary it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from moetrain import __version__
+from moetrain.dashboard.outputs import Outputs
+from moetrain.dashboard.preview import data_summary
+from moetrain.dashboard.summary import summary_rows, write_summary
+from moetrain.data.stream import stream_tokens
+from moetrain.routing.panel_monitor import memorization_summary
+from moetrain.routing.store import list_pieces
+from moetrain.run.build import Run
+from moetrain.run.relations import PAPER
+from moetrain.run.watch import MONITORING, show, store
+from moetrain.training.checkpoint import Checkpoint, CheckpointError, drop_checkpoints, save_checkpoint
+from moetrain.training.optimizer import load_optimizer_state, optimizer_state
+from moetrain.training.parallel import gather_objects
+from moetrain.training.step import bare
+from moetrain.training.throughput import peak_memory
+
+
+def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
+    """Write the checkpoint of a step; a disk that is full costs the checkpoint, not the run.
+
+    Returns whether it was written, on every process.
+    """
+    store(run, step)  # before the next line, in which all processes meet: the manifest lists every piece
+    windows = run.monitor.state()  # of all processes
+    return gather_objects(outputs is not None and _write(run, folder, step, outputs, windows))[0]
+
+
+def _write(run: Run, folder: Path, step: int, outputs: Outputs, windows: Mapping[str, torch.Tensor]) -> bool:
+    """The main process's part of `save`."""
+    show(run, outputs, wait=True)
+    with run.clock.measure("checkpoint"):
+        states = {
+            "model": bare(run.model).state_dict(),
+            "optimizer": optimizer_state(bare(run.model), run.optimizer),
+            "balancing": run.balancing.state(),
+            "interval": run.interval.state(),
+            "monitor": windows,
+            "panel": run.panel.state() if run.panel else {},
+            "probes": run.probes.history.state() if run.probes else {},
+            "relations": run.probes.relations.state() if run.probes else {},
+        }
+        record = {
+            "domains": outputs.domains,
+            "tasks": outputs.tasks,
+            "tokens_trained": run.tokens_trained,
+            "guard": run.guard.state(),
+            "corpus": run.corpus.fingerprint,
+            "pieces": list_pieces(folder),
+            "not_finite": run.monitor.not_finite,
+        }
+        saved = outputs.checkpoint(step, lambda sizes: save_checkpoint(folder, step, states, record, sizes))
+        if saved:
+            try:
+                drop_checkpoints(folder, run.settings.train.keep_checkpoints, run.settings.train.keep_every)
+            except OSError as error:
+                outputs.guard(step, f"an old checkpoint was not removed ({error})")
+        return saved
+
+
+def resume(run: Run, checkpoint: Checkpoint) -> int:
+    """Put everything back as it was; returns the step to go on from.
+
+    Raises:
+        CheckpointError: the data is not what the checkpoint was trained on.
+    """
+    if checkpoint.record["corpus"] != run.corpus.fingerprint:
+        raise CheckpointError(
+            "the checkpoint was trained on other data or another tokenizer: restore them, or set train.resume=never"
+        )
+    model = bare(run.model)
+    model.load_state_dict(checkpoint.states["model"])
+    load_optimizer_state(model, run.optimizer, checkpoint.states["optimizer"])
+    run.balancing.load_state(checkpoint.states["balancing"])
+    run.interval.load_state(checkpoint.states.get("interval", {}), run.accelerator.device)
+    run.monitor.load_state(checkpoint.states.get("monitor", {}), run.accelerator.is_main_process)
+    if run.panel is not None:
+        run.panel.load_state(checkpoint.states.get("panel", {}))
+    if run.probes is not None:
+        run.probes.history.load_state(checkpoint.states.get("probes", {}))
+        run.probes.relations.load_state(checkpoint.states.get("relations", {}))
+    run.tokens_trained = checkpoint.record["tokens_trained"]
+    run.met = stream_tokens(run.stream, len(run.met), 0, checkpoint.step)
+    run.guard.load_state(checkpoint.record["guard"])
+    run.monitor.not_finite = checkpoint.record["not_finite"]
+    return checkpoint.step
+
+
+def finish(run: Run, outputs: Outputs) -> None:
+    """Write the summary, whose presence says that the run is finished, and print its table."""
+    every, active = bare(run.model).parameter_counts()
+    if run.panel is not None:
+        for domain, memorized in memorization_summary(run.panel).items():
+            outputs.domains[domain]["memorized"] = memorized
+            outputs.memorized(run.steps, domain, {"rule": "finished run", **memorized})
+    if run.probes is not None:
+        for name, task in outputs.tasks.items():
+            task["generalized"] = run.probes.history.group_sizes(name)
+        for domain in outputs.domains:
+            outputs.domains[domain]["correlations"] = run.probes.relations.as_dict(domain)
+    share, memory = run.clock.share(*MONITORING), peak_memory(run.accelerator.device)
+    summary = {
+        "domains": outputs.domains,
+        "probes": outputs.tasks,
+        "correlations_of_the_paper": PAPER,
+        "data": data_summary(run.corpus, run.stream, run.steps, run.settings),
+        "steps": run.steps,
+        "tokens": run.tokens_trained,
+        "tokens_per_second": run.clock.rate(),
+        "monitor_share": share,
+        "parameters": {"all": every, "active": active},
+        "rows_full": run.stream.fullness(),
+        "skipped_updates": run.guard.skipped,
+        "samples_not_finite": run.monitor.not_finite,
+        "peak_memory_bytes": memory,
+        "seconds": dict(run.clock.seconds),
+        "version": __version__,
+    }
+    write_summary(outputs.folder, summary)
+    outputs.close()
+    columns = {"bits_per_byte": "bits/byte", "validation_loss": "held-out loss", "train_loss": "train loss"}
+    columns |= {"stream/d_path": "D_path", "stream/cosine": "cosine"}
+    run.terminal.table("result", ["domain", *columns.values()], summary_rows(outputs.domains, columns))
+    run.terminal.note(
+        f"{run.tokens_trained:,} tokens, {run.clock.rate():,.0f} tokens/s, monitoring {share:.2%} "
+        f"of the time, peak memory {memory / 2**30:.2f} GiB; all of it is in {outputs.folder}"
+    )

@@ -1,0 +1,176 @@
+"""What is measured while a run trains, and shown: routing, panel, held-out loss, training curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from moetrain.dashboard.outputs import Outputs
+from moetrain.data.stream import Batch
+from moetrain.grokking import gram_blocks
+from moetrain.model.router import Router
+from moetrain.model.transformer import Routing
+from moetrain.probes.scoring import score
+from moetrain.routing.monitor import StreamPoints, stream_points
+from moetrain.routing.panel import read_panel
+from moetrain.routing.panel_monitor import PanelPoints
+from moetrain.routing.recorder import SampleRouting, record_samples
+from moetrain.routing.store import as_stored, write_reading
+from moetrain.run.build import Run
+from moetrain.run.probing import write_scores
+from moetrain.training.evaluation import heldout_losses
+from moetrain.training.parallel import gather_objects
+from moetrain.training.schedule import learning_rate
+from moetrain.training.step import bare
+from moetrain.training.throughput import peak_memory
+
+MONITORING = ("record", "stream", "panel", "probes")
+"""What of the clock's entries is the monitor's."""
+
+
+def record(run: Run, step: int, recorded: list[tuple[Batch, Routing]]) -> None:
+    """Put the routing of this process's rows of a step into the windows, and on disk where it is asked for."""
+    before = run.monitor.not_finite
+    rows, slots = run.settings.train.batch_rows, run.stream.most_samples
+    row = (step - 1) * rows + run.accelerator.process_index * (rows // run.accelerator.num_processes)
+    for batch, routing in recorded:
+        records = record_samples(
+            routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.whole_BS, row * slots
+        )
+        run.monitor.add(records)
+        store(run, step, records)
+        row += len(batch.samples_BS)
+    if lost := run.monitor.not_finite - before:
+        run.troubles.append(f"the routing of {lost} samples was not finite: they are left out of the streaming metrics")
+
+
+def tell_troubles(run: Run, step: int, outputs: Outputs | None) -> None:
+    """Tell what went wrong in a step and was survived."""
+    if outputs is not None:
+        for problem in run.troubles:
+            outputs.guard(step, problem)
+    run.troubles.clear()
+
+
+def store(run: Run, step: int, records: SampleRouting | None = None) -> None:
+    """Routing of training samples onto disk, where it is asked for; without ``records``, what was gathered so far."""
+    if run.sample_store is None:
+        return
+    try:
+        if records is None:
+            run.sample_store.flush()
+        else:
+            run.sample_store.add(step, records)
+    except OSError as error:
+        run.troubles.append(f"routing of training samples was not stored ({error}): it is tried again")
+
+
+def router_rows(model: nn.Module) -> np.ndarray:
+    """The routers' weights, [L, E, D]."""
+    return np.stack([m.weight.detach().float().cpu().numpy() for m in bare(model).modules() if isinstance(m, Router)])
+
+
+def stored_blocks(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The Gram blocks of the routers now, as a reading is stored with them."""
+    return gram_blocks(router_rows(run.model))
+
+
+def measure(run: Run, step: int, outputs: Outputs | None) -> None:
+    """Have the streaming metrics of each domain computed beside the training."""
+    if not run.settings.watches_routing:
+        return
+    with run.clock.measure("stream"):
+        snapshot = run.monitor.snapshot(router_rows(run.model))
+        if outputs is None:
+            return
+        run.beside.submit(stream_points, step, snapshot)
+    show(run, outputs)
+
+
+def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
+    """Read the panel, keep the reading, and have its metrics computed beside the training."""
+    if run.panel is None:
+        return
+    with run.clock.measure("panel"):
+        accelerator = run.accelerator
+        process = (accelerator.process_index, accelerator.num_processes)
+        inputs = run.settings.panel.linear_kernel
+        reading = read_panel(
+            bare(run.model), run.panel.panel, step, accelerator.device, *process, gather_objects, inputs
+        )
+        if outputs is None:
+            return
+        stored = as_stored(run.panel.panel, reading, run.panel.domains, stored_blocks(run))
+        try:
+            write_reading(folder, stored)
+        except OSError as error:
+            outputs.guard(step, f"the panel reading was not stored ({error}); its metrics are shown")
+        run.beside.submit(run.panel.take, stored, run.surroundings)
+    show(run, outputs)
+
+
+def show(run: Run, outputs: Outputs, wait: bool = False) -> None:
+    """Log what has been computed beside the training; with ``wait``, all of it."""
+    with run.clock.measure("panel"):  # streaming metrics are not worth waiting for
+        done = run.beside.results(wait)
+    for result in done:
+        match result.value:
+            case StreamPoints(step, readings):
+                run.clock.add_beside("stream", result.seconds)
+                outputs.streaming(step, readings)
+            case PanelPoints() as points:
+                run.clock.add_beside("panel", result.seconds)
+                outputs.panel(points)
+
+
+def probe(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
+    """Score all tasks, keep the answers, and relate accuracy to what the router says by now."""
+    if run.probes is None:
+        return
+    probes = run.probes
+    with run.clock.measure("probes"):
+        process = (run.accelerator.process_index, run.accelerator.num_processes)
+        scores = score(bare(run.model), probes.prepared, run.accelerator.device, *process, gather_objects)
+        probes.history.add(step, run.tokens_trained, scores)
+    if outputs is None:
+        return
+    show(run, outputs, wait=True)  # correlations take the newest values: which ones those are must not depend on time
+    with run.clock.measure("probes"):
+        try:
+            write_scores(folder, step, scores)
+        except OSError as error:
+            outputs.guard(step, f"the answers of the probes were not stored ({error}); their scores are shown")
+        outputs.probes(step, scores)
+        probes.relations.add(outputs.domains)
+        for domain in outputs.domains:
+            found = probes.relations.correlations(domain)
+            points = {name: each["raw", "spearman"].value for name, each in found.items()}
+            outputs.correlations(step, domain, {name: value for name, value in points.items() if value == value})
+
+
+def validate(run: Run, step: int, outputs: Outputs | None) -> None:
+    """Held-out loss of each domain."""
+    with run.clock.measure("validate"):
+        losses = heldout_losses(run.accelerator, bare(run.model), run.validation, run.token_bytes)
+    if outputs is not None:
+        outputs.validation(step, losses)
+
+
+def log(run: Run, step: int, outputs: Outputs | None) -> None:
+    """The training curves since the last point."""
+    points = run.interval.points()
+    if outputs is None:
+        return
+    points["optim/learning_rate"] = learning_rate(step, run.steps, run.settings.optim)
+    points |= {f"data/tokens/{domain.name}": float(n) for domain, n in zip(run.corpus.domains, run.met, strict=True)}
+    system = {
+        "system/tokens_per_second": run.clock.rate_since_last(),
+        "system/monitor_share": run.clock.share(*MONITORING),
+        "system/monitor_panel": run.clock.share("panel"),
+        "system/monitor_probes": run.clock.share("probes"),
+        "system/monitor_stream": run.clock.share("record", "stream"),
+        "system/memory": float(peak_memory(run.accelerator.device)),
+    }
+    outputs.training(step, points, system)

@@ -1,0 +1,193 @@
+"""The benchmarks in small: real code on tiny shapes, what they write, and how a ratio is made."""
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+
+from tests.conftest import small_run
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # as python tools/bench.py has it
+
+import bench
+from benchmarks import flops, monitor, monitor_costs, timing, transformers_peers
+
+
+@pytest.fixture
+def config(corpus_folder, tmp_path, tmp_path_factory):
+    """The words of a command line that name a small run."""
+    (tmp_path / "small.yaml").write_text("run: {name: small}\n")
+    return [str(tmp_path / "small.yaml"), *small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())]
+
+
+def run(tmp_path, *words):
+    """A benchmark by its command line; returns what it wrote."""
+    assert bench.main([*words, "--json", str(tmp_path / "result.json")]) == 0
+    text = (tmp_path / "result.json").read_text()
+    assert "NaN" not in text
+    result = json.loads(text)
+    assert result["command"].startswith("python tools/bench.py " + words[0])
+    assert result["machine"]["torch"] == torch.__version__
+    assert result["machine"]["processor"]
+    assert len(result["date"]) == 10
+    return result
+
+
+def test_ratios_are_of_medians_and_sides_take_turns_on_the_same_numbers():
+    took = {"slow": [9.0, 2.0, 4.0], "fast": [1.0, 1.0, 8.0]}
+    assert timing.ratio(took["slow"], took["fast"])["ratio"] == 4.0  # the mean would say 1.5
+    share = timing.share_with_interval([1.1, 1.2, 1.3], [1.0, 1.0, 9.0])
+    assert share["share"] == pytest.approx(0.2)
+    assert share["low"] <= share["share"] <= share["high"]
+    with pytest.raises(ValueError, match="same turns"):
+        timing.ratio([1.0], [1.0, 2.0])
+    order = []
+    sides = {name: lambda turn, name=name: order.append((turn, name)) for name in "ab"}
+    timings = timing.take_turns(sides, turns=2, device=torch.device("cpu"), warmup=1)
+    assert order == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
+    assert all(len(timings[name].wall) == len(timings[name].cpu) == 2 for name in "ab")
+    assert timings["a"].seconds == median(timings["a"].wall)
+
+
+def test_monitor_measures_blocks_with_and_without_and_a_panel_reading(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    asked = ("--parts", "share", "panel", "--pairs", "2", "--steps", "2")
+    result = run(tmp_path, "monitor", *config, "train.max_steps=null", *asked)
+    share, panel = result["share"]["small"], result["panel"]["small"]
+    for by in ("wall", "cpu"):
+        assert share[by]["low"] <= share[by]["share"] <= share[by]["high"]
+    assert 0 < share["inside"] < 1
+    assert share["with"]["turns"] == share["without"]["turns"] == 2
+    assert share["wall"]["share"] == pytest.approx(share["with"]["seconds"] / share["without"]["seconds"] - 1)
+    assert (share["domains"], share["window"], share["steps_between_readings"]) == (2, 8, 2)
+    assert panel["samples"] > 16
+    assert 0 < panel["training_waits_seconds"] <= panel["until_shown_seconds"]
+    assert "by processor time" in capsys.readouterr().out
+
+
+def test_a_block_without_the_monitor_reads_and_records_nothing(config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(monitor, "measure", lambda run, step, outputs: seen.append(run.settings.monitor.enabled))
+    forward = monitor.train_step
+
+    def noted(run, step):
+        before = run.clock.spent("record")
+        forward(run, step)
+        assert (run.clock.spent("record") > before) == run.settings.monitor.enabled
+
+    monkeypatch.setattr(monitor, "train_step", noted)
+    settings = bench.parse(["monitor", *config, "train.max_steps=null"])
+    monitor.share(monitor.load_configs(settings)[0], pairs=2, steps=2)
+    assert seen == [True, False, False, True]
+
+
+def test_costs_grow_and_are_drawn_and_distances_are_those_of_the_same_sequences(tmp_path):
+    pytest.importorskip("matplotlib")
+    found = monitor_costs.costs({"samples": (8, 64), "layers": (2,), "experts": (4,)}, seconds=0.02)
+    assert [(row["samples"], row["layers"], row["experts"]) for row in found] == [
+        (8, 16, 64),
+        (64, 16, 64),
+        (64, 2, 64),
+        (64, 16, 4),
+    ]
+    assert found[1]["reading_seconds"] > found[0]["reading_seconds"] > 0
+    assert all(row["record_seconds"] > 0 for row in found)
+    monitor_costs.draw(found, tmp_path / "costs.png")
+    assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")
+    result = run(tmp_path, "monitor", "--parts", "distances", "--samples", "30")["distances"]
+    sharp, flat = result["sharp"], result["flat"]
+    assert sharp["symbols"] < flat["symbols"]
+    assert sharp["ratio_to_cdist"]["ratio"] == pytest.approx(sharp["d_path"]["seconds"] / sharp["cdist"]["seconds"])
+
+
+def test_what_cannot_be_measured_is_one_line(config, capsys):
+    never_full = ("monitor.window=9999", "train.batch_rows=1", "--pairs", "1", "--steps", "1")
+    for words, said in (
+        (("monitor", *config, "--parts", "share", "--steps", "100000"), "is enough for"),
+        (("monitor", *config, "monitor.enabled=false"), "nothing is watched"),
+        (("monitor", *config, *never_full), "lower monitor.window"),
+        (("monitor", "--parts", "distances", "--samples", "4", "--figure", "x.png"), "add costs to --parts"),
+        (("monitor", *config, "model.expert=3"), "unknown key"),
+    ):
+        assert bench.main(list(words)) == 2
+        complaint = capsys.readouterr().err
+        assert complaint.startswith("error: ")
+        assert complaint.count("\n") == 1
+        assert said in complaint
+
+
+def test_peers_compares_medians_of_steps_on_the_same_data(config, tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("matplotlib")
+    figure = tmp_path / "peers.png"
+    result = run(
+        tmp_path,
+        "peers",
+        *config,
+        "train.precision=bf16",
+        "train.batch_rows=4",
+        "--turns",
+        "2",
+        "--figure",
+        str(figure),
+    )
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    sides = result["sides"]
+    dense = next(name for name in sides if name.startswith("transformers dense"))
+    olmoe = [name for name in sides if name.startswith("transformers ") and name != dense]
+    assert len(olmoe) == 2
+    assert result["transformers_fastest"] == min(olmoe, key=lambda name: sides[name]["seconds"])
+    for key, side in (
+        ("ratio_to_transformers", result["transformers_fastest"]),
+        ("ratio_to_dense", "moetrain dense"),
+        ("ratio_to_transformers_dense", dense),
+    ):
+        assert result[key] == pytest.approx(sides[side]["seconds"] / sides["moetrain"]["seconds"])
+        low, high = result["quartiles_by_turn"][key]
+        assert 0 < low <= high
+    assert {len(side["seconds_quartiles"]) + side["turns"] for side in sides.values()} == {4}
+    assert {try_["name"].split()[1].strip(",") for try_ in result["tried"]} == {"dense", *transformers_peers.EXPERTS}
+    assert all(try_["seconds"] > 0 for try_ in result["tried"])  # none is left out where memory is enough
+    achieved = result["utilization"]["6n"] * result["matrix_flops"] * sides["moetrain"]["seconds"]
+    # 6 for each token and active parameter but the embeddings'
+    assert achieved == pytest.approx(6 * 4 * 64 * (result["parameters"]["moetrain"]["active"] - 320 * 32))
+    assert result["utilization"]["with_attention"] > result["utilization"]["6n"]
+
+
+def test_transformers_models_are_of_our_size(config):
+    pytest.importorskip("transformers")
+    settings = bench.peers.load_configs(bench.parse(["peers", *config]))[0]
+    counts = {}
+    for experts in ("grouped_mm", transformers_peers.DENSE):
+        model = transformers_peers.make_model(transformers_peers.Variant(experts, "sdpa", "float32"), settings, 320)
+        counts[experts] = sum(p.numel() for p in model.parameters())
+    ours = flops.Transformer(settings.model, 320, torch.float32)
+    assert counts["grouped_mm"] == ours.parameter_counts()[0]
+    assert counts["dense"] == ours.parameter_counts()[1] - 3 * 8 * 32  # without routers
+
+
+def test_batched_mm_is_left_out_where_its_copies_would_fill_memory(config):
+    settings = bench.peers.load_configs(bench.parse(["peers", *config, "train.batch_rows=1000000"]))[0]
+    refusals = [
+        transformers_peers.memory_refusal(
+            transformers_peers.Variant(experts, "sdpa", "float32"), settings, torch.device("cpu")
+        )
+        for experts in ("batched_mm", "eager")
+    ]
+    assert "GiB of copied weights" in refusals[0]
+    assert refusals[1] is None
+
+
+def test_operations_are_counted_pair_by_pair(config):
+    settings = bench.peers.load_configs(bench.parse(["peers", *config]))[0].model
+    model = flops.Transformer(settings, 320, torch.float32)
+    found = flops.step_flops(model, 7, torch.tensor([[0, 4], [4, 3]]))
+    pairs = sum(query >= key for length in (4, 3) for query in range(length) for key in range(length))
+    # forward 4 a pair and feature (scores, and values summed by them), backward twice that; 3 layers of width 32
+    assert found.attention == 12 * pairs * 3 * 32
+    products = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "experts" not in name)
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    assert found.parameters == 6 * 7 * (products + experts * 2 / 8)

@@ -30,7 +30,7 @@ from moetrain.training.restore import TrainedModel, open_model
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
 _METRICS = {
     "accuracy": "accuracy",
-    "accuracy_per_character": "by character",
+    "accuracy_per_character": "by char",
     "soft": "soft",
     "bpb": "bits/byte",
     "exact_match": "exact",
@@ -44,7 +44,7 @@ def table_rows(scores: dict[str, TaskScore]) -> tuple[list[str], list[list[str]]
     for name, scored in scores.items():
         chance = "-" if scored.task.kind == "likelihood" else f"{scored.task.chance:.3f}"
         found = (scored.metrics.get(metric) for metric in shown)
-        numbers = [f"{each.value:.3f} ±{each.error:.3f}" if each is not None else "-" for each in found]
+        numbers = [f"{each.value:.3f}±{each.error:.3f}" if each is not None else "-" for each in found]
         rows.append([name, f"{len(scored.task.items):,}", chance, *numbers])
     return ["task", "items", "chance", *shown.values()], rows
 

@@ -18,10 +18,10 @@ from moetrain.routing.panel import read_panel, reading_steps
 from moetrain.routing.store import remove_unlisted
 from moetrain.run.build import Run, build, claim_folder, describe
 from moetrain.run.keep import finish, resume, save
-from moetrain.run.watch import log, measure, read, record, router_rows, validate
+from moetrain.run.watch import log, measure, read, record, report_skipped, router_rows, validate
 from moetrain.training.checkpoint import CheckpointError, load_checkpoint
-from moetrain.training.guards import STOPPED_BY_SIGNAL, StopSignals, TrainingDivergedError
-from moetrain.training.parallel import end_processes, gather_objects
+from moetrain.training.guards import STOPPED_BY_SIGNAL, StopAgreement, StopSignals, TrainingDivergedError
+from moetrain.training.parallel import end_processes
 from moetrain.training.run_folder import RunFolder
 from moetrain.training.schedule import learning_rate
 from moetrain.training.step import StepStatistics, bare, forward_backward, update
@@ -102,16 +102,16 @@ def loop(run: Run, folder: RunFolder) -> int:
             remove_unlisted(folder.path, checkpoint.record["pieces"])
         outputs = Outputs(folder.path, list(settings.data.domains), checkpoint, run.terminal)
     with StopSignals() as stop:
+        agreement = StopAgreement(run.accelerator.device)
         run.terminal.start_training(first, run.steps)
         readings = reading_steps(run.steps, settings.panel.readings)
         if first == 0:
             validate(run, 0, outputs)
             read(run, folder.path, 0, outputs)
         for step in range(first + 1, run.steps + 1):
-            statistics, norm = train_step(run, step)
+            statistics, norm, skipped = train_step(run, step)
             run.interval.add(statistics, norm)
-            if outputs is not None and run.guard.in_a_row:
-                outputs.guard(step, "the gradient was not finite; the update was skipped")
+            report_skipped(skipped, outputs)
             last = step == run.steps
             if last or step % settings.monitor.every == 0:
                 measure(run, step, outputs)
@@ -121,7 +121,7 @@ def loop(run: Run, folder: RunFolder) -> int:
                 validate(run, step, outputs)
             if step in readings:
                 read(run, folder.path, step, outputs)
-            signal = next(filter(None, gather_objects(stop.received)), None)
+            signal = agreement.ask(stop.received)
             every = settings.train.checkpoint_every
             saved = True
             if last or signal or (every and step % every == 0):
@@ -163,8 +163,11 @@ def dry_run(run: Run) -> None:
         run.terminal.note(panel_cost(run.clock.spent("panel"), run.steps * seconds, run.settings.panel.readings))
 
 
-def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:
-    """One update (step 1 the first), and the routing of its samples into the monitor's windows."""
+def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor, list[int]]:
+    """One update (step 1 the first), and the routing of its samples on its way into the monitor's windows.
+
+    Returns the step's statistics, its gradient's norm, and the steps now known to have been skipped.
+    """
     recorded: list[tuple[Batch, Routing]] = []
     with run.clock.measure("train"):
         statistics = forward_backward(
@@ -177,10 +180,9 @@ def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:
             lambda batch, routing: recorded.append((batch, routing)),
         )
         rate = learning_rate(step, run.steps, run.settings.optim)
-        norm, finite = update(run.model, run.optimizer, rate, run.settings.optim.grad_clip)
-        if finite:
-            run.balancing.after_step(statistics.load_LE)
-    run.guard.check(finite, step)
+        norm, made = update(run.model, run.optimizer, rate, run.settings.optim.grad_clip)
+        run.balancing.after_step(statistics.load_LE, made)
+        skipped = run.guard.check(made, step)
     run.newest = statistics
     tokens = run.stream.real_tokens(step - 1)
     run.tokens_trained += tokens
@@ -189,7 +191,7 @@ def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:
     if run.settings.watches_routing:
         with run.clock.measure("record"):
             record(run, step, recorded)
-    return statistics, norm if finite else torch.zeros_like(norm)
+    return statistics, norm, skipped
 
 
 if __name__ == "__main__":

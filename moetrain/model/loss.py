@@ -11,7 +11,7 @@ import torch
 
 # Logits held at once. On CPU a chunk has to stay in the heap: larger blocks are mapped and zeroed anew each time,
 # which costs more than the softmax. On CUDA it has to be large enough to fill the device.
-_LOGITS_HELD = {"cpu": 2**21, "cuda": 2**27}
+_LOGITS_HELD_ON_CPU, _LOGITS_HELD = 2**21, 2**27
 
 
 def cross_entropy(
@@ -34,7 +34,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wanted = gradients and any(ctx.needs_input_grad[:2])
         losses, grad_hidden = [], torch.empty_like(hidden_ND) if wanted else None
         grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if wanted else None
-        chunk = max(64, _LOGITS_HELD[hidden_ND.device.type] // len(weight_VD))
+        held = _LOGITS_HELD_ON_CPU if hidden_ND.device.type == "cpu" else _LOGITS_HELD
+        chunk = max(64, held // len(weight_VD))
         for start in range(0, len(hidden_ND), chunk):
             here = slice(start, start + chunk)
             target_C = target_N[here]

@@ -81,6 +81,8 @@ def build(settings: Settings) -> Run:
         compute_dtype(settings, accelerator.device),
         recompute=settings.train.activation_checkpointing,
     ).to(accelerator.device)
+    if settings.train.compile:
+        transformer.compile_layers()
     names = list(settings.data.domains)
     steps = min(stream.steps, settings.train.max_steps or stream.steps)
     return Run(

@@ -12,7 +12,7 @@ from moetrain.data.stream import stream_tokens
 from moetrain.routing.panel_monitor import memorization_summary
 from moetrain.routing.store import list_pieces
 from moetrain.run.build import Run
-from moetrain.run.watch import show_readings
+from moetrain.run.watch import report_skipped, show_readings
 from moetrain.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from moetrain.training.optimizer import load_optimizer_state, optimizer_state
 from moetrain.training.step import bare
@@ -24,6 +24,7 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
 
     Returns whether it was written, as far as this process knows: the main process writes.
     """
+    report_skipped(run.guard.settle(), outputs)
     windows = run.monitor.state()  # of all processes
     if outputs is None:
         return True

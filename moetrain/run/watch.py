@@ -13,7 +13,7 @@ from moetrain.grokking import gram_blocks
 from moetrain.model.router import Router
 from moetrain.model.transformer import Routing
 from moetrain.routing.panel import read_panel
-from moetrain.routing.recorder import record_samples
+from moetrain.routing.recorder import start_record
 from moetrain.routing.store import as_stored, write_reading
 from moetrain.run.build import Run
 from moetrain.training.evaluation import heldout_losses
@@ -29,11 +29,18 @@ def record(run: Run, step: int, recorded: list[tuple[Batch, Routing]]) -> None:
     row = (step - 1) * rows + run.accelerator.process_index * (rows // run.accelerator.num_processes)
     for batch, routing in recorded:
         run.monitor.add(
-            record_samples(
+            start_record(
                 routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.whole_BS, row * slots
             )
         )
         row += len(batch.samples_BS)
+
+
+def report_skipped(steps: list[int], outputs: Outputs | None) -> None:
+    """Note steps whose update was skipped among the run's events."""
+    if outputs is not None:
+        for step in steps:
+            outputs.guard(step, "the gradient was not finite; the update was skipped")
 
 
 def router_rows(model: nn.Module) -> np.ndarray:

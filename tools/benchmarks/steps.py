@@ -121,8 +121,8 @@ def step_apart(run: Run, step: int) -> dict[str, float]:
     seconds["backward"] -= seconds["forward"] + seconds["data"]
     with timed(seconds, "optimizer", device):
         rate = learning_rate(step, run.steps, settings.optim)
-        update(run.model, run.optimizer, rate, settings.optim.grad_clip)
-        run.balancing.after_step(statistics.load_LE)
+        _, made = update(run.model, run.optimizer, rate, settings.optim.grad_clip)
+        run.balancing.after_step(statistics.load_LE, made)
     if settings.watches_routing:
         with timed(seconds, "monitor", device):
             run.monitor.measure(router_rows(run.model))

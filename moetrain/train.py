@@ -18,10 +18,10 @@ from moetrain.routing.store import remove_unlisted
 from moetrain.run.budget import LEAST, keep_within_budget, measure_costs
 from moetrain.run.build import Run, build, claim_folder, describe, sample_store
 from moetrain.run.keep import finish, resume, save
-from moetrain.run.watch import log, measure, probe, read, record, router_rows, tell_troubles, validate
+from moetrain.run.watch import log, measure, note_skipped, probe, read, record, router_rows, tell_troubles, validate
 from moetrain.training.checkpoint import CheckpointError, load_checkpoint, set_aside_later
-from moetrain.training.guards import STOPPED_BY_SIGNAL, StopSignals, TrainingDivergedError
-from moetrain.training.parallel import end_processes, gather_objects
+from moetrain.training.guards import STOPPED_BY_SIGNAL, StopAgreement, StopSignals, TrainingDivergedError
+from moetrain.training.parallel import end_processes
 from moetrain.training.run_folder import RunFolder
 from moetrain.training.schedule import learning_rate
 from moetrain.training.step import StepStatistics, forward_backward, update
@@ -106,8 +106,10 @@ def loop(run: Run, folder: RunFolder) -> int:
         tasks = run.probes.prepared.tasks if run.probes is not None else []
         outputs = Outputs(folder.path, list(settings.data.domains), checkpoint, run.terminal, tasks)
     run.sample_store = sample_store(run, folder.path)
+    run.monitor.keeps = run.sample_store is not None
     saved = True
     with StopSignals() as stop:
+        agreement = StopAgreement(run.accelerator.device)
         run.terminal.start_training(first, run.steps)
         readings = reading_steps(run.steps, settings.panel.readings)
         probings = reading_steps(run.steps, settings.probes.readings)
@@ -118,7 +120,7 @@ def loop(run: Run, folder: RunFolder) -> int:
         for step in range(first + 1, run.steps + 1):
             statistics, norm = train_step(run, step)
             run.interval.add(statistics, norm)
-            tell_troubles(run, step, outputs)
+            tell_troubles(run, outputs)
             last = step == run.steps
             if last or step % settings.monitor.every == 0:
                 measure(run, step, outputs)
@@ -130,7 +132,7 @@ def loop(run: Run, folder: RunFolder) -> int:
                 read(run, folder.path, step, outputs)
             if step in probings:
                 probe(run, folder.path, step, outputs)
-            signal = next(filter(None, gather_objects(stop.received)), None)
+            signal = agreement.ask(stop.received)
             every = settings.train.checkpoint_every
             if last or signal or (every and step % every == 0):
                 saved = save(run, folder.path, step, outputs)
@@ -174,7 +176,10 @@ def dry_run(run: Run) -> None:
 
 
 def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:
-    """One update (step 1 the first), and the routing of its samples into the monitor's windows."""
+    """One update (step 1 the first), and the routing of its samples on its way into the monitor's windows.
+
+    Returns the step's statistics and its gradient's norm.
+    """
     recorded: list[tuple[Batch, Routing]] = []
     with run.clock.measure("train"):
         statistics = forward_backward(
@@ -187,12 +192,9 @@ def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:
             lambda batch, routing: recorded.append((batch, routing)),
         )
         rate = learning_rate(step, run.steps, run.settings.optim)
-        norm, finite = update(run.model, run.optimizer, rate, run.settings.optim.grad_clip)
-        if finite:
-            run.balancing.after_step(statistics.load_LE)
-    if not finite:
-        run.troubles.append("the gradient was not finite; the update was skipped")
-    run.guard.check(finite, step)
+        norm, made = update(run.model, run.optimizer, rate, run.settings.optim.grad_clip)
+        run.balancing.after_step(statistics.load_LE, made)
+        note_skipped(run, run.guard.check(made, step))
     run.newest = statistics
     tokens = run.stream.real_tokens(step - 1)
     run.tokens_trained += tokens
@@ -201,7 +203,7 @@ def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:
     if run.settings.watches_routing:
         with run.clock.measure("record"):
             record(run, step, recorded)
-    return statistics, norm if finite else torch.zeros_like(norm)
+    return statistics, norm
 
 
 if __name__ == "__main__":

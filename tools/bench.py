@@ -15,19 +15,24 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from benchmarks import monitor, peers
+from benchmarks import attention_backends, expert_backends, monitor, peers, steps
 from benchmarks.machine import heading
 from rich.console import Console
 
 from moetrain.config import SettingsError
 from moetrain.data.documents import DataError
 
-BENCHMARKS = {
+BENCHMARKS: dict[str, tuple[ModuleType, str]] = {
+    "train": (steps, "a training step: tokens a second, parts, memory, utilization"),
     "peers": (peers, "a training step beside transformers' and beside dense models"),
+    "experts": (expert_backends, "a layer's experts by backend"),
+    "attention": (attention_backends, "a layer's attention by backend"),
     "monitor": (monitor, "what recording, streaming metrics and panel cost"),
 }
+"""By name, a module with `add_arguments`, `run`, `tables` and `draw`, and what it measures."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -6,20 +6,21 @@ tasks generalized at one reading (``Test@t#``) are matched one to one by how ali
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from moetrain import grokking
+from moetrain.data.items import Item
 from moetrain.grokking import Delay, GroupPair
 from moetrain.grokking.memorization import MIN_TAIL_IN_RUNS
-from moetrain.probes.history import ProbeHistory
-from moetrain.routing.panel_monitor import PanelMonitor
-
-Embed = Callable[[Sequence[str]], np.ndarray]
-"""Texts as vectors, [texts, width]."""
+from moetrain.probes.embeddings import item_text, mean_hidden_states, sentence_encoder
+from moetrain.routing.panel import SEEN
+from moetrain.run.build import Run
+from moetrain.run.probing import BATCH_TOKENS
+from moetrain.training.step import bare
 
 
 @dataclass(frozen=True)
@@ -36,34 +37,46 @@ class DomainDelay:
         return {"pairs": pairs, "mean": asdict(self.mean) if self.mean else None, "note": self.note}
 
 
-def domain_delay(
-    panel: PanelMonitor,
-    history: ProbeHistory,
-    number: int,
-    sample_texts: Sequence[str],
-    item_texts: dict[str, list[str]],
-    embed: Embed,
-) -> DomainDelay:
-    """The delays of the domain of this number.
+def delays(run: Run) -> dict[str, DomainDelay]:
+    """By domain, how long generalization followed memorization in a run that has ended."""
+    if run.panel is None or run.probes is None:
+        return {}
+    return {name: _domain_delay(run, number) for number, name in enumerate(run.settings.data.domains)}
 
-    Args:
-        sample_texts: the texts of its seen panel samples, in the panel's order.
-        item_texts: the texts of the items of its tasks, by task: those that are answered right or wrong.
-        embed: called once, with all of these.
-    """
+
+def _domain_delay(run: Run, number: int) -> DomainDelay:
+    assert run.panel is not None
+    assert run.probes is not None
+    panel, history = run.panel, run.probes.history
     losses_ST = panel.losses(number)[1]
-    if not losses_ST.size or not item_texts:
+    tasks = run.probes.relations.tasks(panel.domains[number])
+    if not losses_ST.size or not tasks:
         return DomainDelay([], None, "no seen panel samples, or no task that is answered right or wrong")
     eps = grokking.choose_eps(losses_ST, min_tail=MIN_TAIL_IN_RUNS)
     if eps is None:
         return DomainDelay([], None, "fewer than a fifth of the seen samples were memorized, whatever the threshold")
     memorized = grokking.memorized_groups(losses_ST, eps, min_tail=MIN_TAIL_IN_RUNS)
-    correct_IT = np.concatenate([history.correct(task) for task in item_texts])
+    correct_IT = np.concatenate([history.correct(task.name) for task in tasks])
     generalized = grokking.generalized_groups(correct_IT, min_tail=MIN_TAIL_IN_RUNS)
     if not generalized:
         return DomainDelay([], None, "no item was answered right from some reading on, with three to follow")
-    texts = [*sample_texts, *(text for task in item_texts.values() for text in task)]
-    vectors = embed(texts)
-    pairs = grokking.pair_groups(memorized, generalized, vectors[: len(sample_texts)], vectors[len(sample_texts) :])
+    vectors = _embeddings(run, panel.panel.members(number, SEEN), [item for task in tasks for item in task.items])
+    samples = losses_ST.shape[0]
+    pairs = grokking.pair_groups(memorized, generalized, vectors[:samples], vectors[samples:])
     times = panel.times, history.times
-    return DomainDelay([(pair, grokking.delay(pair, *times)) for pair in pairs], grokking.mean_delay(pairs, *times), "")
+    found = [(pair, grokking.delay(pair, *times)) for pair in pairs]
+    return DomainDelay(found, grokking.mean_delay(pairs, *times), "")
+
+
+def _embeddings(run: Run, members: np.ndarray, items: Sequence[Item]) -> np.ndarray:
+    """Vectors of panel members and of probe items, the right answer with each, [members + items, width]."""
+    assert run.panel is not None
+    stream, tokenizer = run.panel.panel.stream, run.corpus.tokenizer
+    tokens = [stream.sequence(member)[1:-1].tolist() for member in members]
+    texts = [item_text(item) for item in items]
+    if run.settings.probes.embeddings is not None:
+        encode = sentence_encoder(run.settings.probes.embeddings)
+        return encode([*map(tokenizer.decode, tokens), *texts])
+    tokens += tokenizer.encode_all(texts)
+    seq_len = run.settings.data.seq_len
+    return mean_hidden_states(bare(run.model), tokens, tokenizer, run.accelerator.device, seq_len, BATCH_TOKENS)

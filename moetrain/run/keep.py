@@ -15,8 +15,9 @@ from moetrain.data.stream import stream_tokens
 from moetrain.routing.panel_monitor import memorization_summary
 from moetrain.routing.store import list_pieces
 from moetrain.run.build import Run
+from moetrain.run.delays import delays
 from moetrain.run.relations import PAPER
-from moetrain.run.watch import MONITORING, show, store
+from moetrain.run.watch import MONITORING, note_skipped, show, store
 from moetrain.training.checkpoint import Checkpoint, CheckpointError, drop_checkpoints, save_checkpoint
 from moetrain.training.optimizer import load_optimizer_state, optimizer_state
 from moetrain.training.parallel import gather_objects
@@ -29,7 +30,10 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
 
     Returns whether it was written, on every process.
     """
-    store(run, step)  # before the next line, in which all processes meet: the manifest lists every piece
+    note_skipped(run, run.guard.settle())
+    store(
+        run, step, everything=True
+    )  # before the next line, in which all processes meet: the manifest lists every piece
     windows = run.monitor.state()  # of all processes
     return gather_objects(outputs is not None and _write(run, folder, step, outputs, windows))[0]
 
@@ -106,6 +110,8 @@ def finish(run: Run, outputs: Outputs) -> None:
             task["generalized"] = run.probes.history.group_sizes(name)
         for domain in outputs.domains:
             outputs.domains[domain]["correlations"] = run.probes.relations.as_dict(domain)
+        for domain, delay in delays(run).items():
+            outputs.delay(run.steps, domain, delay.mean.steps if delay.mean else None, delay.as_dict())
     share, memory = run.clock.share(*MONITORING), peak_memory(run.accelerator.device)
     summary = {
         "domains": outputs.domains,

@@ -16,7 +16,7 @@ from moetrain.probes.scoring import score
 from moetrain.routing.monitor import StreamPoints, stream_points
 from moetrain.routing.panel import read_panel
 from moetrain.routing.panel_monitor import PanelPoints
-from moetrain.routing.recorder import SampleRouting, record_samples
+from moetrain.routing.recorder import start_record
 from moetrain.routing.store import as_stored, write_reading
 from moetrain.run.build import Run
 from moetrain.run.probing import write_scores
@@ -36,35 +36,42 @@ def record(run: Run, step: int, recorded: list[tuple[Batch, Routing]]) -> None:
     rows, slots = run.settings.train.batch_rows, run.stream.most_samples
     row = (step - 1) * rows + run.accelerator.process_index * (rows // run.accelerator.num_processes)
     for batch, routing in recorded:
-        records = record_samples(
+        coming = start_record(
             routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.whole_BS, row * slots
         )
-        run.monitor.add(records)
-        store(run, step, records)
+        run.monitor.add(coming)
         row += len(batch.samples_BS)
+    store(run, step)
     if lost := run.monitor.not_finite - before:
-        run.troubles.append(f"the routing of {lost} samples was not finite: they are left out of the streaming metrics")
+        problem = f"the routing of {lost} samples was not finite: they are left out of the streaming metrics"
+        run.troubles.append((step, problem))
 
 
-def tell_troubles(run: Run, step: int, outputs: Outputs | None) -> None:
-    """Tell what went wrong in a step and was survived."""
+def note_skipped(run: Run, steps: list[int]) -> None:
+    """Note steps whose update was skipped."""
+    run.troubles += [(step, "the gradient was not finite; the update was skipped") for step in steps]
+
+
+def tell_troubles(run: Run, outputs: Outputs | None) -> None:
+    """Tell what went wrong and was survived."""
     if outputs is not None:
-        for problem in run.troubles:
+        for step, problem in run.troubles:
             outputs.guard(step, problem)
     run.troubles.clear()
 
 
-def store(run: Run, step: int, records: SampleRouting | None = None) -> None:
-    """Routing of training samples onto disk, where it is asked for; without ``records``, what was gathered so far."""
+def store(run: Run, step: int, everything: bool = False) -> None:
+    """Routing of training samples onto disk, where it is asked for; with ``everything``, to the last sample."""
     if run.sample_store is None:
         return
+    if everything:
+        run.monitor.settle()
+    for records in run.monitor.kept():
+        run.sample_store.add(records)
     try:
-        if records is None:
-            run.sample_store.flush()
-        else:
-            run.sample_store.add(step, records)
+        run.sample_store.write(everything)
     except OSError as error:
-        run.troubles.append(f"routing of training samples was not stored ({error}): it is tried again")
+        run.troubles.append((step, f"routing of training samples was not stored ({error}): it is tried again"))
 
 
 def router_rows(model: nn.Module) -> np.ndarray:

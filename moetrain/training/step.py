@@ -112,20 +112,21 @@ def _statistics(total: torch.Tensor, settings: Settings, balancing: Balancing, r
 
 @torch.no_grad()
 def update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, learning_rate: float, largest_norm: float
-) -> tuple[torch.Tensor, bool]:
-    """Clip, step, and drop the gradients: (norm before clipping, whether the update was made).
+    model: nn.Module, optimizer: torch.optim.AdamW, learning_rate: float, largest_norm: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clip, step, and drop the gradients: (norm before clipping, whether the update was made), both on the device.
 
-    A gradient that is not finite is dropped without an update.
+    A gradient that is not finite is dropped without an update, and its norm is given as 0. That is decided on the
+    device, in the fused update itself: the host would have to wait for the whole step to decide it.
     """
     norm = nn.utils.clip_grad_norm_(model.parameters(), largest_norm)
-    finite = bool(norm.isfinite())
-    if finite:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.step()
+    made = norm.isfinite()
+    optimizer.found_inf = (~made).float()  # type: ignore[attr-defined]  # what a gradient scaler would set
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm, finite
+    return torch.where(made, norm, 0.0), made
 
 
 def bare(model: nn.Module) -> Transformer:

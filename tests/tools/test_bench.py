@@ -13,7 +13,16 @@ from tests.conftest import small_run
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # as python tools/bench.py has it
 
 import bench
-from benchmarks import flops, monitor, monitor_costs, timing, transformers_peers
+from benchmarks import (
+    attention_backends,
+    expert_backends,
+    flops,
+    monitor,
+    monitor_costs,
+    steps,
+    timing,
+    transformers_peers,
+)
 
 
 @pytest.fixture
@@ -191,3 +200,63 @@ def test_operations_are_counted_pair_by_pair(config):
     products = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "experts" not in name)
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     assert found.parameters == 6 * 7 * (products + experts * 2 / 8)
+
+
+def test_a_step_is_timed_whole_and_in_parts(config, tmp_path):
+    pytest.importorskip("matplotlib")
+    figure = tmp_path / "steps.png"
+    result = run(tmp_path, "train", *config, "--turns", "3", "--operators", "5", "--figure", str(figure))
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert result["tokens_per_second"] == pytest.approx(16 * 64 / result["step"]["seconds"])
+    assert list(result["parts_seconds"]) == list(steps.PARTS)
+    assert all(seconds > 0 for seconds in result["parts_seconds"].values())
+    # parameters, and two numbers of each with the optimizer; a step count of 4 bytes a tensor beside
+    assert result["memory_bytes"]["state"] == pytest.approx(12 * result["parameters"]["all"], rel=0.01)
+    assert result["memory_bytes"]["peak"] > result["memory_bytes"]["state"]
+    own = [row["seconds"] for row in result["operators"]]
+    assert own == sorted(own, reverse=True)
+    assert len(own) == 5
+
+
+def test_a_step_taken_apart_trains_as_a_whole_one_does(config):
+    settings = bench.steps.load_configs(bench.parse(["train", *config]))[0]
+    weights = []
+    for take in (steps.train_step, steps.step_apart):
+        with steps.open_run(settings, 3) as made:
+            take(made, 1)
+            weights.append([p.detach().clone() for p in made.model.parameters()])
+    for whole, apart in zip(*weights, strict=True):
+        torch.testing.assert_close(whole, apart, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "missing"),
+    [
+        ("experts", {"grouped_mm", "loop"}, {"megablocks"}),
+        ("attention", {"batched", "sdpa"}, {"flash_attn", "varlen"}),
+    ],
+)
+def test_backends_take_turns_and_those_that_cannot_run_say_why(config, tmp_path, name, runs, missing):
+    result = run(tmp_path, name, *config, "--turns", "2", "--tokens", "200")
+    assert runs <= set(result["backends"])
+    assert set(result["backends"]) | set(result["left_out"]) == runs | missing
+    assert all(reason for reason in result["left_out"].values())
+    rows = result["backends"]
+    assert rows[result["fastest"]]["times_the_fastest"] == 1
+    assert all(row["times_the_fastest"] >= 1 and row["turns"] == 2 for row in rows.values())
+
+
+def test_samples_and_routing_of_a_turn_are_whole_and_new_at_every_turn(config):
+    spans = [attention_backends.draw_spans(200, 64, turn) for turn in range(4)]
+    for drawn in spans:
+        starts, lengths = drawn.T.tolist()
+        assert starts == [sum(lengths[:i]) for i in range(len(lengths))]
+        assert sum(lengths) == 200
+        assert min(lengths) >= 1
+        assert {64, 128, 192} <= {*starts}  # no sample crosses the end of a row
+    assert len({tuple(drawn.flatten().tolist()) for drawn in spans}) == 4
+    model = bench.peers.load_configs(bench.parse(["experts", *config]))[0].model
+    (first, weights), (second, _) = (expert_backends.draw_routing(model, 50, turn) for turn in range(2))
+    assert first.shape == weights.shape == (50, 2)
+    assert (first[:, 0] != first[:, 1]).all()
+    assert not torch.equal(first, second)

@@ -150,7 +150,7 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Tokens a second of each side."""
-    figure, (axis,) = new_figure(1, 1)
+    figure, (axis,) = new_figure(1, 1, width=9)
     sides = sorted(result["sides"].items(), key=lambda item: -item[1]["seconds"])
     colors = ["#3182bd" if name.startswith(OURS) else "#bbbbbb" for name, _ in sides]
     axis.barh([name for name, _ in sides], [side["tokens_per_second"] for _, side in sides], color=colors)

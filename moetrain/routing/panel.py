@@ -10,14 +10,14 @@ Shapes: P panel samples, L layers, E experts, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
-from moetrain.data.packing import Samples, cut_samples, pack_rows
+from moetrain.data.packing import Samples, cut_samples, join_samples, pack_rows
 from moetrain.data.stream import Stream
 from moetrain.model.transformer import Transformer
 from moetrain.routing.recorder import record_samples
@@ -89,13 +89,52 @@ def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, r
             HELDOUT: (heldout, (heldout.domain == domain) & (heldout.length >= tokens)),
         }
         for cell, (samples, pool) in pools.items():
-            rng = np.random.default_rng([settings.run.seed, 4, domain, cell])
-            texts = _one_of_each_text(samples, rng.permutation(np.flatnonzero(pool)))
-            chosen = np.sort(texts[: settings.panel.samples])
+            chosen = _draw(samples, pool, settings, domain, cell)
             parts.append(_cut(samples.take(chosen), tokens))
             cells.append(np.full(len(chosen), cell, np.int8))
             first.append(first_step[chosen] if cell != HELDOUT else np.zeros(len(chosen), np.int64))
-    joined = Samples(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Samples)))
+    return _pack(corpus, settings, parts, cells, first, rows)
+
+
+def document_panel(corpus: Corpus, settings: Settings, met: int, rows: int) -> Panel:
+    """A panel of given documents, for models whose training stream is not at hand; drawn, seeded, from all of them.
+
+    Args:
+        corpus: its first ``met`` domains are text that the models have trained on from step 1 on, and become the cell
+            ``seen``; the others, which may repeat their names, are text they never met: ``heldout``.
+        rows: rows of one forward pass.
+    """
+    lengths = settings.data.seq_len
+    samples = join_samples([cut_samples(corpus, lengths, heldout=False), cut_samples(corpus, lengths, heldout=True)])
+    parts: list[Samples] = []
+    cells: list[np.ndarray] = []
+    for domain, source in enumerate(corpus.domains):
+        tokens = settings.panel_tokens(source.name)
+        cell = SEEN if domain < met else HELDOUT
+        pool = (samples.domain == domain) & (samples.length >= tokens)
+        chosen = _draw(samples, pool, settings, domain, cell)
+        parts.append(_cut(samples.take(chosen), tokens))
+        cells.append(np.full(len(chosen), cell, np.int8))
+    first = [(cell == SEEN).astype(np.int64) for cell in cells]
+    return _pack(corpus, settings, parts, cells, first, rows)
+
+
+def _draw(samples: Samples, pool: np.ndarray, settings: Settings, domain: int, cell: int) -> np.ndarray:
+    """A seeded choice of ``panel.samples`` samples of different texts from those that ``pool`` marks."""
+    rng = np.random.default_rng([settings.run.seed, 4, domain, cell])
+    texts = _one_of_each_text(samples, rng.permutation(np.flatnonzero(pool)))
+    return np.sort(texts[: settings.panel.samples])
+
+
+def _pack(
+    corpus: Corpus,
+    settings: Settings,
+    parts: list[Samples],
+    cells: list[np.ndarray],
+    first: list[np.ndarray],
+    rows: int,
+) -> Panel:
+    joined = join_samples(parts)
     order = np.arange(len(joined))
     packed = pack_rows(order, joined.row_lengths, settings.data.seq_len, len(joined) or 1, settings.run.seed)
     panel_stream = Stream(corpus, settings, joined, packed, rows, beginnings=True)

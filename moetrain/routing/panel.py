@@ -1,8 +1,8 @@
 """The panel: samples fixed before step 1 and read again now and then, forward only (METRICS, section 4).
 
 Each domain has three cells. ``seen``: text that the stream first meets in its first tenth; ``to_come``: text it first
-meets in its last tenth; ``heldout``: text it never meets. A text counts with all its copies. A sample is read over its
-first panel tokens, or, where its document marks an answer, up to the answer's end, with the loss of the answer alone.
+meets in its last tenth; ``heldout``: text it never meets. A text counts with all its copies. Routing is compared over a
+sample's first panel tokens. Its loss is taken over the same, or, where its document marks an answer, over that alone.
 
 Shapes: P panel samples, L layers, E experts, D hidden size.
 """
@@ -31,6 +31,7 @@ class Panel:
     """The panel's members, in an order that never changes; arrays [P]."""
 
     samples: Samples  # cut to the tokens that are read
+    tokens: np.ndarray  # int32, the first tokens of each, whose routing is compared
     cell: np.ndarray  # int8, see CELLS
     first_step: np.ndarray  # int64, the step that first trains on the text, 0 where none does
     stream: Stream  # rows that hold each member once
@@ -79,6 +80,7 @@ def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, r
     parts: list[Samples] = []
     cells: list[np.ndarray] = []
     first: list[np.ndarray] = []
+    compared: list[np.ndarray] = []
     early, late = max(1, steps // 10), steps - max(1, steps // 10)
     for domain, source in enumerate(corpus.domains):
         tokens = settings.panel_tokens(source.name)
@@ -91,6 +93,7 @@ def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, r
         for cell, (samples, pool) in pools.items():
             chosen = _draw(samples, pool, settings, domain, cell)
             parts.append(_cut(samples.take(chosen), tokens))
+            compared.append(np.full(len(chosen), tokens, np.int32))
             cells.append(np.full(len(chosen), cell, np.int8))
             first.append(first_step[chosen] if cell != HELDOUT else np.zeros(len(chosen), np.int64))
     return _pack(corpus, settings, parts, cells, first, rows)
@@ -138,7 +141,7 @@ def _pack(
     order = np.arange(len(joined))
     packed = pack_rows(order, joined.row_lengths, settings.data.seq_len, len(joined) or 1, settings.run.seed)
     panel_stream = Stream(corpus, settings, joined, packed, rows, beginnings=True)
-    return Panel(joined, np.concatenate(cells), np.concatenate(first), panel_stream)
+    return Panel(joined, np.concatenate(compared), np.concatenate(cells), np.concatenate(first), panel_stream)
 
 
 def _first_steps(stream: Stream, steps: int) -> np.ndarray:
@@ -162,7 +165,10 @@ def _one_of_each_text(samples: Samples, chosen: np.ndarray) -> np.ndarray:
 
 
 def _cut(samples: Samples, tokens: int) -> Samples:
-    return replace(samples, length=np.minimum(samples.length, tokens))
+    """Samples without what is not read: beyond the tokens that are compared, and beyond the answer."""
+    answer_end = samples.answer_start + samples.answer_length
+    needed = np.where(samples.answer_length > 0, np.maximum(answer_end, tokens), tokens)
+    return replace(samples, length=np.minimum(samples.length, needed).astype(samples.length.dtype))
 
 
 @torch.no_grad()

@@ -80,7 +80,6 @@ def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, r
     parts: list[Samples] = []
     cells: list[np.ndarray] = []
     first: list[np.ndarray] = []
-    compared: list[np.ndarray] = []
     early, late = max(1, steps // 10), steps - max(1, steps // 10)
     for domain, source in enumerate(corpus.domains):
         tokens = settings.panel_tokens(source.name)
@@ -93,7 +92,6 @@ def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, r
         for cell, (samples, pool) in pools.items():
             chosen = _draw(samples, pool, settings, domain, cell)
             parts.append(_cut(samples.take(chosen), tokens))
-            compared.append(np.full(len(chosen), tokens, np.int32))
             cells.append(np.full(len(chosen), cell, np.int8))
             first.append(first_step[chosen] if cell != HELDOUT else np.zeros(len(chosen), np.int64))
     return _pack(corpus, settings, parts, cells, first, rows)
@@ -141,7 +139,8 @@ def _pack(
     order = np.arange(len(joined))
     packed = pack_rows(order, joined.row_lengths, settings.data.seq_len, len(joined) or 1, settings.run.seed)
     panel_stream = Stream(corpus, settings, joined, packed, rows, beginnings=True)
-    return Panel(joined, np.concatenate(compared), np.concatenate(cells), np.concatenate(first), panel_stream)
+    tokens = np.array([settings.panel_tokens(source.name) for source in corpus.domains], np.int32)[joined.domain]
+    return Panel(joined, tokens, np.concatenate(cells), np.concatenate(first), panel_stream)
 
 
 def _first_steps(stream: Stream, steps: int) -> np.ndarray:

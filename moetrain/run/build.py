@@ -50,8 +50,8 @@ class Run:
     interval: Interval
     token_bytes: torch.Tensor  # int64 [V], bytes of text that each token id stands for
     met: np.ndarray  # int64 [domains], text tokens trained on
+    clock: Clock
     guard: FiniteGuard = field(default_factory=FiniteGuard)
-    clock: Clock = field(default_factory=Clock)
     tokens_trained: int = 0
     newest: StepStatistics | None = None
 
@@ -101,6 +101,7 @@ def build(settings: Settings) -> Run:
         interval=Interval(names),
         token_bytes=torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(accelerator.device),
         met=np.zeros(len(names), np.int64),
+        clock=Clock(accelerator.device),
     )
 
 

@@ -90,6 +90,20 @@ def _choose(
     return Backends(cast(attention.Backend, mixing), cast(experts.Backend, routed), (mixing_note, routed_note))
 
 
+@functools.cache
+def call_uncompiled() -> None:
+    """Have torch.compile call, not trace, those backends whose shapes follow the data or that it does not know.
+
+    Done when something is compiled: to mark them beforehand would load the compiler, over a second, for nothing.
+    """
+    for module, names in (
+        (attention, ("_batched", "_sdpa_by_document", "reference_attention")),
+        (experts, ("_loop", "_grouped_apart", "megablocks_experts")),
+    ):
+        for name in names:
+            setattr(module, name, torch.compiler.disable(getattr(module, name)))
+
+
 def choose(what: str, setting: str, candidates: Sequence[str], check: Callable[[str], None]) -> tuple[str, str]:
     """The backend of ``model.WHAT`` and a line about it: the one named by the setting, or the first that passes.
 

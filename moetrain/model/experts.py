@@ -31,12 +31,11 @@ def experts(
         return _loop(x_ND, index_NK, weight_NK, gate_up_E2FD, down_EDF)
     if backend == "megablocks":
         return megablocks_experts(x_ND, index_NK, weight_NK, gate_up_E2FD, down_EDF)
-    # torch.compile knows grouped_mm in bf16 only, and on CPU the number of rows depends on data.
+    # torch.compile takes grouped_mm in bf16 only, and on CPU the number of rows depends on data.
     compiles = x_ND.device.type != "cpu" and x_ND.dtype == torch.bfloat16
     return (_grouped if compiles else _grouped_apart)(x_ND, index_NK, weight_NK, gate_up_E2FD, down_EDF)
 
 
-@torch.compiler.disable
 def _loop(
     x_ND: torch.Tensor,
     index_NK: torch.Tensor,
@@ -67,7 +66,7 @@ def _grouped(
     return _Combine.apply(output_MD, weight_NK, arranged.place_NK)
 
 
-_grouped_apart = torch.compiler.disable(_grouped)
+_grouped_apart = _grouped  # what torch.compile calls and does not take: `moetrain.model.backends.call_uncompiled`
 
 
 class Arrangement(NamedTuple):

@@ -20,7 +20,7 @@ from moetrain.config import ModelSettings
 from moetrain.model import attention as attention_backends
 from moetrain.model import experts as expert_backends
 from moetrain.model.attention import Layout, attention, make_layout
-from moetrain.model.backends import Backends, choose_backends
+from moetrain.model.backends import Backends, call_uncompiled, choose_backends
 from moetrain.model.elementwise import rms_norm, rotate, swiglu
 from moetrain.model.experts import experts
 from moetrain.model.loss import cross_entropy
@@ -283,6 +283,7 @@ class Transformer(nn.Module):
         Layers differ in their weights alone, so what is compiled for one serves all. On CUDA a layer is one graph with
         `grouped_mm` and `varlen`; other backends' kernels are called between graphs.
         """
+        call_uncompiled()
         for layer in self.model.layers:
             layer.compile(**options)
 

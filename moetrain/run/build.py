@@ -20,8 +20,9 @@ from moetrain.grokking import PhaseThresholds
 from moetrain.routing.beside import Beside
 from moetrain.routing.monitor import StreamMonitor, StreamPoints
 from moetrain.routing.panel import draw_panel
-from moetrain.routing.panel_monitor import PanelMonitor, PanelPoints, Surroundings
+from moetrain.routing.panel_monitor import PanelMonitor, PanelPoints
 from moetrain.routing.samples import SampleStore
+from moetrain.routing.store import Surroundings
 from moetrain.run.probing import COLUMNS, Probes, load_probes
 from moetrain.training.balancing import Balancing
 from moetrain.training.checkpoint import CheckpointError

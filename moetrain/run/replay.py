@@ -32,8 +32,8 @@ from moetrain.model.hf import find_olmoe, read_olmoe
 from moetrain.model.transformer import Transformer
 from moetrain.probes.scoring import score
 from moetrain.routing.panel import Panel, document_panel, read_panel
-from moetrain.routing.panel_monitor import PanelMonitor, Surroundings, memorization_summary
-from moetrain.routing.store import as_stored, write_reading
+from moetrain.routing.panel_monitor import PanelMonitor, memorization_summary
+from moetrain.routing.store import Surroundings, as_stored, write_reading
 from moetrain.run.build import panel_monitor
 from moetrain.run.probing import Probes, load_probes, write_scores
 from moetrain.run.relations import PAPER
@@ -229,9 +229,10 @@ class _Reader:
             self._outputs.validation(step, losses)
         panel = texts.panel.panel
         reading = read_panel(model, panel, step, self._device, inputs=texts.settings.panel.linear_kernel)
-        stored = as_stored(panel, reading, texts.names, gram_blocks(router_rows(model)))
+        around = surroundings(model, panel, saved.tokens, self._device)
+        stored = as_stored(panel, reading, texts.names, gram_blocks(router_rows(model)), around)
         write_reading(self._folder, stored)
-        self._outputs.panel(texts.panel.take(stored, surroundings(model, panel, saved.tokens, self._device)))
+        self._outputs.panel(texts.panel.take(stored))
         if texts.probes is not None:
             self._probe(model, texts.probes, saved)
         self._read[step] = saved.name

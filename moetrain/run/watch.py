@@ -109,12 +109,12 @@ def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
         )
         if outputs is None:
             return
-        stored = as_stored(run.panel.panel, reading, run.panel.domains, stored_blocks(run))
+        stored = as_stored(run.panel.panel, reading, run.panel.domains, stored_blocks(run), run.surroundings)
         try:
             write_reading(folder, stored)
         except OSError as error:
             outputs.guard(step, f"the panel reading was not stored ({error}); its metrics are shown")
-        run.beside.submit(run.panel.take, stored, run.surroundings)
+        run.beside.submit(run.panel.take, stored)
     show(run, outputs)
 
 

@@ -25,7 +25,7 @@ class ProbeSettings(Section):
         "domain, task, id, prompt, sep, and choices with answer, or target), relative to data.root; or hub:NAME, one "
         "of the known ones on the Hugging Face hub such as hub:arc_easy; hub:NAME=PATH reads a local copy of it.",
     )
-    domains: dict[str, str] = Field(
+    task_domains: dict[str, str] = Field(
         default_factory=dict,
         description="TASK: DOMAIN of the run, for tasks whose items name a domain that the run calls otherwise.",
     )

@@ -114,12 +114,12 @@ def test_items_may_be_of_other_domains_and_a_setting_says_which_of_the_run_is_me
     write(folder / "bench" / "t.jsonl", [{**item("a", "b"), "domain": "general"}])
     plain = chosen(folder, "probes.tasks=[bench/t.jsonl]")
     assert loaded(plain).tasks[0].domain == "general"
-    assert loaded(chosen(folder, "probes.tasks=[bench/t.jsonl]", "probes.domains={t: d}")).tasks[0].domain == "d"
+    assert loaded(chosen(folder, "probes.tasks=[bench/t.jsonl]", "probes.task_domains={t: d}")).tasks[0].domain == "d"
     two = [{**item("a", "b"), "domain": "general"}, {**item("c", "b"), "domain": "math"}]
     write(folder / "bench" / "t.jsonl", two)
     with pytest.raises(DataError, match=r"items of t differ in domain \(general, math\): give them different tasks"):
         loaded(plain)
-    assert loaded(chosen(folder, "probes.tasks=[bench/t.jsonl]", "probes.domains={t: d}")).tasks[0].domain == "d"
+    assert loaded(chosen(folder, "probes.tasks=[bench/t.jsonl]", "probes.task_domains={t: d}")).tasks[0].domain == "d"
 
 
 SUMS = ["data.domains.m.builtin=math", "data.domains.m.size=9000"]
@@ -129,8 +129,14 @@ SUMS = ["data.domains.m.builtin=math", "data.domains.m.size=9000"]
     ("overrides", "said"),
     [
         (["probes.tasks=[none*]"], r"probes\.tasks: no file at .*none"),
-        (["probes.tasks=[bench]", "probes.domains={tt: d}"], r"probes\.domains: no task 'tt': did you mean t\?"),
-        (["probes.tasks=[bench]", "probes.domains={t: dd}"], r"probes\.domains: no domain 'dd': did you mean d\?"),
+        (
+            ["probes.tasks=[bench]", "probes.task_domains={tt: d}"],
+            r"probes\.task_domains: no task 'tt': did you mean t\?",
+        ),
+        (
+            ["probes.tasks=[bench]", "probes.task_domains={t: dd}"],
+            r"probes\.task_domains: no domain 'dd': did you mean d\?",
+        ),
         (["probes.tasks=[bench/v.jsonl]"], "items of v differ in form"),
         (
             ["probes.tasks=[bench/w.jsonl]", "data.domains.m.builtin=math", "data.domains.m.size=9000"],

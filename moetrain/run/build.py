@@ -56,11 +56,11 @@ class Run:
     interval: Interval
     token_bytes: torch.Tensor  # int64 [V], bytes of text that each token id stands for
     met: np.ndarray  # int64 [domains], text tokens trained on
+    clock: Clock
     beside: Beside[StreamPoints | PanelPoints] = field(default_factory=Beside)
     sample_store: SampleStore | None = None  # once the run has a folder, where it is asked for
     guard: FiniteGuard = field(default_factory=FiniteGuard)
     troubles: list[tuple[int, str]] = field(default_factory=list)  # by step: survived, and not told yet
-    clock: Clock = field(default_factory=Clock)
     tokens_trained: int = 0
     newest: StepStatistics | None = None
 
@@ -108,6 +108,7 @@ def build(settings: Settings) -> Run:
         interval=Interval(names),
         token_bytes=torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(accelerator.device),
         met=np.zeros(len(names), np.int64),
+        clock=Clock(accelerator.device),
     )
 
 

@@ -174,6 +174,7 @@ def validate(run: Run, step: int, outputs: Outputs | None) -> None:
 
 def log(run: Run, step: int, outputs: Outputs | None) -> None:
     """The training curves since the last point."""
+    run.clock.settle()
     points = run.interval.points()
     if outputs is None:
         return

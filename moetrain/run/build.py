@@ -26,7 +26,7 @@ from moetrain.run.probing import COLUMNS, Probes, load_probes
 from moetrain.training.balancing import Balancing
 from moetrain.training.checkpoint import CheckpointError
 from moetrain.training.curves import Interval, expert_load
-from moetrain.training.guards import FiniteGuard
+from moetrain.training.guards import Guards, Incident
 from moetrain.training.initialize import initial_model
 from moetrain.training.optimizer import make_optimizer
 from moetrain.training.parallel import compute_dtype, gather_objects, start_accelerator
@@ -48,6 +48,7 @@ class Run:
     model: nn.Module
     optimizer: torch.optim.AdamW
     balancing: Balancing
+    guards: Guards
     monitor: StreamMonitor
     panel: PanelMonitor | None
     probes: Probes | None
@@ -57,8 +58,7 @@ class Run:
     met: np.ndarray  # int64 [domains], text tokens trained on
     beside: Beside[StreamPoints | PanelPoints] = field(default_factory=Beside)
     sample_store: SampleStore | None = None  # once the run has a folder, where it is asked for
-    guard: FiniteGuard = field(default_factory=FiniteGuard)
-    troubles: list[str] = field(default_factory=list)  # what went wrong since they were last told, and was survived
+    troubles: list[Incident] = field(default_factory=list)  # since they were last told
     clock: Clock = field(default_factory=Clock)
     tokens_trained: int = 0
     newest: StepStatistics | None = None
@@ -97,6 +97,7 @@ def build(settings: Settings) -> Run:
         validation=validation,
         optimizer=make_optimizer(transformer, settings.optim),
         balancing=Balancing(transformer, settings.model),
+        guards=Guards(settings.guard),
         model=accelerator.prepare_model(transformer),
         monitor=StreamMonitor(names, settings.monitor.window, settings.monitor.tau, gather_objects),
         panel=panel_monitor(corpus, stream, settings, steps, rows),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from moetrain.dashboard.outputs import Outputs
 from moetrain.data.stream import Batch
 from moetrain.grokking import gram_blocks
 from moetrain.model.router import Router
-from moetrain.model.transformer import Routing
+from moetrain.model.transformer import Output
 from moetrain.probes.scoring import score
 from moetrain.routing.monitor import StreamPoints, stream_points
 from moetrain.routing.panel import read_panel
@@ -21,21 +22,25 @@ from moetrain.routing.store import as_stored, write_reading
 from moetrain.run.build import Run
 from moetrain.run.probing import write_scores
 from moetrain.training.evaluation import heldout_losses
+from moetrain.training.guards import Incident
 from moetrain.training.parallel import gather_objects
 from moetrain.training.schedule import learning_rate
-from moetrain.training.step import bare
+from moetrain.training.step import StepStatistics, bare
+from moetrain.training.suspects import merge, suspects
 from moetrain.training.throughput import peak_memory
 
 MONITORING = ("record", "stream", "panel", "probes")
 """What of the clock's entries is the monitor's."""
 
 
-def record(run: Run, step: int, recorded: list[tuple[Batch, Routing]]) -> None:
+def record(run: Run, step: int, recorded: list[tuple[Batch, Output]]) -> None:
     """Put the routing of this process's rows of a step into the windows, and on disk where it is asked for."""
     before = run.monitor.not_finite
     rows, slots = run.settings.train.batch_rows, run.stream.most_samples
     row = (step - 1) * rows + run.accelerator.process_index * (rows // run.accelerator.num_processes)
-    for batch, routing in recorded:
+    for batch, output in recorded:
+        routing = output.routing
+        assert routing is not None
         records = record_samples(
             routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.whole_BS, row * slots
         )
@@ -43,14 +48,24 @@ def record(run: Run, step: int, recorded: list[tuple[Batch, Routing]]) -> None:
         store(run, step, records)
         row += len(batch.samples_BS)
     if lost := run.monitor.not_finite - before:
-        run.troubles.append(f"the routing of {lost} samples was not finite: they are left out of the streaming metrics")
+        lost_ones = f"the routing of {lost} samples was not finite: they are left out of the streaming metrics"
+        run.troubles.append(Incident(lost_ones, "not_finite"))
+
+
+def guard(run: Run, step: int, finite: bool, statistics: StepStatistics, recorded: list[tuple[Batch, Output]]) -> None:
+    """Take note of what a step ran into, with the samples that were most involved."""
+    count = run.settings.guard.samples
+    for incident in run.guards.check(step, finite, float(statistics.loss), statistics.load_LE):
+        mine = suspects(incident, recorded, run.stream.samples, list(run.settings.data.domains), count)
+        worst = merge(gather_objects(mine), count)
+        run.troubles.append(replace(incident, details=incident.details | {"samples": worst}))
 
 
 def tell_troubles(run: Run, step: int, outputs: Outputs | None) -> None:
-    """Tell what went wrong in a step and was survived."""
+    """Tell what a step ran into."""
     if outputs is not None:
-        for problem in run.troubles:
-            outputs.guard(step, problem)
+        for incident in run.troubles:
+            outputs.guard(step, incident.problem, kind=incident.kind, **incident.details)
     run.troubles.clear()
 
 
@@ -64,12 +79,23 @@ def store(run: Run, step: int, records: SampleRouting | None = None) -> None:
         else:
             run.sample_store.add(step, records)
     except OSError as error:
-        run.troubles.append(f"routing of training samples was not stored ({error}): it is tried again")
+        said = f"routing of training samples was not stored ({error}): it is tried again"
+        run.troubles.append(Incident(said, "storage"))
 
 
 def router_rows(model: nn.Module) -> np.ndarray:
     """The routers' weights, [L, E, D]."""
     return np.stack([m.weight.detach().float().cpu().numpy() for m in bare(model).modules() if isinstance(m, Router)])
+
+
+def _comparable_rows(run: Run, step: int, outputs: Outputs | None) -> np.ndarray | None:
+    """`router_rows`; None, which is told, where products of them overflow, as in a run that diverges."""
+    rows_LED = router_rows(run.model)
+    if np.abs(rows_LED).max() < 1e18 / rows_LED.shape[-1] ** 0.5:  # a sum of squares of float32 stays finite
+        return rows_LED
+    if outputs is not None:
+        outputs.guard(step, "the routers' weights are too large to compare: their metrics are left out")
+    return None
 
 
 def stored_blocks(run: Run) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +108,10 @@ def measure(run: Run, step: int, outputs: Outputs | None) -> None:
     if not run.settings.watches_routing:
         return
     with run.clock.measure("stream"):
-        snapshot = run.monitor.snapshot(router_rows(run.model))
+        rows_LED = _comparable_rows(run, step, outputs)
+        if rows_LED is None:
+            return
+        snapshot = run.monitor.snapshot(rows_LED)
         if outputs is None:
             return
         run.beside.submit(stream_points, step, snapshot)
@@ -94,6 +123,9 @@ def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
     if run.panel is None:
         return
     with run.clock.measure("panel"):
+        rows_LED = _comparable_rows(run, step, outputs)
+        if rows_LED is None:
+            return
         accelerator = run.accelerator
         process = (accelerator.process_index, accelerator.num_processes)
         inputs = run.settings.panel.linear_kernel
@@ -102,7 +134,7 @@ def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
         )
         if outputs is None:
             return
-        stored = as_stored(run.panel.panel, reading, run.panel.domains, stored_blocks(run))
+        stored = as_stored(run.panel.panel, reading, run.panel.domains, gram_blocks(rows_LED))
         try:
             write_reading(folder, stored)
         except OSError as error:
@@ -159,9 +191,9 @@ def validate(run: Run, step: int, outputs: Outputs | None) -> None:
 
 
 def log(run: Run, step: int, outputs: Outputs | None) -> None:
-    """The training curves since the last point."""
+    """The training curves since the last point; none where every update since then was skipped."""
     points = run.interval.points()
-    if outputs is None:
+    if outputs is None or not points:
         return
     points["optim/learning_rate"] = learning_rate(step, run.steps, run.settings.optim)
     points |= {f"data/tokens/{domain.name}": float(n) for domain, n in zip(run.corpus.domains, run.met, strict=True)}

@@ -34,7 +34,9 @@ class Interval:
             self._sums[name] = self._sums[name] + value if name in self._sums else value.detach().clone()
 
     def points(self) -> dict[str, float]:
-        """The curves' points by tag, and a fresh start. A domain that the interval did not meet has none."""
+        """The curves' points by tag, and a fresh start; none without a step, or of a domain that no step met."""
+        if not self._sums:
+            return {}
         sums = {name: value.double().cpu() for name, value in self._sums.items()}
         self._sums = {}
         steps = float(sums["steps"])

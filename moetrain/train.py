@@ -16,13 +16,13 @@ from moetrain.routing.store import remove_unlisted
 from moetrain.run.budget import LEAST, keep_within_budget, measure_costs
 from moetrain.run.build import Run, build, claim_folder, describe, sample_store
 from moetrain.run.keep import finish, resume, save, stop_diverged
-from moetrain.run.watch import guard, log, measure, probe, read, record, router_rows, tell_troubles, validate
+from moetrain.run.watch import log, measure, note, probe, read, record, router_rows, tell_troubles, validate
 from moetrain.training.checkpoint import CheckpointError, load_checkpoint, set_aside_later
 from moetrain.training.guards import TrainingDivergedError
-from moetrain.training.parallel import end_processes, gather_objects
+from moetrain.training.parallel import end_processes
 from moetrain.training.run_folder import RunFolder
 from moetrain.training.schedule import learning_rate
-from moetrain.training.signals import STOPPED_BY_SIGNAL, StopSignals
+from moetrain.training.signals import STOPPED_BY_SIGNAL, StopAgreement, StopSignals
 from moetrain.training.step import forward_backward, update
 from moetrain.training.throughput import peak_memory
 
@@ -111,8 +111,10 @@ def loop(run: Run, folder: RunFolder) -> int:
         tasks = run.probes.prepared.tasks if run.probes is not None else []
         outputs = Outputs(folder.path, list(settings.data.domains), checkpoint, run.terminal, tasks)
     run.sample_store = sample_store(run, folder.path)
+    run.monitor.keeps = run.sample_store is not None
     saved = True
     with StopSignals() as stop:
+        agreement = StopAgreement(run.accelerator.device)
         run.terminal.start_training(first, run.steps)
         readings = reading_steps(run.steps, settings.panel.readings)
         probings = reading_steps(run.steps, settings.probes.readings)
@@ -122,9 +124,9 @@ def loop(run: Run, folder: RunFolder) -> int:
             probe(run, folder.path, 0, outputs)
         for step in range(first + 1, run.steps + 1):
             train_step(run, step)
-            tell_troubles(run, step, outputs)
+            tell_troubles(run, outputs)
             if run.guards.diverged:
-                stop_diverged(run, folder.path, step)
+                stop_diverged(run, folder.path)
             last = step == run.steps
             if last or step % settings.monitor.every == 0:
                 measure(run, step, outputs)
@@ -136,7 +138,7 @@ def loop(run: Run, folder: RunFolder) -> int:
                 read(run, folder.path, step, outputs)
             if step in probings:
                 probe(run, folder.path, step, outputs)
-            signal = next(filter(None, gather_objects(stop.received)), None)
+            signal = agreement.ask(stop.received)
             every = settings.train.checkpoint_every
             if last or signal or (every and step % every == 0):
                 saved = save(run, folder.path, step, outputs)
@@ -180,7 +182,7 @@ def dry_run(run: Run) -> None:
 
 
 def train_step(run: Run, step: int) -> None:
-    """One update (step 1 the first), into curves and guards, and its samples' routing into the monitor's windows."""
+    """One update (step 1 the first), into curves and guards, its samples' routing on its way into the windows."""
     recorded: list[tuple[Batch, Output]] = []
     with run.clock.measure("train"):
         statistics = forward_backward(
@@ -193,12 +195,11 @@ def train_step(run: Run, step: int) -> None:
             lambda batch, output: recorded.append((batch, output)),
         )
         rate = learning_rate(step, run.steps, run.settings.optim)
-        norm, finite = update(run.model, run.optimizer, rate, run.settings.optim.grad_clip, statistics.loss)
-        if finite:
-            run.balancing.after_step(statistics.load_LE)
-            run.interval.add(statistics, norm)
-            run.newest = statistics
-    guard(run, step, finite, statistics, recorded)
+        norm, made = update(run.model, run.optimizer, rate, run.settings.optim.grad_clip, statistics.loss)
+        run.balancing.after_step(statistics.load_LE, made)
+        run.interval.add(statistics, norm, made)
+        note(run, run.guards.check(step, made, statistics.loss, statistics.load_LE, recorded))
+    run.newest = statistics
     tokens = run.stream.real_tokens(step - 1)
     run.tokens_trained += tokens
     run.met += stream_tokens(run.stream, len(run.met), step - 1, step)

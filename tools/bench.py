@@ -1,5 +1,6 @@
 """Measure how fast training is, beside others and in its parts, what watching costs, what a larger run would need.
 
+    python tools/bench.py peers --json peers.json       # beside transformers and beside dense models
     python tools/bench.py monitor                       # recording, streaming metrics and panel, as shares and seconds
     python tools/bench.py monitor --parts costs distances --json costs.json --figure costs.png
 
@@ -14,18 +15,24 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from benchmarks import monitor
+from benchmarks import attention_backends, expert_backends, monitor, peers, steps
 from benchmarks.machine import heading
 from rich.console import Console
 
 from moetrain.config import SettingsError
 from moetrain.data.documents import DataError
 
-BENCHMARKS = {
+BENCHMARKS: dict[str, tuple[ModuleType, str]] = {
+    "train": (steps, "a training step: tokens a second, parts, memory, utilization"),
+    "peers": (peers, "a training step beside transformers' and beside dense models"),
+    "experts": (expert_backends, "a layer's experts by backend"),
+    "attention": (attention_backends, "a layer's attention by backend"),
     "monitor": (monitor, "what recording, streaming metrics and panel cost"),
 }
+"""By name, a module with `add_arguments`, `run`, `tables` and `draw`, and what it measures."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -133,6 +133,12 @@ class Outputs:
         for predictor, value in values.items():
             self._board.scalar(f"correlation/{predictor}/{domain}", value, step)
 
+    def delay(self, step: int, domain: str, steps: float | None, found: Mapping[str, Any]) -> None:
+        """How many steps a domain's generalization followed its memorization by, and the pairs behind that."""
+        self.domains[domain]["delay"] = dict(found)
+        if steps is not None:
+            self._board.scalar(f"delay/{domain}", steps, step)
+
     def memorized(self, step: int, domain: str, found: Mapping[str, Any]) -> None:
         """What of a domain's seen samples counts as memorized, and by which rule."""
         self._events.write("memorized", step, domain=domain, **found)

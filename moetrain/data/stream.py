@@ -15,6 +15,7 @@ from moetrain.data.corpus import Corpus
 from moetrain.data.documents import DataError
 from moetrain.data.mixture import order_by_size, order_by_weights
 from moetrain.data.packing import MARKS, Rows, Samples, cut_samples, pack_rows
+from moetrain.transfer import to_device
 
 IGNORED = -100
 """Target of a token that nothing is predicted from: a sample's end mark, and padding."""
@@ -55,7 +56,7 @@ class Batch:
         """The batch with what the model reads on ``device``; what only the host reads stays."""
         host = ("spans_N2", "samples_BS", "domains_BS", "whole_BS")
         moved = {
-            f.name: getattr(self, f.name) if f.name in host else getattr(self, f.name).to(device, non_blocking=True)
+            f.name: getattr(self, f.name) if f.name in host else to_device(getattr(self, f.name), device)
             for f in fields(self)
         }
         return Batch(**moved)

@@ -102,6 +102,7 @@ def attention(
     return _batched(q_NHd, k_NGd, v_NGd, layout)
 
 
+@torch.compiler.disable
 def reference_attention(
     q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, spans_N2: torch.Tensor
 ) -> torch.Tensor:
@@ -118,6 +119,7 @@ def reference_attention(
     return torch.einsum("hnm,mhd->nhd", probs_HNN.to(v_NHd.dtype), v_NHd)
 
 
+@torch.compiler.disable  # shapes are new at every step
 def _sdpa_by_document(
     q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, spans_N2: torch.Tensor
 ) -> torch.Tensor:
@@ -133,6 +135,7 @@ def _causal(q_BHTd: torch.Tensor, k_BGTd: torch.Tensor, v_BGTd: torch.Tensor) ->
     return F.scaled_dot_product_attention(q_BHTd, k_BGTd, v_BGTd, is_causal=True, enable_gqa=grouped)
 
 
+@torch.compiler.disable  # likewise
 def _batched(q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, layout: Layout) -> torch.Tensor:
     # Padding stands at the end of each sample, where causal attention hides it from every real token.
     heads = (q_NHd.shape[1], k_NGd.shape[1], v_NGd.shape[1])

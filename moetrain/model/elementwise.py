@@ -24,6 +24,10 @@ def rms_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Te
 
 def rotate(x_NHd: torch.Tensor, cos_N1h: torch.Tensor, sin_N1h: torch.Tensor) -> torch.Tensor:
     """Rotary positions: each pair (i, i + d/2) of a head turned by its token's angle; h = d/2 angles a token."""
+    if torch.compiler.is_compiling():  # which makes one pass of it by itself
+        first, second = x_NHd.chunk(2, -1)
+        turned = first * cos_N1h - second * sin_N1h, second * cos_N1h + first * sin_N1h
+        return torch.cat(turned, -1).to(x_NHd.dtype)
     return _Rotate.apply(x_NHd, cos_N1h, sin_N1h)
 
 

@@ -7,7 +7,7 @@ Shapes: N tokens, D hidden size, E experts, K experts a token, F width of an exp
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +31,12 @@ def experts(
         return _loop(x_ND, index_NK, weight_NK, gate_up_E2FD, down_EDF)
     if backend == "megablocks":
         return megablocks_experts(x_ND, index_NK, weight_NK, gate_up_E2FD, down_EDF)
-    return _grouped(x_ND, index_NK, weight_NK, gate_up_E2FD, down_EDF)
+    # torch.compile knows grouped_mm in bf16 only, and on CPU the number of rows depends on data.
+    compiles = x_ND.device.type != "cpu" and x_ND.dtype == torch.bfloat16
+    return (_grouped if compiles else _grouped_apart)(x_ND, index_NK, weight_NK, gate_up_E2FD, down_EDF)
 
 
+@torch.compiler.disable
 def _loop(
     x_ND: torch.Tensor,
     index_NK: torch.Tensor,
@@ -57,38 +60,53 @@ def _grouped(
     gate_up_E2FD: torch.Tensor,
     down_EDF: torch.Tensor,
 ) -> torch.Tensor:
-    place_NK, ends_E, rows = _arrange(index_NK, len(gate_up_E2FD))
-    sent_MD = _Dispatch.apply(x_ND, place_NK, rows)
-    hidden_MF = swiglu(F.grouped_mm(sent_MD, gate_up_E2FD.transpose(1, 2), offs=ends_E))
-    output_MD = F.grouped_mm(hidden_MF, down_EDF.transpose(1, 2), offs=ends_E)
-    return _Combine.apply(output_MD, weight_NK, place_NK)
+    arranged = _arrange(index_NK, len(gate_up_E2FD))
+    sent_MD = _Dispatch.apply(x_ND, arranged.place_NK, arranged.source_M, arranged.rows)
+    hidden_MF = swiglu(F.grouped_mm(sent_MD, gate_up_E2FD.transpose(1, 2), offs=arranged.ends_E))
+    output_MD = F.grouped_mm(hidden_MF, down_EDF.transpose(1, 2), offs=arranged.ends_E)
+    return _Combine.apply(output_MD, weight_NK, arranged.place_NK)
 
 
-def _arrange(index_NK: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The row each (token, choice) is sent to, where each expert's rows end (int32 [E]), and the number of rows.
+_grouped_apart = torch.compiler.disable(_grouped)
 
-    On CPU each expert's rows are rounded up to a multiple of 32: a matrix of a new height costs a new kernel, and
-    ragged heights are new at every step. On CUDA the number of rows must not depend on data, or the host would wait.
+
+class Arrangement(NamedTuple):
+    """Which row each (token, choice) is sent to; each expert's rows lie together."""
+
+    place_NK: torch.Tensor  # int64, the row of each choice
+    source_M: torch.Tensor | None  # int64, the token of each row; None where some rows have none
+    ends_E: torch.Tensor  # int32, where each expert's rows end
+    rows: int
+
+
+def _arrange(index_NK: torch.Tensor, num_experts: int) -> Arrangement:
+    return (_arrange_rounded if index_NK.device.type == "cpu" else _arrange_exactly)(index_NK, num_experts)
+
+
+def _arrange_exactly(index_NK: torch.Tensor, num_experts: int) -> Arrangement:
+    """As many rows as there are choices: their number does not depend on data, so the host does not wait for it."""
+    chosen, order_M = index_NK.flatten().sort(stable=True)
+    rows = torch.arange(len(order_M), device=order_M.device)
+    place_M = torch.empty_like(order_M).index_copy_(0, order_M, rows)
+    # Counted without atomic additions, so in a fixed order.
+    ends_E = torch.searchsorted(chosen, torch.arange(num_experts, device=chosen.device), right=True)
+    return Arrangement(place_M.view_as(index_NK), order_M // index_NK.shape[1], ends_E.to(torch.int32), len(order_M))
+
+
+def _arrange_rounded(index_NK: torch.Tensor, num_experts: int) -> Arrangement:
+    """Each expert's rows rounded up to a multiple of 32.
+
+    On CPU a matrix of a new height costs a new kernel, and ragged heights are new at every step.
     """
     chosen = index_NK.flatten()
-    counts_E = (
-        torch.bincount(chosen, minlength=num_experts) if chosen.device.type == "cpu" else _counts(chosen, num_experts)
-    )
-    sizes_E = (counts_E + 31) // 32 * 32 if chosen.device.type == "cpu" else counts_E
+    counts_E = torch.bincount(chosen, minlength=num_experts)
+    sizes_E = (counts_E + 31) // 32 * 32
     ends_E = sizes_E.cumsum(0)
     order = torch.argsort(chosen, stable=True)
     shift_E = (ends_E - sizes_E) - (counts_E.cumsum(0) - counts_E)
     place = torch.empty_like(chosen)
-    place[order] = torch.arange(len(chosen), device=chosen.device) + shift_E[chosen[order]]
-    rows = int(ends_E[-1]) if chosen.device.type == "cpu" else len(chosen)
-    return place.view_as(index_NK), ends_E.to(torch.int32), rows
-
-
-def _counts(chosen: torch.Tensor, num_experts: int) -> torch.Tensor:
-    """bincount without atomic additions or a host wait: deterministic on CUDA."""
-    ordered = chosen.sort().values
-    edges = torch.arange(num_experts + 1, device=chosen.device)
-    return torch.searchsorted(ordered, edges).diff()
+    place[order] = torch.arange(len(chosen)) + shift_E[chosen[order]]
+    return Arrangement(place.view_as(index_NK), None, ends_E.to(torch.int32), int(ends_E[-1]))
 
 
 class _Dispatch(torch.autograd.Function):
@@ -98,18 +116,22 @@ class _Dispatch(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_ND: torch.Tensor, place_NK: torch.Tensor, rows: int) -> torch.Tensor:
+    def forward(
+        ctx: Any, x_ND: torch.Tensor, place_NK: torch.Tensor, source_M: torch.Tensor | None, rows: int
+    ) -> torch.Tensor:
         ctx.save_for_backward(place_NK)
+        if source_M is not None:
+            return x_ND.index_select(0, source_M)
         sent_MD = x_ND.new_zeros(rows, x_ND.shape[1])
         for choice in range(place_NK.shape[1]):
             sent_MD.index_copy_(0, place_NK[:, choice], x_ND)
         return sent_MD
 
     @staticmethod
-    def backward(ctx: Any, grad_MD: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad_MD: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (place_NK,) = ctx.saved_tensors
         grad_NKD = grad_MD.index_select(0, place_NK.flatten()).view(*place_NK.shape, -1)
-        return grad_NKD.sum(1), None, None
+        return grad_NKD.sum(1), None, None, None
 
 
 class _Combine(torch.autograd.Function):

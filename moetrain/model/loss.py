@@ -11,7 +11,7 @@ import torch
 
 # Logits held at once. On CPU a chunk has to stay in the heap: larger blocks are mapped and zeroed anew each time,
 # which costs more than the softmax. On CUDA it has to be large enough to fill the device.
-_LOGITS_HELD = {"cpu": 2**21, "cuda": 2**27}
+_LOGITS_HELD_ON_CPU, _LOGITS_HELD = 2**21, 2**27
 
 
 def cross_entropy(
@@ -26,6 +26,12 @@ def cross_entropy(
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, target_N, torch.is_grad_enabled())
 
 
+def _chunk(weight_VD: torch.Tensor) -> int:
+    """Rows of logits that are held at once."""
+    held = _LOGITS_HELD_ON_CPU if weight_VD.device.type == "cpu" else _LOGITS_HELD
+    return max(64, held // len(weight_VD))
+
+
 @torch.no_grad()
 def log_probabilities(
     hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor
@@ -34,7 +40,7 @@ def log_probabilities(
 
     Without gradient, in the same chunks; where two tokens are likeliest, the first counts.
     """
-    chunk = max(64, _LOGITS_HELD[hidden_ND.device.type] // len(weight_VD))
+    chunk = _chunk(weight_VD)
     found = []
     for start in range(0, len(hidden_ND), chunk):
         target_C = target_N[start : start + chunk]
@@ -53,7 +59,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wanted = gradients and any(ctx.needs_input_grad[:2])
         losses, grad_hidden = [], torch.empty_like(hidden_ND) if wanted else None
         grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if wanted else None
-        chunk = max(64, _LOGITS_HELD[hidden_ND.device.type] // len(weight_VD))
+        chunk = _chunk(weight_VD)
         for start in range(0, len(hidden_ND), chunk):
             here = slice(start, start + chunk)
             target_C = target_N[here]

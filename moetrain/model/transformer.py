@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -298,6 +299,15 @@ class Transformer(nn.Module):
             if routing is not None:
                 layers.append(routing)
         return self.model.norm(x_ND), Routing.stack(layers) if layers else None
+
+    def compile_layers(self, **options: Any) -> None:
+        """Have torch.compile take each layer when it is first called; names of parameters stay as they are.
+
+        Layers differ in their weights alone, so what is compiled for one serves all. On CUDA a layer is one graph with
+        `grouped_mm` and `varlen`; other backends' kernels are called between graphs.
+        """
+        for layer in self.model.layers:
+            layer.compile(**options)
 
     def backends(self, device: torch.device) -> Backends:
         """How experts and attention are computed on a device.

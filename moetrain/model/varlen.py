@@ -7,7 +7,6 @@ Shapes: N tokens, H query heads, G key and value heads, d width of a head, Q sam
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from typing import Any
@@ -56,7 +55,6 @@ def torch_varlen(
     return out
 
 
-@functools.cache
 def _varlen_arguments(kernel: Any) -> tuple[dict[str, Any], bool]:
     """How this torch's kernel is told to be causal, and whether it takes fewer key than query heads.
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from moetrain.config import Settings, expand
 from moetrain.data import builtin
 from moetrain.data.corpus import Corpus
 from moetrain.data.documents import BUILTIN_SIZE
+from moetrain.data.errors import DataError
 from moetrain.data.items import Item, read_all_items
 from moetrain.data.sources.files import named_files
+from moetrain.probes.hub import PREFIX, read_hub_items
+from moetrain.probes.hub_tasks import HUB_TASKS
 
 _KEY = "probes.tasks"
 
@@ -20,12 +25,25 @@ def read_task_items(settings: Settings) -> list[Item]:
     """The items that ``probes.tasks`` names, all of them.
 
     Raises:
-        DataError: a path or pattern without files, or an item that cannot be used.
+        DataError: a path or pattern without files, an unknown hub task, or an item that cannot be used.
         SettingsError: an environment variable that is not set.
     """
     start = expand(settings.data.root, "data.root")
-    patterns = [os.path.join(start, expand(entry, _KEY)) for entry in settings.probes.tasks]
-    return read_all_items(path for pattern in patterns for path in named_files(pattern, _KEY))
+    paths: list[Path] = []
+    items: list[Item] = []
+    for entry in dict.fromkeys(settings.probes.tasks):
+        if entry.startswith(PREFIX):
+            items += read_hub_items(entry, settings.data.root, _KEY)
+            continue
+        pattern = os.path.join(start, expand(entry, _KEY))
+        if entry in HUB_TASKS and not os.path.exists(pattern):
+            raise DataError(f"{_KEY}: no file at {pattern}: correct the path, or write {PREFIX}{entry} for the hub's")
+        paths += named_files(pattern, _KEY)
+    items = read_all_items(paths) + items
+    double = [key for key, count in Counter((item["task"], item["id"]) for item in items).items() if count > 1]
+    if double:
+        raise DataError(f"{_KEY}: item {double[0][1]!r} of {double[0][0]} is given twice: leave one of the entries out")
+    return items
 
 
 @dataclass

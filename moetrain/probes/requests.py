@@ -1,6 +1,6 @@
 """What the model is asked to score: prompt and answer as tokens, encoded once, in batches that never change.
 
-Shapes: N tokens of a batch, K scored tokens of a batch, R requests.
+Shapes: N tokens of a batch, D hidden size, K scored tokens of a batch, R requests.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from moetrain.data.tokenizer import Tokenizer
+from moetrain.model.transformer import Transformer
 
 _MULTIPLE = 64  # batch sizes are multiples of this, so that shapes, and with them kernels, repeat
 
@@ -104,6 +105,13 @@ def pack_requests(requests: Sequence[Request], padding: int, batch_tokens: int) 
     part = (np.cumsum(lengths) - lengths / 2) // share if total else lengths
     chosen = [order[part == number] for number in np.unique(part)]
     return [_batch(requests, members, padding) for members in chosen]
+
+
+def batch_hidden_states(model: Transformer, batch: RequestBatch) -> torch.Tensor:
+    """Final hidden states of a batch, float32 [N, D]; the routing of no sample is recorded."""
+    unrecorded_1N = torch.full_like(batch.tokens_N, -1)[None]
+    row = (batch.tokens_N[None], batch.positions_N[None], batch.slots_N[None])
+    return model.hidden_states(*row, unrecorded_1N, batch.spans_R2, most_samples=0)[0]
 
 
 def _batch(requests: Sequence[Request], chosen: np.ndarray, padding: int) -> RequestBatch:

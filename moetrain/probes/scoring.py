@@ -20,7 +20,8 @@ import torch
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.model.loss import log_probabilities
 from moetrain.model.transformer import Transformer
-from moetrain.probes.requests import Request, RequestBatch, make_requests, pack_requests
+from moetrain.probes.generation import generate, is_exact, is_generated
+from moetrain.probes.requests import Request, RequestBatch, batch_hidden_states, make_requests, pack_requests
 from moetrain.probes.tasks import Task
 
 Gather = Callable[[list[np.ndarray]], list[list[np.ndarray]]]
@@ -88,6 +89,9 @@ class PreparedTasks:
     requests: list[Request]
     batches: list[RequestBatch]
     members: list[list[range]]  # by task, by item: its requests; a worked solution comes last
+    tokenizer: Tokenizer
+    context_tokens: int
+    batch_tokens: int
 
     @property
     def tokens(self) -> int:
@@ -113,7 +117,8 @@ def prepare(tasks: Sequence[Task], tokenizer: Tokenizer, context_tokens: int, ba
             members[-1].append(range(len(pairs), len(pairs) + len(answers)))
             pairs += [(item["prompt"], item["sep"], answer) for answer in answers]
     requests = make_requests(pairs, tokenizer, context_tokens)
-    return PreparedTasks(list(tasks), requests, pack_requests(requests, tokenizer.end_id, batch_tokens), members)
+    batches = pack_requests(requests, tokenizer.end_id, batch_tokens)
+    return PreparedTasks(list(tasks), requests, batches, members, tokenizer, context_tokens, batch_tokens)
 
 
 @torch.no_grad()
@@ -124,6 +129,7 @@ def score(
     process: int = 0,
     processes: int = 1,
     gather: Gather = lambda arrays: [arrays],
+    max_new_tokens: int = 0,
 ) -> dict[str, TaskScore]:
     """Score all tasks, forward only, each process its share of the batches; training is left as it was.
 
@@ -132,15 +138,21 @@ def score(
     a scale where chance is 0 and all right is 1; ``bpb``: bits a byte of the right answer, or of the worked solution
     where there is one, its separator counted in the bits alone; ``soft``: probability of the right choice among the
     choices. Open answers have no ``soft`` and no ``accuracy_per_character``, likelihood tasks ``bpb`` alone.
+    ``exact_match``, where answers are generated: the answer is the target and no more.
 
     Args:
         model: without what a launch wraps around it.
+        max_new_tokens: of a generated answer; 0 generates none.
     """
     log_probs_R, greedy_R = _score_requests(model, prepared, device, process, processes, gather)
-    return {
+    scores = {
         task.name: _task_score(task, prepared.requests, members, log_probs_R, greedy_R)
         for task, members in zip(prepared.tasks, prepared.members, strict=True)
     }
+    if max_new_tokens:
+        for name, exact in _exact_matches(model, prepared, device, max_new_tokens, process, processes, gather).items():
+            scores[name].metrics["exact_match"] = Measured.of(exact)
+    return scores
 
 
 def _score_requests(
@@ -167,11 +179,32 @@ def _score_batch(model: Transformer, batch: RequestBatch) -> tuple[torch.Tensor,
     return log_probabilities(hidden_KD, model.lm_head.weight.to(model.dtype), batch.targets_K)
 
 
-def batch_hidden_states(model: Transformer, batch: RequestBatch) -> torch.Tensor:
-    """Final hidden states, float32 [N, D]; no sample is recorded."""
-    unrecorded_1N = torch.full_like(batch.tokens_N, -1)[None]
-    row = (batch.tokens_N[None], batch.positions_N[None], batch.slots_N[None])
-    return model.hidden_states(*row, unrecorded_1N, batch.spans_R2, most_samples=0)[0]
+def _exact_matches(
+    model: Transformer,
+    prepared: PreparedTasks,
+    device: torch.device,
+    max_new_tokens: int,
+    process: int,
+    processes: int,
+    gather: Gather,
+) -> dict[str, np.ndarray]:
+    """By task whose answers can be generated, whether each is its target, bool [I]."""
+    asked = [
+        (task.name, item, prepared.requests[own[0]])
+        for task, members in zip(prepared.tasks, prepared.members, strict=True)
+        if is_generated(task)
+        for item, own in zip(task.items, members, strict=True)
+    ]
+    mine = range(process, len(asked), processes)
+    prompts = [request.tokens[: request.first] for _, _, request in asked[process::processes]]
+    sizes = prepared.context_tokens, prepared.batch_tokens
+    answers = generate(model, prompts, prepared.tokenizer, device, *sizes, max_new_tokens)
+    exact_R = np.zeros(len(asked), bool)
+    for number, answer in zip(mine, answers, strict=True):
+        exact_R[number] = is_exact(answer, asked[number][1])
+    exact_R = np.any([part[0] for part in gather([exact_R])], axis=0)
+    names = np.array([name for name, _, _ in asked])
+    return {name: exact_R[names == name] for name in dict.fromkeys(names.tolist())}
 
 
 def _task_score(

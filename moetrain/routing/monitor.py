@@ -8,6 +8,7 @@ the same samples that one process would hold.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,7 +18,9 @@ import torch
 
 from moetrain import grokking
 from moetrain.grokking import Estimate
-from moetrain.routing.recorder import SampleRouting
+from moetrain.routing.recorder import ComingRouting, SampleRouting
+
+_MOST_COMING = 64  # micro-batches whose routing may be on its way; with more, the training waits
 
 Gather = Callable[[Any], list[Any]]
 """Each process's value on each process; one process: ``lambda value: [value]``."""
@@ -65,22 +68,46 @@ class StreamMonitor:
         self.tau = tau
         self._gather = gather
         self._windows: dict[int, SampleRouting] = {}
+        self._coming: deque[ComingRouting] = deque()
+        self.keeps = False  # whether what is taken in is kept until it is asked for
+        self._kept: list[SampleRouting] = []
         self.not_finite = 0  # samples left out because their routing was NaN or infinite
 
-    def add(self, records: SampleRouting) -> None:
-        """Take in the routing of samples that a step trained on, in the stream's order."""
+    def add(self, records: SampleRouting | ComingRouting) -> None:
+        """Take in the routing of samples that a step trained on, in the stream's order; what is still coming, later."""
+        if isinstance(records, SampleRouting):
+            self.settle()
+            self._take_in(records)
+        else:
+            self._coming.append(records)
+            self.settle(_MOST_COMING)
+
+    def settle(self, coming: int = 0) -> None:
+        """Take in what has arrived, and wait until at most ``coming`` micro-batches are on their way."""
+        while self._coming and (len(self._coming) > coming or self._coming[0].copy.arrived):
+            self._take_in(self._coming.popleft().wait())
+
+    def _take_in(self, records: SampleRouting) -> None:
         finite_S = np.isfinite(records.even_SLE).all((1, 2)) & np.isfinite(records.odd_SLE).all((1, 2))
         if not finite_S.all():
             self.not_finite += int((~finite_S).sum())
             records = records.take(finite_S)
+        if self.keeps:
+            self._kept.append(records)
         for domain in np.unique(records.domain).tolist():
             arrived = records.take(records.domain == domain)
             held = self._windows.get(domain)
             joined = arrived if held is None else SampleRouting.join([held, arrived])
             self._windows[domain] = _newest(joined, self.size)
 
+    def kept(self) -> list[SampleRouting]:
+        """What was taken in since this was last asked, with ``keeps``."""
+        kept, self._kept = self._kept, []
+        return kept
+
     def windows(self) -> dict[int, SampleRouting]:
         """The newest samples of each domain over all processes, by number of the domain."""
+        self.settle()
         gathered: dict[int, list[SampleRouting]] = {}
         for windows in self._gather(self._windows):
             for domain, window in windows.items():

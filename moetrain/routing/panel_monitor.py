@@ -87,6 +87,11 @@ class PanelMonitor:
         members = self.panel.members(domain, SEEN)
         return np.array(self._read_at), np.stack(self._losses, axis=1)[members] if self._losses else np.zeros((0, 0))
 
+    @property
+    def times(self) -> grokking.ReadingTimes:
+        """Steps and tokens of the readings."""
+        return grokking.ReadingTimes(tuple(self._read_at), tuple(self._tokens))
+
     def state(self) -> dict[str, torch.Tensor]:
         """The readings so far, for a checkpoint."""
         if not self._losses:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from moetrain.transfer import HostCopy, to_device
+
 
 @dataclass(frozen=True)
 class SampleRouting:
@@ -60,6 +62,28 @@ def mean_routing(even_SLE: np.ndarray, odd_SLE: np.ndarray) -> np.ndarray:
     return total_SLE / total_SLE.sum(-1, keepdims=True)
 
 
+@dataclass(frozen=True)
+class ComingRouting:
+    """Routing of samples on its way to the host; see `SampleRouting`."""
+
+    order: np.ndarray
+    sample: np.ndarray
+    domain: np.ndarray
+    copy: HostCopy  # sums of probabilities and counts by half, each [L, S, 2, E]
+
+    def wait(self) -> SampleRouting:
+        """The routing, once it has arrived."""
+        both_SL2E, counts_SL2E = (tensor.transpose(0, 1).numpy() for tensor in self.copy.wait())
+        return SampleRouting(
+            order=self.order,
+            sample=self.sample,
+            domain=self.domain,
+            even_SLE=np.ascontiguousarray(both_SL2E[:, :, 0]),
+            odd_SLE=np.ascontiguousarray(both_SL2E[:, :, 1]),
+            counts_SLE=np.ascontiguousarray(counts_SL2E.sum(2)),
+        )
+
+
 def record_samples(
     sums_LBRE: torch.Tensor,
     counts_LBRE: torch.Tensor,
@@ -68,7 +92,19 @@ def record_samples(
     whole_BS: torch.Tensor,
     first_order: int,
 ) -> SampleRouting:
-    """The routing of a micro-batch's samples that are long enough to be compared.
+    """The routing of a micro-batch's samples, as by `start_record`, waited for."""
+    return start_record(sums_LBRE, counts_LBRE, samples_BS, domains_BS, whole_BS, first_order).wait()
+
+
+def start_record(
+    sums_LBRE: torch.Tensor,
+    counts_LBRE: torch.Tensor,
+    samples_BS: torch.Tensor,
+    domains_BS: torch.Tensor,
+    whole_BS: torch.Tensor,
+    first_order: int,
+) -> ComingRouting:
+    """Begin to bring the routing of a micro-batch's samples that are long enough to be compared to the host.
 
     Args:
         sums_LBRE: probabilities summed by half of sample, R = 2S with the even half of a sample before its odd one.
@@ -80,14 +116,11 @@ def record_samples(
     slots = whole_BS.flatten().nonzero()[:, 0]
     layers, rows, halves, experts = sums_LBRE.shape
     shape = (layers, rows * halves // 2, 2, experts)
-    on_device = slots.to(sums_LBRE.device)
-    both_SL2E = sums_LBRE.reshape(shape)[:, on_device].transpose(0, 1).cpu().numpy()
-    counts_SL2E = counts_LBRE.reshape(shape)[:, on_device].transpose(0, 1).cpu().numpy()
-    return SampleRouting(
+    on_device = to_device(slots, sums_LBRE.device)
+    kept = [x.detach().reshape(shape).index_select(1, on_device) for x in (sums_LBRE, counts_LBRE)]
+    return ComingRouting(
         order=first_order + slots.numpy(),
         sample=samples_BS.flatten()[slots].numpy(),
         domain=domains_BS.flatten()[slots].numpy(),
-        even_SLE=np.ascontiguousarray(both_SL2E[:, :, 0]),
-        odd_SLE=np.ascontiguousarray(both_SL2E[:, :, 1]),
-        counts_SLE=counts_SL2E.sum(2),
+        copy=HostCopy(kept),
     )

@@ -32,47 +32,45 @@ class SampleStore:
         top: experts kept a layer, K.
         samples: what the numbers of samples stand for.
         domains: names by number.
+        places: of samples in a step, used or not: places in the stream over it count steps.
     """
 
-    def __init__(self, run: Path, process: int, top: int, samples: Samples, domains: list[str]) -> None:
+    def __init__(self, run: Path, process: int, top: int, samples: Samples, domains: list[str], places: int) -> None:
         self._run = run
         self._process = process
         self._top = top
         self._samples = samples
         self._domains = domains
-        self._held: list[tuple[int, SampleRouting, np.ndarray, np.ndarray]] = []
+        self._places = places
+        self._held: list[tuple[SampleRouting, np.ndarray, np.ndarray]] = []
         self.lost = 0  # samples let go because they could not be written
 
     def __len__(self) -> int:
         """Samples that are gathered and not written yet."""
-        return sum(len(records) for _, records, _, _ in self._held)
+        return sum(len(records) for records, _, _ in self._held)
 
-    def add(self, step: int, records: SampleRouting) -> None:
-        """Take in samples that a step trained on; writes a piece where enough are there.
-
-        Raises:
-            OSError: the piece could not be written; its samples are kept and tried again with the next.
-        """
+    def add(self, records: SampleRouting) -> None:
+        """Take in samples that were trained on."""
         if len(records):
             experts, shares = top_experts(records.weights, self._top)
-            self._held.append((step, _without_routing(records), experts, shares))
-        if len(self) >= PIECE:
-            self.flush()
+            self._held.append((_without_routing(records), experts, shares))
 
-    def flush(self) -> None:
-        """Write what was gathered.
+    def write(self, everything: bool = False) -> None:
+        """Write what was gathered, if it fills a piece, or with ``everything`` in any case.
 
         Raises:
             OSError: nothing was written; what was gathered is kept, up to four pieces.
         """
+        if len(self) < PIECE and not everything:
+            return
         if not self._held:
             return
-        records = SampleRouting.join([part for _, part, _, _ in self._held])
-        experts = np.concatenate([part for _, _, part, _ in self._held])
-        shares = np.concatenate([part for _, _, _, part in self._held])
-        last = self._held[-1][0]
+        records = SampleRouting.join([part for part, _, _ in self._held])
+        experts = np.concatenate([part for _, part, _ in self._held])
+        shares = np.concatenate([part for _, _, part in self._held])
+        steps = records.order // self._places + 1
         columns = {
-            "step": np.concatenate([np.full(len(part), step) for step, part, _, _ in self._held]),
+            "step": steps,
             "order": records.order,
             "domain": pa.array([self._domains[number] for number in records.domain]).dictionary_encode(),
             "document": self._samples.document[records.sample],
@@ -83,10 +81,10 @@ class SampleStore:
         folder = self._run / FOLDER
         metadata = {"layers": str(experts.shape[1]), "top": str(experts.shape[2])}
         try:
-            write_piece(folder / f"samples_{last:08d}_{self._process:03d}.parquet", pa.table(columns), metadata)
+            write_piece(folder / f"samples_{steps[-1]:08d}_{self._process:03d}.parquet", pa.table(columns), metadata)
         except OSError:
             while len(self) > _MOST_HELD:
-                self.lost += len(self._held.pop(0)[1])
+                self.lost += len(self._held.pop(0)[0])
             raise
         self._held.clear()
 

@@ -58,7 +58,7 @@ class Run:
     met: np.ndarray  # int64 [domains], text tokens trained on
     beside: Beside[StreamPoints | PanelPoints] = field(default_factory=Beside)
     sample_store: SampleStore | None = None  # once the run has a folder, where it is asked for
-    troubles: list[Incident] = field(default_factory=list)  # since they were last told
+    troubles: list[Incident] = field(default_factory=list)  # survived, and not told yet
     clock: Clock = field(default_factory=Clock)
     tokens_trained: int = 0
     newest: StepStatistics | None = None
@@ -86,6 +86,8 @@ def build(settings: Settings) -> Run:
     torch.manual_seed(settings.run.seed)
     dtype = compute_dtype(settings, accelerator.device)
     transformer = initial_model(settings, corpus.tokenizer, dtype).to(accelerator.device)
+    if settings.train.compile:
+        transformer.compile_layers()
     names = list(settings.data.domains)
     steps = min(stream.steps, settings.train.max_steps or stream.steps)
     return Run(
@@ -128,7 +130,8 @@ def sample_store(run: Run, folder: Path) -> SampleStore | None:
         return None
     names = list(settings.data.domains)
     top = min(settings.monitor.store_top, settings.model.num_experts)
-    return SampleStore(folder, run.accelerator.process_index, top, run.stream.samples, names)
+    places = settings.train.batch_rows * run.stream.most_samples
+    return SampleStore(folder, run.accelerator.process_index, top, run.stream.samples, names, places)
 
 
 def describe(run: Run) -> None:

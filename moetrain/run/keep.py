@@ -15,8 +15,9 @@ from moetrain.data.stream import stream_tokens
 from moetrain.routing.panel_monitor import memorization_summary
 from moetrain.routing.store import list_pieces
 from moetrain.run.build import Run
+from moetrain.run.delays import delays
 from moetrain.run.relations import PAPER
-from moetrain.run.watch import MONITORING, show, store
+from moetrain.run.watch import MONITORING, note, show, store
 from moetrain.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -36,7 +37,8 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
 
     Returns whether it was written, on every process.
     """
-    store(run, step)  # before the next line, in which all processes meet: the manifest lists every piece
+    note(run, run.guards.settle())
+    store(run, step, everything=True)  # before the next line, where all processes meet: the manifest lists every piece
     windows = run.monitor.state()  # of all processes
     return gather_objects(outputs is not None and _write(run, folder, step, outputs, windows))[0]
 
@@ -101,12 +103,13 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
     return checkpoint.step
 
 
-def stop_diverged(run: Run, folder: Path, step: int) -> None:
-    """End a run that skips every update, with a dump to replay: the model as it is, and the rows of the step.
+def stop_diverged(run: Run, folder: Path) -> None:
+    """End a run that skips every update, with a dump to replay: the model as it is, and the rows of the last such step.
 
     Raises:
         TrainingDivergedError: always; it names the dump.
     """
+    step = run.guards.last_skipped
     dump = folder / "dumps" / f"step_{step:08d}"
     see = f"see why with python tools/replay.py {dump}"
     if run.accelerator.is_main_process and not dump.exists():  # a run that was run again comes to the same
@@ -145,6 +148,8 @@ def finish(run: Run, outputs: Outputs) -> None:
             task["generalized"] = run.probes.history.group_sizes(name)
         for domain in outputs.domains:
             outputs.domains[domain]["correlations"] = run.probes.relations.as_dict(domain)
+        for domain, delay in delays(run).items():
+            outputs.delay(run.steps, domain, delay.mean.steps if delay.mean else None, delay.as_dict())
     share, memory = run.clock.share(*MONITORING), peak_memory(run.accelerator.device)
     summary = {
         "domains": outputs.domains,

@@ -18,7 +18,7 @@ from moetrain.routing.store import FOLDER, write_piece
 from moetrain.run.relations import Relations
 
 COLUMNS = ("probe", "domain", "items", "of", "in training text", "cut", "chance")
-_BATCH_TOKENS = 4096  # of a forward pass over probe items, about
+BATCH_TOKENS = 4096  # of a forward pass over probe items, about
 
 
 @dataclass
@@ -50,7 +50,7 @@ def load_probes(settings: Settings, corpus: Corpus, progress: Progress) -> Probe
     tasks = load_tasks(settings, corpus, progress)
     if not tasks.tasks:
         return None
-    prepared = prepare(tasks.tasks, corpus.tokenizer, settings.data.seq_len, _BATCH_TOKENS)
+    prepared = prepare(tasks.tasks, corpus.tokenizer, settings.data.seq_len, BATCH_TOKENS)
     history = ProbeHistory(tasks.tasks)
     return Probes(tasks, prepared, history, Relations(list(settings.data.domains), history))
 

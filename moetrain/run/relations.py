@@ -16,6 +16,7 @@ import torch
 from moetrain import grokking
 from moetrain.grokking import Correlation
 from moetrain.probes.history import ProbeHistory
+from moetrain.probes.tasks import Task
 
 PREDICTORS = {
     "d_path": "pathway/d_path",
@@ -65,16 +66,20 @@ class Relations:
             values = (metrics.get(metric, {}).get("value") for metric in PREDICTORS.values())
             rows.append([math.nan if value is None else float(value) for value in values])
 
-    def accuracy(self, domain: str) -> tuple[np.ndarray, float, int]:
-        """Accuracy over all items of a domain's tasks by reading [T], what chance gives, and the number of items.
+    def tasks(self, domain: str) -> list[Task]:
+        """A domain's tasks that are answered right or wrong, but for those that ask for trained facts.
 
-        Tasks that ask for trained facts do not count: they say what is memorized.
+        Those say what is memorized.
         """
-        tasks = [
+        return [
             task
             for task in self._history.tasks.values()
             if task.domain == domain and not task.trained and self._history.correct(task.name).size
         ]
+
+    def accuracy(self, domain: str) -> tuple[np.ndarray, float, int]:
+        """Accuracy over all items of a domain's `tasks` by reading [T], what chance gives, and the number of items."""
+        tasks = self.tasks(domain)
         if not tasks:
             return np.zeros(0), math.nan, 0
         correct_IT = np.concatenate([self._history.correct(task.name) for task in tasks])

@@ -17,15 +17,15 @@ from moetrain.probes.scoring import score
 from moetrain.routing.monitor import StreamPoints, stream_points
 from moetrain.routing.panel import read_panel
 from moetrain.routing.panel_monitor import PanelPoints
-from moetrain.routing.recorder import SampleRouting, record_samples
+from moetrain.routing.recorder import start_record
 from moetrain.routing.store import as_stored, write_reading
 from moetrain.run.build import Run
 from moetrain.run.probing import write_scores
 from moetrain.training.evaluation import heldout_losses
-from moetrain.training.guards import Incident
+from moetrain.training.guards import Heard, Incident
 from moetrain.training.parallel import gather_objects
 from moetrain.training.schedule import learning_rate
-from moetrain.training.step import StepStatistics, bare
+from moetrain.training.step import bare
 from moetrain.training.suspects import merge, suspects
 from moetrain.training.throughput import peak_memory
 
@@ -41,46 +41,47 @@ def record(run: Run, step: int, recorded: list[tuple[Batch, Output]]) -> None:
     for batch, output in recorded:
         routing = output.routing
         assert routing is not None
-        records = record_samples(
+        coming = start_record(
             routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.whole_BS, row * slots
         )
-        run.monitor.add(records)
-        store(run, step, records)
+        run.monitor.add(coming)
         row += len(batch.samples_BS)
+    store(run, step)
     if lost := run.monitor.not_finite - before:
-        lost_ones = f"the routing of {lost} samples was not finite: they are left out of the streaming metrics"
-        run.troubles.append(Incident(lost_ones, "not_finite"))
+        said = f"the routing of {lost} samples was not finite: they are left out of the streaming metrics"
+        run.troubles.append(Incident(step, "not_finite", said))
 
 
-def guard(run: Run, step: int, finite: bool, statistics: StepStatistics, recorded: list[tuple[Batch, Output]]) -> None:
-    """Take note of what a step ran into, with the samples that were most involved."""
+def note(run: Run, heard: Heard) -> None:
+    """Note what the guards have heard of, with the samples that were most involved."""
     count = run.settings.guard.samples
-    for incident in run.guards.check(step, finite, float(statistics.loss), statistics.load_LE):
+    for incident, recorded in heard:
         mine = suspects(incident, recorded, run.stream.samples, list(run.settings.data.domains), count)
         worst = merge(gather_objects(mine), count)
         run.troubles.append(replace(incident, details=incident.details | {"samples": worst}))
 
 
-def tell_troubles(run: Run, step: int, outputs: Outputs | None) -> None:
-    """Tell what a step ran into."""
+def tell_troubles(run: Run, outputs: Outputs | None) -> None:
+    """Tell what went wrong and was survived."""
     if outputs is not None:
         for incident in run.troubles:
-            outputs.guard(step, incident.problem, kind=incident.kind, **incident.details)
+            outputs.guard(incident.step, incident.problem, kind=incident.kind, **incident.details)
     run.troubles.clear()
 
 
-def store(run: Run, step: int, records: SampleRouting | None = None) -> None:
-    """Routing of training samples onto disk, where it is asked for; without ``records``, what was gathered so far."""
+def store(run: Run, step: int, everything: bool = False) -> None:
+    """Routing of training samples onto disk, where it is asked for; with ``everything``, to the last sample."""
     if run.sample_store is None:
         return
+    if everything:
+        run.monitor.settle()
+    for records in run.monitor.kept():
+        run.sample_store.add(records)
     try:
-        if records is None:
-            run.sample_store.flush()
-        else:
-            run.sample_store.add(step, records)
+        run.sample_store.write(everything)
     except OSError as error:
         said = f"routing of training samples was not stored ({error}): it is tried again"
-        run.troubles.append(Incident(said, "storage"))
+        run.troubles.append(Incident(step, "storage", said))
 
 
 def router_rows(model: nn.Module) -> np.ndarray:

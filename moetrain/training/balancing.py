@@ -42,14 +42,20 @@ class Balancing:
         return self.settings.num_experts * (share_LE * (probs_LE / real_tokens)).sum(-1).mean()
 
     @torch.no_grad()
-    def after_step(self, load_LE: torch.Tensor) -> None:
-        """Take note of a whole step's load, and move the selection bias towards experts with less than the mean."""
-        self.share_LE = (load_LE / load_LE.sum(-1, keepdim=True)).to(self.share_LE)
+    def after_step(self, load_LE: torch.Tensor, made: torch.Tensor) -> None:
+        """Take note of a whole step's load, and move the selection bias towards experts with less than the mean.
+
+        Args:
+            made: whether the step's update was made, on the device; after one that was not, nothing changes.
+        """
+        share_LE = (load_LE / load_LE.sum(-1, keepdim=True)).to(self.share_LE)
+        self.share_LE = torch.where(made, share_LE, self.share_LE)
         if self.settings.balancing != "bias":
             return
         for router, share_E in zip(self._routers, self.share_LE, strict=True):
             assert router.selection_bias is not None
-            router.selection_bias += self.settings.bias_update_rate * (1 / len(share_E) - share_E).sign()
+            towards = (1 / len(share_E) - share_E).sign() * made
+            router.selection_bias += self.settings.bias_update_rate * towards
 
     def state(self) -> dict[str, torch.Tensor]:
         return {"share_LE": self.share_LE}

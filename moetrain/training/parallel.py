@@ -83,6 +83,14 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def largest_over_processes(number: int, device: torch.device) -> torch.Tensor:
+    """The largest of the processes' numbers, on each of them; on ``device``, where the host need not wait for it."""
+    largest = torch.full((), number, device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
+
+
 def gather_objects(value: Any) -> list[Any]:
     """Each process's value, in the order of ranks, on each of them."""
     if not (dist.is_available() and dist.is_initialized()):

@@ -115,20 +115,21 @@ def _statistics(total: torch.Tensor, settings: Settings, balancing: Balancing, r
 
 @torch.no_grad()
 def update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, learning_rate: float, largest_norm: float, loss: torch.Tensor
-) -> tuple[torch.Tensor, bool]:
-    """Clip, step, and drop the gradients: (norm before clipping, whether the update was made).
+    model: nn.Module, optimizer: torch.optim.AdamW, learning_rate: float, largest_norm: float, loss: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clip, step, and drop the gradients: (norm before clipping, whether the update was made), both on the device.
 
-    Where the loss or the gradient is not finite, the gradient is dropped without an update.
+    Where the loss or the gradient is not finite, the gradient is dropped without an update, and its norm is given as 0.
+    That is decided on the device, in the fused update itself: the host would have to wait for the whole step to decide.
     """
     norm = nn.utils.clip_grad_norm_(model.parameters(), largest_norm)
-    finite = bool(norm.isfinite() & loss.isfinite())
-    if finite:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.step()
+    made = norm.isfinite() & loss.isfinite()
+    optimizer.found_inf = (~made).float()  # type: ignore[attr-defined]  # what a gradient scaler would set
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm, finite
+    return torch.where(made, norm, 0.0), made
 
 
 def bare(model: nn.Module) -> Transformer:

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from moetrain.data.packing import Samples
-from moetrain.data.stream import Batch
 from moetrain.model.transformer import Output
-from moetrain.training.guards import Incident
+from moetrain.training.guards import Incident, Recorded
 
 
 def suspects(
     incident: Incident,
-    recorded: Sequence[tuple[Batch, Output]],
+    recorded: Recorded,
     samples: Samples,
     domains: Sequence[str],
     count: int,

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from moetrain.model import experts as module
 from moetrain.model.experts import experts
 
 
@@ -33,6 +34,13 @@ CASES = {
 
 @pytest.mark.parametrize("index", CASES.values(), ids=CASES)
 def test_grouped_mm_equals_the_loop_forward_and_backward(index):
+    for mine, reference in zip(run("grouped_mm", torch.float32, index), run("loop", torch.float32, index), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("index", CASES.values(), ids=CASES)
+def test_rows_as_they_are_arranged_on_cuda_give_the_same(index, monkeypatch):
+    monkeypatch.setattr(module, "_arrange", module._arrange_exactly)
     for mine, reference in zip(run("grouped_mm", torch.float32, index), run("loop", torch.float32, index), strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
 

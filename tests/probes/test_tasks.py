@@ -122,6 +122,9 @@ def test_items_may_be_of_other_domains_and_a_setting_says_which_of_the_run_is_me
     assert loaded(chosen(folder, "probes.tasks=[bench/t.jsonl]", "probes.domains={t: d}")).tasks[0].domain == "d"
 
 
+SUMS = ["data.domains.m.builtin=math", "data.domains.m.size=9000"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

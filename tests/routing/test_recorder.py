@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,29 @@ def test_readings_are_the_metrics_of_the_windows_and_need_full_ones():
         expected = np.median(grokking.inconsistency(weights, rows)[safe])
         assert reading.metrics["inconsistency"].mean == pytest.approx(expected, rel=1e-4)
     assert reading.metrics["inconsistency"].samples == safe.sum()
+
+
+def test_what_is_still_on_its_way_is_taken_in_later_in_order_and_waited_for_when_read():
+    at_once, later = StreamMonitor(["a", "b"], 6, 0.7), StreamMonitor(["a", "b"], 6, 0.7)
+    arrived = []
+    for start in range(0, 12, 3):
+        part = records(list(range(start, start + 3)), [o % 2 for o in range(start, start + 3)], seed=start)
+        at_once.add(part)
+        copy = SimpleNamespace(arrived=False)
+        later.add(SimpleNamespace(copy=copy, wait=lambda part=part: arrived.append(part) or part))
+        assert arrived == []
+    for domain, window in at_once.windows().items():
+        assert np.array_equal(later.windows()[domain].order, window.order)
+        assert np.array_equal(later.windows()[domain].even_SLE, window.even_SLE)
+    assert [int(part.order[0]) for part in arrived] == [0, 3, 6, 9]
+
+
+def test_no_more_than_so_many_micro_batches_are_on_their_way():
+    monitor, waited = StreamMonitor(["a"], 4, 0.7), []
+    for start in range(70):
+        part = records([start], [0])
+        monitor.add(SimpleNamespace(copy=SimpleNamespace(arrived=False), wait=lambda p=part: waited.append(p) or p))
+    assert len(waited) == 70 - 64
 
 
 def test_routing_that_is_not_finite_is_left_out_and_counted():

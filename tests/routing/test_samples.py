@@ -16,6 +16,7 @@ from moetrain.routing.store import StoreError
 from moetrain.train import train
 
 DOMAINS = ["stories", "sums"]
+PLACES = 10  # of samples a step
 
 
 def some_samples(count):
@@ -59,18 +60,18 @@ def test_the_heaviest_experts_are_kept_in_order(samples, layers, experts, top, s
 
 def test_what_was_added_comes_back(tmp_path):
     rng = np.random.default_rng(0)
-    store = SampleStore(tmp_path, 3, 2, some_samples(30), DOMAINS)
+    store = SampleStore(tmp_path, 3, 2, some_samples(30), DOMAINS, PLACES)
     parts = [some_records(rng, 0, 20), some_records(rng, 20, 0), some_records(rng, 20, 10)]
-    for step, part in enumerate(parts, start=5):
-        store.add(step, part)
+    for part in parts:
+        store.add(part)
     assert len(store) == 30
-    store.flush()
+    store.write(everything=True)
     assert len(store) == 0
-    store.flush()  # nothing to write
+    store.write(everything=True)  # nothing to write
     (table,) = read_samples(tmp_path)
-    assert [path.name for path in (tmp_path / "routing").iterdir()] == ["samples_00000007_003.parquet"]
+    assert [path.name for path in (tmp_path / "routing").iterdir()] == ["samples_00000003_003.parquet"]
     frame = table.to_pandas()
-    assert frame.step.tolist() == [5] * 20 + [7] * 10
+    assert frame.step.tolist() == [1] * 10 + [2] * 10 + [3] * 10
     assert frame.document.tolist() == [2**63 + n for n in range(30)]
     assert frame.domain.tolist() == [DOMAINS[n % 2] for n in range(30)]
     weights = np.concatenate([part.weights for part in parts])
@@ -84,7 +85,7 @@ def test_a_full_disk_keeps_what_was_gathered_up_to_a_bound(tmp_path, monkeypatch
     monkeypatch.setattr(module, "PIECE", 10)
     monkeypatch.setattr(module, "_MOST_HELD", 40)
     rng = np.random.default_rng(0)
-    store = SampleStore(tmp_path, 0, 2, some_samples(100), DOMAINS)
+    store = SampleStore(tmp_path, 0, 2, some_samples(100), DOMAINS, PLACES)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -92,19 +93,20 @@ def test_a_full_disk_keeps_what_was_gathered_up_to_a_bound(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(pq, "write_table", full)
         for first in range(0, 60, 10):
+            store.add(some_records(rng, first, 10))
             with pytest.raises(OSError, match="No space"):
-                store.add(first, some_records(rng, first, 10))
+                store.write()
     assert (len(store), store.lost) == (40, 20)
     assert list((tmp_path / "routing").iterdir()) == []
-    store.flush()
+    store.write(everything=True)
     (table,) = read_samples(tmp_path)
     assert table["order"].to_pylist() == list(range(20, 60))
 
 
 def test_a_cut_off_piece_is_named(tmp_path):
-    store = SampleStore(tmp_path, 0, 2, some_samples(10), DOMAINS)
-    store.add(1, some_records(np.random.default_rng(0), 0, 10))
-    store.flush()
+    store = SampleStore(tmp_path, 0, 2, some_samples(10), DOMAINS, PLACES)
+    store.add(some_records(np.random.default_rng(0), 0, 10))
+    store.write(everything=True)
     (path,) = (tmp_path / "routing").iterdir()
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(StoreError, match=r"samples_00000001_000\.parquet: cut off or altered"):

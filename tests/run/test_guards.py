@@ -2,6 +2,8 @@
 
 import math
 
+import torch
+
 from moetrain.train import main, train
 from moetrain.training.checkpoint import list_checkpoints
 from moetrain.training.step import update
@@ -32,7 +34,7 @@ def test_a_run_that_diverges_skips_stops_and_leaves_a_dump_that_shows_why(
     assert all(len(event["samples"]) == 3 for event in told)
     assert all(sample["domain"] in ("stories", "sums") for event in told for sample in event["samples"])
     assert [step for step, _ in scalars(run)["loss/train"]] == [1]  # a skipped step draws no curve
-    found = replay.replay(dump, "cpu")
+    found = replay.replay(dump, torch.device("cpu"))
     assert found["step"] == 5
     assert not math.isfinite(found["gradients"][0][1])
     documents = {(domain, document) for domain, document, _, _ in found["samples"]}
@@ -54,7 +56,7 @@ def test_a_dump_shows_where_the_first_number_breaks_and_in_which_samples(make_se
     (tmp_path / "run.yaml").write_text(make_settings("guard.skipped=2").to_yaml())
     assert main([str(tmp_path / "run.yaml")]) == 1
     (dump,) = (tmp_path / "runs" / "run" / "dumps").iterdir()
-    found = replay.replay(dump, "cpu")
+    found = replay.replay(dump, torch.device("cpu"))
     assert found["first"].startswith("the first output that is not finite is that of model.layers.1.self_attn.q_proj")
     broken = [(domain, document) for domain, document, _, loss in found["samples"] if not math.isfinite(loss)]
     told = next(event["samples"] for event in reversed(guard_events(tmp_path / "runs" / "run")) if "samples" in event)

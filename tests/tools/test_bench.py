@@ -13,7 +13,16 @@ from tests.conftest import small_run
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # as python tools/bench.py has it
 
 import bench
-from benchmarks import monitor, monitor_costs, timing
+from benchmarks import (
+    attention_backends,
+    expert_backends,
+    flops,
+    monitor,
+    monitor_costs,
+    steps,
+    timing,
+    transformers_peers,
+)
 
 
 @pytest.fixture
@@ -117,3 +126,137 @@ def test_what_cannot_be_measured_is_one_line(config, capsys):
         assert complaint.startswith("error: ")
         assert complaint.count("\n") == 1
         assert said in complaint
+
+
+def test_peers_compares_medians_of_steps_on_the_same_data(config, tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("matplotlib")
+    figure = tmp_path / "peers.png"
+    result = run(
+        tmp_path,
+        "peers",
+        *config,
+        "train.precision=bf16",
+        "train.batch_rows=4",
+        "--turns",
+        "2",
+        "--figure",
+        str(figure),
+    )
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    sides = result["sides"]
+    dense = next(name for name in sides if name.startswith("transformers dense"))
+    olmoe = [name for name in sides if name.startswith("transformers ") and name != dense]
+    assert len(olmoe) == 2
+    assert result["transformers_fastest"] == min(olmoe, key=lambda name: sides[name]["seconds"])
+    for key, side in (
+        ("ratio_to_transformers", result["transformers_fastest"]),
+        ("ratio_to_dense", "moetrain dense"),
+        ("ratio_to_transformers_dense", dense),
+    ):
+        assert result[key] == pytest.approx(sides[side]["seconds"] / sides["moetrain"]["seconds"])
+        low, high = result["quartiles_by_turn"][key]
+        assert 0 < low <= high
+    assert {len(side["seconds_quartiles"]) + side["turns"] for side in sides.values()} == {4}
+    assert {try_["name"].split()[1].strip(",") for try_ in result["tried"]} == {"dense", *transformers_peers.EXPERTS}
+    assert all(try_["seconds"] > 0 for try_ in result["tried"])  # none is left out where memory is enough
+    achieved = result["utilization"]["6n"] * result["matrix_flops"] * sides["moetrain"]["seconds"]
+    # 6 for each token and active parameter but the embeddings'
+    assert achieved == pytest.approx(6 * 4 * 64 * (result["parameters"]["moetrain"]["active"] - 320 * 32))
+    assert result["utilization"]["with_attention"] > result["utilization"]["6n"]
+
+
+def test_transformers_models_are_of_our_size(config):
+    pytest.importorskip("transformers")
+    settings = bench.peers.load_configs(bench.parse(["peers", *config]))[0]
+    counts = {}
+    for experts in ("grouped_mm", transformers_peers.DENSE):
+        model = transformers_peers.make_model(transformers_peers.Variant(experts, "sdpa", "float32"), settings, 320)
+        counts[experts] = sum(p.numel() for p in model.parameters())
+    ours = flops.Transformer(settings.model, 320, torch.float32)
+    assert counts["grouped_mm"] == ours.parameter_counts()[0]
+    assert counts["dense"] == ours.parameter_counts()[1] - 3 * 8 * 32  # without routers
+
+
+def test_batched_mm_is_left_out_where_its_copies_would_fill_memory(config):
+    settings = bench.peers.load_configs(bench.parse(["peers", *config, "train.batch_rows=1000000"]))[0]
+    refusals = [
+        transformers_peers.memory_refusal(
+            transformers_peers.Variant(experts, "sdpa", "float32"), settings, torch.device("cpu")
+        )
+        for experts in ("batched_mm", "eager")
+    ]
+    assert "GiB of copied weights" in refusals[0]
+    assert refusals[1] is None
+
+
+def test_operations_are_counted_pair_by_pair(config):
+    settings = bench.peers.load_configs(bench.parse(["peers", *config]))[0].model
+    model = flops.Transformer(settings, 320, torch.float32)
+    found = flops.step_flops(model, 7, torch.tensor([[0, 4], [4, 3]]))
+    pairs = sum(query >= key for length in (4, 3) for query in range(length) for key in range(length))
+    # forward 4 a pair and feature (scores, and values summed by them), backward twice that; 3 layers of width 32
+    assert found.attention == 12 * pairs * 3 * 32
+    products = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "experts" not in name)
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    assert found.parameters == 6 * 7 * (products + experts * 2 / 8)
+
+
+def test_a_step_is_timed_whole_and_in_parts(config, tmp_path):
+    pytest.importorskip("matplotlib")
+    figure = tmp_path / "steps.png"
+    result = run(tmp_path, "train", *config, "--turns", "3", "--operators", "5", "--figure", str(figure))
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert result["tokens_per_second"] == pytest.approx(16 * 64 / result["step"]["seconds"])
+    assert list(result["parts_seconds"]) == list(steps.PARTS)
+    assert all(seconds > 0 for seconds in result["parts_seconds"].values())
+    # parameters, and two numbers of each with the optimizer; a step count of 4 bytes a tensor beside
+    assert result["memory_bytes"]["state"] == pytest.approx(12 * result["parameters"]["all"], rel=0.01)
+    assert result["memory_bytes"]["peak"] > result["memory_bytes"]["state"]
+    own = [row["seconds"] for row in result["operators"]]
+    assert own == sorted(own, reverse=True)
+    assert len(own) == 5
+
+
+def test_a_step_taken_apart_trains_as_a_whole_one_does(config):
+    settings = bench.steps.load_configs(bench.parse(["train", *config]))[0]
+    weights = []
+    for take in (steps.train_step, steps.step_apart):
+        with steps.open_run(settings, 3) as made:
+            take(made, 1)
+            weights.append([p.detach().clone() for p in made.model.parameters()])
+    for whole, apart in zip(*weights, strict=True):
+        torch.testing.assert_close(whole, apart, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "missing"),
+    [
+        ("experts", {"grouped_mm", "loop"}, {"megablocks"}),
+        ("attention", {"batched", "sdpa"}, {"flash_attn", "varlen"}),
+    ],
+)
+def test_backends_take_turns_and_those_that_cannot_run_say_why(config, tmp_path, name, runs, missing):
+    result = run(tmp_path, name, *config, "--turns", "2", "--tokens", "200")
+    assert runs <= set(result["backends"])
+    assert set(result["backends"]) | set(result["left_out"]) == runs | missing
+    assert all(reason for reason in result["left_out"].values())
+    rows = result["backends"]
+    assert rows[result["fastest"]]["times_the_fastest"] == 1
+    assert all(row["times_the_fastest"] >= 1 and row["turns"] == 2 for row in rows.values())
+
+
+def test_samples_and_routing_of_a_turn_are_whole_and_new_at_every_turn(config):
+    spans = [attention_backends.draw_spans(200, 64, turn) for turn in range(4)]
+    for drawn in spans:
+        starts, lengths = drawn.T.tolist()
+        assert starts == [sum(lengths[:i]) for i in range(len(lengths))]
+        assert sum(lengths) == 200
+        assert min(lengths) >= 1
+        assert {64, 128, 192} <= {*starts}  # no sample crosses the end of a row
+    assert len({tuple(drawn.flatten().tolist()) for drawn in spans}) == 4
+    model = bench.peers.load_configs(bench.parse(["experts", *config]))[0].model
+    (first, weights), (second, _) = (expert_backends.draw_routing(model, 50, turn) for turn in range(2))
+    assert first.shape == weights.shape == (50, 2)
+    assert (first[:, 0] != first[:, 1]).all()
+    assert not torch.equal(first, second)

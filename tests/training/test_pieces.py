@@ -1,14 +1,17 @@
 import math
+import signal
 
 import pytest
 import torch
 
 from moetrain.config import ModelSettings, OptimSettings
 from moetrain.model.transformer import Routing, Transformer
+from moetrain.training import signals
 from moetrain.training.balancing import Balancing
 from moetrain.training.curves import Interval, expert_load
 from moetrain.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
 from moetrain.training.schedule import learning_rate
+from moetrain.training.signals import StopAgreement
 from moetrain.training.step import StepStatistics, update
 
 
@@ -38,6 +41,10 @@ def test_schedules_end_where_they_should():
 def test_a_run_shorter_than_its_warm_up_still_ends_at_the_final_rate():
     assert rates(steps=5, schedule="cosine")[-1] == pytest.approx(0.1)
     assert rates(steps=1, schedule="cosine") == pytest.approx([0.1])
+
+
+FINE = torch.tensor(1.0)  # a loss
+MADE = torch.tensor(True)  # an update
 
 
 def small_model(**changes):
@@ -76,12 +83,67 @@ def test_optimizer_state_goes_and_comes_back_by_name():
         load_optimizer_state(other, again, state)
 
 
+def small_state(model):
+    return make_optimizer(model, OptimSettings(state_precision="bf16"))
+
+
+def give_gradients(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_moments_in_bf16_are_adamw_with_rounded_moments():
+    """Against torch's AdamW whose moments are rounded by hand after each step."""
+    (mine, _), (theirs, _) = small_model(), small_model()
+    optimizer, reference = small_state(mine), make_optimizer(theirs, OptimSettings())
+    for step in range(5):
+        give_gradients(mine, step)
+        give_gradients(theirs, step)
+        update(mine, optimizer, 1e-2, 1.0, FINE)
+        update(theirs, reference, 1e-2, 1.0, FINE)
+        for state in reference.state.values():
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key].copy_(state[key].bfloat16())
+    assert {state["exp_avg"].dtype for state in optimizer.state.values()} == {torch.bfloat16}
+    state, expected = optimizer_state(mine, optimizer), optimizer_state(theirs, reference)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key].float(), expected[key].float()) for key in state)
+    assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
+
+
+def test_moments_in_bf16_come_back_and_are_left_alone_by_a_skipped_update():
+    model, _ = small_model()
+    optimizer = small_state(model)
+    give_gradients(model, 0)
+    update(model, optimizer, 1e-2, 1.0, FINE)
+    state = {key: value.clone() for key, value in optimizer_state(model, optimizer).items()}
+    give_gradients(model, 1)
+    model.lm_head.weight.grad[0, 0] = math.inf
+    _, made = update(model, optimizer, 1e-2, 1.0, FINE)
+    assert not made
+    assert all(torch.equal(state[key], value) for key, value in optimizer_state(model, optimizer).items())
+    other, _ = small_model()
+    again = small_state(other)
+    load_optimizer_state(other, again, state)
+    assert all(torch.equal(state[key], value) for key, value in optimizer_state(other, again).items())
+    # What was kept in float32 is rounded when it is taken up in bf16, and the other way round widened.
+    wide = {key: value.float() for key, value in state.items()}
+    load_optimizer_state(other, again, wide)
+    assert all(torch.equal(state[key], value) for key, value in optimizer_state(other, again).items())
+
+
+def test_moments_that_bf16_would_round_away_are_refused():
+    with pytest.raises(ValueError, match=r"rounds away what a step changes with beta1 0\.9 and beta2 0\.999: set both"):
+        OptimSettings(state_precision="bf16", beta2=0.999)
+
+
 def test_gradients_are_clipped_to_the_norm():
     model, _ = small_model()
     optimizer = make_optimizer(model, OptimSettings())
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    norm, finite = update(model, optimizer, 1e-3, 1.0, torch.tensor(1.0))
+    norm, finite = update(model, optimizer, 1e-3, 1.0, FINE)
     assert finite
     assert float(norm) == pytest.approx(math.sqrt(sum(p.numel() for p in model.parameters())), rel=1e-5)
     assert all(p.grad is None for p in model.parameters())
@@ -101,6 +163,17 @@ def test_a_gradient_or_loss_that_is_not_finite_changes_nothing(broken):
     _, finite = update(model, optimizer, 1e-3, 1.0, torch.tensor(1.0 if broken == "gradient" else math.inf))
     assert not finite
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_processes_agree_on_a_signal_at_once_on_cpu_and_one_step_later_on_cuda(monkeypatch):
+    others = iter([0, signal.SIGTERM, 0, 0] * 2 + [0, 0])
+    monkeypatch.setattr(signals, "largest_over_processes", lambda own, _: torch.tensor(max(own, next(others))))
+    here = StopAgreement(torch.device("cpu"))
+    assert [here.ask(None) for _ in range(4)] == [None, "SIGTERM", None, None]
+    late = StopAgreement(torch.device("cuda"))
+    assert [late.ask(None) for _ in range(4)] == [None, None, "SIGTERM", None]
+    assert late.ask("SIGINT") is None
+    assert late.ask(None) == "SIGINT"
 
 
 def routing(probs_LE, load_LE):
@@ -127,7 +200,7 @@ def test_global_scope_compares_with_the_whole_previous_step():
     balancing = Balancing(model, settings)
     probs = torch.tensor([[40.0, 20, 20, 20]] * 2)
     assert float(balancing.loss(routing(probs, probs), 100)) == pytest.approx(1.0)
-    balancing.after_step(torch.tensor([[8.0, 0, 0, 0], [2, 2, 2, 2]]))
+    balancing.after_step(torch.tensor([[8.0, 0, 0, 0], [2, 2, 2, 2]]), torch.tensor(True))
     assert float(balancing.loss(routing(probs, probs), 100)) == pytest.approx((4 * 0.4 + 1) / 2)
     fresh = Balancing(model, settings)
     fresh.load_state(balancing.state())
@@ -137,7 +210,7 @@ def test_global_scope_compares_with_the_whole_previous_step():
 def test_loss_free_bias_moves_towards_experts_with_less():
     model, settings = small_model(balancing="bias", bias_update_rate=0.01)
     balancing = Balancing(model, settings)
-    balancing.after_step(torch.tensor([[4.0, 0, 2, 2], [2, 2, 2, 2]]))
+    balancing.after_step(torch.tensor([[4.0, 0, 2, 2], [2, 2, 2, 2]]), torch.tensor(True))
     biases = [layer.mlp.gate.selection_bias for layer in model.model.layers]
     assert biases[0].tolist() == pytest.approx([-0.01, 0.01, 0, 0])
     assert biases[1].tolist() == [0, 0, 0, 0]
@@ -166,8 +239,11 @@ def statistics(losses, tokens):
 
 def test_a_point_is_the_mean_by_token_over_the_steps_since_the_last():
     interval = Interval(["a", "b"])
-    interval.add(statistics([10.0, 4.0], [5.0, 1.0]), torch.tensor(1.0))
-    interval.add(statistics([30.0, 0.0], [5.0, 0.0]), torch.tensor(3.0))
+    interval.add(statistics([math.nan, 1.0], [5.0, 1.0]), torch.tensor(0.0), ~MADE)
+    assert interval.points() == {}
+    interval.add(statistics([math.nan, 1.0], [5.0, 1.0]), torch.tensor(0.0), ~MADE)
+    interval.add(statistics([10.0, 4.0], [5.0, 1.0]), torch.tensor(1.0), MADE)
+    interval.add(statistics([30.0, 0.0], [5.0, 0.0]), torch.tensor(3.0), MADE)
     again = Interval(["a", "b"])
     again.load_state(interval.state(), torch.device("cpu"))
     for points in (interval.points(), again.points()):
@@ -176,5 +252,5 @@ def test_a_point_is_the_mean_by_token_over_the_steps_since_the_last():
         assert points["loss/train/b"] == 4.0
         assert points["optim/grad_norm"] == 2.0
         assert points["loss/balance"] == 1.5
-    interval.add(statistics([10.0, 0.0], [5.0, 0.0]), torch.tensor(1.0))
+    interval.add(statistics([10.0, 0.0], [5.0, 0.0]), torch.tensor(1.0), MADE)
     assert "loss/train/b" not in interval.points()

@@ -8,8 +8,8 @@ from typing import Any
 from moetrain.config import SettingsError
 
 
-def new_figure(rows: int, columns: int) -> tuple[Any, Any]:
-    """A figure and its axes in one flat array.
+def new_figure(rows: int, columns: int, width: float = 4.6) -> tuple[Any, Any]:
+    """A figure and its axes in one flat array, each of a width in inches.
 
     Raises:
         SettingsError: matplotlib is not installed.
@@ -22,7 +22,7 @@ def new_figure(rows: int, columns: int) -> tuple[Any, Any]:
     from matplotlib import pyplot as plt
 
     figure, grid = plt.subplots(
-        rows, columns, figsize=(4.6 * columns, 3.9 * rows), squeeze=False, constrained_layout=True
+        rows, columns, figsize=(width * columns, 3.9 * rows), squeeze=False, constrained_layout=True
     )
     for axis in grid.ravel():
         axis.spines[["top", "right"]].set_visible(False)

@@ -66,7 +66,7 @@ class MatrixRate:
         self._multiply()
         self.timing = Timing()
 
-    def turn(self, products: int = 5) -> None:
+    def turn(self, products: int = 2) -> None:
         """Multiply and take note of each product's time."""
         for _ in range(products):
             wall, cpu = clock(self.device)

@@ -153,8 +153,11 @@ def _on_disk(model: Transformer) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, tensor
 
 
-def find_olmoe(name: str) -> Path:
+def find_olmoe(name: str, weights: bool = True) -> Path:
     """The folder of a transformers model: a local one, or a snapshot of the hub's ``OWNER/NAME[@REVISION]``.
+
+    Args:
+        weights: whether a snapshot needs more than configuration and tokenizer.
 
     Raises:
         OlmoeError: there is none.
@@ -167,7 +170,7 @@ def find_olmoe(name: str) -> Path:
         raise OlmoeError(f"{name}: no such folder: give one, or OWNER/NAME or OWNER/NAME@REVISION of the hub")
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors"]
+    wanted = ["*.json", *(["*.safetensors"] if weights else [])]
     try:
         return Path(snapshot_download(repository[1], revision=repository[2], allow_patterns=wanted))
     except Exception as error:  # the package and its transport raise many kinds
@@ -267,7 +270,7 @@ class _Weights:
         """One tensor of ours, float32, put together from the files' where they keep experts apart."""
         *_, part = name.partition(".mlp.experts.")
         if not part or name in self._files:
-            return self._read(name, shape)
+            return self._read(name, shape).to(torch.float32, copy=True)  # not a view of the file: that may change
         stacked = torch.empty(shape)
         for expert, into in enumerate(stacked):
             stem = f"{name.removesuffix(part)}{expert}"
@@ -287,4 +290,4 @@ class _Weights:
             wanted, found = tuple(shape), tuple(tensor.shape)
             raise OlmoeError(f"{self._folder}: {name} is {found}, its {_CONFIG} or the settings make it {wanted}")
         self.left.discard(name)
-        return tensor.to(torch.float32)
+        return tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,31 +18,38 @@ from moetrain.data.sources.files import named_files
 from moetrain.probes.hub import PREFIX, read_hub_items
 from moetrain.probes.hub_tasks import HUB_TASKS
 
-_KEY = "probes.tasks"
-
 
 def read_task_items(settings: Settings) -> list[Item]:
-    """The items that ``probes.tasks`` names, all of them.
+    """The items that ``probes.tasks`` names, all of them; raises as `read_entries`."""
+    return read_entries(settings.probes.tasks, settings.data.root, "probes.tasks")
+
+
+def read_entries(entries: Sequence[str], root: str, key: str) -> list[Item]:
+    """The items of entries: files or patterns, or ``hub:NAME``; see `moetrain.probes.hub`.
+
+    Args:
+        root: the folder that relative paths start from.
+        key: what the entries were given as, for messages.
 
     Raises:
         DataError: a path or pattern without files, an unknown hub task, or an item that cannot be used.
         SettingsError: an environment variable that is not set.
     """
-    start = expand(settings.data.root, "data.root")
+    start = expand(root, "data.root")
     paths: list[Path] = []
     items: list[Item] = []
-    for entry in dict.fromkeys(settings.probes.tasks):
+    for entry in dict.fromkeys(entries):
         if entry.startswith(PREFIX):
-            items += read_hub_items(entry, settings.data.root, _KEY)
+            items += read_hub_items(entry, root, key)
             continue
-        pattern = os.path.join(start, expand(entry, _KEY))
+        pattern = os.path.join(start, expand(entry, key))
         if entry in HUB_TASKS and not os.path.exists(pattern):
-            raise DataError(f"{_KEY}: no file at {pattern}: correct the path, or write {PREFIX}{entry} for the hub's")
-        paths += named_files(pattern, _KEY)
+            raise DataError(f"{key}: no file at {pattern}: correct the path, or write {PREFIX}{entry} for the hub's")
+        paths += named_files(pattern, key)
     items = read_all_items(paths) + items
     double = [key for key, count in Counter((item["task"], item["id"]) for item in items).items() if count > 1]
     if double:
-        raise DataError(f"{_KEY}: item {double[0][1]!r} of {double[0][0]} is given twice: leave one of the entries out")
+        raise DataError(f"{key}: item {double[0][1]!r} of {double[0][0]} is given twice: leave one of the entries out")
     return items
 
 

@@ -13,6 +13,7 @@ import torch
 
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.model.transformer import Transformer
+from moetrain.transfer import to_device
 
 _MULTIPLE = 64  # batch sizes are multiples of this, so that shapes, and with them kernels, repeat
 
@@ -84,9 +85,7 @@ class RequestBatch:
     def to(self, device: torch.device) -> RequestBatch:
         """The batch with what the model reads on ``device``."""
         moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=True)
-            for f in fields(self)
-            if f.name.endswith(("_N", "_K"))
+            f.name: to_device(getattr(self, f.name), device) for f in fields(self) if f.name.endswith(("_N", "_K"))
         }
         return RequestBatch(**moved, spans_R2=self.spans_R2, requests=self.requests, counts=self.counts)
 

@@ -130,6 +130,7 @@ def score(
     processes: int = 1,
     gather: Gather = lambda arrays: [arrays],
     max_new_tokens: int = 0,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, TaskScore]:
     """Score all tasks, forward only, each process its share of the batches; training is left as it was.
 
@@ -143,8 +144,10 @@ def score(
     Args:
         model: without what a launch wraps around it.
         max_new_tokens: of a generated answer; 0 generates none.
+        tell: told before each batch how many tokens this process has read, of how many.
     """
-    log_probs_R, greedy_R = _score_requests(model, prepared, device, process, processes, gather)
+    mine = prepared.batches[process::processes]
+    log_probs_R, greedy_R = _score_requests(model, mine, len(prepared.requests), device, gather, tell)
     scores = {
         task.name: _task_score(task, prepared.requests, members, log_probs_R, greedy_R)
         for task, members in zip(prepared.tasks, prepared.members, strict=True)
@@ -156,14 +159,21 @@ def score(
 
 
 def _score_requests(
-    model: Transformer, prepared: PreparedTasks, device: torch.device, process: int, processes: int, gather: Gather
+    model: Transformer,
+    batches: Sequence[RequestBatch],
+    requests: int,
+    device: torch.device,
+    gather: Gather,
+    tell: Callable[[int, int], None],
 ) -> tuple[np.ndarray, np.ndarray]:
     """By request: nats of its scored tokens together, float64 [R], and whether each was the likeliest, bool [R]."""
-    log_probs_R, greedy_R = np.zeros(len(prepared.requests)), np.zeros(len(prepared.requests), bool)
-    mine = prepared.batches[process::processes]
-    # All batches are on their way before the first result is waited for.
-    found = [_score_batch(model, batch.to(device)) for batch in mine]
-    for batch, (log_probs_K, greedy_K) in zip(mine, found, strict=True):
+    log_probs_R, greedy_R = np.zeros(requests), np.zeros(requests, bool)
+    sizes = [len(batch.tokens_N) for batch in batches]
+    found = []
+    for number, batch in enumerate(batches):  # all are on their way before the first result is waited for
+        tell(sum(sizes[:number]), sum(sizes))
+        found.append(_score_batch(model, batch.to(device)))
+    for batch, (log_probs_K, greedy_K) in zip(batches, found, strict=True):
         starts = np.cumsum(batch.counts) - batch.counts
         log_probs_R[batch.requests] = np.add.reduceat(log_probs_K.cpu().double().numpy(), starts)
         greedy_R[batch.requests] = np.logical_and.reduceat(greedy_K.cpu().numpy(), starts)

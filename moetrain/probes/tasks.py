@@ -6,7 +6,6 @@ import contextlib
 import difflib
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from moetrain.data.corpus import Corpus, Progress
 from moetrain.data.documents import Document
 from moetrain.data.errors import DataError
 from moetrain.data.items import Item, right_answer
+from moetrain.durable import write_content
 from moetrain.probes.items import builtin_items, read_task_items
 
 ENOUGH = 100
@@ -171,9 +171,7 @@ def _contamination(
     told = _told(all_documents(settings), documents, progress)
     report = contaminated(items, told)
     with contextlib.suppress(OSError):  # a cache that can only be read: the text is read again next time
-        beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        beside.write_text(json.dumps(report.as_dict()))
-        beside.replace(path)
+        write_content(path, json.dumps(report.as_dict()))
     return report
 
 

@@ -40,7 +40,7 @@ class StoredReading:
     document: np.ndarray  # uint64 [P]
     piece: np.ndarray  # int32 [P]
     first_step: np.ndarray  # int64 [P], the step that first trained on the text, 0 where none did
-    tokens: np.ndarray  # int32 [P], text tokens read
+    tokens: np.ndarray  # int32 [P], the first text tokens, whose routing it is
     loss: np.ndarray  # float32 [P]
     even: np.ndarray  # float16 [P, L, E]
     odd: np.ndarray  # float16 [P, L, E]
@@ -82,7 +82,7 @@ def as_stored(
         panel.samples.document,
         panel.samples.piece,
         panel.first_step,
-        panel.samples.length,
+        panel.tokens,
         reading.loss,
         reading.even.astype(np.float16),
         reading.odd.astype(np.float16),

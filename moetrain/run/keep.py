@@ -111,7 +111,7 @@ def stop_diverged(run: Run, folder: Path) -> None:
     """
     step = run.guards.last_skipped
     dump = folder / "dumps" / f"step_{step:08d}"
-    see = f"see why with python tools/replay.py {dump}"
+    see = f"see why with python tools/replay_step.py {dump}"
     if run.accelerator.is_main_process and not dump.exists():  # a run that was run again comes to the same
         try:
             _dump(run, dump, step)

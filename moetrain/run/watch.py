@@ -13,14 +13,14 @@ from moetrain.data.stream import Batch
 from moetrain.grokking import gram_blocks
 from moetrain.model.router import Router
 from moetrain.model.transformer import Output
-from moetrain.probes.scoring import score
+from moetrain.probes.scoring import TaskScore, score
 from moetrain.routing.monitor import StreamPoints, stream_points
 from moetrain.routing.panel import read_panel
 from moetrain.routing.panel_monitor import PanelPoints
 from moetrain.routing.recorder import start_record
 from moetrain.routing.store import as_stored, write_reading
 from moetrain.run.build import Run
-from moetrain.run.probing import write_scores
+from moetrain.run.probing import Probes, write_scores
 from moetrain.training.evaluation import heldout_losses
 from moetrain.training.guards import Heard, Incident
 from moetrain.training.parallel import gather_objects
@@ -158,14 +158,21 @@ def show(run: Run, outputs: Outputs, wait: bool = False) -> None:
                 outputs.panel(points)
 
 
+def ask(run: Run, probes: Probes) -> dict[str, TaskScore]:
+    """What the model makes of all tasks now, each process its share of them."""
+    settings = run.settings.probes
+    process = (run.accelerator.process_index, run.accelerator.num_processes)
+    answers = settings.max_new_tokens if settings.generate else 0
+    return score(bare(run.model), probes.prepared, run.accelerator.device, *process, gather_objects, answers)
+
+
 def probe(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
     """Score all tasks, keep the answers, and relate accuracy to what the router says by now."""
     if run.probes is None:
         return
     probes = run.probes
     with run.clock.measure("probes"):
-        process = (run.accelerator.process_index, run.accelerator.num_processes)
-        scores = score(bare(run.model), probes.prepared, run.accelerator.device, *process, gather_objects)
+        scores = ask(run, probes)
         probes.history.add(step, run.tokens_trained, scores)
     if outputs is None:
         return

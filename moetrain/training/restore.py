@@ -44,7 +44,7 @@ def open_model(
         SettingsError: the run's config.yaml cannot be read.
     """
     device = torch.device(device)
-    folder, run = _find(Path(checkpoint))
+    folder, run = find_checkpoint(Path(checkpoint))
     settings = load_settings(run / _CONFIG)
     loaded = load_checkpoint(folder, owners=("model",))
     tokenizer = _open_tokenizer(run, settings)
@@ -62,8 +62,12 @@ def open_model(
     return TrainedModel(model.to(device), tokenizer, settings, loaded.step, tokens, corpus, folder, run)
 
 
-def _find(given: Path) -> tuple[Path, Path]:
-    """The folder of a checkpoint, and its run."""
+def find_checkpoint(given: Path) -> tuple[Path, Path]:
+    """The folder of a checkpoint, or of a run's newest unharmed one, and the run it belongs to.
+
+    Raises:
+        CheckpointError: there is none, or its run's config.yaml is missing.
+    """
     given = given.expanduser()
     if not given.is_dir():
         raise CheckpointError(f"{given}: no such folder: give RUN or RUN/checkpoints/step_XXXXXXXX")

@@ -106,9 +106,9 @@ def test_names_on_disk_are_those_of_the_published_olmoe(tmp_path):
     assert torch.equal(ours[f"{layer}.5.up_proj.weight"], model.state_dict()[f"{layer}.gate_up_proj"][5, 16:])
 
 
-def random_olmoe(folder, **changes):
+def random_olmoe(folder, seed=3, **changes):
     """A small OLMoE as transformers itself writes it, in several files and bfloat16, as the published one is."""
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     fields = SMALL | {"vocab_size": VOCABULARY, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}
     config = transformers.OlmoeConfig(**(fields | changes), initializer_range=0.2, pad_token_id=1, eos_token_id=2)
     transformers.OlmoeForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size="20KB")

@@ -304,3 +304,36 @@ def test_a_full_disk_costs_the_reading_and_not_the_run(make_settings, tmp_path, 
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert sum("the panel reading was not stored" in event.get("problem", "") for event in events) == 4
     assert scalars(run)["pathway/d_path/stories"]
+
+
+def test_an_answer_behind_the_compared_tokens_is_still_what_the_loss_is_of(make_settings):
+    facts = ("data.domains.rule.builtin=modular", "data.domains.rule.repeats=20", "data.domains.rule.panel_tokens=4")
+    settings = make_settings(*facts)
+    corpus = prepare_corpus(settings)
+    stream = training_stream(corpus, settings)
+    torch.manual_seed(0)
+    model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32)
+    panel = draw_panel(corpus, stream, settings, 12, rows=4)
+    reading = read_panel(model, panel, 1, torch.device("cpu"))
+    names = list(settings.data.domains)
+    stored = as_stored(panel, reading, names, grokking.gram_blocks(router_rows(model)))
+    members = np.flatnonzero(stored.domain == "rule")
+    assert len(members)
+    assert set(stored.tokens[members].tolist()) == {4}
+    for member in members[:3]:
+        begin, size = int(panel.samples.answer_start[member]), int(panel.samples.answer_length[member])
+        assert begin + size > 4
+        tokens = torch.from_numpy(panel.stream.sequence(member)[:-1])
+        length = len(tokens)
+        assert length == 1 + begin + size
+        targets = torch.full((length,), -100)
+        targets[begin : begin + size] = tokens[begin + 1 : begin + size + 1]
+        recorded = torch.full((length,), -1)
+        recorded[1:5] = torch.arange(4) % 2
+        zeros = torch.zeros(1, length, dtype=torch.int64)
+        spans = torch.tensor([[0, length]])
+        with torch.no_grad():
+            out = model(tokens[None], targets[None], torch.arange(length)[None], zeros, recorded[None], spans, 1)
+        assert stored.loss[member] == pytest.approx(float(out.loss_sum) / size, rel=1e-5)
+        sums = out.routing.sums_LBRE[:, 0].numpy().sum(1)
+        assert np.allclose(stored.weights[member], sums / sums.sum(-1, keepdims=True), atol=2e-3)

@@ -9,7 +9,7 @@ from moetrain.training.checkpoint import list_checkpoints
 from moetrain.training.step import update
 from tests.conftest import small_run
 from tests.run.reading import events, scalars
-from tools import replay
+from tools import replay_step
 
 
 def guard_events(run):
@@ -27,14 +27,17 @@ def test_a_run_that_diverges_skips_stops_and_leaves_a_dump_that_shows_why(
     run = tmp_path / "runs" / "run"
     dump = run / "dumps" / "step_00000005"
     said = capsys.readouterr().err
-    assert "step 5: the loss or the gradient was not finite in 4 steps in a row; see why with python tools/rep" in said
+    assert (
+        "step 5: the loss or the gradient was not finite in 4 steps in a row; see why with python tools/replay_step.py"
+        in said
+    )
     told = [event for event in guard_events(run) if "samples" in event]
     assert [event["step"] for event in told] == [2, 3, 4, 5]
     assert any("too large to compare" in event["problem"] for event in guard_events(run))
     assert all(len(event["samples"]) == 3 for event in told)
     assert all(sample["domain"] in ("stories", "sums") for event in told for sample in event["samples"])
     assert [step for step, _ in scalars(run)["loss/train"]] == [1]  # a skipped step draws no curve
-    found = replay.replay(dump, torch.device("cpu"))
+    found = replay_step.replay(dump, torch.device("cpu"))
     assert found["step"] == 5
     assert not math.isfinite(found["gradients"][0][1])
     documents = {(domain, document) for domain, document, _, _ in found["samples"]}
@@ -56,16 +59,16 @@ def test_a_dump_shows_where_the_first_number_breaks_and_in_which_samples(make_se
     (tmp_path / "run.yaml").write_text(make_settings("guard.skipped=2").to_yaml())
     assert main([str(tmp_path / "run.yaml")]) == 1
     (dump,) = (tmp_path / "runs" / "run" / "dumps").iterdir()
-    found = replay.replay(dump, torch.device("cpu"))
+    found = replay_step.replay(dump, torch.device("cpu"))
     assert found["first"].startswith("the first output that is not finite is that of model.layers.1.self_attn.q_proj")
     broken = [(domain, document) for domain, document, _, loss in found["samples"] if not math.isfinite(loss)]
     told = next(event["samples"] for event in reversed(guard_events(tmp_path / "runs" / "run")) if "samples" in event)
     assert {(sample["domain"], sample["document"]) for sample in told if sample["loss"] is None} <= set(broken)
     assert broken
     capsys.readouterr()
-    assert replay.main([str(dump)]) == 0
+    assert replay_step.main([str(dump)]) == 0
     assert "model.layers.1.self_attn.q_proj" in capsys.readouterr().out.replace("\n", "")
-    assert replay.main([str(tmp_path / "nowhere")]) == 2
+    assert replay_step.main([str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
 
 

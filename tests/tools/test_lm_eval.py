@@ -59,6 +59,17 @@ def log_probability(trained, context, continuation):
     return float(sum(probabilities[place - 1, tokens[0, place]] for place in range(first, length)))
 
 
+def probed(run, items, folder):
+    """The same items through our own probes."""
+    about = {"domain": "sums", "task": "small_sums", "sep": " "}
+    named = [{**item, **about, "prompt": item["question"], "id": str(n)} for n, item in enumerate(items)]
+    (folder / "ours.jsonl").write_text("\n".join(map(json.dumps, named)) + "\n")
+    written = folder / "probed.json"
+    given = [str(run), str(folder / "ours.jsonl"), "--dtype", "float32", "--json", str(written)]
+    assert load_tool("probe").main(given) == 0
+    return [item["choice_logprobs"] for item in json.loads(written.read_text())["tasks"]["small_sums"]["items"]]
+
+
 def test_its_log_probabilities_are_ours(items, corpus_folder, tmp_path):
     few = ["train.max_steps=30", "panel.readings=2", "train.checkpoint_every=30", "train.eval_every=30"]
     assert train(load_settings(None, [*small_run(corpus_folder, tmp_path, tmp_path / "cache"), *few])) == 0
@@ -83,6 +94,7 @@ def test_its_log_probabilities_are_ours(items, corpus_folder, tmp_path):
     for mine, its in zip(ours, theirs, strict=True):
         assert its == pytest.approx(mine, abs=1e-4)
         assert max(mine) - min(mine) > 0.01  # far more than what they may differ by
+    assert probed(run, items, tmp_path) == [pytest.approx(row, abs=1e-4) for row in theirs]
     (scores,) = (tmp_path / "results").rglob("results_*.json")
     accuracy = json.loads(scores.read_text())["results"]["small_sums"]["acc,none"]
     assert accuracy == pytest.approx(sum(row[0] == max(row) for row in ours) / len(items))

@@ -78,6 +78,9 @@ def _domain_delay(run: Watched, number: int) -> DomainDelay:
     tasks = run.probes.relations.tasks(panel.domains[number])
     if not losses_ST.size or not tasks:
         return DomainDelay([], None, "no seen panel samples, or no task that is answered right or wrong")
+    accuracy_T, chance, items = run.probes.relations.accuracy(panel.domains[number])
+    if grokking.first_above_chance(accuracy_T, chance, items) is None:
+        return DomainDelay([], None, "accuracy did not exceed chance: which items are right is luck")
     eps = grokking.choose_eps(losses_ST, min_tail=MIN_TAIL_IN_RUNS)
     if eps is None:
         return DomainDelay([], None, "fewer than a fifth of the seen samples were memorized, whatever the threshold")

@@ -5,26 +5,25 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
 from moetrain.dashboard.outputs import Outputs
-from moetrain.dashboard.preview import panel_cost
 from moetrain.dashboard.terminal import Terminal
 from moetrain.data.documents import DataError
 from moetrain.data.stream import Batch, stream_tokens
-from moetrain.model.transformer import Routing
-from moetrain.routing.panel import read_panel, reading_steps
+from moetrain.model.transformer import Output
+from moetrain.routing.panel import reading_steps
 from moetrain.routing.store import remove_unlisted
-from moetrain.run.build import Run, build, claim_folder, describe
-from moetrain.run.keep import finish, resume, save
-from moetrain.run.watch import log, measure, read, record, report_skipped, router_rows, validate
-from moetrain.training.checkpoint import CheckpointError, load_checkpoint
-from moetrain.training.guards import STOPPED_BY_SIGNAL, StopAgreement, StopSignals, TrainingDivergedError
+from moetrain.run.budget import LEAST, keep_within_budget, measure_costs
+from moetrain.run.build import Run, build, claim_folder, describe, sample_store
+from moetrain.run.keep import finish, resume, save, stop_diverged
+from moetrain.run.watch import log, measure, note, probe, read, record, router_rows, tell_troubles, validate
+from moetrain.training.checkpoint import CheckpointError, load_checkpoint, set_aside_later
+from moetrain.training.guards import TrainingDivergedError
 from moetrain.training.parallel import end_processes
 from moetrain.training.run_folder import RunFolder
 from moetrain.training.schedule import learning_rate
-from moetrain.training.step import StepStatistics, bare, forward_backward, update
+from moetrain.training.signals import STOPPED_BY_SIGNAL, StopAgreement, StopSignals
+from moetrain.training.step import forward_backward, update
 from moetrain.training.throughput import peak_memory
 
 USAGE = """usage: accelerate launch moetrain/train.py [CONFIG.yaml] [section.key=value ...] [--check] [--help]
@@ -41,7 +40,10 @@ _QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 2 settings or data, 1 training, 75 told to stop."""
+    """Run the command line; returns the exit status.
+
+    0 done, 1 training, 2 settings or data, 75 saved because it was told to stop, 130 interrupted outside of the steps.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     terminal = Terminal()
     if "--help" in arguments or "-h" in arguments:
@@ -59,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (TrainingDivergedError, OSError) as error:
         terminal.error(str(error))
         return 1
+    except KeyboardInterrupt:
+        terminal.error("interrupted: what was saved stays; run the same command again to continue")
+        return 130
 
 
 def _parse(arguments: list[str]) -> tuple[Settings, bool]:
@@ -83,35 +88,45 @@ def train(settings: Settings, check: bool = False) -> int:
         return 0
     folder = claim_folder(run)
     try:
+        keep_within_budget(run, folder.path, folder.checkpoint is not None)
         return loop(run, folder)
     finally:
         run.terminal.end_training()
-        if run.panel is not None:
-            run.panel.close()
+        run.beside.close()
         if run.accelerator.is_main_process:
             folder.release()
 
 
 def loop(run: Run, folder: RunFolder) -> int:
     """All steps from the first, or from where the run was left, to the summary."""
-    settings, checkpoint = run.settings, load_checkpoint(folder.checkpoint) if folder.checkpoint else None
+    settings = run.settings
+    checkpoint = load_checkpoint(folder.checkpoint, verify=False) if folder.checkpoint else None
     first = resume(run, checkpoint) if checkpoint else 0
     outputs = None
     if run.accelerator.is_main_process:
         if checkpoint is not None:
+            set_aside_later(folder.path, checkpoint.step)
             remove_unlisted(folder.path, checkpoint.record["pieces"])
-        outputs = Outputs(folder.path, list(settings.data.domains), checkpoint, run.terminal)
+        run.corpus.tokenizer.save_in(folder.path)  # a cache may go: the run's folder has all that its model needs
+        tasks = run.probes.prepared.tasks if run.probes is not None else []
+        outputs = Outputs(folder.path, list(settings.data.domains), checkpoint, run.terminal, tasks)
+    run.sample_store = sample_store(run, folder.path)
+    run.monitor.keeps = run.sample_store is not None
+    saved = True
     with StopSignals() as stop:
         agreement = StopAgreement(run.accelerator.device)
         run.terminal.start_training(first, run.steps)
         readings = reading_steps(run.steps, settings.panel.readings)
+        probings = reading_steps(run.steps, settings.probes.readings)
         if first == 0:
             validate(run, 0, outputs)
             read(run, folder.path, 0, outputs)
+            probe(run, folder.path, 0, outputs)
         for step in range(first + 1, run.steps + 1):
-            statistics, norm, skipped = train_step(run, step)
-            run.interval.add(statistics, norm)
-            report_skipped(skipped, outputs)
+            train_step(run, step)
+            tell_troubles(run, outputs)
+            if run.guards.diverged:
+                stop_diverged(run, folder.path)
             last = step == run.steps
             if last or step % settings.monitor.every == 0:
                 measure(run, step, outputs)
@@ -121,9 +136,10 @@ def loop(run: Run, folder: RunFolder) -> int:
                 validate(run, step, outputs)
             if step in readings:
                 read(run, folder.path, step, outputs)
+            if step in probings:
+                probe(run, folder.path, step, outputs)
             signal = agreement.ask(stop.received)
             every = settings.train.checkpoint_every
-            saved = True
             if last or signal or (every and step % every == 0):
                 saved = save(run, folder.path, step, outputs)
             if signal and not last:
@@ -134,6 +150,8 @@ def loop(run: Run, folder: RunFolder) -> int:
                 run.terminal.note(f"{signal}: {outcome}; run the same command again to continue")
                 return STOPPED_BY_SIGNAL
     run.terminal.end_training()
+    if not saved:
+        raise OSError("the last step could not be saved: free some space and run the same command again to continue")
     if outputs is not None:
         finish(run, outputs)
     return 0
@@ -158,18 +176,15 @@ def dry_run(run: Run) -> None:
         f"recording and streaming metrics: about {monitored / (seconds + monitored):.1%} of it; "
         f"memory so far {peak_memory(run.accelerator.device) / 2**30:.2f} GiB"
     )
-    if run.panel is not None:
-        with run.clock.measure("panel"):
-            read_panel(bare(run.model), run.panel.panel, 0, run.accelerator.device)
-        run.terminal.note(panel_cost(run.clock.spent("panel"), run.steps * seconds, run.settings.panel.readings))
+    for cost in measure_costs(run, seconds):
+        auto = run.settings.monitor.budget == "auto"
+        readings = max(LEAST, cost.affordable) if auto else getattr(run.settings, cost.what).readings
+        run.terminal.note(cost.line(readings))
 
 
-def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor, list[int]]:
-    """One update (step 1 the first), and the routing of its samples on its way into the monitor's windows.
-
-    Returns the step's statistics, its gradient's norm, and the steps now known to have been skipped.
-    """
-    recorded: list[tuple[Batch, Routing]] = []
+def train_step(run: Run, step: int) -> None:
+    """One update (step 1 the first), into curves and guards, its samples' routing on its way into the windows."""
+    recorded: list[tuple[Batch, Output]] = []
     with run.clock.measure("train"):
         statistics = forward_backward(
             run.accelerator,
@@ -178,12 +193,13 @@ def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor, list[
             step - 1,
             run.balancing,
             run.settings,
-            lambda batch, routing: recorded.append((batch, routing)),
+            lambda batch, output: recorded.append((batch, output)),
         )
         rate = learning_rate(step, run.steps, run.settings.optim)
-        norm, made = update(run.model, run.optimizer, rate, run.settings.optim.grad_clip)
+        norm, made = update(run.model, run.optimizer, rate, run.settings.optim.grad_clip, statistics.loss)
         run.balancing.after_step(statistics.load_LE, made)
-        skipped = run.guard.check(made, step)
+        run.interval.add(statistics, norm, made)
+        note(run, run.guards.check(step, made, statistics.loss, statistics.load_LE, recorded))
     run.newest = statistics
     tokens = run.stream.real_tokens(step - 1)
     run.tokens_trained += tokens
@@ -192,7 +208,6 @@ def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor, list[
     if run.settings.watches_routing:
         with run.clock.measure("record"):
             record(run, step, recorded)
-    return statistics, norm, skipped
 
 
 if __name__ == "__main__":

@@ -46,6 +46,32 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, write in (("stories", sentences), ("sums", sums)):
         lines = [json.dumps({"text": f"{number}. " + write(rng, rng.randint(2, 24))}) for number in range(400)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    quiz = [
+        {
+            "domain": "sums",
+            "task": "adding",
+            "id": f"adding-{a}-{b}",
+            "prompt": f"{a} plus {b} is",
+            "sep": " ",
+            "choices": [f"{a + b + wrong}." for wrong in (-1, 0, 1, 2)],
+            "answer": 1,
+        }
+        for a in range(21, 31)
+        for b in range(6)
+    ]
+    told = [
+        {
+            "domain": "stories",
+            "task": "owners",
+            "id": f"owners-{name}-{number}",
+            "prompt": f"{name} has a {thing}, so the {thing} belongs to",
+            "sep": " ",
+            "target": f"{name}.",
+        }
+        for name in ("Ada", "Ben", "Cleo", "Dan", "Eva")
+        for number, thing in enumerate(("kettle", "lamp", "mirror"))
+    ]
+    (folder / "quiz.jsonl").write_text("\n".join(map(json.dumps, quiz + told)) + "\n")
     return folder
 
 

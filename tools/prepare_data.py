@@ -25,16 +25,15 @@ from moetrain.config import Settings, SettingsError, load_settings
 from moetrain.dashboard.terminal import Terminal
 from moetrain.data.contamination import (
     ContaminationReport,
-    Item,
     TaskCount,
     all_documents,
     contaminated,
-    probe_files,
-    read_all_items,
 )
 from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.errors import DataError
+from moetrain.data.items import Item, read_all_items
 from moetrain.data.packing import cut_samples
+from moetrain.probes.items import read_task_items
 
 _DOCUMENTS = {
     "documents": "docs",
@@ -181,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = load_settings(options.config, options.overrides)
         # Items that cannot be read are told before the long work.
-        items = read_all_items(options.probes or probe_files(settings))
+        items = read_all_items(options.probes) if options.probes else read_task_items(settings)
         if options.contaminated_json and not items:
             raise SettingsError("--contaminated-json needs probe items: give --probes FILE, or set probes.tasks")
         began = time.monotonic()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from moetrain.durable import GrowingFile
 from moetrain.grokking import PhaseChange
 
 
@@ -34,18 +34,25 @@ class Events:
 
     def __init__(self, run: Path) -> None:
         self.path = run / "events.jsonl"
-        self.path.touch()
+        self._file = GrowingFile(self.path)
 
     def write(self, type_: str, step: int, **fields: Any) -> None:
-        """Append one event; it is on its way to disk when this returns."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"type": type_, "step": step, **fields}, allow_nan=False) + "\n")
+        """Take in one event; the next `flush` writes it."""
+        self._file.add((json.dumps({"type": type_, "step": step, **fields}, allow_nan=False) + "\n").encode())
+
+    def flush(self, durable: bool = False) -> None:
+        """Write what was taken in.
+
+        Raises:
+            OSError: there is no room; it waits for the next call.
+        """
+        self._file.write(durable)
 
     @property
     def size(self) -> int:
         """Bytes written so far."""
-        return self.path.stat().st_size
+        return self._file.size
 
     def cut(self, size: int) -> None:
-        """Take back what was written beyond ``size`` bytes."""
-        os.truncate(self.path, size)
+        """Take back what was written beyond ``size`` bytes, and what waits."""
+        self._file.cut(size)

@@ -66,26 +66,6 @@ def data_rows(summary: Mapping[str, Mapping[str, float | int]]) -> list[list[str
     ]
 
 
-def panel_cost(reading: float, training: float, readings: int) -> str:
-    """What reading the panel will cost, and what to set where that is more than it should be.
-
-    Args:
-        reading, training: seconds of one reading, and of all steps.
-
-    The aim is 1% of runs of an hour or more, 15% of shorter ones.
-    """
-    total = reading * readings
-    share = total / (training + total)
-    aim = 0.01 if training >= 3600 else 0.15
-    text = f"the panel: {readings} readings of {reading:.1f} s, about {share:.1%} of the run's time"
-    if share <= aim:
-        return text
-    # training * aim / (1 - aim) seconds may go to readings; fewer than 10 are too few for a curve.
-    fewer = int(training * aim / (1 - aim) / reading) if reading else readings
-    remedy = f"panel.readings={fewer}" if fewer >= 10 else "fewer panel.samples, or a longer run"
-    return f"{text}; {aim:.0%} is the aim: set {remedy}"
-
-
 def stream_line(stream: Stream, steps: int, settings: Settings) -> str:
     """Length of the run."""
     tokens = int(stream_tokens(stream, int(stream.samples.domain.max()) + 1, 0, steps).sum())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moetrain.durable import write_content
 from moetrain.grokking import Estimate
 
 
@@ -24,12 +24,7 @@ def as_metric(value: Estimate | float, n: int | None = None) -> dict[str, float 
 
 def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
     """Write ``summary.json`` whole or not at all: its presence says that the run is finished."""
-    beside = run / "summary.json.partial"
-    with open(beside, "w", encoding="utf-8") as file:
-        json.dump(summary, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(run / "summary.json")
+    write_content(run / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
 
 
 def summary_rows(domains: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> list[list[str]]:

@@ -10,24 +10,17 @@ between prompt and answer in the text.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from moetrain.config import Settings, expand
+from moetrain.config import Settings
 from moetrain.data.documents import Document, DomainReport, read_documents
-from moetrain.data.errors import DataError
+from moetrain.data.items import Item, right_answer
 from moetrain.data.seen import SeenIds
-from moetrain.data.sources.files import broken, kind_of, named_files, open_plain
-
-Item = Mapping[str, Any]
-"""A probe item: domain, task, id, prompt, sep, and either choices with answer (from 0) or target."""
 
 OVERLAP = 13
 SHORTEST = 4
@@ -75,6 +68,15 @@ class ContaminationReport:
     def as_dict(self) -> dict[str, Any]:
         tasks = {name: asdict(count) | {"share": count.share} for name, count in self.tasks.items()}
         return {"tasks": tasks, "contaminated": [asdict(each) for each in self.found]}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> ContaminationReport:
+        """What `as_dict` was made of."""
+        tasks = {
+            name: TaskCount(count["items"], count["too_short"], count["contaminated"])
+            for name, count in record["tasks"].items()
+        }
+        return cls(tasks, [Contaminated(**each) for each in record["contaminated"]])
 
 
 def words_of(text: str) -> list[str]:
@@ -254,7 +256,7 @@ def _phrases(item: Item) -> list[tuple[list[str], int, _Part]]:
     """What is looked for: (words, length of their runs of which any one is enough, what of the item it is)."""
     prompt = _FRAME_BEFORE.sub("", item["prompt"], count=1)
     after = _FRAME_AFTER.search(prompt)
-    answer = item["sep"] + (item["target"] if "target" in item else item["choices"][item["answer"]])
+    answer = item["sep"] + right_answer(item)
     bare = prompt[: after.start()] + "\n" if after else prompt
     asked, answered = words_of(bare), words_of(bare + answer)
     phrases: list[tuple[list[str], int, _Part]] = []
@@ -295,107 +297,6 @@ def _run_hashes(hashes: np.ndarray, length: int) -> np.ndarray:
     if length % 2:
         runs = runs[:-1] * np.uint64(_MULTIPLIER) + hashes[length - 1 :]
     return runs
-
-
-def read_items(path: Path) -> list[Item]:
-    """The probe items of a .jsonl or .jsonl.gz file, one a line.
-
-    Raises:
-        DataError: a file or line that is no such thing, naming both.
-    """
-    if kind_of(path) != "jsonl":
-        raise DataError(f"{path}: probe items are read from .jsonl or .jsonl.gz: convert it, or give another file")
-    items: list[Item] = []
-    line, places = 0, dict[tuple[str, str], int]()
-    try:
-        with open_plain(path) as (file, _):
-            for line, content in enumerate(file, 1):
-                if content.strip():
-                    item = _parsed_item(content, f"{path}:{line}")
-                    former = places.setdefault((item["task"], item["id"]), line)
-                    if former != line:
-                        raise DataError(f"{path}:{line}: id {item['id']!r} stands in line {former} already: rename it")
-                    items.append(item)
-    except broken as error:
-        raise DataError(f"{path}:{line + 1}: cannot be decompressed ({error}): restore the file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}): restore it") from None
-    if not items:
-        raise DataError(f"{path}: holds no items: give a file with one a line, or leave it out")
-    return items
-
-
-def _parsed_item(content: bytes, place: str) -> Item:
-    try:
-        item = json.loads(content.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise DataError(f"{place}: not UTF-8: save it as that") from None
-    except (ValueError, RecursionError):
-        raise DataError(f"{place}: not JSON: write one item a line") from None
-    if not isinstance(item, dict):
-        raise DataError(f"{place}: not an item but a {type(item).__name__}: write an object with prompt, choices, ...")
-    for key in ("domain", "task", "id", "prompt", "sep"):
-        if not isinstance(item.get(key), str):
-            raise DataError(f"{place}: {key} is {'no text' if key in item else 'missing'}: give it as a string")
-    if ("target" in item) == ("choices" in item):
-        raise DataError(f"{place}: give either target, or choices and answer")
-    if "target" in item:
-        if not isinstance(item["target"], str):
-            raise DataError(f"{place}: target is no text: give it as a string")
-        return item
-    choices, answer = item["choices"], item.get("answer")
-    if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
-        raise DataError(f"{place}: choices is no list of texts: give the choices as strings")
-    if type(answer) is not int or not 0 <= answer < len(choices):
-        raise DataError(f"{place}: answer is {answer!r}: give the number of the right one of the choices, from 0")
-    return item
-
-
-def read_all_items(paths: Iterable[Path]) -> list[Item]:
-    """The probe items of several files.
-
-    Raises:
-        DataError: as `read_items`, and where two files have an item of the same task and id.
-    """
-    items: list[Item] = []
-    files: dict[tuple[str, str], Path] = {}
-    for path in dict.fromkeys(paths):
-        for item in read_items(path):
-            former = files.setdefault((item["task"], item["id"]), path)
-            if former != path:
-                raise DataError(f"{path}: item {item['id']!r} of {item['task']} stands in {former} already: remove one")
-            items.append(item)
-    return items
-
-
-def probe_files(settings: Settings) -> list[Path]:
-    """The files of ``probes.tasks``, in order.
-
-    Raises:
-        DataError: a path or pattern that matches no file.
-        SettingsError: an environment variable that is not set.
-    """
-    start, key = expand(settings.data.root, "data.root"), "probes.tasks"
-    patterns = [os.path.join(start, expand(pattern, key)) for pattern in settings.probes.tasks]
-    return list(dict.fromkeys(path for pattern in patterns for path in named_files(pattern, key)))
-
-
-def load_probe_items(
-    settings: Settings, documents: Iterable[str | Document]
-) -> tuple[dict[str, list[Item]], ContaminationReport]:
-    """The items of ``probes.tasks`` by task, without the contaminated ones unless these are kept, and what was found.
-
-    Args:
-        documents: the run's, e.g. `all_documents(settings)`. They are not read where there are no items.
-
-    Raises: as `read_all_items` and `probe_files`.
-    """
-    items = read_all_items(probe_files(settings))
-    report = contaminated(items, documents) if items else ContaminationReport()
-    by_task: dict[str, list[Item]] = {task: [] for task in report.tasks}
-    for item in clean(items, report) if settings.probes.contaminated == "exclude" else items:
-        by_task[item["task"]].append(item)
-    return by_task, report
 
 
 def all_documents(settings: Settings) -> Iterator[Document]:

@@ -6,6 +6,7 @@ depend on packing, seed or batch (METRICS, section 0).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -67,7 +68,12 @@ def cut_samples(corpus: Corpus, seq_len: int, heldout: bool) -> Samples:
                 answer_length=np.where(held, answer_end - answer, 0).astype(np.int32),
             )
         )
-    return Samples(*(np.concatenate([getattr(part, column.name) for part in columns]) for column in fields(Samples)))
+    return join_samples(columns)
+
+
+def join_samples(parts: Sequence[Samples]) -> Samples:
+    """Samples one after another."""
+    return Samples(*(np.concatenate([getattr(part, column.name) for part in parts]) for column in fields(Samples)))
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,13 @@ class Batch:
     domains_BS: torch.Tensor  # int64 on the CPU, -1 likewise
     whole_BS: torch.Tensor  # bool on the CPU, whether the sample is long enough for its first tokens to be compared
 
-    def inputs(self) -> tuple[torch.Tensor | int, ...]:
-        """What `moetrain.model.transformer.Transformer` is called with."""
+    def inputs(self, by_sample: bool = True) -> tuple[torch.Tensor | int, ...]:
+        """What `moetrain.model.transformer.Transformer` is called with.
+
+        Without ``by_sample`` no routing is summed by sample, for where nobody reads it.
+        """
         tokens = (self.tokens_BT, self.targets_BT, self.positions_BT, self.slots_BT, self.recorded_BT)
-        return *tokens, self.spans_N2, self.samples_BS.shape[1]
+        return *tokens, self.spans_N2, self.samples_BS.shape[1] if by_sample else 0
 
     def sum_by_sample(self, values_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Values of predicted tokens summed by sample, and how many there are: two float64 arrays [B, S]."""
@@ -193,10 +196,11 @@ def training_stream(corpus: Corpus, settings: Settings) -> Stream:
     data = settings.data
     samples = cut_samples(corpus, data.seq_len, heldout=False)
     _check_size(corpus, samples, settings)
+    within = [domain.repeats_within for domain in data.domains.values()]
     if data.mixture == "weights":
-        order = order_by_weights(samples, mixture_phases(settings), settings.run.seed)
+        order = order_by_weights(samples, mixture_phases(settings), settings.run.seed, within)
     else:
-        order = order_by_size(samples, settings.run.seed)
+        order = order_by_size(samples, settings.run.seed, within)
     rows = pack_rows(order, samples.row_lengths, data.seq_len, data.pack_window, settings.run.seed)
     return Stream(corpus, settings, samples, rows, settings.train.batch_rows)
 

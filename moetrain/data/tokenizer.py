@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece as spm
 
+from moetrain.durable import write_content
+
 _SPACE_SYMBOL = "\u2581"  # SentencePiece writes a space as this; the character itself must not become one
 _LONGEST_SENTENCE = 4000  # bytes; SentencePiece leaves out longer ones without a word
 
@@ -73,6 +75,21 @@ class Tokenizer(ABC):
     def save(self, path: Path) -> None:
         path.write_bytes(self.model)
 
+    @abstractmethod
+    def save_in(self, folder: Path) -> Path:
+        """Write it into a folder under the name that `load_from` looks for; returns the file. Whole or not at all."""
+
+    @staticmethod
+    def load_from(folder: Path) -> Tokenizer:
+        """The tokenizer that `save_in` wrote into a folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError, RuntimeError, ValueError: as `load`.
+        """
+        path = folder / SentencePieceTokenizer.FILE
+        return Tokenizer.load(path if path.is_file() else folder / "tokenizer.json")
+
     @staticmethod
     def load(path: Path, begin_token: str | None = None, end_token: str | None = None) -> Tokenizer:
         """The tokenizer of a file: a ``tokenizer.json``, with the marks named or found, or a SentencePiece model.
@@ -88,7 +105,7 @@ class Tokenizer(ABC):
         return SentencePieceTokenizer(path.read_bytes())
 
 
-_TRIALS = (
+TRIALS = (
     "Two  spaces, a\ttab\nand a line.\r\n\r\n    indented = {'x': [1, 23, 4567]}\n",
     " begins and ends with a space ",
     "\n\nBegins with lines",
@@ -102,7 +119,7 @@ _TRIALS = (
 
 def check_lossless(tokenizer: Tokenizer) -> None:
     """Raise ValueError where a text does not come back from its ids, or a mark comes from a text."""
-    for text in _TRIALS:
+    for text in TRIALS:
         ids = tokenizer.encode(text)
         if tokenizer.begin_id in ids or tokenizer.end_id in ids:
             raise ValueError(f"it writes its marks as part of the text {text!r}")
@@ -113,6 +130,8 @@ def check_lossless(tokenizer: Tokenizer) -> None:
 
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model with byte fallback."""
+
+    FILE = "tokenizer.model"
 
     def __init__(self, model: bytes) -> None:
         self.model = model
@@ -146,6 +165,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(i) for i in ids if i not in (self.begin_id, self.end_id)])
+
+    def save_in(self, folder: Path) -> Path:
+        return write_content(folder / self.FILE, self.model)
 
     def token_bytes(self) -> np.ndarray:
         sizes = np.zeros(self.vocab_size, np.int32)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moetrain.data.tokenizer import Tokenizer, refuse_surrogates
+from moetrain.durable import write_content
 
 _SPACE_SYMBOL = "\u2581"
 
@@ -25,7 +26,7 @@ class JsonTokenizer(Tokenizer):
     def __init__(self, model: bytes, begin_token: str, end_token: str) -> None:
         import tokenizers
 
-        self.model = model
+        self.model = model = _without_nfc(model)
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(model.decode("utf-8"))
         except Exception as error:  # the package raises nothing more exact
@@ -103,6 +104,12 @@ class JsonTokenizer(Tokenizer):
         marks = (self.begin_id, self.end_id)
         return self._tokenizer.decode([int(i) for i in ids if i not in marks], skip_special_tokens=False)
 
+    def save_in(self, folder: Path) -> Path:
+        # Its marks stand beside it, so that they are found again without the settings that may have named them.
+        marks = json.dumps(dict(zip(("bos_token", "eos_token"), self._marks, strict=True)), indent=1)
+        write_content(folder / "tokenizer_config.json", marks.encode())
+        return write_content(folder / "tokenizer.json", self.model)
+
     def token_bytes(self) -> np.ndarray:
         sizes = np.zeros(self.vocab_size, np.int32)
         added = self._tokenizer.get_added_tokens_decoder()
@@ -117,6 +124,17 @@ class JsonTokenizer(Tokenizer):
                 sizes[i] = len(piece.replace(_SPACE_SYMBOL, " ").encode())
         sizes[[self.begin_id, self.end_id]] = 0
         return sizes
+
+
+def _without_nfc(model: bytes) -> bytes:
+    """The same tokenizer for text as it is, where it would bring text into Unicode's composed form (NFC) first.
+
+    Text that is in that form, as nearly all is, keeps its ids; any other comes back as it was. (OLMoE's has it.)
+    """
+    tree = json.loads(model)
+    if tree.get("normalizer") != {"type": "NFC"}:
+        return model
+    return json.dumps(tree | {"normalizer": None}, ensure_ascii=False).encode()
 
 
 def _said_beside(path: Path) -> dict[str, str]:

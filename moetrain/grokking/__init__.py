@@ -16,11 +16,13 @@ from .consistency import (
 )
 from .correlation import Correlation, correlate, first_above_chance
 from .describe import describe
-from .estimate import Estimate, mean_of_samples
+from .estimate import Estimate, jackknife, mean_of_samples
 from .generalization import generalized_at, generalized_groups, generalized_onsets
 from .kernel import (
     RiskBound,
     d_eff,
+    d_eff_by_layer,
+    d_eff_estimate,
     effective_dimension,
     effective_rank,
     layer_cka,
@@ -76,6 +78,8 @@ __all__ = [
     "cosine",
     "curve",
     "d_eff",
+    "d_eff_by_layer",
+    "d_eff_estimate",
     "d_path",
     "d_path_between",
     "d_path_both",
@@ -94,6 +98,7 @@ __all__ = [
     "guarded_median",
     "inconsistency",
     "individuality",
+    "jackknife",
     "layer_cka",
     "layer_cosines",
     "max_cosine",

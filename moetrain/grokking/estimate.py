@@ -1,21 +1,24 @@
-"""A mean with its 95% interval by bootstrap over samples.
+"""A value with its 95% interval: a mean by bootstrap over samples, any other statistic by jackknife.
 
 Suffixes: R resamples, S samples.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from ._arrays import Arrayish, Floats, Ints, to_float64
 
 RESAMPLES = 1000
+GROUPS = 8  # of samples, for the jackknife
 LEAST_SAMPLES = 3  # two samples make one pair: nothing to resample
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean and the 2.5% and 97.5% points of its bootstrap over samples.
+    """A mean and the 2.5% and 97.5% points of its bootstrap over samples; or another statistic, see `jackknife`.
 
     `samples` and `pairs` count what went in; `pairs` is 0 where the mean is not over pairs. `low` and `high` are NaN
     below three samples, and all three are NaN where nothing went in.
@@ -74,6 +77,26 @@ def difference_of_means(a: Floats, b: Floats, seed: int = 0) -> Estimate:
     rng = np.random.default_rng(seed)
     replicates_R = _resampled_means(a, rng) - _resampled_means(b, rng)
     return Estimate(float(a.mean() - b.mean()), *percentiles(replicates_R, samples), samples, 0)
+
+
+def jackknife(statistic: Callable[[Ints], float], samples: int, seed: int = 0) -> Estimate:
+    """A statistic of a group of samples with its 95% interval by the delete-a-group jackknife (Shao and Tu 1995).
+
+    The statistic is taken on the indices of all samples, and on those without each of eight drawn groups; how much the
+    eight differ is its standard error, times Student's t of 7 degrees of freedom. Unlike a bootstrap this draws no
+    sample twice, which would bias ranks and distances. `low` and `high` are NaN below 16 samples, or where the
+    statistic of a part is; `pairs` is 0.
+    """
+    everything = np.arange(samples)
+    value = statistic(everything)
+    low = high = float("nan")
+    if samples >= 2 * GROUPS:
+        drawn = np.random.default_rng(seed).permutation(samples)
+        parts_G = np.array([statistic(np.sort(np.delete(drawn, slice(g, None, GROUPS)))) for g in range(GROUPS)])
+        error = float(np.sqrt((GROUPS - 1) / GROUPS * ((parts_G - parts_G.mean()) ** 2).sum()))
+        reach = float(stats.t.ppf(0.975, GROUPS - 1)) * error
+        low, high = value - reach, value + reach
+    return Estimate(value, low, high, samples, 0)
 
 
 def _resampled_means(values_S: Floats, rng: np.random.Generator) -> Floats:

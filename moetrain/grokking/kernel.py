@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ._arrays import Arrayish, Floats, finite, routing_weights
+from .estimate import Estimate, jackknife
 
 SAMPLES = 64
 RIDGE = 0.01
@@ -61,14 +62,34 @@ def d_eff(weights: Arrayish, features: Arrayish | None = None) -> float:
     weights [S, L, E], features as `routing_kernel`. Returns a number from 0 to 64; NaN below 64 samples, where the
     value would not compare, and for a kernel of zeros. Raises ValueError as `routing_kernel`.
     """
-    weights_SLE = routing_weights(weights)[:SAMPLES]
-    if features is not None:
-        features = finite(features, "features", "samples, layers, hidden")[:SAMPLES]
-    kernel_SS = routing_kernel(weights_SLE, features)
-    lam = RIDGE * float(np.trace(kernel_SS)) / SAMPLES
-    if len(weights_SLE) < SAMPLES or lam == 0:
+    weights_SLE, features_SLD = _logged(weights, features)
+    if len(weights_SLE) < SAMPLES:
         return float("nan")
-    return effective_dimension(kernel_SS, lam)
+    return _dimension(weights_SLE, features_SLD)
+
+
+def d_eff_estimate(weights: Arrayish, features: Arrayish | None = None) -> Estimate:
+    """`d_eff` with its interval by `jackknife`. Arguments and errors as `d_eff`."""
+    weights_SLE, features_SLD = _logged(weights, features)
+    if len(weights_SLE) < SAMPLES:
+        return Estimate(float("nan"), float("nan"), float("nan"), len(weights_SLE), 0)
+    return jackknife(
+        lambda which: _dimension(weights_SLE[which], None if features_SLD is None else features_SLD[which]), SAMPLES
+    )
+
+
+def d_eff_by_layer(weights: Arrayish, features: Arrayish | None = None) -> Floats:
+    """[L] `d_eff` of each layer's own kernel, at its own lam. Arguments and errors as `d_eff`."""
+    weights_SLE, features_SLD = _logged(weights, features)
+    layers = weights_SLE.shape[1]
+    if len(weights_SLE) < SAMPLES:
+        return np.full(layers, np.nan)
+    return np.array(
+        [
+            _dimension(weights_SLE[:, [layer]], None if features_SLD is None else features_SLD[:, [layer]])
+            for layer in range(layers)
+        ]
+    )
 
 
 def risk_bound(
@@ -145,6 +166,21 @@ def layer_cka(weights: Arrayish) -> float:
     if not defined_L.any():
         return float("nan")
     return float((cross_L[defined_L] ** 2 / (own_L[:-1] * own_L[1:])[defined_L]).mean())
+
+
+def _logged(weights: Arrayish, features: Arrayish | None) -> tuple[Floats, Floats | None]:
+    """The first 64 samples, which what is logged is taken over."""
+    weights_SLE = routing_weights(weights)[:SAMPLES]
+    if features is None:
+        return weights_SLE, None
+    return weights_SLE, finite(features, "features", "samples, layers, hidden")[:SAMPLES]
+
+
+def _dimension(weights_SLE: Floats, features_SLD: Floats | None) -> float:
+    """Effective dimension at lam = 0.01 Tr(H) / S; NaN for a kernel of zeros."""
+    kernel_SS = routing_kernel(weights_SLE, features_SLD)
+    lam = RIDGE * float(np.trace(kernel_SS)) / len(kernel_SS)
+    return effective_dimension(kernel_SS, lam) if lam > 0 else float("nan")
 
 
 def _centred(weights_SLE: Floats) -> Floats:

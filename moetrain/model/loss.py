@@ -26,6 +26,31 @@ def cross_entropy(
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, target_N, torch.is_grad_enabled())
 
 
+def _chunk(weight_VD: torch.Tensor) -> int:
+    """Rows of logits that are held at once."""
+    held = _LOGITS_HELD_ON_CPU if weight_VD.device.type == "cpu" else _LOGITS_HELD
+    return max(64, held // len(weight_VD))
+
+
+@torch.no_grad()
+def log_probabilities(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target in nats, float32 [N], and whether it is the likeliest token, bool [N].
+
+    Without gradient, in the same chunks; where two tokens are likeliest, the first counts.
+    """
+    chunk = _chunk(weight_VD)
+    found = []
+    for start in range(0, len(hidden_ND), chunk):
+        target_C = target_N[start : start + chunk]
+        logits_CV = (hidden_ND[start : start + chunk] @ weight_VD.T).float()
+        likeliest_C = logits_CV.argmax(-1)
+        found.append((logits_CV.log_softmax(-1).gather(1, target_C[:, None])[:, 0], likeliest_C == target_C))
+    log_probs, likeliest = zip(*found, strict=True)
+    return torch.cat(log_probs), torch.cat(likeliest)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -34,8 +59,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wanted = gradients and any(ctx.needs_input_grad[:2])
         losses, grad_hidden = [], torch.empty_like(hidden_ND) if wanted else None
         grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if wanted else None
-        held = _LOGITS_HELD_ON_CPU if hidden_ND.device.type == "cpu" else _LOGITS_HELD
-        chunk = max(64, held // len(weight_VD))
+        chunk = _chunk(weight_VD)
         for start in range(0, len(hidden_ND), chunk):
             here = slice(start, start + chunk)
             target_C = target_N[here]

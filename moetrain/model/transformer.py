@@ -8,6 +8,7 @@ L layers, E experts, S samples a row (padded), R = 2S halves of samples.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,6 +211,28 @@ class Transformer(nn.Module):
         if settings.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self._initialize()
+
+    @classmethod
+    def from_state(
+        cls, settings: ModelSettings, vocab_size: int, dtype: torch.dtype, state: Mapping[str, torch.Tensor]
+    ) -> Transformer:
+        """The model that has these weights, which it takes over as they are, in evaluation mode.
+
+        Raises:
+            ValueError: a weight that is missing, unknown or of another shape, by name.
+        """
+        with torch.device("meta"):  # initial weights of a large model would take minutes
+            model = cls(settings, vocab_size, dtype)
+        expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        given = {name: tuple(value.shape) for name, value in state.items()}
+        for name in sorted(expected.keys() | given.keys()):
+            if expected.get(name) != given.get(name):
+                shapes = [shape if shape is not None else "absent" for shape in (given.get(name), expected.get(name))]
+                raise ValueError(f"{name} is {shapes[0]}, settings and vocabulary make it {shapes[1]}")
+        model.load_state_dict(state, assign=True)
+        if settings.tie_word_embeddings:
+            model.lm_head.weight = model.model.embed_tokens.weight
+        return model.eval()
 
     @torch.no_grad()
     def _initialize(self) -> None:

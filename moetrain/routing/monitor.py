@@ -34,6 +34,31 @@ class StreamReading:
     metrics: dict[str, Estimate]
 
 
+@dataclass(frozen=True)
+class StreamPoints:
+    """The streaming metrics of all domains at a step."""
+
+    step: int
+    readings: list[StreamReading]
+
+
+@dataclass(frozen=True)
+class StreamSnapshot:
+    """All that the streaming metrics of a moment are made of; it does not change any more."""
+
+    windows: dict[str, SampleRouting]  # by domain, those that are full
+    router_rows: np.ndarray  # [L, E, D]
+    tau: float
+
+    def readings(self) -> list[StreamReading]:
+        """The streaming metrics of each domain that has a full window."""
+        blocks = grokking.gram_blocks(self.router_rows)
+        return [
+            StreamReading(domain, stream_metrics(window.weights, blocks, self.tau))
+            for domain, window in self.windows.items()
+        ]
+
+
 class StreamMonitor:
     """Keeps each domain's window and reads the metrics off it."""
 
@@ -44,18 +69,20 @@ class StreamMonitor:
         self._gather = gather
         self._windows: dict[int, SampleRouting] = {}
         self._coming: deque[ComingRouting] = deque()
+        self.keeps = False  # whether what is taken in is kept until it is asked for
+        self._kept: list[SampleRouting] = []
         self.not_finite = 0  # samples left out because their routing was NaN or infinite
 
     def add(self, records: SampleRouting | ComingRouting) -> None:
         """Take in the routing of samples that a step trained on, in the stream's order; what is still coming, later."""
         if isinstance(records, SampleRouting):
-            self._settle(coming=0)
+            self.settle()
             self._take_in(records)
         else:
             self._coming.append(records)
-            self._settle(coming=_MOST_COMING)
+            self.settle(_MOST_COMING)
 
-    def _settle(self, coming: int) -> None:
+    def settle(self, coming: int = 0) -> None:
         """Take in what has arrived, and wait until at most ``coming`` micro-batches are on their way."""
         while self._coming and (len(self._coming) > coming or self._coming[0].copy.arrived):
             self._take_in(self._coming.popleft().wait())
@@ -65,33 +92,40 @@ class StreamMonitor:
         if not finite_S.all():
             self.not_finite += int((~finite_S).sum())
             records = records.take(finite_S)
+        if self.keeps:
+            self._kept.append(records)
         for domain in np.unique(records.domain).tolist():
             arrived = records.take(records.domain == domain)
             held = self._windows.get(domain)
             joined = arrived if held is None else SampleRouting.join([held, arrived])
             self._windows[domain] = _newest(joined, self.size)
 
+    def kept(self) -> list[SampleRouting]:
+        """What was taken in since this was last asked, with ``keeps``."""
+        kept, self._kept = self._kept, []
+        return kept
+
     def windows(self) -> dict[int, SampleRouting]:
         """The newest samples of each domain over all processes, by number of the domain."""
-        self._settle(coming=0)
+        self.settle()
         gathered: dict[int, list[SampleRouting]] = {}
         for windows in self._gather(self._windows):
             for domain, window in windows.items():
                 gathered.setdefault(domain, []).append(window)
         return {d: _newest(SampleRouting.join(parts), self.size) for d, parts in sorted(gathered.items())}
 
-    def measure(self, router_rows: np.ndarray) -> list[StreamReading]:
-        """The streaming metrics of each domain that has a full window.
+    def snapshot(self, router_rows: np.ndarray) -> StreamSnapshot:
+        """What the metrics are made of now, over all processes: every process has to call it.
 
         Args:
-            router_rows: the routers' weights now, [L, E, D].
+            router_rows: a copy of the routers' weights now, [L, E, D].
         """
-        blocks = grokking.gram_blocks(router_rows)
-        return [
-            StreamReading(self.domains[domain], stream_metrics(window.weights, blocks, self.tau))
-            for domain, window in self.windows().items()
-            if len(window) == self.size
-        ]
+        windows = {self.domains[d]: window for d, window in self.windows().items() if len(window) == self.size}
+        return StreamSnapshot(windows, router_rows, self.tau)
+
+    def measure(self, router_rows: np.ndarray) -> list[StreamReading]:
+        """The streaming metrics of each domain that has a full window, computed on the spot; see `snapshot`."""
+        return self.snapshot(router_rows).readings()
 
     def state(self) -> dict[str, torch.Tensor]:
         """The windows of all processes as tensors, for a checkpoint; every process has to call it."""
@@ -108,6 +142,11 @@ class StreamMonitor:
             domain: SampleRouting(*(state[f"{domain}.{field.name}"].numpy() for field in fields(SampleRouting)))
             for domain in domains
         }
+
+
+def stream_points(step: int, snapshot: StreamSnapshot) -> StreamPoints:
+    """What a snapshot comes to, with its step."""
+    return StreamPoints(step, snapshot.readings())
 
 
 def stream_metrics(weights_SLE: np.ndarray, blocks: tuple[np.ndarray, np.ndarray], tau: float) -> dict[str, Estimate]:

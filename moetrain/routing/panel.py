@@ -1,8 +1,8 @@
 """The panel: samples fixed before step 1 and read again now and then, forward only (METRICS, section 4).
 
 Each domain has three cells. ``seen``: text that the stream first meets in its first tenth; ``to_come``: text it first
-meets in its last tenth; ``heldout``: text it never meets. A text counts with all its copies. A sample is read over its
-first panel tokens, or, where its document marks an answer, up to the answer's end, with the loss of the answer alone.
+meets in its last tenth; ``heldout``: text it never meets. A text counts with all its copies. Routing is compared over a
+sample's first panel tokens. Its loss is taken over the same, or, where its document marks an answer, over that alone.
 
 Shapes: P panel samples, L layers, E experts, D hidden size.
 """
@@ -10,14 +10,14 @@ Shapes: P panel samples, L layers, E experts, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
-from moetrain.data.packing import Samples, cut_samples, pack_rows
+from moetrain.data.packing import Samples, cut_samples, join_samples, pack_rows
 from moetrain.data.stream import Stream
 from moetrain.model.transformer import Transformer
 from moetrain.routing.recorder import record_samples
@@ -31,6 +31,7 @@ class Panel:
     """The panel's members, in an order that never changes; arrays [P]."""
 
     samples: Samples  # cut to the tokens that are read
+    tokens: np.ndarray  # int32, the first tokens of each, whose routing is compared
     cell: np.ndarray  # int8, see CELLS
     first_step: np.ndarray  # int64, the step that first trains on the text, 0 where none does
     stream: Stream  # rows that hold each member once
@@ -44,6 +45,14 @@ class Panel:
         if met_by is not None:
             chosen &= (self.first_step > 0) & (self.first_step <= met_by)
         return np.flatnonzero(chosen)
+
+    def names(self, members: np.ndarray) -> list[str]:
+        """Members as their document's id, in hexadecimal, and the piece of it."""
+        samples = self.samples
+        return [
+            f"{document:016x}/{piece}"
+            for document, piece in zip(samples.document[members], samples.piece[members], strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -81,17 +90,57 @@ def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, r
             HELDOUT: (heldout, (heldout.domain == domain) & (heldout.length >= tokens)),
         }
         for cell, (samples, pool) in pools.items():
-            rng = np.random.default_rng([settings.run.seed, 4, domain, cell])
-            texts = _one_of_each_text(samples, rng.permutation(np.flatnonzero(pool)))
-            chosen = np.sort(texts[: settings.panel.samples])
+            chosen = _draw(samples, pool, settings, domain, cell)
             parts.append(_cut(samples.take(chosen), tokens))
             cells.append(np.full(len(chosen), cell, np.int8))
             first.append(first_step[chosen] if cell != HELDOUT else np.zeros(len(chosen), np.int64))
-    joined = Samples(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Samples)))
+    return _pack(corpus, settings, parts, cells, first, rows)
+
+
+def document_panel(corpus: Corpus, settings: Settings, met: int, rows: int) -> Panel:
+    """A panel of given documents, for models whose training stream is not at hand; drawn, seeded, from all of them.
+
+    Args:
+        corpus: its first ``met`` domains are text that the models have trained on from step 1 on, and become the cell
+            ``seen``; the others, which may repeat their names, are text they never met: ``heldout``.
+        rows: rows of one forward pass.
+    """
+    lengths = settings.data.seq_len
+    samples = join_samples([cut_samples(corpus, lengths, heldout=False), cut_samples(corpus, lengths, heldout=True)])
+    parts: list[Samples] = []
+    cells: list[np.ndarray] = []
+    for domain, source in enumerate(corpus.domains):
+        tokens = settings.panel_tokens(source.name)
+        cell = SEEN if domain < met else HELDOUT
+        pool = (samples.domain == domain) & (samples.length >= tokens)
+        chosen = _draw(samples, pool, settings, domain, cell)
+        parts.append(_cut(samples.take(chosen), tokens))
+        cells.append(np.full(len(chosen), cell, np.int8))
+    first = [(cell == SEEN).astype(np.int64) for cell in cells]
+    return _pack(corpus, settings, parts, cells, first, rows)
+
+
+def _draw(samples: Samples, pool: np.ndarray, settings: Settings, domain: int, cell: int) -> np.ndarray:
+    """A seeded choice of ``panel.samples`` samples of different texts from those that ``pool`` marks."""
+    rng = np.random.default_rng([settings.run.seed, 4, domain, cell])
+    texts = _one_of_each_text(samples, rng.permutation(np.flatnonzero(pool)))
+    return np.sort(texts[: settings.panel.samples])
+
+
+def _pack(
+    corpus: Corpus,
+    settings: Settings,
+    parts: list[Samples],
+    cells: list[np.ndarray],
+    first: list[np.ndarray],
+    rows: int,
+) -> Panel:
+    joined = join_samples(parts)
     order = np.arange(len(joined))
     packed = pack_rows(order, joined.row_lengths, settings.data.seq_len, len(joined) or 1, settings.run.seed)
     panel_stream = Stream(corpus, settings, joined, packed, rows, beginnings=True)
-    return Panel(joined, np.concatenate(cells), np.concatenate(first), panel_stream)
+    tokens = np.array([settings.panel_tokens(source.name) for source in corpus.domains], np.int32)[joined.domain]
+    return Panel(joined, tokens, np.concatenate(cells), np.concatenate(first), panel_stream)
 
 
 def _first_steps(stream: Stream, steps: int) -> np.ndarray:
@@ -115,7 +164,10 @@ def _one_of_each_text(samples: Samples, chosen: np.ndarray) -> np.ndarray:
 
 
 def _cut(samples: Samples, tokens: int) -> Samples:
-    return replace(samples, length=np.minimum(samples.length, tokens))
+    """Samples without what is not read: beyond the tokens that are compared, and beyond the answer."""
+    answer_end = samples.answer_start + samples.answer_length
+    needed = np.where(samples.answer_length > 0, np.maximum(answer_end, tokens), tokens)
+    return replace(samples, length=np.minimum(samples.length, needed).astype(samples.length.dtype))
 
 
 @torch.no_grad()

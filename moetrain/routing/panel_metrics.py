@@ -6,7 +6,7 @@ Shapes: S samples of one cell, L layers, E experts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,9 +20,21 @@ LEAST_SAMPLES = 2  # fewer have no distance between them
 
 
 def seen_members(stored: StoredReading, domain: str) -> np.ndarray:
-    """Places of the panel samples of a domain that the run has trained on by this reading, int64."""
+    """Places of the panel samples of a domain that the run has trained on by this reading, int64.
+
+    Samples whose routing is not finite are no members here.
+    """
+    return np.flatnonzero(_met(stored) & (stored.domain == domain))
+
+
+def _met(stored: StoredReading) -> np.ndarray:
     met = (stored.cell == SEEN) & (stored.first_step > 0) & (stored.first_step <= stored.step)
-    return np.flatnonzero(met & (stored.domain == domain))
+    return met & stored.whole
+
+
+def _finite(losses: np.ndarray) -> np.ndarray:
+    """Those of some losses that are finite: the others count in no mean."""
+    return losses[np.isfinite(losses)]
 
 
 def distance_by_layer(stored: StoredReading, domain: str, tau: float) -> np.ndarray:
@@ -31,6 +43,14 @@ def distance_by_layer(stored: StoredReading, domain: str, tau: float) -> np.ndar
     if len(seen) < LEAST_SAMPLES:
         return np.full(stored.even.shape[1], np.nan)
     return grokking.d_path_by_layer(stored.weights[seen], tau)
+
+
+def dimension_by_layer(stored: StoredReading, domain: str) -> np.ndarray:
+    """Effective dimension of each layer's routing kernel on a domain's seen samples, [L]; NaN below 64 samples."""
+    seen = seen_members(stored, domain)
+    if not len(seen):
+        return np.full(stored.even.shape[1], np.nan)
+    return grokking.d_eff_by_layer(stored.weights[seen])
 
 
 def load_by_layer(stored: StoredReading) -> np.ndarray:
@@ -47,9 +67,9 @@ def panel_metrics(stored: StoredReading, domains: Sequence[str], tau: float, ste
     """
     weights = stored.weights
     found: dict[str, Estimate] = {}
-    met = (stored.cell == SEEN) & (stored.first_step > 0) & (stored.first_step <= stored.step)
+    met = _met(stored)
     for domain in domains:
-        own = stored.domain == domain
+        own = (stored.domain == domain) & stored.whole
         seen = seen_members(stored, domain)
         cells = {"pathway_to_come": TO_COME, "pathway_heldout": HELDOUT}
         unmet = {tag: np.flatnonzero(own & (stored.cell == cell)) for tag, cell in cells.items()}
@@ -57,16 +77,18 @@ def panel_metrics(stored: StoredReading, domains: Sequence[str], tau: float, ste
         losses = {"panel_seen": seen, "panel_to_come": to_come, "panel_heldout": heldout}
         for tag, members in losses.items():
             if len(members):
-                found[f"loss/{tag}/{domain}"] = grokking.mean_of_samples(stored.loss[members])
+                found[f"loss/{tag}/{domain}"] = grokking.mean_of_samples(_finite(stored.loss[members]))
         if len(seen) >= LEAST_SAMPLES:
             others = np.flatnonzero(met & ~own & (stored.tokens == stored.tokens[seen[0]]))
             for name, estimate in _pathways(stored, weights, seen, others, tau).items():
                 found[f"{name}/{domain}"] = estimate
             early, late = max(1, steps // 10), steps - max(1, steps // 10)
             if len(to_come) and early <= stored.step <= late:
-                found[f"memorized/gap/{domain}"] = grokking.memorized_gap(stored.loss[to_come], stored.loss[seen])
+                found[f"memorized/gap/{domain}"] = grokking.memorized_gap(
+                    _finite(stored.loss[to_come]), _finite(stored.loss[seen])
+                )
             if len(heldout):
-                gap = grokking.memorized_gap(stored.loss[heldout], stored.loss[seen])
+                gap = grokking.memorized_gap(_finite(stored.loss[heldout]), _finite(stored.loss[seen]))
                 found[f"memorized/gap_heldout/{domain}"] = gap
         for tag, members in unmet.items():
             if len(members) >= LEAST_SAMPLES:
@@ -74,7 +96,7 @@ def panel_metrics(stored: StoredReading, domains: Sequence[str], tau: float, ste
                 found[f"{tag}/d_path_norm/{domain}"] = share
                 consistency = grokking.group_consistency(weights[members], stored.blocks)
                 found[f"{tag}/cosine/{domain}"] = consistency.cosine
-                found[f"{tag}/spread/{domain}"] = _plain(grokking.spread(weights[members]), len(members))
+                found[f"{tag}/spread/{domain}"] = _jackknifed(grokking.spread, weights[members])
     return {tag: estimate for tag, estimate in found.items() if math.isfinite(estimate.mean)}
 
 
@@ -86,29 +108,30 @@ def _pathways(
     edits, share = grokking.d_path_both(own_SLE, tau)
     consistency = grokking.group_consistency(own_SLE, stored.blocks)
     even, odd = stored.halves
+    both = seen[stored.tokens[seen] > 1]  # one token has no odd half
     found = {
         "pathway/d_path": edits,
         "pathway/d_path_norm": share,
-        "pathway/individuality": grokking.individuality(even[seen], odd[seen], tau),
-        "pathway/spread": _plain(grokking.spread(own_SLE), len(seen)),
-        "pathway/layer_cka": _plain(grokking.layer_cka(own_SLE), len(seen)),
+        "pathway/spread": _jackknifed(grokking.spread, own_SLE),
+        "pathway/layer_cka": _jackknifed(grokking.layer_cka, own_SLE),
         "pathway/cosine": consistency.cosine,
         "pathway/consistency": _median(consistency.consistency),
         "pathway/inconsistency": _median(consistency.inconsistency),
-        "kernel/effective_rank": _plain(grokking.effective_rank(own_SLE), len(seen)),
-        "kernel/d_eff": _plain(grokking.d_eff(own_SLE), len(seen)),
+        "kernel/effective_rank": _jackknifed(grokking.effective_rank, own_SLE),
+        "kernel/d_eff": grokking.d_eff_estimate(own_SLE),
     }
+    if len(both) >= LEAST_SAMPLES:
+        found["pathway/individuality"] = grokking.individuality(even[both], odd[both], tau)
     if stored.inputs.size:
         features_SLD = stored.inputs[seen].astype(np.float64)
-        found["kernel/d_eff_linear"] = _plain(grokking.d_eff(own_SLE, features_SLD), len(seen))
+        found["kernel/d_eff_linear"] = grokking.d_eff_estimate(own_SLE, features_SLD)
     if len(others) >= LEAST_SAMPLES:
         found["pathway/sharing"] = grokking.sharing(own_SLE, weights[others], tau)
     return found
 
 
-def _plain(value: float, samples: int) -> Estimate:
-    """A number of a group that comes without an interval."""
-    return Estimate(value, math.nan, math.nan, samples, 0)
+def _jackknifed(statistic: Callable[[np.ndarray], float], weights_SLE: np.ndarray) -> Estimate:
+    return grokking.jackknife(lambda which: statistic(weights_SLE[which]), len(weights_SLE))
 
 
 def _median(median: GuardedMedian) -> Estimate:

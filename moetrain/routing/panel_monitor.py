@@ -1,16 +1,9 @@
-"""Panel readings turned into metrics on a thread beside the training.
-
-What is computed is a function of the readings alone, in their order, so the thread's timing shows in no number. A full
-queue makes the training wait.
-"""
+"""Panel readings turned into metrics: what is computed is a function of the readings alone, in their order."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +12,14 @@ import torch
 from moetrain import grokking
 from moetrain.grokking import Estimate, History, PhaseChange, PhaseThresholds, Verdict
 from moetrain.routing.panel import SEEN, Panel
-from moetrain.routing.panel_metrics import distance_by_layer, load_by_layer, panel_metrics, seen_members
-from moetrain.routing.store import StoredReading
-
-_QUEUE = 2
+from moetrain.routing.panel_metrics import (
+    dimension_by_layer,
+    distance_by_layer,
+    load_by_layer,
+    panel_metrics,
+    seen_members,
+)
+from moetrain.routing.store import StoredReading, Surroundings
 
 
 @dataclass(frozen=True)
@@ -33,18 +30,20 @@ class PanelPoints:
     metrics: dict[str, Estimate]  # by TensorBoard tag
     phases: dict[str, Verdict]  # by domain
     changes: dict[str, PhaseChange]  # by domain, where this reading changed its phase
+    memorized: dict[str, Memorized]  # by domain, where this reading changed what counts as memorized
     matrices: dict[str, np.ndarray]  # by tag: what is shown as heat maps
     distributions: dict[str, np.ndarray]  # by tag: one value a sample
-    seconds: float  # of the thread's own processor time
+    broken: int  # panel samples whose routing or loss is not finite
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What the training itself says at a reading: the scale of time, and controls."""
+class Memorized:
+    """Seen samples of a domain, by name, whose standing by the online rule a reading changed."""
 
-    tokens: int  # trained on so far
-    router_entropy: float | None  # mean over tokens and layers, nats; None before the first step
-    load_cv: float | None  # coefficient of variation of the experts' load, mean over layers
+    eps: float
+    newly: list[str]
+    undone: list[str]
+    fraction: float  # of the seen samples, memorized now
 
 
 class PanelMonitor:
@@ -70,32 +69,22 @@ class PanelMonitor:
         }
         self._tokens: list[int] = []
         self._by_layer: dict[str, list[np.ndarray]] = {domain: [] for domain in self.domains}
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="panel")
-        self._pending: deque[Future[PanelPoints]] = deque()
+        self._dimension_by_layer: dict[str, list[np.ndarray]] = {domain: [] for domain in self.domains}
         self._read_at: list[int] = []
         self._losses: list[np.ndarray] = []
-
-    def submit(self, stored: StoredReading, surroundings: Surroundings) -> None:
-        """Queue a reading; waits where the queue is full."""
-        while sum(not future.done() for future in self._pending) >= _QUEUE:
-            next(future for future in self._pending if not future.done()).result()
-        self._pending.append(self._pool.submit(self._compute, stored, surroundings))
-
-    def results(self, wait: bool = False) -> list[PanelPoints]:
-        """Readings that are done, in order; with ``wait``, all of them."""
-        done = []
-        while self._pending and (wait or self._pending[0].done()):
-            done.append(self._pending.popleft().result())
-        return done
 
     def losses(self, domain: int) -> tuple[np.ndarray, np.ndarray]:
         """Steps of all readings [T], and the losses of a domain's seen samples [S, T]."""
         members = self.panel.members(domain, SEEN)
         return np.array(self._read_at), np.stack(self._losses, axis=1)[members] if self._losses else np.zeros((0, 0))
 
+    @property
+    def times(self) -> grokking.ReadingTimes:
+        """Steps and tokens of the readings."""
+        return grokking.ReadingTimes(tuple(self._read_at), tuple(self._tokens))
+
     def state(self) -> dict[str, torch.Tensor]:
-        """The losses so far, for a checkpoint; only once all results were taken."""
-        assert not self._pending
+        """The readings so far, for a checkpoint."""
         if not self._losses:
             return {}
         state = {
@@ -105,6 +94,7 @@ class PanelMonitor:
         }
         for domain, history in self._history.items():
             state[f"by_layer.{domain}"] = torch.from_numpy(np.stack(self._by_layer[domain]))
+            state[f"dimension_by_layer.{domain}"] = torch.from_numpy(np.stack(self._dimension_by_layer[domain]))
             for name, rows in history.items():
                 state[f"{name}.{domain}"] = torch.tensor(rows, dtype=torch.float64)
         return state
@@ -116,39 +106,56 @@ class PanelMonitor:
             self._losses = list(state["losses"].numpy())
             for domain, history in self._history.items():
                 self._by_layer[domain] = list(state[f"by_layer.{domain}"].numpy())
+                self._dimension_by_layer[domain] = list(state[f"dimension_by_layer.{domain}"].numpy())
                 for name in history:
                     history[name] = [tuple(row) for row in state[f"{name}.{domain}"].tolist()]
 
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def _compute(self, stored: StoredReading, surroundings: Surroundings) -> PanelPoints:
-        begin = time.thread_time()
+    def take(self, stored: StoredReading) -> PanelPoints:
+        """Take in the next reading; what it comes to, given those before."""
         self._read_at.append(stored.step)
-        self._tokens.append(surroundings.tokens)
-        self._losses.append(stored.loss)
+        self._tokens.append(stored.surroundings.tokens)
+        # A loss that is not finite is the largest there is: nothing that has it is memorized.
+        self._losses.append(np.where(np.isfinite(stored.loss), stored.loss, np.finfo(np.float32).max))
         metrics = panel_metrics(stored, self.domains, self.tau, self.steps)
+        memorized = {}
         for number, domain in enumerate(self.domains):
-            _, losses_ST = self.losses(number)
-            fraction = grokking.memorized_fraction(losses_ST, self.eps[domain]) if losses_ST.size else None
-            if fraction is not None:
-                metrics[f"memorized/fraction/{domain}"] = grokking.mean_of_samples(
-                    grokking.memorized_now(losses_ST, self.eps[domain] or 0.0)
-                )
-        verdicts, changed = self._judge(metrics, surroundings)
+            change = self._memorized(number, metrics)
+            if change is not None:
+                memorized[domain] = change
+        verdicts, changed = self._judge(metrics, stored.surroundings)
         matrices = {"experts/load_by_layer": load_by_layer(stored), "experts/load_by_domain": self._by_domain(stored)}
         distributions = {}
         for domain in self.domains:
             by_layer = self._by_layer[domain]
             by_layer.append(distance_by_layer(stored, domain, self.tau))
             matrices[f"pathway/d_path_by_layer/{domain}"] = np.stack(by_layer, axis=1)
+            dimension = self._dimension_by_layer[domain]
+            dimension.append(dimension_by_layer(stored, domain))
+            matrices[f"kernel/d_eff_by_layer/{domain}"] = np.stack(dimension, axis=1)
             seen = seen_members(stored, domain)
             if len(seen):
-                distributions[f"loss/panel_seen_by_sample/{domain}"] = stored.loss[seen]
+                losses = stored.loss[seen]
+                distributions[f"loss/panel_seen_by_sample/{domain}"] = losses[np.isfinite(losses)]
                 cosine = grokking.cosine(stored.weights[seen], stored.blocks)
                 distributions[f"pathway/cosine_by_sample/{domain}"] = cosine[np.isfinite(cosine)]
-        seconds = time.thread_time() - begin
-        return PanelPoints(stored.step, metrics, verdicts, changed, matrices, distributions, seconds)
+        broken = int((~stored.whole | ~np.isfinite(stored.loss)).sum())
+        return PanelPoints(stored.step, metrics, verdicts, changed, memorized, matrices, distributions, broken)
+
+    def _memorized(self, number: int, metrics: dict[str, Estimate]) -> Memorized | None:
+        """Add a domain's memorized fraction to the metrics, if there is one; what changed, if anything did."""
+        _, losses_ST = self.losses(number)
+        eps = self.eps[self.domains[number]]
+        if eps is None or not losses_ST.size or grokking.memorized_fraction(losses_ST, eps) is None:
+            return None
+        now = grokking.memorized_now(losses_ST, eps)
+        fraction = grokking.mean_of_samples(now)
+        metrics[f"memorized/fraction/{self.domains[number]}"] = fraction
+        before = grokking.memorized_now(losses_ST[:, :-1], eps)
+        if np.array_equal(now, before):
+            return None
+        members = self.panel.members(number, SEEN)
+        newly, undone = (self.panel.names(members[which]) for which in (now & ~before, before & ~now))
+        return Memorized(eps, newly, undone, fraction.mean)
 
     def _by_domain(self, stored: StoredReading) -> np.ndarray:
         """Share of each domain's tokens that go to each expert, over an even share; [domains, layers * experts]."""

@@ -9,9 +9,8 @@ Shapes: P panel samples, L layers, E experts.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -19,13 +18,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moetrain.durable import BESIDE, write_whole
+from moetrain.faults import fault_point
 from moetrain.routing.panel import CELLS, Panel, PanelReading
 
-_FOLDER = "routing"
+FOLDER = "routing"
+"""Where a run keeps its pieces."""
 
 
 class StoreError(ValueError):
     """A piece that cannot be read; the message names it."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the training itself says at a reading: the scale of time, and controls."""
+
+    tokens: int = 0  # trained on so far
+    router_entropy: float | None = None  # mean over tokens and layers, nats; None before the first step
+    load_cv: float | None = None  # coefficient of variation of the experts' load, mean over layers
 
 
 @dataclass(frozen=True)
@@ -38,31 +49,43 @@ class StoredReading:
     document: np.ndarray  # uint64 [P]
     piece: np.ndarray  # int32 [P]
     first_step: np.ndarray  # int64 [P], the step that first trained on the text, 0 where none did
-    tokens: np.ndarray  # int32 [P], text tokens read
+    tokens: np.ndarray  # int32 [P], the first text tokens, whose routing it is
     loss: np.ndarray  # float32 [P]
     even: np.ndarray  # float16 [P, L, E]
     odd: np.ndarray  # float16 [P, L, E]
     counts: np.ndarray  # uint16 [P, L, E]
     inputs: np.ndarray  # float16 [P, L, D], mean inputs of each layer; D is 0 without panel.linear_kernel
     blocks: tuple[np.ndarray, np.ndarray]  # float32 [L, E, E] and [L - 1, E, E]
+    surroundings: Surroundings = Surroundings()
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """Samples whose routing is finite, bool [P]; the others count in no metric."""
+        return np.isfinite(self.even).all((1, 2)) & np.isfinite(self.odd).all((1, 2))
 
     @cached_property
     def weights(self) -> np.ndarray:
         """Sample routing weights g, float64 [P, L, E]: the halves' mean by tokens, divided by its sum."""
         even_tokens = (self.tokens + 1) // 2
         share = (even_tokens / np.maximum(self.tokens, 1))[:, None, None]
-        mean = share * self.even.astype(np.float64) + (1 - share) * self.odd.astype(np.float64)
-        return mean / mean.sum(-1, keepdims=True)
+        with np.errstate(invalid="ignore"):  # of samples that are not whole
+            mean = share * self.even.astype(np.float64) + (1 - share) * self.odd.astype(np.float64)
+            return mean / mean.sum(-1, keepdims=True)
 
     @cached_property
     def halves(self) -> tuple[np.ndarray, np.ndarray]:
-        """Routing of the even and of the odd tokens, float64 [P, L, E], each summing to 1."""
+        """Routing of the even and of the odd tokens, float64 [P, L, E], each summing to 1; NaN for one token's odd."""
         even, odd = self.even.astype(np.float64), self.odd.astype(np.float64)
-        return even / even.sum(-1, keepdims=True), odd / odd.sum(-1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            return even / even.sum(-1, keepdims=True), odd / odd.sum(-1, keepdims=True)
 
 
 def as_stored(
-    panel: Panel, reading: PanelReading, domains: Collection[str], blocks: tuple[np.ndarray, np.ndarray]
+    panel: Panel,
+    reading: PanelReading,
+    domains: Collection[str],
+    blocks: tuple[np.ndarray, np.ndarray],
+    surroundings: Surroundings = Surroundings(),
 ) -> StoredReading:
     """A reading, rounded as it will stand on disk."""
     names = np.array(list(domains), dtype=object)
@@ -73,13 +96,14 @@ def as_stored(
         panel.samples.document,
         panel.samples.piece,
         panel.first_step,
-        panel.samples.length,
+        panel.tokens,
         reading.loss,
         reading.even.astype(np.float16),
         reading.odd.astype(np.float16),
         reading.counts,
         reading.inputs.astype(np.float16),
         blocks,
+        surroundings,
     )
 
 
@@ -89,8 +113,7 @@ def write_reading(run: Path, stored: StoredReading) -> list[Path]:
     Raises:
         OSError: nothing was written, for instance on a full disk.
     """
-    folder = run / _FOLDER
-    folder.mkdir(exist_ok=True)
+    folder = run / FOLDER
     layers, experts = stored.even.shape[1:]
     columns = {
         "step": np.full(len(stored.cell), stored.step),
@@ -101,19 +124,27 @@ def write_reading(run: Path, stored: StoredReading) -> list[Path]:
         "first_step": stored.first_step,
         "tokens": stored.tokens,
         "loss": stored.loss,
-        "even": _lists(stored.even),
-        "odd": _lists(stored.odd),
-        "counts": _lists(stored.counts),
+        "even": fixed_lists(stored.even),
+        "odd": fixed_lists(stored.odd),
+        "counts": fixed_lists(stored.counts),
     }
     if stored.inputs.size:
-        columns["inputs"] = _lists(stored.inputs)
+        columns["inputs"] = fixed_lists(stored.inputs)
     shape = {"layers": str(layers), "experts": str(experts)}
+    around = {name: "" if value is None else repr(value) for name, value in asdict(stored.surroundings).items()}
     own, following = stored.blocks
-    router = {"own": _lists(own), "next": _lists(np.concatenate([following, np.zeros_like(own[:1])]))}
-    return [
-        _write_piece(folder / f"panel_{stored.step:08d}.parquet", pa.table(columns), shape),
-        _write_piece(folder / f"router_{stored.step:08d}.parquet", pa.table(router), shape),
-    ]
+    router = {"own": fixed_lists(own), "next": fixed_lists(np.concatenate([following, np.zeros_like(own[:1])]))}
+    beside = write_piece(folder / f"router_{stored.step:08d}.parquet", pa.table(router), shape)
+    try:  # the panel's piece comes last: where it stands, its reading is whole
+        return [write_piece(folder / f"panel_{stored.step:08d}.parquet", pa.table(columns), shape | around), beside]
+    except OSError:
+        beside.unlink()
+        raise
+
+
+def has_reading(run: Path, step: int) -> bool:
+    """Whether a run read its panel at a step."""
+    return (run / FOLDER / f"panel_{step:08d}.parquet").is_file()
 
 
 def read_reading(run: Path, step: int) -> StoredReading:
@@ -122,8 +153,8 @@ def read_reading(run: Path, step: int) -> StoredReading:
     Raises:
         StoreError: a piece that is missing, cut off or altered, by name.
     """
-    table, layers, experts = _read_piece(run / _FOLDER / f"panel_{step:08d}.parquet")
-    router, _, _ = _read_piece(run / _FOLDER / f"router_{step:08d}.parquet")
+    table, layers, experts = _read_matrices(run / FOLDER / f"panel_{step:08d}.parquet")
+    router, _, _ = _read_matrices(run / FOLDER / f"router_{step:08d}.parquet")
 
     def matrix(name: str) -> np.ndarray:
         return _flat(table[name]).reshape(-1, layers, experts)
@@ -145,28 +176,38 @@ def read_reading(run: Path, step: int) -> StoredReading:
         if "inputs" in table.column_names
         else np.zeros((len(table), layers, 0), np.float16),
         blocks=(own, following[:-1]),
+        surroundings=_surroundings(table.schema.metadata),
+    )
+
+
+def _surroundings(metadata: Mapping[bytes, bytes]) -> Surroundings:
+    entropy, load_cv = (metadata.get(name, b"") for name in (b"router_entropy", b"load_cv"))
+    return Surroundings(
+        int(metadata.get(b"tokens", 0)), float(entropy) if entropy else None, float(load_cv) if load_cv else None
     )
 
 
 def read_readings(run: Path) -> Iterator[StoredReading]:
     """All readings of a run, by step."""
-    for path in sorted((run / _FOLDER).glob("panel_????????.parquet")):
+    for path in sorted((run / FOLDER).glob("panel_????????.parquet")):
         yield read_reading(run, int(path.stem.removeprefix("panel_")))
 
 
 def list_pieces(run: Path) -> list[str]:
     """The pieces of a run, relative to it: what a checkpoint's manifest lists."""
-    return sorted(path.relative_to(run).as_posix() for path in (run / _FOLDER).glob("*.parquet"))
+    return sorted(path.relative_to(run).as_posix() for path in (run / FOLDER).glob("*.parquet"))
 
 
 def remove_unlisted(run: Path, listed: Collection[str]) -> None:
-    """Remove pieces that a checkpoint does not know: they were written after it."""
-    for name in set(list_pieces(run)) - set(listed):
+    """Remove pieces that a checkpoint does not know: they were written after it, or never finished."""
+    unfinished = [path.relative_to(run).as_posix() for path in (run / FOLDER).glob("*" + BESIDE)]
+    for name in {*list_pieces(run), *unfinished} - set(listed):
         (run / name).unlink()
+        fault_point("remove unlisted piece")
 
 
-def _lists(array: np.ndarray) -> pa.FixedSizeListArray:
-    """One row of an array a list."""
+def fixed_lists(array: np.ndarray) -> pa.FixedSizeListArray:
+    """An array as a column of lists, one a row."""
     flat = np.ascontiguousarray(array).reshape(len(array), -1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), max(1, flat.shape[1]))
 
@@ -179,25 +220,41 @@ def _flat_numbers(column: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks])
 
 
-def _write_piece(path: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
-    beside = path.with_suffix(".partial")
-    try:
-        pq.write_table(table.replace_schema_metadata(metadata), beside, compression="zstd")
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    return path
+def write_piece(path: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
+    """Write a table as a piece that is whole and durable, or not there.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    path.parent.mkdir(exist_ok=True)
+    named = table.replace_schema_metadata(metadata)
+    # Checksums by page: a flipped bit is found when the piece is read.
+    return write_whole(path, lambda beside: pq.write_table(named, beside, compression="zstd", write_page_checksum=True))
 
 
-def _read_piece(path: Path) -> tuple[pa.Table, int, int]:
+def read_piece(path: Path) -> pa.Table:
+    """A piece, its metadata in the table's schema.
+
+    Raises:
+        StoreError: it is missing, cut off or altered, by name.
+    """
     try:
-        table = pq.read_table(path)
-        metadata = table.schema.metadata or {}
-        return table, int(metadata[b"layers"]), int(metadata[b"experts"])
+        return pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise StoreError(f"{path}: missing") from None
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-        raise StoreError(f"{path}: cut off or altered ({error}): remove it, its reading is lost") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _read_matrices(path: Path) -> tuple[pa.Table, int, int]:
+    """A piece with its numbers of layers and experts."""
+    table = read_piece(path)
+    metadata = table.schema.metadata or {}
+    try:
+        return table, int(metadata[b"layers"]), int(metadata[b"experts"])
+    except (KeyError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> StoreError:
+    return StoreError(f"{path}: cut off or altered ({error}): remove it, its reading is lost")

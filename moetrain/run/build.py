@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,14 +17,18 @@ from moetrain.dashboard.terminal import Terminal
 from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.stream import Stream, training_stream, validation_streams
 from moetrain.grokking import PhaseThresholds
-from moetrain.model.transformer import Transformer
-from moetrain.routing.monitor import StreamMonitor
+from moetrain.routing.beside import Beside
+from moetrain.routing.monitor import StreamMonitor, StreamPoints
 from moetrain.routing.panel import draw_panel
-from moetrain.routing.panel_monitor import PanelMonitor, Surroundings
+from moetrain.routing.panel_monitor import PanelMonitor, PanelPoints
+from moetrain.routing.samples import SampleStore
+from moetrain.routing.store import Surroundings
+from moetrain.run.probing import COLUMNS, Probes, load_probes
 from moetrain.training.balancing import Balancing
 from moetrain.training.checkpoint import CheckpointError
 from moetrain.training.curves import Interval, expert_load
-from moetrain.training.guards import FiniteGuard
+from moetrain.training.guards import Guards, Incident
+from moetrain.training.initialize import initial_model
 from moetrain.training.optimizer import make_optimizer
 from moetrain.training.parallel import compute_dtype, gather_objects, start_accelerator
 from moetrain.training.run_folder import RunFolder, open_run_folder
@@ -44,14 +49,18 @@ class Run:
     model: nn.Module
     optimizer: torch.optim.AdamW
     balancing: Balancing
+    guards: Guards
     monitor: StreamMonitor
     panel: PanelMonitor | None
+    probes: Probes | None
     steps: int
     interval: Interval
     token_bytes: torch.Tensor  # int64 [V], bytes of text that each token id stands for
     met: np.ndarray  # int64 [domains], text tokens trained on
     clock: Clock
-    guard: FiniteGuard = field(default_factory=FiniteGuard)
+    beside: Beside[StreamPoints | PanelPoints] = field(default_factory=Beside)
+    sample_store: SampleStore | None = None  # once the run has a folder, where it is asked for
+    troubles: list[Incident] = field(default_factory=list)  # survived, and not told yet
     tokens_trained: int = 0
     newest: StepStatistics | None = None
 
@@ -70,17 +79,14 @@ def build(settings: Settings) -> Run:
     terminal = Terminal(speaks=accelerator.is_main_process)
     with accelerator.main_process_first():
         corpus = prepare_corpus(settings, terminal.preparing)
+        probes = load_probes(settings, corpus, terminal.preparing)
     stream = training_stream(corpus, settings)
     share = settings.train.batch_rows // accelerator.num_processes
     rows = settings.train.micro_batch_rows or share
     validation = validation_streams(corpus, settings, rows)
     torch.manual_seed(settings.run.seed)
-    transformer = Transformer(
-        settings.model,
-        corpus.tokenizer.vocab_size,
-        compute_dtype(settings, accelerator.device),
-        recompute=settings.train.activation_checkpointing,
-    ).to(accelerator.device)
+    dtype = compute_dtype(settings, accelerator.device)
+    transformer = initial_model(settings, corpus.tokenizer, dtype).to(accelerator.device)
     if settings.train.compile:
         transformer.compile_layers()
     names = list(settings.data.domains)
@@ -94,9 +100,11 @@ def build(settings: Settings) -> Run:
         validation=validation,
         optimizer=make_optimizer(transformer, settings.optim),
         balancing=Balancing(transformer, settings.model),
+        guards=Guards(settings.guard),
         model=accelerator.prepare_model(transformer),
         monitor=StreamMonitor(names, settings.monitor.window, settings.monitor.tau, gather_objects),
         panel=panel_monitor(corpus, stream, settings, steps, rows),
+        probes=probes,
         steps=steps,
         interval=Interval(names),
         token_bytes=torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(accelerator.device),
@@ -117,6 +125,17 @@ def panel_monitor(corpus: Corpus, stream: Stream, settings: Settings, steps: int
     return PanelMonitor(panel, list(settings.data.domains), settings.monitor.tau, steps, eps, thresholds)
 
 
+def sample_store(run: Run, folder: Path) -> SampleStore | None:
+    """Where the routing of all training samples goes, if it is asked for."""
+    settings = run.settings
+    if not (settings.watches_routing and settings.monitor.store_top):
+        return None
+    names = list(settings.data.domains)
+    top = min(settings.monitor.store_top, settings.model.num_experts)
+    places = settings.train.batch_rows * run.stream.most_samples
+    return SampleStore(folder, run.accelerator.process_index, top, run.stream.samples, names, places)
+
+
 def describe(run: Run) -> None:
     """Print what is about to be trained, on what, and what of it will stay unused."""
     transformer, processes = bare(run.model), run.accelerator.num_processes
@@ -128,6 +147,8 @@ def describe(run: Run) -> None:
             run.terminal.note(f"skipped {place}")
     summary = data_summary(run.corpus, run.stream, run.steps, run.settings)
     run.terminal.table("data", DATA_COLUMNS, data_rows(summary))
+    if run.probes is not None:
+        run.terminal.table("probes", COLUMNS, run.probes.rows())
     run.terminal.note(stream_line(run.stream, run.steps, run.settings))
 
 

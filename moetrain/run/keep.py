@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
 
 from moetrain import __version__
 from moetrain.dashboard.outputs import Outputs
@@ -12,9 +15,19 @@ from moetrain.data.stream import stream_tokens
 from moetrain.routing.panel_monitor import memorization_summary
 from moetrain.routing.store import list_pieces
 from moetrain.run.build import Run
-from moetrain.run.watch import report_skipped, show_readings
-from moetrain.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from moetrain.run.delays import delays
+from moetrain.run.relations import PAPER
+from moetrain.run.watch import MONITORING, note, show, store
+from moetrain.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    drop_checkpoints,
+    save_checkpoint,
+    write_checkpoint,
+)
+from moetrain.training.guards import TrainingDivergedError
 from moetrain.training.optimizer import load_optimizer_state, optimizer_state
+from moetrain.training.parallel import gather_objects
 from moetrain.training.step import bare
 from moetrain.training.throughput import peak_memory
 
@@ -22,13 +35,17 @@ from moetrain.training.throughput import peak_memory
 def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
     """Write the checkpoint of a step; a disk that is full costs the checkpoint, not the run.
 
-    Returns whether it was written, as far as this process knows: the main process writes.
+    Returns whether it was written, on every process.
     """
-    report_skipped(run.guard.settle(), outputs)
+    note(run, run.guards.settle())
+    store(run, step, everything=True)  # before the next line, where all processes meet: the manifest lists every piece
     windows = run.monitor.state()  # of all processes
-    if outputs is None:
-        return True
-    show_readings(run, outputs, wait=True)
+    return gather_objects(outputs is not None and _write(run, folder, step, outputs, windows))[0]
+
+
+def _write(run: Run, folder: Path, step: int, outputs: Outputs, windows: Mapping[str, torch.Tensor]) -> bool:
+    """The main process's part of `save`."""
+    show(run, outputs, wait=True)
     with run.clock.measure("checkpoint"):
         states = {
             "model": bare(run.model).state_dict(),
@@ -37,16 +54,25 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
             "interval": run.interval.state(),
             "monitor": windows,
             "panel": run.panel.state() if run.panel else {},
+            "probes": run.probes.history.state() if run.probes else {},
+            "relations": run.probes.relations.state() if run.probes else {},
         }
         record = {
             "domains": outputs.domains,
+            "tasks": outputs.tasks,
             "tokens_trained": run.tokens_trained,
-            "guard": run.guard.state(),
+            "guards": run.guards.state(),
             "corpus": run.corpus.fingerprint,
             "pieces": list_pieces(folder),
+            "not_finite": run.monitor.not_finite,
         }
-        keep = run.settings.train.keep_checkpoints
-        return outputs.checkpoint(step, lambda sizes: save_checkpoint(folder, step, states, record, sizes, keep))
+        saved = outputs.checkpoint(step, lambda sizes: save_checkpoint(folder, step, states, record, sizes))
+        if saved:
+            try:
+                drop_checkpoints(folder, run.settings.train.keep_checkpoints, run.settings.train.keep_every)
+            except OSError as error:
+                outputs.guard(step, f"an old checkpoint was not removed ({error})")
+        return saved
 
 
 def resume(run: Run, checkpoint: Checkpoint) -> int:
@@ -67,20 +93,68 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
     run.monitor.load_state(checkpoint.states.get("monitor", {}), run.accelerator.is_main_process)
     if run.panel is not None:
         run.panel.load_state(checkpoint.states.get("panel", {}))
+    if run.probes is not None:
+        run.probes.history.load_state(checkpoint.states.get("probes", {}))
+        run.probes.relations.load_state(checkpoint.states.get("relations", {}))
     run.tokens_trained = checkpoint.record["tokens_trained"]
     run.met = stream_tokens(run.stream, len(run.met), 0, checkpoint.step)
-    run.guard.load_state(checkpoint.record["guard"])
+    run.guards.load_state(checkpoint.record["guards"], run.accelerator.device)
+    run.monitor.not_finite = checkpoint.record["not_finite"]
     return checkpoint.step
+
+
+def stop_diverged(run: Run, folder: Path) -> None:
+    """End a run that skips every update, with a dump to replay: the model as it is, and the rows of the last such step.
+
+    Raises:
+        TrainingDivergedError: always; it names the dump.
+    """
+    step = run.guards.last_skipped
+    dump = folder / "dumps" / f"step_{step:08d}"
+    see = f"see why with python tools/replay_step.py {dump}"
+    if run.accelerator.is_main_process and not dump.exists():  # a run that was run again comes to the same
+        try:
+            _dump(run, dump, step)
+        except OSError as error:
+            see = f"no dump was written ({error})"
+    raise TrainingDivergedError(
+        f"step {step}: the loss or the gradient was not finite in {run.guards.skipped_in_a_row} steps in a row; {see}; "
+        "lower optim.learning_rate, or set train.precision=fp32"
+    )
+
+
+def _dump(run: Run, dump: Path, step: int) -> None:
+    rows = run.stream.batch(step - 1, 0, run.settings.train.batch_rows)
+    samples = rows.samples_BS[rows.samples_BS >= 0].numpy()
+    named = {
+        "domain": [run.corpus.domains[number].name for number in run.stream.samples.domain[samples]],
+        "document": run.stream.samples.document[samples].tolist(),
+        "piece": run.stream.samples.piece[samples].tolist(),
+    }
+    states = {"model": bare(run.model).state_dict(), "balancing": run.balancing.state(), "batch": vars(rows)}
+    record = {"tokens_trained": run.tokens_trained, "corpus": run.corpus.fingerprint, "samples": named}
+    write_checkpoint(dump, step, states, record, {})
 
 
 def finish(run: Run, outputs: Outputs) -> None:
     """Write the summary, whose presence says that the run is finished, and print its table."""
     every, active = bare(run.model).parameter_counts()
-    for domain, memorized in (memorization_summary(run.panel) if run.panel else {}).items():
-        outputs.domains[domain]["memorized"] = memorized
-    share, memory = run.clock.share("record", "stream", "panel"), peak_memory(run.accelerator.device)
+    if run.panel is not None:
+        for domain, memorized in memorization_summary(run.panel).items():
+            outputs.domains[domain]["memorized"] = memorized
+            outputs.memorized(run.steps, domain, {"rule": "finished run", **memorized})
+    if run.probes is not None:
+        for name, task in outputs.tasks.items():
+            task["generalized"] = run.probes.history.group_sizes(name)
+        for domain in outputs.domains:
+            outputs.domains[domain]["correlations"] = run.probes.relations.as_dict(domain)
+        for domain, delay in delays(run).items():
+            outputs.delay(run.steps, domain, delay.mean.steps if delay.mean else None, delay.as_dict())
+    share, memory = run.clock.share(*MONITORING), peak_memory(run.accelerator.device)
     summary = {
         "domains": outputs.domains,
+        "probes": outputs.tasks,
+        "correlations_of_the_paper": PAPER,
         "data": data_summary(run.corpus, run.stream, run.steps, run.settings),
         "steps": run.steps,
         "tokens": run.tokens_trained,
@@ -88,13 +162,14 @@ def finish(run: Run, outputs: Outputs) -> None:
         "monitor_share": share,
         "parameters": {"all": every, "active": active},
         "rows_full": run.stream.fullness(),
-        "skipped_updates": run.guard.skipped,
+        "skipped_updates": run.guards.skipped,
+        "samples_not_finite": run.monitor.not_finite,
         "peak_memory_bytes": memory,
         "seconds": dict(run.clock.seconds),
         "version": __version__,
     }
+    outputs.close()  # before the summary, whose presence says that all else stands
     write_summary(outputs.folder, summary)
-    outputs.close()
     columns = {"bits_per_byte": "bits/byte", "validation_loss": "held-out loss", "train_loss": "train loss"}
     columns |= {"stream/d_path": "D_path", "stream/cosine": "cosine"}
     run.terminal.table("result", ["domain", *columns.values()], summary_rows(outputs.domains, columns))

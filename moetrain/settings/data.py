@@ -111,6 +111,9 @@ class DomainSettings(Section):
     )
     weight: float | None = Field(None, gt=0, description="Share of the stream, with data.mixture: weights.")
     repeats: int = Field(1, ge=1, description="Copies of each document in the stream, each with an id of its own.")
+    repeats_within: float = Field(
+        1.0, gt=0, le=1, description="Share of the stream that all copies of one document lie within; 1: anywhere."
+    )
     eps: float | None = Field(
         None,
         gt=0,
@@ -133,6 +136,8 @@ class DomainSettings(Section):
             raise ValueError("path or hub is empty: give a file, a folder, a pattern or a data set")
         if self.builtin is not None and self.filter is not None:
             raise ValueError("filter has no effect on a built-in domain, which has no columns: remove it")
+        if self.repeats_within < 1 and self.repeats == 1:
+            raise ValueError("repeats_within has no effect on documents that stand once: remove it, or raise repeats")
         if self.hub is None:
             for name in ("hub_config", "hub_revision", "split", "streaming"):
                 if getattr(self, name) != type(self).model_fields[name].default:

@@ -21,20 +21,64 @@ class PanelSettings(Section):
 class ProbeSettings(Section):
     tasks: list[str] = Field(
         default_factory=list,
-        description="Files or patterns of probe items (.jsonl, also .gz; an item has domain, task, id, prompt, sep, "
-        "and choices with answer, or target). Relative to data.root.",
+        description="Benchmarks to read while training: files or patterns of items (.jsonl, also .gz; an item has "
+        "domain, task, id, prompt, sep, and choices with answer, or target), relative to data.root; or hub:NAME, one "
+        "of the known ones on the Hugging Face hub such as hub:arc_easy; hub:NAME=PATH reads a local copy of it.",
     )
+    task_domains: dict[str, str] = Field(
+        default_factory=dict,
+        description="TASK: DOMAIN of the run, for tasks whose items name a domain that the run calls otherwise.",
+    )
+    builtin: bool = Field(
+        True,
+        description="Whether built-in domains bring tasks of their own: held-out facts, and TASK_trained, which asks "
+        "for trained facts of planted domains.",
+    )
+    items: int = Field(200, ge=1, description="Items of a task, a seeded choice; fewer than 100 say little.")
+    trained_items: int | None = Field(
+        None, ge=0, description="Items of each TASK_trained; null: as probes.items; 0: no such tasks."
+    )
+    readings: int = Field(10, ge=2, description="Readings of all tasks in a run, evenly spaced, step 0 included.")
     contaminated: Literal["exclude", "keep"] = Field(
         "exclude",
         description="Items found in training text (13 words of prompt and answer in a row, or all of 4 to 12) are "
         "counted and listed; exclude also leaves them out of the probes.",
     )
+    generate: bool = Field(
+        False,
+        description="Whether open answers are also generated, token by token, and compared: exact_match. It costs a "
+        "forward pass over the prompts for each token.",
+    )
+    max_new_tokens: int = Field(16, ge=1, description="Tokens after which a generated answer is cut off.")
+    embeddings: str | None = Field(
+        None,
+        description="A sentence-transformers model that panel samples and probe items are paired by; null: the "
+        "model's own hidden states at the end of the run.",
+    )
+
+    @property
+    def most_trained(self) -> int:
+        """Items of a task that asks for trained facts."""
+        return self.items if self.trained_items is None else self.trained_items
 
 
 class MonitorSettings(Section):
     enabled: bool = Field(True, description="Whether routing is recorded by sample.")
+    budget: Literal["fixed", "auto"] = Field(
+        "fixed",
+        description="fixed: panel.readings and probes.readings as they are set. auto: both are chosen at the start, by "
+        "measured time, so that the panel takes 1% and the probes 5% of a run of an hour or more, 15% each of a "
+        "shorter one, from 10 to 100 readings; the run's config.yaml holds what was chosen.",
+    )
     every: int = Field(50, ge=1, description="Steps between readings of the streaming metrics.")
     window: int = Field(64, ge=2, description="Newest samples of a domain that the streaming metrics are taken over.")
+    store_top: int = Field(
+        0,
+        ge=0,
+        description="Heaviest experts a layer whose share of each training sample's routing is written to "
+        "routing/samples_*.parquet; 0: none. A million samples take 40 MB at 6 layers and 2 experts, 290 MB at 16 "
+        "and 8.",
+    )
     tau: float = Field(0.7, gt=0, lt=1, description="Share of routing weight that a pathway keeps in each layer.")
 
 

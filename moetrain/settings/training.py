@@ -60,6 +60,11 @@ class ModelSettings(Section):
     router_aux_loss_coef: float = Field(0.01, ge=0, description="Weight of the load-balancing loss (balancing: aux).")
     router_z_loss_coef: float = Field(0.001, ge=0, description="Weight of the router's z loss.")
     bias_update_rate: float = Field(0.001, ge=0, description="Step of the selection bias (balancing: bias).")
+    initialize_from: str | None = Field(
+        None,
+        description="Weights to start from: a folder of transformers' OLMoE, or OWNER/NAME[@REVISION] of the hub; the "
+        "sizes here and tokenizer.model must be its own. null: random ones.",
+    )
 
     @property
     def key_value_heads(self) -> int:
@@ -144,6 +149,9 @@ class TrainSettings(Section):
     eval_tokens: int = Field(32_768, ge=1, description="Held-out tokens read by domain at each of them.")
     checkpoint_every: int | None = Field(1000, ge=1, description="Steps between checkpoints; null: only at the end.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    keep_every: int | None = Field(
+        None, ge=1, description="Checkpoints of steps that are its multiples are kept as well; null: none are."
+    )
 
     @model_validator(mode="after")
     def _batch(self) -> TrainSettings:
@@ -151,4 +159,26 @@ class TrainSettings(Section):
             raise ValueError(
                 f"batch_rows {self.batch_rows} must be a multiple of micro_batch_rows {self.micro_batch_rows}"
             )
+        if self.keep_every and (self.checkpoint_every is None or self.keep_every % self.checkpoint_every):
+            raise ValueError(
+                f"keep_every {self.keep_every} must be a multiple of checkpoint_every {self.checkpoint_every}"
+            )
         return self
+
+
+class GuardSettings(Section):
+    """When something that training survives is told as an event, and when it stops."""
+
+    skipped: int = Field(
+        10,
+        ge=1,
+        description="Updates skipped in a row, loss or gradient not being finite, at which training stops.",
+    )
+    spike: float = Field(
+        6.0, gt=0, description="Standard deviations above the mean of earlier steps from which on a loss is a spike."
+    )
+    spike_window: int = Field(
+        128, ge=4, description="Earlier steps that a loss is compared with; nothing is said before half of them."
+    )
+    dead_steps: int = Field(100, ge=1, description="Steps without a token after which an expert counts as dead.")
+    samples: int = Field(8, ge=0, description="Samples most involved that an event names.")

@@ -1,27 +1,34 @@
 """Checkpoints that are whole or absent.
 
 One is written into a folder beside its place, made durable, and renamed. Its manifest holds a format version, the hash
-of each of its files, and the sizes that the run's growing files (events, TensorBoard) had: on resume those are cut back
-to them, so that a resumed run continues each file where the straight run would.
+of each of its files and of itself, and the sizes that the run's growing files (events, TensorBoard) had: on resume
+those are cut back to them, so that a resumed run continues each file where the straight run would.
+
+Nothing in a checkpoint is code: tensors are safetensors, all else is JSON.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-FORMAT = 1
+from moetrain.durable import BESIDE, sync
+from moetrain.faults import fault_point
+
+FORMAT = 2
 _MANIFEST = "manifest.json"
+_RECORD = "record.json"
+_TENSORS = ".safetensors"
+_NAMED = "step_" + "[0-9]" * 8
 
 State = Mapping[str, torch.Tensor]
 
@@ -30,12 +37,31 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file and what is wrong with it."""
 
 
+class States(Mapping[str, dict[str, torch.Tensor]]):
+    """The tensors of a checkpoint by the name of what they are the state of, each read when it is asked for."""
+
+    def __init__(self, folder: Path, owners: list[str]) -> None:
+        self._folder = folder
+        self._owners = owners
+
+    def __getitem__(self, owner: str) -> dict[str, torch.Tensor]:
+        if owner not in self._owners:
+            raise KeyError(owner)
+        return _load_tensors(self._folder / (owner + _TENSORS))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._owners)
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint: tensors by the name of what they are the state of, and a JSON record."""
+    """A checkpoint that was found unharmed: its tensors, and a JSON record."""
 
     step: int
-    states: dict[str, dict[str, torch.Tensor]]
+    states: States
     record: dict[str, Any]
     run_files: dict[str, int]
 
@@ -46,51 +72,152 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    found = (run / "checkpoints").glob("step_????????")
+    found = (run / "checkpoints").glob(_NAMED)
     return sorted(path for path in found if (path / _MANIFEST).is_file())
 
 
 def save_checkpoint(
-    run: Path,
-    step: int,
-    states: Mapping[str, State],
-    record: Mapping[str, Any],
-    run_files: Mapping[str, int],
-    keep: int,
+    run: Path, step: int, states: Mapping[str, State], record: Mapping[str, Any], run_files: Mapping[str, int]
 ) -> Path:
-    """Write the checkpoint of a step and drop the oldest beyond ``keep``.
+    """Write the checkpoint of a step; returns its folder. `write_checkpoint` says how, and what it raises."""
+    return write_checkpoint(checkpoint_folder(run, step), step, states, record, run_files)
+
+
+def write_checkpoint(
+    final: Path, step: int, states: Mapping[str, State], record: Mapping[str, Any], run_files: Mapping[str, int]
+) -> Path:
+    """Write a checkpoint into a new folder ``final``; returns it.
 
     Args:
         states: tensors by name of their owner, each kept in a file of its own.
         record: what JSON can hold.
-        run_files: sizes in bytes of the run's growing files, by path relative to the run.
+        run_files: sizes in bytes of the run's growing files, by their names in the run's folder.
 
     Raises:
         OSError: nothing was kept, for instance on a full disk; what stood before still stands.
     """
-    final = checkpoint_folder(run, step)
-    beside = final.with_name(final.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    place = final.with_name(final.name + BESIDE)
+    for left in final.parent.glob("*" + BESIDE):  # by a process that was killed
+        shutil.rmtree(left)
+    place.mkdir(parents=True)
     try:
-        for name, state in states.items():
-            _save_tensors(state, beside / f"{name}.safetensors")
-        _write(beside / "record.json", json.dumps(record, indent=1))
-        hashes = {path.name: _hash(path) for path in sorted(beside.iterdir())}
-        for path in beside.iterdir():
-            _sync(path)
-        manifest = {"format": FORMAT, "step": step, "files": hashes, "run_files": dict(run_files)}
-        _write(beside / _MANIFEST, json.dumps(manifest, indent=1))
-        _sync(beside / _MANIFEST)
-        _sync(beside)
-        beside.rename(final)
-        _sync(final.parent)
+        for owner, state in states.items():
+            _save_tensors(state, place / (owner + _TENSORS))
+        _write(place / _RECORD, json.dumps(record, indent=1))
+        files = sorted(place.iterdir())
+        for path in files:
+            sync(path)
+        manifest = {"format": FORMAT, "step": step, "files": {path.name: _hash_file(path) for path in files}}
+        manifest |= {"run_files": dict(run_files)}
+        _write(place / _MANIFEST, json.dumps(manifest | {"hash": _hash_manifest(manifest)}, indent=1))
+        sync(place / _MANIFEST)
+        sync(place)
+        place = place.rename(final)
+        fault_point("rename checkpoint")
+        sync(final.parent)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
         raise
-    for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
     return final
+
+
+def drop_checkpoints(run: Path, keep: int, keep_every: int | None) -> None:
+    """Remove a run's checkpoints but for the newest ``keep`` and those of steps that are multiples of ``keep_every``.
+
+    Raises:
+        OSError: one could not be removed.
+    """
+    for old in list_checkpoints(run)[:-keep]:
+        if keep_every is None or _step(old) % keep_every:
+            leaving = old.rename(old.with_name(old.name + BESIDE))
+            fault_point("rename dropped checkpoint")
+            shutil.rmtree(leaving)
+            fault_point("remove dropped checkpoint")
+
+
+def set_aside_later(run: Path, step: int) -> None:
+    """Move checkpoints after a step, which a run that goes on from that step will write anew, to ``superseded/``.
+
+    The newest goes first, and all go before anything that they know of is cut: wherever this ends, the newest one left
+    is whole.
+    """
+    for folder in sorted((run / "checkpoints").glob(_NAMED), reverse=True):
+        if _step(folder) > step:
+            aside = run / "checkpoints" / "superseded" / folder.name
+            aside.parent.mkdir(exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            fault_point("rename superseded checkpoint")
+
+
+def load_checkpoint(folder: Path, owners: Collection[str] | None = None, verify: bool = True) -> Checkpoint:
+    """A checkpoint, each file checked against its hash.
+
+    Args:
+        owners: whose states are wanted; null: everyone's. The others' files are neither read nor checked.
+        verify: False for one that was just checked.
+
+    Raises:
+        CheckpointError: no checkpoint, one of another format, or a file that is missing or altered, by name.
+    """
+    manifest = _verified(folder, owners) if verify else _read_manifest(folder, owners)
+    found = [name.removesuffix(_TENSORS) for name in manifest["files"] if name.endswith(_TENSORS)]
+    record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    return Checkpoint(manifest["step"], States(folder, found), record, manifest["run_files"])
+
+
+def newest_whole(run: Path, owners: Collection[str] | None = None) -> tuple[Path, list[str]]:
+    """The folder of a run's newest unharmed checkpoint, and a line about each newer one that is not.
+
+    With ``owners``, a checkpoint is unharmed where their states are.
+
+    Raises:
+        CheckpointError: none is unharmed.
+    """
+    complaints: list[str] = []
+    for folder in reversed(list_checkpoints(run)):
+        try:
+            _verified(folder, owners)
+            return folder, complaints
+        except CheckpointError as error:
+            complaints.append(str(error))
+    raise CheckpointError("; ".join(complaints) or f"{run}: holds no checkpoint")
+
+
+def _verified(folder: Path, owners: Collection[str] | None) -> dict[str, Any]:
+    """A checkpoint's manifest, once each file that it lists was found unharmed."""
+    manifest = _read_manifest(folder, owners)
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing: resume from an earlier checkpoint with train.resume=FOLDER")
+        if _hash_file(path) != expected:
+            raise CheckpointError(
+                f"{path}: its content is altered: resume from an earlier one with train.resume=FOLDER"
+            )
+    return manifest
+
+
+def _read_manifest(folder: Path, owners: Collection[str] | None) -> dict[str, Any]:
+    """A checkpoint's manifest; with ``owners``, it lists no files but theirs."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{folder}: no checkpoint here ({error}): give a folder checkpoints/step_XXXXXXXX"
+        ) from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise CheckpointError(f"{folder}: format {found}, this version reads {FORMAT}")
+    if manifest.pop("hash", None) != _hash_manifest(manifest):
+        raise CheckpointError(f"{folder / _MANIFEST}: its content is altered: resume from an earlier checkpoint")
+    for name in (*manifest["files"], *manifest["run_files"]):
+        if PurePosixPath(name).name != name:
+            raise CheckpointError(f"{folder / _MANIFEST}: {name!r} is no file of this run: do not use this checkpoint")
+    if owners is not None:
+        wanted = {_RECORD, *(owner + _TENSORS for owner in owners)}
+        manifest["files"] = {name: digest for name, digest in manifest["files"].items() if name in wanted}
+    return manifest
 
 
 def _save_tensors(state: State, path: Path) -> None:
@@ -105,79 +232,29 @@ def _save_tensors(state: State, path: Path) -> None:
         save_file(kept, path)
     except SafetensorError as error:  # it wraps what the system said, a full disk among it
         raise OSError(f"{path.name} could not be written: {error}") from None
+    fault_point(f"write {path.name}")
 
 
-def set_aside_later(run: Path, step: int) -> None:
-    """Move checkpoints after a step, which a run that goes on from that step will write anew, to ``superseded/``."""
-    for folder in (run / "checkpoints").glob("step_????????"):
-        if int(folder.name.removeprefix("step_")) > step:
-            aside = run / "checkpoints" / "superseded" / folder.name
-            aside.parent.mkdir(exist_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-
-
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint back, each file checked against its hash.
-
-    Raises:
-        CheckpointError: no checkpoint, one of another format, or a file that is missing or altered, by name.
-    """
-    manifest = _verified(folder)
-    states = {Path(name).stem: load_file(folder / name) for name in manifest["files"] if name.endswith(".safetensors")}
-    return Checkpoint(manifest["step"], states, json.loads((folder / "record.json").read_text()), manifest["run_files"])
-
-
-def _verified(folder: Path) -> dict[str, Any]:
-    """A checkpoint's manifest, once each of its files was found unharmed."""
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder}: no checkpoint here ({error}): give a folder checkpoints/step_XXXXXXXX"
-        ) from None
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}")
-    for name, expected in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing: resume from an earlier checkpoint with train.resume=FOLDER")
-        if _hash(path) != expected:
-            raise CheckpointError(
-                f"{path}: its content is altered: resume from an earlier one with train.resume=FOLDER"
-            )
-    return manifest
-
-
-def newest_whole(run: Path) -> tuple[Path, list[str]]:
-    """The folder of a run's newest unharmed checkpoint, and a line about each newer one that is not.
-
-    Raises:
-        CheckpointError: none is unharmed.
-    """
-    complaints: list[str] = []
-    for folder in reversed(list_checkpoints(run)):
-        try:
-            _verified(folder)
-            return folder, complaints
-        except CheckpointError as error:
-            complaints.append(str(error))
-    raise CheckpointError("; ".join(complaints) or f"{run}: holds no checkpoint")
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+    fault_point(f"write {path.name}")
 
 
-def _hash(path: Path) -> str:
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def _hash_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def _sync(path: Path) -> None:
-    """Make a file's content, or a folder's entries, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _hash_manifest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -8,13 +8,23 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from moetrain.config import Settings, SettingsError, expand, load_settings
+from moetrain.durable import write_content
+from moetrain.training.checkpoint import list_checkpoints, load_checkpoint, newest_whole
 
-from moetrain.config import Settings, SettingsError, expand
-from moetrain.training.checkpoint import list_checkpoints, newest_whole
+# What `monitor.budget: auto` measures anew for each run.
+_CALIBRATED = ("panel.readings", "probes.readings")
 
 # Settings in which a run may differ from the one it continues.
-_MAY_DIFFER = ("train.resume", "run.output_dir", "run.name", "data.cache_dir", "data.workers", "train.keep_checkpoints")
+_MAY_DIFFER = (
+    "train.resume",
+    "train.keep_checkpoints",
+    "train.keep_every",
+    "run.output_dir",
+    "run.name",
+    "data.cache_dir",
+    "data.workers",
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ def open_run_folder(settings: Settings) -> RunFolder:
 
     Raises:
         SettingsError: a given checkpoint that belongs to no run, or to one with other settings or in use.
-        CheckpointError: a checkpoint that cannot be read.
+        CheckpointError: a checkpoint that is harmed or cannot be read; each file was checked against its hash.
     """
     base = Path(expand(settings.run.output_dir, "run.output_dir"))
     base.mkdir(parents=True, exist_ok=True)
@@ -56,9 +66,7 @@ def open_run_folder(settings: Settings) -> RunFolder:
     path.mkdir()
     lock = _lock(path)
     assert lock is not None
-    beside = path / "config.yaml.partial"
-    beside.write_text(settings.to_yaml(), encoding="utf-8")
-    beside.replace(path / "config.yaml")
+    write_content(path / "config.yaml", settings.to_yaml())
     return RunFolder(path, None, [f"{notes[0]}: starting a new run, {path}"] if notes else [], lock)
 
 
@@ -74,6 +82,7 @@ def _from_checkpoint(folder: Path, settings: Settings) -> RunFolder:
     lock = _lock(run)
     if lock is None:
         raise SettingsError(f"train.resume: {run} is being written by another process: stop it first")
+    load_checkpoint(folder)
     return RunFolder(run, folder, [f"continuing {run} from {folder.name}"], lock)
 
 
@@ -82,7 +91,10 @@ def _cannot_continue(run: Path, settings: Settings) -> str | None:
         return "is finished"
     if not (run / "config.yaml").is_file():
         return "holds no run"
-    different = _differences(run, settings)
+    try:
+        different = _differences(run, settings)
+    except SettingsError as error:
+        return f"holds settings that cannot be read ({error})"
     if different:
         return f"was run with another {different[0]}"
     if not list_checkpoints(run):
@@ -91,11 +103,15 @@ def _cannot_continue(run: Path, settings: Settings) -> str | None:
 
 
 def _differences(run: Path, settings: Settings) -> list[str]:
-    """Dotted keys in which a run's settings differ from these."""
-    theirs = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    ours = yaml.safe_load(settings.to_yaml())
-    a, b = dict(_flatten(theirs)), dict(_flatten(ours))
-    return sorted(key for key in a.keys() | b.keys() if key not in _MAY_DIFFER and a.get(key) != b.get(key))
+    """Dotted keys in which a run's settings differ from these.
+
+    Raises:
+        SettingsError: the run's settings cannot be read.
+    """
+    theirs = load_settings(run / "config.yaml")  # settings that it does not know stand at their defaults
+    a, b = dict(_flatten(theirs.model_dump())), dict(_flatten(settings.model_dump()))
+    free = (*_MAY_DIFFER, *_CALIBRATED) if settings.monitor.budget == "auto" else _MAY_DIFFER
+    return sorted(key for key in a.keys() | b.keys() if key not in free and a.get(key) != b.get(key))
 
 
 def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:

@@ -41,6 +41,8 @@ class Clock:
 
     def settle(self) -> None:
         """Wait for what training has queued, as time spent training."""
+        if self._device is None:
+            return
         begin = time.perf_counter()
         self._wait()
         self.seconds["train"] = self.spent("train") + time.perf_counter() - begin
@@ -55,6 +57,10 @@ class Clock:
 
     def spent(self, what: str) -> float:
         return self.seconds.get(what, 0.0)
+
+    def taken(self, what: str) -> float:
+        """Time spent on ``what``, which is forgotten: it was a trial and belongs to no run's cost."""
+        return self.seconds.pop(what, 0.0)
 
     def share(self, *what: str) -> float:
         """Share of all measured time."""

@@ -14,17 +14,12 @@ from hypothesis import strategies as st
 from moetrain.config import load_settings
 from moetrain.data import contamination
 from moetrain.data.contamination import (
-    all_documents,
     clean,
     contaminated,
-    load_probe_items,
-    probe_files,
-    read_all_items,
-    read_items,
     words_of,
 )
-from moetrain.data.documents import Document, document_id, is_heldout
-from moetrain.data.errors import DataError
+from moetrain.data.documents import Document, is_heldout
+from moetrain.data.items import read_all_items
 
 WORDS = [f"w{number}" for number in range(40)]
 
@@ -239,107 +234,23 @@ def write(path, rows):
     return path
 
 
-@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz"])
-def test_items_are_read(tmp_path, name):
-    items = [item("a b", "c", name="1"), item("é", choices=["x", "y"], answer=1, name="2"), item("", "z", task="u")]
-    assert read_items(write(tmp_path / name, [items[0], "", *items[1:]])) == items
-
-
-GOOD = item("a", choices=["x", "y"])
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ("[1]", "not an item but a list"),
-        ({**GOOD, "prompt": 3}, "prompt is no text"),
-        ({key: value for key, value in GOOD.items() if key != "id"}, "id is missing"),
-        ({**GOOD, "target": "x"}, "either target, or choices and answer"),
-        ({key: value for key, value in GOOD.items() if key != "choices"}, "either target, or choices and answer"),
-        ({**GOOD, "choices": "xy"}, "choices is no list of texts"),
-        ({**GOOD, "choices": []}, "choices is no list of texts"),
-        ({**GOOD, "answer": 2}, "answer is 2"),
-        ({**GOOD, "answer": True}, "answer is True"),
-        ({**GOOD, "answer": -1}, "answer is -1"),
-        ({**item("a"), "target": 5}, "target is no text"),
-        ({**GOOD, "id": "first"}, "id 'first' stands in line 1 already"),
-    ],
-)
-def test_a_broken_line_is_one_clear_error_with_file_and_line(tmp_path, row, said):
-    path = write(tmp_path / "p.jsonl", [{**GOOD, "id": "first"}, row])
-    with pytest.raises(DataError) as caught:
-        read_items(path)
-    assert str(caught.value).startswith(f"{path}:2: ")
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_broken_file_is_one_clear_error(tmp_path):
-    whole = write(tmp_path / "p.jsonl.gz", [{**GOOD, "id": str(n)} for n in range(1000)]).read_bytes()
-    (tmp_path / "p.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}\n')
-    cases = {
-        "p.jsonl.gz": r"p\.jsonl\.gz:\d+: cannot be decompressed",
-        "latin.jsonl": r"latin\.jsonl:1: not UTF-8",
-        "none.jsonl": "none.jsonl: cannot be read",
-        "p.txt": "are read from .jsonl",
-        "empty.jsonl": "holds no items",
-    }
-    write(tmp_path / "empty.jsonl", [""])
-    for name, said in cases.items():
-        with pytest.raises(DataError, match=said):
-            read_items(tmp_path / name)
-
-
 def chosen(folder, *overrides):
     return load_settings(None, [f"data.root={folder}", "data.domains.d.path=text.jsonl", *overrides])
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Text, some of it held out, and items of three tasks: in training text, in held-out text, and in none."""
+    """Text, some of it held out, and items of two tasks: in training text, in held-out text, and in none."""
     texts = [f"number {n} is a text of {n + 1} and {n * n} things" for n in range(1000)]
     heldout = [text for text in texts if is_heldout(text, 0.01)]
     train = next(text for text in texts if not is_heldout(text, 0.01))
     assert heldout
     write(tmp_path / "text.jsonl", [{"text": text} for text in texts])
-    items = [item(train, name="train"), item(heldout[0], name="heldout"), item("nobody wrote this yet", name="none")]
-    write(tmp_path / "bench" / "t.jsonl", items)
-    write(tmp_path / "bench" / "u.jsonl.gz", [item(train, task="u", name="train"), item("x", task="u", name="x")])
+    asked = {"train": train, "heldout": heldout[0], "none": "nobody wrote this yet"}
+    write(tmp_path / "bench" / "t.jsonl", [item(text, "?", name=name) for name, text in asked.items()])
+    asked = {"train": train, "x": "x"}
+    write(tmp_path / "bench" / "u.jsonl.gz", [item(text, "?", task="u", name=name) for name, text in asked.items()])
     return tmp_path
-
-
-def test_the_settings_say_which_items_and_whether_the_contaminated_stay(folder):
-    train = next(document for document in all_documents(chosen(folder)) if not document.heldout)
-    settings = chosen(folder, "probes.tasks=[bench/*]")
-    items, report = load_probe_items(settings, all_documents(settings))
-    assert {task: [each["id"] for each in of] for task, of in items.items()} == {"t": ["heldout", "none"], "u": ["x"]}
-    assert counts(report) == {"t": (3, 0, 1), "u": (2, 1, 1)}
-    assert {each.where for each in report.found} == {f"{document_id(train.text):016x}"}
-    kept, same = load_probe_items(
-        chosen(folder, "probes.tasks=[bench]", "probes.contaminated=keep"), all_documents(settings)
-    )
-    assert [len(of) for of in kept.values()] == [3, 2]
-    assert same == report
-
-
-def test_no_items_need_no_documents(folder):
-    def never():
-        raise AssertionError
-        yield
-
-    assert load_probe_items(chosen(folder), never())[0] == {}
-
-
-def test_files_of_items_are_named_in_what_goes_wrong(folder):
-    with pytest.raises(DataError, match=r"probes\.tasks: no file at .*none"):
-        probe_files(chosen(folder, "probes.tasks=[none*]"))
-    assert len(probe_files(chosen(folder, "probes.tasks=[bench/t.jsonl, bench]"))) == 2
-    write(folder / "bench" / "v.jsonl", [item("a", name="none")])
-    with pytest.raises(DataError, match=r"v\.jsonl: item 'none' of t stands in .*t\.jsonl already"):
-        read_all_items(probe_files(chosen(folder, "probes.tasks=[bench]")))
 
 
 def test_the_tool_prints_a_table_and_lists_the_items(folder, capsys):

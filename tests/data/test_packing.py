@@ -109,3 +109,31 @@ def test_no_sample_comes_twice_whatever_the_phases(counts, later):
     assert len(set(order.tolist())) == len(order) > 0
     used = np.bincount(samples.domain[order], minlength=len(counts))
     assert (used == np.array(counts)).any() or min(np.array(counts) - used) <= 1
+
+
+@pytest.mark.parametrize("by_weights", [False, True])
+def test_copies_of_a_text_keep_together_where_they_are_told_to(by_weights):
+    copies, texts = 12, 300
+    samples = equal_samples([copies * texts] * 2)
+    samples.start[:] = np.arange(copies * texts * 2) % texts  # each text `copies` times, in both domains
+
+    def ordered(within):
+        if by_weights:
+            return order_by_weights(samples, [(0, [1.0, 1.0])], 0, within)
+        return order_by_size(samples, 0, within)
+
+    order = ordered([1.0, 0.1])
+    assert sorted(order.tolist()) == sorted(ordered([]).tolist())
+    reach = {0: [], 1: []}
+    for domain in (0, 1):
+        for text in range(texts):
+            (place,) = np.nonzero((samples.domain[order] == domain) & (samples.start[order] == text))
+            assert len(place) == copies
+            reach[domain].append((place.max() - place.min()) / len(order))
+    assert np.median(reach[0]) > 0.7
+    assert max(reach[1]) < 0.13  # a tenth, and what the other domain's samples between them take
+    first = np.array([np.nonzero(samples.start[order[samples.domain[order] == 1]] == t)[0][0] for t in range(texts)])
+    thirds = np.histogram(first, bins=3, range=(0, copies * texts))[0]
+    assert (thirds > texts / 5).all()  # texts begin all along the stream
+    assert np.array_equal(ordered([1.0, 1.0]), ordered([]))
+    assert np.array_equal(order, ordered([1.0, 0.1]))

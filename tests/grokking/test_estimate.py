@@ -38,3 +38,32 @@ def test_difference_has_the_width_of_normal_theory_and_resamples_both_sides():
 def test_estimate_cannot_be_changed():
     with pytest.raises(AttributeError):
         g.mean_of_samples([1.0]).mean = 2.0
+
+
+def test_the_jackknife_of_a_mean_has_its_standard_error():
+    """Of a mean with groups of one size, the jackknife's error is that of the groups' means, exactly."""
+    values = np.random.default_rng(0).normal(size=64)
+    estimate = g.jackknife(lambda which: float(values[which].mean()), 64, seed=3)
+    groups = np.random.default_rng(3).permutation(64).reshape(8, 8)  # group n: every eighth from the nth
+    means = values[groups].mean(0)
+    reach = 2.3646242510102993 * means.std(ddof=1) / np.sqrt(8)
+    assert estimate.mean == values.mean()
+    assert (estimate.low, estimate.high) == pytest.approx((values.mean() - reach, values.mean() + reach))
+    assert (estimate.samples, estimate.pairs) == (64, 0)
+
+
+def test_the_jackknife_covers_what_it_should():
+    """Of 300 draws of a variance, about 95% of the intervals hold the true one."""
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(300):
+        values = rng.normal(size=64)
+        estimate = g.jackknife(lambda which, x=values: float(x[which].var(ddof=1)), 64)
+        held += estimate.low <= 1 <= estimate.high
+    assert 0.90 < held / 300 < 0.99
+
+
+def test_too_few_samples_have_no_jackknife_interval():
+    few = g.jackknife(lambda which: float(len(which)), 15)
+    assert few.mean == 15.0
+    assert np.isnan([few.low, few.high]).all()

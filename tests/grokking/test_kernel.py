@@ -221,3 +221,23 @@ def test_errors_name_the_weights(function, weights, words):
 def test_errors_name_the_other_arguments(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_d_eff_by_layer_is_that_of_each_layer_alone():
+    weights = np.random.default_rng(3).dirichlet(np.ones(5), (70, 4))
+    features = np.random.default_rng(4).normal(size=(70, 4, 6))
+    for given_features in (None, features):
+        found = g.d_eff_by_layer(weights, given_features)
+        alone = [g.d_eff(weights[:, [n]], None if given_features is None else given_features[:, [n]]) for n in range(4)]
+        assert np.allclose(found, alone, rtol=1e-12)
+    assert np.isnan(g.d_eff_by_layer(weights[:63])).tolist() == [True] * 4
+
+
+def test_d_eff_with_its_interval_is_d_eff():
+    weights = np.random.default_rng(5).dirichlet(np.ones(5), (64, 4))
+    estimate = g.d_eff_estimate(weights)
+    assert estimate.mean == g.d_eff(weights)
+    assert estimate.low < estimate.mean < estimate.high
+    short = g.d_eff_estimate(weights[:40])
+    assert np.isnan([short.mean, short.low, short.high]).all()
+    assert short.samples == 40

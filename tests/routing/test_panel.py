@@ -14,9 +14,10 @@ from moetrain.model.router import Router
 from moetrain.model.transformer import Transformer
 from moetrain.routing.panel import HELDOUT, SEEN, TO_COME, draw_panel, read_panel, reading_steps
 from moetrain.routing.panel_metrics import panel_metrics
-from moetrain.routing.panel_monitor import PanelMonitor, Surroundings
+from moetrain.routing.panel_monitor import PanelMonitor
 from moetrain.routing.store import (
     StoreError,
+    Surroundings,
     as_stored,
     list_pieces,
     read_reading,
@@ -113,9 +114,10 @@ def test_processes_share_a_reading(made):
 
 
 def test_what_is_stored_comes_back_bit_for_bit(made, tmp_path):
-    _, stored = reading_of(made)
+    stored = replace(reading_of(made)[1], surroundings=Surroundings(12345, 1.25, 1 / 3))
     write_reading(tmp_path, stored)
     back = read_reading(tmp_path, 20)
+    assert back.surroundings == stored.surroundings
     for name in ("domain", "cell", "document", "piece", "first_step", "tokens", "loss", "even", "odd", "counts"):
         mine, theirs = getattr(back, name), getattr(stored, name)
         assert np.array_equal(mine, theirs), name
@@ -198,9 +200,8 @@ def test_domains_read_over_other_lengths_are_not_compared(make_settings):
 def test_results_come_in_order_and_state_restores_the_losses(made):
     _, _, _, _, panel = made
     monitor = PanelMonitor(panel, DOMAINS, 0.7, STEPS, {"stories": 10.0, "sums": None})
-    for step in (0, 10, 20, 30):
-        monitor.submit(reading_of(made, step)[1], Surroundings(step * 100, None, None))
-    points = monitor.results(wait=True)
+    steps = (0, 10, 20, 30)
+    points = [monitor.take(replace(reading_of(made, step)[1], surroundings=Surroundings(step * 100))) for step in steps]
     assert [p.step for p in points] == [0, 10, 20, 30]
     assert points[-1].metrics["memorized/fraction/stories"].mean == 1.0  # nothing moved, and 10 nats are easily met
     assert not any("fraction/sums" in tag for p in points for tag in p.metrics)
@@ -211,8 +212,11 @@ def test_results_come_in_order_and_state_restores_the_losses(made):
     for domain in (0, 1):
         for mine, theirs in zip(again.losses(domain), monitor.losses(domain), strict=True):
             assert np.array_equal(mine, theirs)
-    monitor.close()
-    again.close()
+    changes = [point.memorized for point in points]
+    assert [sorted(change) for change in changes] == [[], [], ["stories"], []]
+    seen = panel.members(0, SEEN)
+    assert changes[2]["stories"].newly == panel.names(seen)
+    assert changes[2]["stories"].undone == []
 
 
 def test_the_thresholds_of_the_phase_rule_are_settings():
@@ -230,12 +234,11 @@ def test_a_phase_is_judged_once_there_are_readings_enough(made):
     thresholds = grokking.PhaseThresholds(window=3, samples=8)
     monitor = PanelMonitor(panel, DOMAINS, 0.7, 1000, dict.fromkeys(DOMAINS), thresholds)
     stored = reading_of(made, 40)[1]
+    points = []
     for number in range(24):
         loss = stored.loss * max(0.1, 1 - 0.2 * number)
         reading = replace(stored, step=40 + number, loss=loss.astype(np.float32))
-        monitor.submit(reading, Surroundings(1000 * number, 1.5, 0.2))
-    points = monitor.results(wait=True)
-    monitor.close()
+        points.append(monitor.take(replace(reading, surroundings=Surroundings(1000 * number, 1.5, 0.2))))
     told = [(change.before.name, change.after.name) for p in points for change in p.changes.values()]
     assert ("UNDECIDED", "LEARNING") in told
     assert points[-1].phases["stories"].phase is grokking.Phase.MEMORIZING
@@ -303,3 +306,36 @@ def test_a_full_disk_costs_the_reading_and_not_the_run(make_settings, tmp_path, 
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert sum("the panel reading was not stored" in event.get("problem", "") for event in events) == 4
     assert scalars(run)["pathway/d_path/stories"]
+
+
+def test_an_answer_behind_the_compared_tokens_is_still_what_the_loss_is_of(make_settings):
+    facts = ("data.domains.rule.builtin=modular", "data.domains.rule.repeats=20", "data.domains.rule.panel_tokens=4")
+    settings = make_settings(*facts)
+    corpus = prepare_corpus(settings)
+    stream = training_stream(corpus, settings)
+    torch.manual_seed(0)
+    model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32)
+    panel = draw_panel(corpus, stream, settings, 12, rows=4)
+    reading = read_panel(model, panel, 1, torch.device("cpu"))
+    names = list(settings.data.domains)
+    stored = as_stored(panel, reading, names, grokking.gram_blocks(router_rows(model)))
+    members = np.flatnonzero(stored.domain == "rule")
+    assert len(members)
+    assert set(stored.tokens[members].tolist()) == {4}
+    for member in members[:3]:
+        begin, size = int(panel.samples.answer_start[member]), int(panel.samples.answer_length[member])
+        assert begin + size > 4
+        tokens = torch.from_numpy(panel.stream.sequence(member)[:-1])
+        length = len(tokens)
+        assert length == 1 + begin + size
+        targets = torch.full((length,), -100)
+        targets[begin : begin + size] = tokens[begin + 1 : begin + size + 1]
+        recorded = torch.full((length,), -1)
+        recorded[1:5] = torch.arange(4) % 2
+        zeros = torch.zeros(1, length, dtype=torch.int64)
+        spans = torch.tensor([[0, length]])
+        with torch.no_grad():
+            out = model(tokens[None], targets[None], torch.arange(length)[None], zeros, recorded[None], spans, 1)
+        assert stored.loss[member] == pytest.approx(float(out.loss_sum) / size, rel=1e-5)
+        sums = out.routing.sums_LBRE[:, 0].numpy().sum(1)
+        assert np.allclose(stored.weights[member], sums / sums.sum(-1, keepdims=True), atol=2e-3)

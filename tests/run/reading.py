@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -25,3 +26,8 @@ def states(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint, by file and name."""
     checkpoint = load_checkpoint(folder)
     return {f"{file}/{name}": value for file, state in checkpoint.states.items() for name, value in state.items()}
+
+
+def events(run: Path) -> list[dict]:
+    """The events of a run, in order."""
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]

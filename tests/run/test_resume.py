@@ -2,16 +2,25 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from moetrain.train import train
-from moetrain.training import guards
 from moetrain.training.checkpoint import CheckpointError, checkpoint_folder
+from moetrain.training.signals import STOPPED_BY_SIGNAL
 from tests.run.reading import scalars, states
 
 STEPS = 12
-SETTINGS = ("train.micro_batch_rows=4", "data.domains.sums.panel_tokens=12", "model.balancing=bias")
+SETTINGS = (
+    "train.micro_batch_rows=4",
+    "data.domains.sums.panel_tokens=12",
+    "data.domains.stories.eps=5.0",
+    "model.balancing=bias",
+    "monitor.store_top=2",
+    "probes.tasks=[quiz.jsonl]",
+    "probes.readings=5",
+)
 
 
 class StopAt:
@@ -60,6 +69,25 @@ def assert_same_run(resumed, straight):
     summaries = [json.loads((run / "summary.json").read_text()) for run in (resumed, straight)]
     assert summaries[0]["domains"] == summaries[1]["domains"]
     assert summaries[0]["tokens"] == summaries[1]["tokens"]
+    assert summaries[0]["probes"] == summaries[1]["probes"]
+    assert len(summaries[0]["probes"]) == 2
+    assert records(resumed) == records(straight)
+    assert told(resumed) == told(straight)
+
+
+def records(run):
+    """Every row of every record, whatever pieces it stands in."""
+    kinds = {"panel": [], "router": [], "probe": [], "samples": []}
+    for path in sorted((run / "routing").glob("*.parquet")):
+        kinds[path.name.partition("_")[0]] += pq.read_table(path).to_pylist()
+    assert all(kinds.values())
+    return kinds
+
+
+def told(run):
+    """The events that a run's course has made, without those of its interruptions."""
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return sorted(json.dumps(event) for event in events if event["type"] in ("phase", "memorized", "probe"))
 
 
 def test_the_straight_run_learned_and_drew_its_curves(straight):
@@ -81,7 +109,7 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_run(straight, make_settings
     settings = make_settings(*SETTINGS)
     for stop in stops:
         stop_after(monkeypatch, stop)
-        assert train(settings) == guards.STOPPED_BY_SIGNAL
+        assert train(settings) == STOPPED_BY_SIGNAL
     monkeypatch.setattr("moetrain.train.StopSignals", StopAt(10**9))
     assert train(settings) == 0
     run = tmp_path / "runs" / "run"
@@ -95,7 +123,7 @@ def test_what_was_written_after_an_older_checkpoint_is_cut_off_not_doubled(
 ):
     settings = make_settings(*SETTINGS, "train.keep_checkpoints=5")
     stop_after(monkeypatch, 11)
-    assert train(settings) == guards.STOPPED_BY_SIGNAL
+    assert train(settings) == STOPPED_BY_SIGNAL
     monkeypatch.setattr("moetrain.train.StopSignals", StopAt(10**9))
     run = tmp_path / "runs" / "run"
     older = make_settings(*SETTINGS, "train.keep_checkpoints=5", f"train.resume={checkpoint_folder(run, 5)}")
@@ -106,7 +134,7 @@ def test_what_was_written_after_an_older_checkpoint_is_cut_off_not_doubled(
 def test_a_torn_record_after_the_checkpoint_is_cut_off(straight, make_settings, tmp_path, monkeypatch):
     settings = make_settings(*SETTINGS)
     stop_after(monkeypatch, 6)
-    assert train(settings) == guards.STOPPED_BY_SIGNAL
+    assert train(settings) == STOPPED_BY_SIGNAL
     monkeypatch.setattr("moetrain.train.StopSignals", StopAt(10**9))
     run = tmp_path / "runs" / "run"
     with open(run / "events.jsonl", "a") as file:
@@ -124,7 +152,7 @@ def test_an_altered_checkpoint_is_named_and_the_one_before_is_taken(
 ):
     settings = make_settings(*SETTINGS)
     stop_after(monkeypatch, 8)
-    assert train(settings) == guards.STOPPED_BY_SIGNAL
+    assert train(settings) == STOPPED_BY_SIGNAL
     monkeypatch.setattr("moetrain.train.StopSignals", StopAt(10**9))
     run = tmp_path / "runs" / "run"
     path = checkpoint_folder(run, 8) / "model.safetensors"
@@ -144,9 +172,9 @@ def test_a_finished_run_or_one_with_other_settings_is_left_alone(
 ):
     settings = make_settings(*SETTINGS)
     stop_after(monkeypatch, 6)
-    assert train(settings) == guards.STOPPED_BY_SIGNAL
+    assert train(settings) == STOPPED_BY_SIGNAL
     stop_after(monkeypatch, 1)
-    assert train(make_settings(*SETTINGS, "optim.learning_rate=0.02")) == guards.STOPPED_BY_SIGNAL
+    assert train(make_settings(*SETTINGS, "optim.learning_rate=0.02")) == STOPPED_BY_SIGNAL
     assert "was run with another optim.learning_rate: starting a new run" in capsys.readouterr().out.replace("\n", "")
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["run", "run-2"]
     assert (tmp_path / "runs" / "run-2" / "checkpoints" / "step_00000001").is_dir()
@@ -154,7 +182,7 @@ def test_a_finished_run_or_one_with_other_settings_is_left_alone(
 
 def test_other_data_under_a_checkpoint_is_refused(make_settings, monkeypatch, tmp_path):
     stop_after(monkeypatch, 3)
-    assert train(make_settings()) == guards.STOPPED_BY_SIGNAL
+    assert train(make_settings()) == STOPPED_BY_SIGNAL
     monkeypatch.setattr("moetrain.data.corpus.FORMAT", 10**6)  # as if preparation had come out otherwise
     with pytest.raises(CheckpointError, match="trained on other data or another tokenizer"):
         train(make_settings())

@@ -4,10 +4,12 @@ import shutil
 import pytest
 import torch
 
+from moetrain import faults
 from moetrain.training import checkpoint as module
 from moetrain.training.checkpoint import (
     CheckpointError,
     checkpoint_folder,
+    drop_checkpoints,
     list_checkpoints,
     load_checkpoint,
     newest_whole,
@@ -16,9 +18,9 @@ from moetrain.training.checkpoint import (
 )
 
 
-def save(run, step, keep=9):
+def save(run, step):
     states = {"model": {"w": torch.full((3,), float(step))}, "empty": {}}
-    return save_checkpoint(run, step, states, {"note": "é", "step": step}, {"events.jsonl": 5}, keep)
+    return save_checkpoint(run, step, states, {"note": "é", "step": step}, {"events.jsonl": 5})
 
 
 def test_what_is_saved_comes_back(tmp_path):
@@ -26,15 +28,22 @@ def test_what_is_saved_comes_back(tmp_path):
     loaded = load_checkpoint(folder)
     assert loaded.step == 7
     assert torch.equal(loaded.states["model"]["w"], torch.full((3,), 7.0))
+    assert list(loaded.states) == ["empty", "model"]
     assert loaded.states["empty"] == {}
     assert loaded.record == {"note": "é", "step": 7}
     assert loaded.run_files == {"events.jsonl": 5}
 
 
-def test_the_newest_are_kept(tmp_path):
-    for step in (1, 2, 3, 4):
-        save(tmp_path, step, keep=2)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000003", "step_00000004"]
+@pytest.mark.parametrize(
+    ("keep", "keep_every", "kept"),
+    [(2, None, [5, 6]), (1, 2, [2, 4, 6]), (2, 3, [3, 5, 6]), (9, 2, [1, 2, 3, 4, 5, 6])],
+)
+def test_the_newest_are_kept_and_those_of_every_so_many_steps(tmp_path, keep, keep_every, kept):
+    for step in range(1, 7):
+        save(tmp_path, step)
+        drop_checkpoints(tmp_path, keep, keep_every)
+    assert [int(path.name.removeprefix("step_")) for path in list_checkpoints(tmp_path)] == kept
+    assert len(list((tmp_path / "checkpoints").iterdir())) == len(kept)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "record.json"])
@@ -56,22 +65,58 @@ def test_a_flipped_bit_or_a_missing_file_is_named_and_the_one_before_taken(tmp_p
         newest_whole(tmp_path)
 
 
-def test_a_write_that_fails_leaves_nothing_and_what_stood_before(tmp_path, monkeypatch):
+def test_a_flipped_bit_of_the_manifest_is_found(tmp_path):
+    before, newest = save(tmp_path, 1), save(tmp_path, 2)
+    manifest = newest / "manifest.json"
+    whole = manifest.read_bytes()
+    for place in range(len(whole)):
+        for bit in (1, 32):
+            manifest.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            try:
+                same = json.loads(manifest.read_text()) == json.loads(whole)
+            except ValueError:
+                same = False
+            if not same:  # as a space that became a line break leaves it
+                assert newest_whole(tmp_path)[0] == before, (place, bit)
+
+
+def test_a_manifest_that_names_files_outside_its_run_is_refused(tmp_path):
+    folder = save(tmp_path, 1)
+    for names in ({"files": {"../../config.yaml": "0"}}, {"run_files": {"/etc/hosts": 0}}):
+        manifest = json.loads((folder / "manifest.json").read_text()) | names
+        del manifest["hash"]
+        manifest["hash"] = module._hash_manifest(manifest)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(CheckpointError, match="is no file of this run"):
+            load_checkpoint(folder)
+
+
+def points_of(save_once, monkeypatch, tmp_path):
+    """Names of the fault points that a save comes to."""
+    monkeypatch.setenv("MOETRAIN_FAULT", f"trace:{tmp_path / 'points'}")
+    save_once()
+    monkeypatch.delenv("MOETRAIN_FAULT")
+    return (tmp_path / "points").read_text().splitlines()
+
+
+def test_a_disk_that_is_full_anywhere_in_a_save_leaves_nothing_and_what_stood_before(tmp_path, monkeypatch):
+    points = points_of(lambda: save(tmp_path / "other", 2), monkeypatch, tmp_path)
+    assert len(points) == len(set(points)) == 11
     save(tmp_path, 1)
-    real, calls = module._sync, []
-
-    def full_disk(path):
-        calls.append(path)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        real(path)
-
-    monkeypatch.setattr(module, "_sync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        save(tmp_path, 2)
-    monkeypatch.undo()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+    for number in range(1, len(points) + 1):
+        monkeypatch.setenv("MOETRAIN_FAULT", f"full:{number}:1")
+        faults._passed.clear()
+        with pytest.raises(OSError, match="No space left"):
+            save(tmp_path, 2)
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"], points[number - 1]
+    monkeypatch.delenv("MOETRAIN_FAULT")
     assert load_checkpoint(save(tmp_path, 2)).step == 2
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
+    (tmp_path / "checkpoints" / "step_00000004.partial").mkdir(parents=True)
+    save(tmp_path, 5)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
 
 
 def test_a_folder_that_was_never_renamed_is_no_checkpoint(tmp_path):
@@ -86,7 +131,7 @@ def test_another_format_is_refused(tmp_path):
     folder = save(tmp_path, 3)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
-    with pytest.raises(CheckpointError, match="format 99, this version reads 1"):
+    with pytest.raises(CheckpointError, match="format 99, this version reads 2"):
         load_checkpoint(folder)
 
 
@@ -101,7 +146,7 @@ def test_later_checkpoints_are_set_aside_not_deleted(tmp_path):
 
 def test_two_names_of_one_tensor_are_both_saved(tmp_path):
     tensor = torch.randn(4, 3)
-    folder = save_checkpoint(tmp_path, 1, {"model": {"a": tensor, "b": tensor}}, {}, {}, 2)
+    folder = save_checkpoint(tmp_path, 1, {"model": {"a": tensor, "b": tensor}}, {}, {})
     loaded = load_checkpoint(folder).states["model"]
     assert torch.equal(loaded["a"], tensor)
     assert torch.equal(loaded["b"], tensor)

@@ -25,7 +25,7 @@ def test_auto_continues_an_unfinished_run_and_starts_anew_after_a_finished_one(m
     second = opened(settings)
     assert second.path.name == "run-2"
     assert "has no checkpoint to continue from" in second.notes[0]
-    save_checkpoint(second.path, 4, {}, {}, {}, 2)
+    save_checkpoint(second.path, 4, {}, {}, {})
     third = opened(settings)
     assert third.path == second.path
     assert third.checkpoint == checkpoint_folder(second.path, 4)
@@ -36,7 +36,7 @@ def test_auto_continues_an_unfinished_run_and_starts_anew_after_a_finished_one(m
 
 def test_settings_that_do_not_change_the_run_may_differ(make_settings):
     run = opened(make_settings()).path
-    save_checkpoint(run, 4, {}, {}, {}, 2)
+    save_checkpoint(run, 4, {}, {}, {})
     assert opened(make_settings("train.keep_checkpoints=7")).path == run
     other = opened(make_settings("train.log_every=7"))
     assert other.path != run
@@ -46,7 +46,7 @@ def test_settings_that_do_not_change_the_run_may_differ(make_settings):
 def test_a_run_in_use_is_left_alone(make_settings):
     settings = make_settings()
     held = open_run_folder(settings)
-    save_checkpoint(held.path, 4, {}, {}, {}, 2)
+    save_checkpoint(held.path, 4, {}, {}, {})
     code = "import fcntl, sys; f = open(sys.argv[1]);fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)"
     taken = subprocess.run([sys.executable, "-c", code, held.path / ".lock"], capture_output=True, check=False)
     assert taken.returncode != 0
@@ -60,7 +60,7 @@ def test_a_run_in_use_is_left_alone(make_settings):
 
 def test_a_given_checkpoint_must_belong_to_a_run_with_these_settings(make_settings, tmp_path):
     run = opened(make_settings()).path
-    folder = save_checkpoint(run, 4, {}, {}, {}, 2)
+    folder = save_checkpoint(run, 4, {}, {}, {})
     assert opened(make_settings(f"train.resume={folder}")).checkpoint == folder
     with pytest.raises(SettingsError, match=r"was run with another optim\.eps"):
         open_run_folder(make_settings(f"train.resume={folder}", "optim.eps=1e-6"))
@@ -73,7 +73,7 @@ def test_a_given_checkpoint_must_belong_to_a_run_with_these_settings(make_settin
 
 def test_auto_finds_the_newest_run_that_can_be_continued_behind_others(make_settings, tmp_path):
     interrupted = opened(make_settings()).path
-    save_checkpoint(interrupted, 4, {}, {}, {}, 2)
+    save_checkpoint(interrupted, 4, {}, {}, {})
     assert opened(make_settings("optim.eps=1e-6")).path.name == "run-2"
     (tmp_path / "runs" / "run-3").mkdir()  # made, and killed before its settings stood
     found = opened(make_settings())

@@ -40,7 +40,7 @@ def revision(name: str, domain: DomainSettings, root: str) -> str:
     """
     import datasets
 
-    with _one_line(name, domain):
+    with _named(name, domain):
         builder = datasets.load_dataset_builder(
             expand(domain.hub or "", f"data.domains.{name}.hub"), domain.hub_config, revision=domain.hub_revision
         )
@@ -58,7 +58,7 @@ def read(name: str, domain: DomainSettings, root: str, start: int) -> Iterator[R
     wanted = Wanted.of(domain.text_field, domain.filter)
     folder = local_folder(name, domain, root)
     shown = f"{domain.hub} ({domain.split})"
-    with _one_line(name, domain):
+    with _named(name, domain):
         rows: Any = datasets.load_dataset(
             str(folder) if folder else domain.hub,
             domain.hub_config,
@@ -72,7 +72,7 @@ def read(name: str, domain: DomainSettings, root: str, start: int) -> Iterator[R
         iterator = iter(rows.skip(start) if start else rows)
     number = start
     while True:
-        with _one_line(name, domain):
+        with _named(name, domain):
             record = next(iterator, None)
         if record is None:
             return
@@ -80,11 +80,15 @@ def read(name: str, domain: DomainSettings, root: str, start: int) -> Iterator[R
         yield wanted.pick(record, f"{shown}, row {number}", number, 0)
 
 
-class _one_line:  # noqa: N801
-    """Whatever `datasets` raises, as one line that names the setting."""
+def _named(name: str, domain: DomainSettings) -> one_line:
+    return one_line(f"data.domains.{name}.hub: {domain.hub}", "correct hub, hub_config, hub_revision or split")
 
-    def __init__(self, name: str, domain: DomainSettings) -> None:
-        self.start = f"data.domains.{name}.hub: {domain.hub}"
+
+class one_line:  # noqa: N801
+    """Whatever `datasets` raises, as one line that begins with what cannot be read and ends with the remedy."""
+
+    def __init__(self, start: str, remedy: str) -> None:
+        self.start, self.remedy = start, remedy
 
     def __enter__(self) -> None:
         return None
@@ -97,6 +101,4 @@ class _one_line:  # noqa: N801
             cause = cause.__cause__  # type: ignore[assignment]
         reason = " ".join(str(cause).split())[:300] or type(cause).__name__
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "") else ""
-        raise DataError(
-            f"{self.start} cannot be read: {reason}{offline}: correct hub, hub_config, hub_revision or split"
-        ) from None
+        raise DataError(f"{self.start} cannot be read: {reason}{offline}: {self.remedy}") from None

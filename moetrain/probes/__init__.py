@@ -1,0 +1,1 @@
+"""Probes: small benchmarks that are read while the model trains."""

@@ -1,0 +1,92 @@
+"""Text embeddings of panel samples and probe items, by which groups of both are paired (METRICS, section 4).
+
+Shapes: R texts, D width of an embedding, K text tokens of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from moetrain.config import SettingsError
+from moetrain.data.items import Item, right_answer
+from moetrain.data.sources.hub import one_line
+from moetrain.data.tokenizer import Tokenizer
+from moetrain.model.transformer import Transformer
+from moetrain.probes.requests import Request, RequestBatch, batch_hidden_states, pack_requests
+
+Encoder = Callable[[Sequence[str]], np.ndarray]
+"""Texts to embeddings, float32 [R, D]."""
+
+
+def item_text(item: Item) -> str:
+    """An item as one text: what is asked, with the right answer after it."""
+    return f"{item['prompt']}{item['sep']}{right_answer(item)}"
+
+
+@torch.no_grad()
+def mean_hidden_states(
+    model: Transformer,
+    texts: Sequence[Sequence[int]],
+    tokenizer: Tokenizer,
+    device: torch.device,
+    context_tokens: int,
+    batch_tokens: int,
+) -> np.ndarray:
+    """Final hidden states of the model, averaged over the tokens of each text: float32 [R, D].
+
+    Args:
+        model: without what a launch wraps around it; it is left as it was.
+        texts: token ids without marks; the model reads the beginning mark before them, which counts for nothing.
+        context_tokens: tokens that it reads at most; of longer texts the beginning.
+        batch_tokens: tokens of one forward pass, about.
+
+    Raises:
+        ValueError: a text without tokens, which has no embedding.
+    """
+    if not all(map(len, texts)):
+        raise ValueError("a text without tokens has no embedding: leave it out")
+    # What stands between the beginning mark and an end mark that is not read is what is averaged over.
+    requests = [
+        Request(np.array([tokenizer.begin_id, *text[: context_tokens - 1], tokenizer.end_id]), 2, 0, 0, False)
+        for text in texts
+    ]
+    means_RD = np.zeros((len(requests), model.settings.hidden_size), np.float32)
+    for batch in pack_requests(requests, tokenizer.end_id, batch_tokens):
+        means_RD[batch.requests] = _means(model, batch.to(device)).cpu().numpy()
+    return means_RD
+
+
+def _means(model: Transformer, batch: RequestBatch) -> torch.Tensor:
+    """Mean hidden states of the requests of a batch, by a product: its order of additions is fixed."""
+    hidden_KD = batch_hidden_states(model, batch).index_select(0, batch.scored_K)
+    counts_R = torch.from_numpy(batch.counts)
+    owner_K = torch.repeat_interleave(torch.arange(len(counts_R)), counts_R)
+    weights_RK = (owner_K == torch.arange(len(counts_R))[:, None]) / counts_R[:, None]
+    return weights_RK.to(hidden_KD) @ hidden_KD
+
+
+def sentence_encoder(name: str) -> Encoder:
+    """What embeds texts with a sentence-transformers model: a name on the hub, or a local folder.
+
+    Raises:
+        SettingsError: the package is not installed.
+        DataError: the model cannot be loaded.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise SettingsError(
+            "probes.embeddings: needs a package that is not installed: pip install sentence-transformers, or leave it "
+            "empty to pair by the model's own hidden states"
+        ) from None
+    with one_line(f"probes.embeddings: {name}", "give a sentence-transformers model, or leave it empty"):
+        encoder = SentenceTransformer(name, trust_remote_code=False)
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        embeddings: np.ndarray = encoder.encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
+        return embeddings.astype(np.float32)
+
+    return encode

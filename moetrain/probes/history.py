@@ -1,0 +1,118 @@
+"""What the probes said so far, by reading: each task's metrics and each item's answers, for onsets, groups, delays."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from moetrain import grokking
+from moetrain.data.errors import DataError
+from moetrain.probes.scoring import Measured, TaskScore
+from moetrain.probes.tasks import Task
+
+METRICS = ("accuracy", "accuracy_centred", "accuracy_per_character", "bpb", "soft", "exact_match")
+MIN_TAIL = 3
+"""Later readings that an onset needs to count (METRICS, section 4)."""
+
+
+class ProbeHistory:
+    """Readings of all tasks in order of time; T readings, I items of a task."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = {task.name: task for task in tasks}
+        self._steps: list[int] = []
+        self._tokens: list[int] = []
+        self._values: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in self.tasks}
+        self._correct: dict[str, list[np.ndarray]] = {name: [] for name in self.tasks}
+
+    def add(self, step: int, tokens: int, scores: Mapping[str, TaskScore]) -> None:
+        """Keep a reading of all tasks, taken after ``step`` steps and ``tokens`` trained tokens."""
+        self._steps.append(step)
+        self._tokens.append(tokens)
+        missing = Measured(math.nan, math.nan, 0)
+        for name in self.tasks:
+            metrics = scores[name].metrics
+            found = (metrics.get(metric, missing) for metric in METRICS)
+            self._values[name].append([(each.value, each.error) for each in found])
+            correct = scores[name].correct
+            if correct is not None:
+                self._correct[name].append(correct)
+
+    @property
+    def times(self) -> grokking.ReadingTimes:
+        """Steps and tokens of the readings."""
+        return grokking.ReadingTimes(tuple(self._steps), tuple(self._tokens))
+
+    def metric(self, task: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """A metric's values and standard errors, float64 [T] each; NaN where the task has no such metric."""
+        series = np.array(self._values[task]).reshape(len(self._steps), len(METRICS), 2)[:, METRICS.index(name)]
+        return series[:, 0], series[:, 1]
+
+    def correct(self, task: str) -> np.ndarray:
+        """Whether each item was answered right at each reading, bool [I, T]; [I, 0] for a likelihood task."""
+        if not self._correct[task]:
+            return np.zeros((len(self.tasks[task].items), 0), bool)
+        return np.stack(self._correct[task], axis=1)
+
+    def generalized(self, task: str) -> np.ndarray:
+        """Reading at which each item is generalized, int64 [I], -1 where it is not (METRICS, section 4)."""
+        correct_IT = self.correct(task)
+        if not correct_IT.size:
+            return np.full(len(correct_IT), -1)
+        return grokking.generalized_onsets(correct_IT, min_tail=MIN_TAIL)
+
+    def groups(self, task: str) -> dict[int, np.ndarray]:
+        """Groups ``Test@t#``: the items generalized at one reading, by that reading."""
+        correct_IT = self.correct(task)
+        return grokking.generalized_groups(correct_IT, min_tail=MIN_TAIL) if correct_IT.size else {}
+
+    def group_sizes(self, task: str) -> dict[str, int]:
+        """Items of each group ``Test@t#``, by the step of its reading; for ``summary.json``."""
+        return {str(self._steps[reading]): len(items) for reading, items in sorted(self.groups(task).items())}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All readings, for a checkpoint."""
+        if not self._steps:
+            return {}
+        state = {"steps": torch.tensor(self._steps), "tokens": torch.tensor(self._tokens)}
+        for name, task in self.tasks.items():
+            state[f"items.{name}"] = _digest(task)
+            state[f"values.{name}"] = torch.tensor(self._values[name], dtype=torch.float64)
+            state[f"correct.{name}"] = torch.from_numpy(self.correct(name))
+        return state
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from a checkpoint's readings.
+
+        Raises:
+            DataError: the tasks are not those that were read.
+        """
+        if not state:
+            return
+        kept = {key.removeprefix("items.") for key in state if key.startswith("items.")}
+        changed = kept ^ self.tasks.keys()
+        changed |= {
+            name for name in kept - changed if not torch.equal(state[f"items.{name}"], _digest(self.tasks[name]))
+        }
+        if changed:
+            raise DataError(
+                f"probes: the items of {min(changed)} are not those that the checkpoint's readings are of: restore its "
+                "file and settings, or set train.resume=never"
+            )
+        self._steps, self._tokens = state["steps"].tolist(), state["tokens"].tolist()
+        for name in self.tasks:
+            self._values[name] = [[tuple(pair) for pair in row] for row in state[f"values.{name}"].tolist()]
+            self._correct[name] = list(state[f"correct.{name}"].numpy().T.copy())
+
+
+def _digest(task: Task) -> torch.Tensor:
+    """A hash of each item's content, int64 [I]."""
+    contents = (repr(sorted(item.items())).encode() for item in task.items)
+    digests = [
+        int.from_bytes(hashlib.blake2b(each, digest_size=8).digest(), "little", signed=True) for each in contents
+    ]
+    return torch.tensor(digests)

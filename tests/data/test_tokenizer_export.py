@@ -1,0 +1,161 @@
+import json
+import random
+
+import pytest
+import sentencepiece as spm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetrain.data.tokenizer import TRIALS, SentencePieceTokenizer, Tokenizer, train_tokenizer
+from moetrain.data.tokenizer_export import as_tokenizers, write_tokenizer
+from tests.conftest import sentences, sums
+from tests.data.test_tokenizer_json import byte_fallback, byte_level
+
+tokenizers = pytest.importorskip("tokenizers")
+
+
+def own():
+    rng = random.Random(0)
+    return train_tokenizer([sentences(rng, 20) for _ in range(50)] + [sums(rng, 20) for _ in range(50)], 400)
+
+
+def of_runs():
+    """Pieces of few symbols, where pieces that overlap themselves compete."""
+    return train_tokenizer(["aaaa aaa aa a ababab bababa aab abb\n" * 50, "    \n\n\n\t\t  \n" * 100], 330)
+
+
+def spm_model(path, **changes):
+    fields = {"model_type": "bpe", "vocab_size": 320, "byte_fallback": True, "hard_vocab_limit": False}
+    fields |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "minloglevel": 2}
+    texts = (sentences(random.Random(n), 5) for n in range(100))
+    spm.SentencePieceTrainer.train(sentence_iterator=texts, model_prefix=str(path / "given"), **(fields | changes))
+    return SentencePieceTokenizer((path / "given.model").read_bytes())
+
+
+def with_symbols(path):
+    return spm_model(path, user_defined_symbols=["<name>", "\u2581has\u2581a", "belongs", "\u2581\u2581"])
+
+
+@pytest.fixture(scope="module", params=[own, of_runs, with_symbols, byte_level], ids=lambda make: make.__name__)
+def pair(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export")
+    if request.param is byte_level:
+        byte_level(["<s>", "</s>"]).save(str(path / "tokenizer.json"))
+        tokenizer = Tokenizer.load(path / "tokenizer.json")
+    else:
+        tokenizer = request.param(path) if request.param is with_symbols else request.param()
+    return tokenizer, as_tokenizers(tokenizer)
+
+
+PIECES = (
+    "ab",
+    "aab",
+    "a",
+    "b",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "\u2581",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<0x41>",
+    "é",
+    "漢",
+    "🎉",
+    "\x00",
+)
+WORDS = (
+    "Ada",
+    " has a",
+    " has",
+    " apple",
+    ", so the",
+    " belongs to ",
+    "<name>",
+    "12 plus 7 is 19.",
+    " \u2581",
+    "e\u0301",
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]))
+    | st.lists(st.sampled_from(PIECES), max_size=60).map("".join)
+    | st.lists(st.sampled_from(WORDS + PIECES), max_size=40).map("".join)
+)
+def test_any_text_has_the_same_ids(pair, text):
+    tokenizer, built = pair
+    ids = tokenizer.encode(text)
+    assert built.encode(text, add_special_tokens=False).ids == ids
+    assert built.encode(text).ids == [tokenizer.begin_id, *ids]
+    assert built.decode(ids) == text
+
+
+def test_a_written_one_is_ours_again(tmp_path):
+    tokenizer = own()
+    assert write_tokenizer(tokenizer, tmp_path, 64) == []
+    again = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert (again.vocab_size, again.begin_id, again.end_id) == (400, tokenizer.begin_id, tokenizer.end_id)
+    assert again.token_bytes().tolist() == tokenizer.token_bytes().tolist()
+    for text in TRIALS:
+        assert again.encode(text) == tokenizer.encode(text)
+
+
+def test_one_that_reads_its_space_symbol_as_a_space_is_said_to(tmp_path):
+    byte_fallback().save(str(tmp_path / "tokenizer.json"))
+    (note,) = write_tokenizer(Tokenizer.load(tmp_path / "tokenizer.json"), tmp_path, 64)
+    assert note.startswith("texts with U+2581 itself")
+
+
+def with_unused(path):
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(spm_model(path).model)
+    proto.pieces[270].type = sentencepiece_model_pb2.ModelProto.SentencePiece.UNUSED
+    return SentencePieceTokenizer(proto.SerializeToString())
+
+
+def with_equal_scores(path):
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(spm_model(path).model)
+    proto.pieces[270].score = proto.pieces[271].score
+    return SentencePieceTokenizer(proto.SerializeToString())
+
+
+class Shifted(SentencePieceTokenizer):
+    """Ids that no tokenizer.json of this model gives."""
+
+    def encode_all(self, texts, threads=1):
+        return [[(i + 1) % self.vocab_size for i in ids] for ids in super().encode_all(texts, threads)]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: spm_model(path, model_type="unigram"), "tokenizer.model is not a BPE model"),
+        (with_unused, "has a piece that no text reaches"),
+        (lambda path: spm_model(path, user_defined_symbols=["has a"]), r"no text reaches \('has a'\)"),
+        (with_equal_scores, "has pieces of one score"),
+        (lambda path: Shifted(own().model), "ids cannot be had through a tokenizer.json"),
+    ],
+)
+def test_what_cannot_be_expressed_is_one_line(tmp_path, make, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        write_tokenizer(make(tmp_path), tmp_path, 64)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [own, of_runs])
+def test_the_order_of_merges_matters_to_such_texts(make):
+    # The fuzzed test would be blind if any order gave the same ids.
+    built = as_tokenizers(make())
+    tree = json.loads(built.to_str())
+    tree["model"]["merges"].reverse()
+    other = tokenizers.Tokenizer.from_str(json.dumps(tree))
+    rng = random.Random(0)
+    texts = ["".join(rng.choice(PIECES + WORDS) for _ in range(30)) for _ in range(50)]
+    assert any(other.encode(text).ids != built.encode(text).ids for text in texts)

@@ -1,0 +1,79 @@
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from moetrain import grokking
+from moetrain.config import SettingsError
+from moetrain.data.errors import DataError
+from moetrain.probes.embeddings import item_text, mean_hidden_states, sentence_encoder
+from tests.probes.conftest import item
+
+CPU = torch.device("cpu")
+TEXTS = ["Ada has a candle", "3 plus 4 is 7.", "so", "the bread belongs to Eva. " * 5]
+
+
+def slow_mean(model, ids):
+    tokens = torch.tensor(ids)[None]
+    zeros = torch.zeros_like(tokens)
+    positions = torch.arange(len(ids))[None]
+    with torch.no_grad():
+        hidden, _ = model.hidden_states(tokens, positions, zeros, zeros - 1, torch.tensor([[0, len(ids)]]), 1)
+    return hidden[1:].mean(0).numpy()
+
+
+@pytest.mark.parametrize("context_tokens", [1000, 12])
+def test_embeddings_are_means_over_the_texts_tokens(model, tokenizer, context_tokens):
+    texts = [tokenizer.encode(text) for text in TEXTS]
+    slow = [slow_mean(model, [tokenizer.begin_id, *ids][:context_tokens]) for ids in texts]
+    for batch_tokens in (1, 30, 1000):
+        found = mean_hidden_states(model, texts, tokenizer, CPU, context_tokens, batch_tokens)
+        assert found.dtype == np.float32
+        assert np.allclose(found, slow, atol=1e-5)
+    assert mean_hidden_states(model, [], tokenizer, CPU, context_tokens, 30).shape == (0, 32)
+
+
+def test_alike_groups_are_paired(model, tokenizer):
+    texts = [
+        tokenizer.encode(text) for text in ("Ada has a candle", "Ben has a drum", "3 plus 4 is 7.", "9 plus 9 is 18")
+    ]
+    found = mean_hidden_states(model, texts, tokenizer, CPU, 100, 100)
+    groups = {0: np.array([0]), 5: np.array([1])}
+    pairs = grokking.pair_groups(groups, groups, found[[0, 2]], found[[3, 1]])
+    assert [(pair.memorized_at, pair.generalized_at) for pair in pairs] == [(0, 5), (5, 0)]
+
+
+def test_an_items_text_is_the_question_with_its_answer():
+    assert item_text(item("Who?", choices=["Ada", "Ben"], answer=1)) == "Who? Ben"
+    assert item_text(item("def f():\n", "    pass", sep="")) == "def f():\n    pass"
+
+
+def test_a_text_without_tokens_is_refused(model, tokenizer):
+    with pytest.raises(ValueError, match="a text without tokens has no embedding"):
+        mean_hidden_states(model, [[5], []], tokenizer, CPU, 100, 100)
+
+
+def test_sentence_transformers_is_asked_for_by_name(monkeypatch):
+    class SentenceTransformer:
+        def __init__(self, name, trust_remote_code):
+            assert not trust_remote_code
+            if name != "small":
+                raise OSError(f"no such model\n{name}")
+
+        def encode(self, texts, convert_to_numpy, show_progress_bar):
+            assert convert_to_numpy
+            assert not show_progress_bar
+            return np.array([[len(text), 1] for text in texts], np.float64)
+
+    module = types.SimpleNamespace(SentenceTransformer=SentenceTransformer)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+    encode = sentence_encoder("small")
+    assert encode(("a", "bcd")).tolist() == [[1, 1], [3, 1]]
+    assert encode(["a"]).dtype == np.float32
+    with pytest.raises(DataError, match=r"probes\.embeddings: large cannot be read: no such model large"):
+        sentence_encoder("large")
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(SettingsError, match="pip install sentence-transformers"):
+        sentence_encoder("small")

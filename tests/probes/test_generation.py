@@ -1,0 +1,147 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from moetrain.probes.generation import generate, is_exact, is_generated
+from moetrain.probes.scoring import prepare, score
+from moetrain.probes.tasks import tasks_of
+from tests.probes.conftest import item, small_model, some_items
+from tests.probes.references import logits, mean_and_error
+
+CPU = torch.device("cpu")
+NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva")
+
+
+def fact(name, number):
+    return f"{number} plus {name} is", f"{name}{number}"
+
+
+FACTS = [fact(name, number) for name in NAMES for number in range(3)]
+
+
+@pytest.fixture(scope="module")
+def trained(tokenizer):
+    """A model that has learned the facts by heart, each between its marks."""
+    torch.set_num_threads(1)  # before the fixture of each test does so
+    model = small_model(tokenizer.vocab_size, initializer_range=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    texts = [[tokenizer.begin_id, *tokenizer.encode(f"{a} {b}"), tokenizer.end_id] for a, b in FACTS]
+    tokens = torch.tensor([t for text in texts for t in text])[None]
+    positions = torch.cat([torch.arange(len(text)) for text in texts])[None]
+    lengths = [len(text) for text in texts]
+    spans = torch.tensor(list(zip(np.cumsum(lengths) - lengths, lengths, strict=True)))
+    targets = tokens.roll(-1).clone()
+    targets[tokens == tokenizer.end_id] = -100
+    zeros = torch.zeros_like(tokens)
+    for _ in range(60):
+        output = model(tokens, targets, positions, zeros, zeros - 1, spans, 1)
+        (output.loss_sum / tokens.numel()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def questions(facts):
+    return [item(prompt, target, task="facts", name=prompt) for prompt, target in facts]
+
+
+def asked(model, tokenizer, items, max_new_tokens=16, **sharing):
+    prepared = prepare(tasks_of(items), tokenizer, 64, 256)
+    return score(model, prepared, CPU, max_new_tokens=max_new_tokens, **sharing)
+
+
+def test_what_was_learned_is_answered_exactly(trained, tokenizer):
+    found = asked(trained, tokenizer, questions(FACTS))["facts"].metrics
+    assert (found["exact_match"].value, found["exact_match"].n) == (1.0, len(FACTS))
+    assert found["accuracy"].value == 1.0
+    wrong = questions([(prompt, target if n % 4 else target + "0") for n, (prompt, target) in enumerate(FACTS)])
+    found = asked(trained, tokenizer, wrong)["facts"].metrics["exact_match"]
+    assert (found.value, found.error) == pytest.approx(mean_and_error([float(n % 4 > 0) for n in range(len(FACTS))]))
+    # A target that is the beginning of what is answered is where greedy accuracy and exact match part.
+    short = questions([(prompt, target[:-1]) for prompt, target in FACTS])
+    found = asked(trained, tokenizer, short)["facts"].metrics
+    assert found["exact_match"].value == 0.0
+    assert found["accuracy"].value > 0.5
+    assert asked(trained, tokenizer, questions(FACTS), max_new_tokens=1)["facts"].metrics["exact_match"].value == 0.0
+    assert "exact_match" not in asked(trained, tokenizer, questions(FACTS), max_new_tokens=0)["facts"].metrics
+
+
+def test_processes_share_the_questions(trained, tokenizer):
+    items = questions([(prompt, target if n % 3 else "?") for n, (prompt, target) in enumerate(FACTS)])
+    whole = asked(trained, tokenizer, items)["facts"].metrics["exact_match"]
+    assert 0 < whole.value < 1
+    kept = []
+
+    def keep(arrays):
+        kept.append(arrays)
+        return [arrays]
+
+    for process in range(3):
+        asked(trained, tokenizer, items, process=process, processes=3, gather=keep)
+    scored, generated = kept[0::2], kept[1::2]
+    turns = iter([scored, generated])
+    joined = asked(trained, tokenizer, items, process=0, processes=3, gather=lambda _: next(turns))
+    assert joined["facts"].metrics["exact_match"] == whole
+
+
+def slow_answer(model, tokenizer, prompt, context_tokens, most):
+    """One token at a time of one prompt, with all logits."""
+    tokens = [tokenizer.begin_id, *tokenizer.encode(prompt)]
+    new = []
+    for _ in range(most):
+        read = tokens + new
+        if len(read) > context_tokens:
+            read = [read[0], *read[len(read) - context_tokens + 1 :]]
+        token = int(logits(model, read)[-1].argmax())
+        if token == tokenizer.end_id:
+            break
+        new.append(token)
+        if "\n" in tokenizer.decode(new).strip(" "):
+            break
+    return tokenizer.decode(new)
+
+
+@pytest.mark.parametrize("context_tokens", [64, 9])
+def test_answers_are_those_of_one_prompt_at_a_time(trained, tokenizer, context_tokens):
+    rng = random.Random(3)
+    prompts = [prompt for prompt, _ in FACTS[:6]] + ["Ada has", "", "Dan plus Eva", "3 plus 3 plus 3 plus 3 is"]
+    rng.shuffle(prompts)
+    ids = [np.array([tokenizer.begin_id, *tokenizer.encode(prompt)]) for prompt in prompts]
+    found = generate(trained, ids, tokenizer, CPU, context_tokens, 40, 12)
+    assert found == [slow_answer(trained, tokenizer, prompt, context_tokens, 12) for prompt in prompts]
+    assert generate(trained, ids, tokenizer, CPU, context_tokens, 1000, 12) == found
+    assert generate(trained, [], tokenizer, CPU, context_tokens, 40, 12) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "same"),
+    [
+        (" 42", "42", True),
+        ("\n42\nand more", "42", True),
+        ("42.", "42", True),
+        (" 42 .", "42", True),
+        ("4.2", "4.2", True),
+        ("42", "42.", True),
+        ("421", "42", False),
+        ("4 2", "42", False),
+        ("Ada", "ada", False),
+        ("", "42", False),
+        ("\n", "42", False),
+        ("it is 42", "42", False),
+    ],
+)
+def test_an_exact_match_is_the_first_line(text, target, same):
+    assert is_exact(text, item("?", target)) == same
+
+
+def test_only_short_answers_that_are_not_worked_out_are_generated(model, tokenizer):
+    items = some_items(4)
+    kinds = {task.name: is_generated(task) for task in tasks_of(items)}
+    assert kinds == {"mc": False, "open": False, "text": False}
+    plain = [{key: value for key, value in each.items() if key != "solution"} for each in items]
+    assert [task.name for task in tasks_of(plain) if is_generated(task)] == ["open"]
+    found = asked(model, tokenizer, items)
+    assert not any("exact_match" in each.metrics for each in found.values())

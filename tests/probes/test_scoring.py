@@ -1,0 +1,302 @@
+import copy
+import json
+import math
+import statistics
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetrain.probes.requests import make_requests, split_prompt
+from moetrain.probes.scoring import prepare, score
+from moetrain.probes.tasks import ENOUGH, tasks_of
+from tests.probes.conftest import item, small_model, some_items
+from tests.probes.references import answer_tokens, log_probability, logits, mean_and_error, parted
+
+CPU = torch.device("cpu")
+LONG = 10_000
+
+
+def scored(model, tokenizer, items, context_tokens=LONG, batch_tokens=256):
+    return score(model, prepare(tasks_of(items), tokenizer, context_tokens, batch_tokens), CPU)
+
+
+# The numbers
+
+
+@pytest.mark.parametrize("context_tokens", [LONG, 40])
+def test_log_probabilities_are_those_of_one_choice_at_a_time(model, tokenizer, context_tokens):
+    items = some_items()
+    found = scored(model, tokenizer, items, context_tokens)
+    assert list(found) == ["mc", "open", "text"]
+    cut = 0
+    for name, result in found.items():
+        assert [each["id"] for each in result.task.items] == [each["id"] for each in items if each["task"] == name]
+        for each, values in zip(result.task.items, result.log_probs, strict=True):
+            answers = each.get("choices", [each.get("target")])
+            slow = [
+                log_probability(model, tokenizer, each["prompt"], each["sep"] + answer, context_tokens)[0]
+                for answer in answers
+            ]
+            assert values == pytest.approx(slow, abs=1e-4)
+        cut += result.cut
+    assert (cut > 0) == (context_tokens == 40)
+
+
+def test_metrics_are_their_definitions(model, tokenizer):
+    items = some_items(30)
+    found = scored(model, tokenizer, items)
+    slow = {name: [] for name in ("accuracy", "accuracy_per_character", "soft", "bpb", "chance")}
+    for each in (each for each in items if each["task"] == "mc"):
+        sums = [log_probability(model, tokenizer, each["prompt"], " " + choice)[0] for choice in each["choices"]]
+        by_character = [total / len(choice) for total, choice in zip(sums, each["choices"], strict=True)]
+        right = each["answer"]
+        slow["accuracy"].append(float(sums.index(max(sums)) == right))
+        slow["accuracy_per_character"].append(float(by_character.index(max(by_character)) == right))
+        slow["soft"].append(math.exp(sums[right]) / math.fsum(map(math.exp, sums)))
+        slow["bpb"].append(-sums[right] / math.log(2) / len(each["choices"][right].encode()))
+        slow["chance"].append(1 / len(each["choices"]))
+    assert 0 < statistics.mean(slow["accuracy"]) < 1
+    assert slow["accuracy"] != slow["accuracy_per_character"]
+    metrics = found["mc"].metrics
+    assert metrics.keys() == {"accuracy", "accuracy_per_character", "accuracy_centred", "soft", "bpb"}
+    for name in ("accuracy", "accuracy_per_character", "soft", "bpb"):
+        mean, error = mean_and_error(slow[name])
+        assert (metrics[name].value, metrics[name].error) == pytest.approx((mean, error), rel=1e-4)
+        assert metrics[name].n == 30
+        assert metrics[name].high - metrics[name].low == pytest.approx(2 * 1.96 * error, rel=1e-3)
+    chance = statistics.mean(slow["chance"])
+    assert found["mc"].task.chance == pytest.approx(chance)
+    centred = metrics["accuracy_centred"]
+    assert centred.value == pytest.approx((metrics["accuracy"].value - chance) / (1 - chance))
+    assert centred.error == pytest.approx(metrics["accuracy"].error / (1 - chance))
+    assert found["mc"].correct.tolist() == [bool(x) for x in slow["accuracy"]]
+
+
+def test_open_answers_and_long_texts(model, tokenizer):
+    items = some_items()
+    # One target is what the model itself would say.
+    context = tokenizer.encode("3 plus 3 is")
+    said = int(logits(model, [tokenizer.begin_id, *context])[-1].argmax())
+    text = tokenizer.decode([*context, said])[len("3 plus 3 is") :]
+    assert tokenizer.encode("3 plus 3 is" + text) == [*context, said], "the model's word is encoded as it said it"
+    items.append(item("3 plus 3 is", text, task="open", name="said", sep=""))
+    found = scored(model, tokenizer, items)
+    opened = [each for each in items if each["task"] == "open"]
+    slow = [log_probability(model, tokenizer, x["prompt"], x["sep"] + x["target"]) for x in opened]
+    assert found["open"].correct.tolist() == [greedy for _, greedy in slow]
+    assert found["open"].correct[-1]
+    bits = []
+    for each in opened:
+        answer = each.get("solution", each["target"])
+        nats, _ = log_probability(model, tokenizer, each["prompt"], each["sep"] + answer)
+        bits.append(-nats / math.log(2) / len(answer.encode()))
+    assert found["open"].metrics["bpb"].value == pytest.approx(statistics.mean(bits), rel=1e-4)
+    assert found["open"].metrics.keys() == {"accuracy", "accuracy_centred", "bpb"}
+    assert found["open"].task.chance == 1 / len(opened)
+    assert found["text"].task.kind == "likelihood"
+    assert found["text"].metrics.keys() == {"bpb"}
+    assert found["text"].correct is None
+
+
+def test_a_cut_answer_counts_the_bytes_that_are_left(model, tokenizer):
+    text = "Ada has a candle, so the candle belongs to Ada. " * 4
+    only = item("Say:", text.strip(), task="long", sep=" ")
+    whole = tokenizer.encode("Say: " + text.strip())
+    found = scored(model, tokenizer, [only], context_tokens=20)["long"]
+    kept = tokenizer.decode(whole[-20:])
+    nats, _ = log_probability(model, tokenizer, "Say:", " " + text.strip(), 20)
+    assert found.cut == 1
+    assert found.metrics["bpb"].value == pytest.approx(-nats / math.log(2) / len(kept.encode()), rel=1e-4)
+    assert math.isnan(found.metrics["bpb"].error)
+
+
+def test_batches_change_nothing_but_rounding(model, tokenizer):
+    items = some_items()
+    alone = scored(model, tokenizer, items, batch_tokens=1)
+    prepared = prepare(tasks_of(items), tokenizer, LONG, 1)
+    assert len(prepared.batches) == len(prepared.requests)
+    for batch_tokens in (300, 100_000):
+        found = scored(model, tokenizer, items, batch_tokens=batch_tokens)
+        for name, result in found.items():
+            for one, other in zip(result.log_probs, alone[name].log_probs, strict=True):
+                assert np.allclose(one, other, atol=1e-4)
+    again = scored(model, tokenizer, items, batch_tokens=300)
+    for name, result in scored(model, tokenizer, items, batch_tokens=300).items():
+        assert all(map(np.array_equal, result.log_probs, again[name].log_probs))
+
+
+def test_processes_share_a_reading(model, tokenizer):
+    prepared = prepare(tasks_of(some_items()), tokenizer, LONG, 256)
+    whole = score(model, prepared, CPU)
+    kept = []
+    for process in range(3):
+        score(model, prepared, CPU, process, 3, lambda value: kept.append(value) or [value])
+    joined = score(model, prepared, CPU, 0, 3, lambda _: kept)
+    for name, result in whole.items():
+        assert all(map(np.array_equal, result.log_probs, joined[name].log_probs))
+        assert result.metrics == joined[name].metrics
+        assert np.array_equal(result.correct, joined[name].correct)
+
+
+def test_a_reading_has_its_json_form_and_says_too_few(model, tokenizer):
+    items = some_items(ENOUGH)
+    found = scored(model, tokenizer, [each for each in items if each["task"] == "mc"] + items[1:20:3])
+    assert not found["mc"].too_few
+    assert found["open"].too_few
+    record = json.loads(json.dumps(found["mc"].as_dict(), allow_nan=False))
+    assert record["accuracy"] == found["mc"].metrics["accuracy"].value
+    assert record["accuracy_error"] == found["mc"].metrics["accuracy"].error
+    assert record["n"] == ENOUGH
+    assert record["items"][3] == {"id": "3", "choice_logprobs": found["mc"].log_probs[3].tolist()}
+    json.dumps(scored(model, tokenizer, items[1:2])["open"].as_dict(), allow_nan=False)
+
+
+# No trace
+
+
+def test_scoring_leaves_no_trace_in_training(tokenizer):
+    def trained(with_probes):
+        model = small_model(tokenizer.vocab_size, initializer_range=0.02, balancing="bias")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        prepared = prepare(tasks_of(some_items(4)), tokenizer, LONG, 256)
+        for step in range(3):
+            if with_probes:
+                model.train(step % 2 == 0)
+                score(model, prepared, CPU)
+                assert model.training == (step % 2 == 0)
+            tokens = torch.randint(0, tokenizer.vocab_size, (1, 64))
+            zeros, places = torch.zeros_like(tokens), torch.arange(64)[None]
+            output = model(tokens, tokens.roll(-1), places, zeros, zeros - 1, torch.tensor([[0, 64]]), 1)
+            output.loss_sum.backward()
+            if with_probes:  # gradients that wait for their update stay
+                kept = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+                score(model, prepared, CPU)
+                now = [p.grad for p in model.parameters() if p.grad is not None]
+                assert all(map(torch.equal, kept, now))
+            optimizer.step()
+            optimizer.zero_grad()
+        return copy.deepcopy(model.state_dict()), torch.random.get_rng_state(), np.random.get_state()[1].tolist()
+
+    plain, probed = trained(False), trained(True)
+    assert all(torch.equal(one, probed[0][name]) for name, one in plain[0].items())
+    assert torch.equal(plain[1], probed[1])
+    assert plain[2] == probed[2]
+
+
+# How prompt and answer are parted
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sep", "answer", "context", "rest"),
+    [
+        ("Who?", " ", "Ada", "Who?", " Ada"),
+        ("Who? ", "", "Ada", "Who?", " Ada"),
+        ("Who?  ", " ", "Ada", "Who?", "   Ada"),
+        ("Who?", "", "Ada", "Who?", "Ada"),
+        ("Solution:", "\n", "42", "Solution:", "\n42"),
+        ("def f():\n", "", "    pass", "def f():", "\n    pass"),
+        (" ", "", "Ada", "", " Ada"),
+    ],
+)
+def test_white_space_at_the_end_of_the_prompt_goes_over(tokenizer, prompt, sep, answer, context, rest):
+    assert split_prompt(prompt, sep + answer) == (context, rest)
+    (request,) = make_requests([(prompt, sep, answer)], tokenizer, LONG)
+    assert request.tokens[0] == tokenizer.begin_id
+    assert request.tokens[1:].tolist() == tokenizer.encode(context + rest)
+    assert request.first == 1 + len(tokenizer.encode(context))
+    assert (request.characters, request.bytes_, request.cut) == (len(answer), len(answer.encode()), False)
+
+
+texts = st.text(st.sampled_from("ab \n.é7▁😀"), min_size=1, max_size=12)
+
+
+@given(texts, st.sampled_from(["", " ", "\n"]), texts, st.integers(1, 12))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_parted_by_the_rule_and_has_something_to_score(tokenizer, prompt, sep, answer, context_tokens):
+    assert split_prompt(prompt, sep + answer) == parted(prompt, sep + answer)
+    (request,) = make_requests([(prompt, sep, answer)], tokenizer, context_tokens)
+    tokens, count = answer_tokens(tokenizer, prompt, sep + answer, context_tokens)
+    assert request.tokens.tolist() == tokens
+    assert request.read <= context_tokens
+    assert 1 <= request.first < len(request.tokens)
+    if count >= 1:
+        assert len(request.tokens) - request.first == count
+    assert request.cut == (len(tokenizer.encode(prompt + sep + answer)) > context_tokens)
+
+
+def test_where_prompt_and_answer_are_one_token_that_token_is_scored(tokenizer):
+    one = next(
+        word
+        for word in ("candle", "belongs", "plus", "Ada", "has")
+        if len(tokenizer.encode("so " + word)) == len(tokenizer.encode("so " + word[:-1]))
+    )
+    (request,) = make_requests([("so " + one[:-1], "", one[-1])], tokenizer, LONG)
+    assert request.first == len(request.tokens) - 1
+    assert request.bytes_ == 1
+
+
+# What it costs
+
+
+def four_choice_items(count=200):
+    rng = np.random.default_rng(0)
+    words = np.array(["Ada", "Ben", "Cleo", "has", "a", "bread", "candle", "so", "the", "drum", "belongs", "to", "12"])
+
+    def text(low, high):
+        return " ".join(rng.choice(words, rng.integers(low, high)))
+
+    return [
+        item(f"{text(5, 25)}?", number % 4, task="mc", name=str(number), choices=[text(1, 7) for _ in range(4)])
+        for number in range(count)
+    ]
+
+
+def test_hardly_a_token_is_read_that_need_not_be(tokenizer):
+    prepared = prepare(tasks_of(four_choice_items()), tokenizer, LONG, 4096)
+    needed = sum(request.read for request in prepared.requests)
+    assert len(prepared.requests) == 800
+    assert max(request.read for request in prepared.requests) <= 128
+    assert prepared.tokens <= 1.02 * needed
+    # No batch is much longer than asked for, and together they hold each request once.
+    assert max(len(batch.tokens_N) for batch in prepared.batches) <= 4096 + 128
+    assert sorted(np.concatenate([batch.requests for batch in prepared.batches]).tolist()) == list(range(800))
+
+
+@pytest.mark.slow
+def test_scoring_costs_little_more_than_the_forward_passes(tokenizer):
+    model = small_model(tokenizer.vocab_size, hidden_size=128, num_hidden_layers=4, intermediate_size=64)
+    prepared = prepare(tasks_of(four_choice_items()), tokenizer, LONG, 4096)
+
+    @torch.no_grad()
+    def bare():
+        """The same requests in the order given, each predicting all its tokens."""
+        waiting = list(prepared.requests)
+        while waiting:
+            row, length = [], 0
+            while waiting and length + waiting[0].read <= 4096:
+                row.append(waiting.pop(0))
+                length += row[-1].read
+            reads = [each.read for each in row]
+            starts = np.cumsum(reads) - reads
+            arrays = (
+                np.concatenate([each.tokens[:-1] for each in row]),
+                np.concatenate([each.tokens[1:] for each in row]),
+                np.concatenate([np.arange(read) for read in reads]),
+                np.zeros(length),
+                np.full(length, -1),
+            )
+            inputs = [torch.from_numpy(array.astype(np.int64))[None] for array in arrays]
+            model(*inputs, torch.from_numpy(np.stack([starts, reads], 1)), 1)
+
+    seconds = {bare: [], score: []}
+    for _ in range(6):
+        for function, arguments in ((bare, ()), (score, (model, prepared, CPU))):
+            began = time.process_time()
+            function(*arguments)
+            seconds[function].append(time.process_time() - began)
+    ratio = statistics.median(seconds[score][1:]) / statistics.median(seconds[bare][1:])
+    assert ratio <= 1.3, f"scoring takes {ratio:.2f} times the bare forward passes"

@@ -1,0 +1,344 @@
+"""The benchmarks in small: real code on tiny shapes, what they write, and how a ratio is made."""
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+
+from tests.conftest import small_run
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # as python tools/bench.py has it
+
+import bench
+from benchmarks import (
+    attention_backends,
+    expert_backends,
+    flops,
+    memory,
+    monitor,
+    monitor_costs,
+    plan,
+    steps,
+    timing,
+    transformers_peers,
+)
+from benchmarks.configs import load_configs
+
+from moetrain.routing.panel import read_panel
+from moetrain.routing.store import as_stored, write_reading
+from moetrain.run.watch import stored_blocks
+
+
+@pytest.fixture
+def config(corpus_folder, tmp_path, tmp_path_factory):
+    """The words of a command line that name a small run."""
+    (tmp_path / "small.yaml").write_text("run: {name: small}\n")
+    return [str(tmp_path / "small.yaml"), *small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())]
+
+
+def settings_of(words):
+    """The settings that the words of a command line name."""
+    return load_configs(bench.parse(["train", *words]))[0]
+
+
+def run(tmp_path, *words):
+    """A benchmark by its command line; returns what it wrote."""
+    assert bench.main([*words, "--json", str(tmp_path / "result.json")]) == 0
+    text = (tmp_path / "result.json").read_text()
+    assert "NaN" not in text
+    result = json.loads(text)
+    assert result["command"].startswith("python tools/bench.py " + words[0])
+    assert result["machine"]["torch"] == torch.__version__
+    assert result["machine"]["processor"]
+    assert len(result["date"]) == 10
+    return result
+
+
+def test_ratios_are_of_medians_and_sides_take_turns_on_the_same_numbers():
+    took = {"slow": [9.0, 2.0, 4.0], "fast": [1.0, 1.0, 8.0]}
+    assert timing.ratio(took["slow"], took["fast"])["ratio"] == 4.0  # the mean would say 1.5
+    share = timing.share_with_interval([1.1, 1.2, 1.3], [1.0, 1.0, 9.0])
+    assert share["share"] == pytest.approx(0.2)
+    assert share["low"] <= share["share"] <= share["high"]
+    with pytest.raises(ValueError, match="same turns"):
+        timing.ratio([1.0], [1.0, 2.0])
+    order = []
+    sides = {name: lambda turn, name=name: order.append((turn, name)) for name in "ab"}
+    timings = timing.take_turns(sides, turns=2, device=torch.device("cpu"), warmup=1)
+    assert order == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
+    assert all(len(timings[name].wall) == len(timings[name].cpu) == 2 for name in "ab")
+    assert timings["a"].seconds == median(timings["a"].wall)
+
+
+def test_monitor_measures_blocks_with_and_without_and_a_panel_reading(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    asked = ("--parts", "share", "panel", "--pairs", "2", "--steps", "2")
+    result = run(tmp_path, "monitor", *config, "train.max_steps=null", *asked)
+    share, panel = result["share"]["small"], result["panel"]["small"]
+    for by in ("wall", "cpu"):
+        assert share[by]["low"] <= share[by]["share"] <= share[by]["high"]
+    assert 0 < share["inside"] < 1
+    assert share["with"]["turns"] == share["without"]["turns"] == 2
+    assert share["wall"]["share"] == pytest.approx(share["with"]["seconds"] / share["without"]["seconds"] - 1)
+    assert (share["domains"], share["window"], share["steps_between_readings"]) == (2, 8, 2)
+    assert panel["samples"] > 16
+    assert 0 < panel["training_waits_seconds"] <= panel["until_shown_seconds"]
+    assert "by processor time" in capsys.readouterr().out
+
+
+def test_a_block_without_the_monitor_reads_and_records_nothing(config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(monitor, "measure", lambda run, step, outputs: seen.append(run.settings.monitor.enabled))
+    forward = monitor.train_step
+
+    def noted(run, step):
+        before = run.clock.spent("record")
+        forward(run, step)
+        assert (run.clock.spent("record") > before) == run.settings.monitor.enabled
+
+    monkeypatch.setattr(monitor, "train_step", noted)
+    monitor.share(settings_of([*config, "train.max_steps=null"]), pairs=2, steps=2)
+    assert seen == [True, False, False, True]
+
+
+def test_costs_grow_and_are_drawn_and_distances_are_those_of_the_same_sequences(tmp_path):
+    pytest.importorskip("matplotlib")
+    found = monitor_costs.costs({"samples": (8, 64), "layers": (2,), "experts": (4,)}, seconds=0.02)
+    assert [(row["samples"], row["layers"], row["experts"]) for row in found] == [
+        (8, 16, 64),
+        (64, 16, 64),
+        (64, 2, 64),
+        (64, 16, 4),
+    ]
+    assert found[1]["reading_seconds"] > found[0]["reading_seconds"] > 0
+    assert all(row["record_seconds"] > 0 for row in found)
+    monitor_costs.draw(found, tmp_path / "costs.png")
+    assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")
+    result = run(tmp_path, "monitor", "--parts", "distances", "--samples", "30")["distances"]
+    sharp, flat = result["sharp"], result["flat"]
+    assert sharp["symbols"] < flat["symbols"]
+    assert sharp["ratio_to_cdist"]["ratio"] == pytest.approx(sharp["d_path"]["seconds"] / sharp["cdist"]["seconds"])
+
+
+def test_what_cannot_be_measured_is_one_line(config, capsys):
+    never_full = ("monitor.window=9999", "train.batch_rows=1", "--pairs", "1", "--steps", "1")
+    for words, said in (
+        (("monitor", *config, "--parts", "share", "--steps", "100000"), "is enough for"),
+        (("monitor", *config, "monitor.enabled=false"), "nothing is watched"),
+        (("monitor", *config, *never_full), "lower monitor.window"),
+        (("monitor", "--parts", "distances", "--samples", "4", "--figure", "x.png"), "add costs to --parts"),
+        (("monitor", *config, "model.expert=3"), "unknown key"),
+        (("plan", *config, "--tokens-per-second", "9", "--gpus", "3"), "does not split over 3 devices"),
+        (("plan", *config, "--measured", config[0]), "no result of train or peers"),
+    ):
+        assert bench.main(list(words)) == 2
+        complaint = capsys.readouterr().err
+        assert complaint.startswith("error: ")
+        assert complaint.count("\n") == 1
+        assert said in complaint
+
+
+def test_peers_compares_medians_of_steps_on_the_same_data(config, tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("matplotlib")
+    figure = tmp_path / "peers.png"
+    result = run(
+        tmp_path,
+        "peers",
+        *config,
+        "train.precision=bf16",
+        "train.batch_rows=4",
+        "--turns",
+        "2",
+        "--figure",
+        str(figure),
+    )
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    sides = result["sides"]
+    dense = next(name for name in sides if name.startswith("transformers dense"))
+    olmoe = [name for name in sides if name.startswith("transformers ") and name != dense]
+    assert len(olmoe) == 2
+    assert result["transformers_fastest"] == min(olmoe, key=lambda name: sides[name]["seconds"])
+    for key, side in (
+        ("ratio_to_transformers", result["transformers_fastest"]),
+        ("ratio_to_dense", "moetrain dense"),
+        ("ratio_to_transformers_dense", dense),
+    ):
+        assert result[key] == pytest.approx(sides[side]["seconds"] / sides["moetrain"]["seconds"])
+        low, high = result["quartiles_by_turn"][key]
+        assert 0 < low <= high
+    assert {len(side["seconds_quartiles"]) + side["turns"] for side in sides.values()} == {4}
+    assert {try_["name"].split()[1].strip(",") for try_ in result["tried"]} == {"dense", *transformers_peers.EXPERTS}
+    assert all(try_["seconds"] > 0 for try_ in result["tried"])  # none is left out where memory is enough
+    achieved = result["utilization"]["6n"] * result["matrix_flops"] * sides["moetrain"]["seconds"]
+    # 6 for each token and active parameter but the embeddings'
+    assert achieved == pytest.approx(6 * 4 * 64 * (result["parameters"]["moetrain"]["active"] - 320 * 32))
+    assert result["utilization"]["with_attention"] > result["utilization"]["6n"]
+
+
+def test_transformers_models_are_of_our_size(config):
+    pytest.importorskip("transformers")
+    settings = settings_of(config)
+    counts = {}
+    for experts in ("grouped_mm", transformers_peers.DENSE):
+        model = transformers_peers.make_model(transformers_peers.Variant(experts, "sdpa", "float32"), settings, 320)
+        counts[experts] = sum(p.numel() for p in model.parameters())
+    ours = flops.Transformer(settings.model, 320, torch.float32)
+    assert counts["grouped_mm"] == ours.parameter_counts()[0]
+    assert counts["dense"] == ours.parameter_counts()[1] - 3 * 8 * 32  # without routers
+
+
+def test_batched_mm_is_left_out_where_its_copies_would_fill_memory(config):
+    settings = settings_of([*config, "train.batch_rows=1000000"])
+    refusals = [
+        transformers_peers.memory_refusal(
+            transformers_peers.Variant(experts, "sdpa", "float32"), settings, torch.device("cpu")
+        )
+        for experts in ("batched_mm", "eager")
+    ]
+    assert "GiB of copied weights" in refusals[0]
+    assert refusals[1] is None
+
+
+def test_operations_are_counted_pair_by_pair(config):
+    settings = settings_of(config).model
+    model = flops.Transformer(settings, 320, torch.float32)
+    found = flops.step_flops(model, 7, torch.tensor([[0, 4], [4, 3]]))
+    pairs = sum(query >= key for length in (4, 3) for query in range(length) for key in range(length))
+    # forward 4 a pair and feature (scores, and values summed by them), backward twice that; 3 layers of width 32
+    assert found.attention == 12 * pairs * 3 * 32
+    products = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "experts" not in name)
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    assert found.parameters == 6 * 7 * (products + experts * 2 / 8)
+
+
+def test_a_step_is_timed_whole_and_in_parts_and_a_plan_of_the_same_shape_has_its_speed(config, tmp_path):
+    pytest.importorskip("matplotlib")
+    figure = tmp_path / "steps.png"
+    few = ("train.precision=bf16", "--turns", "3", "--operators", "5")
+    result = run(tmp_path, "train", *config, *few, "--figure", str(figure))
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert result["tokens_per_second"] == pytest.approx(16 * 64 / result["step"]["seconds"])
+    assert list(result["parts_seconds"]) == list(steps.PARTS)
+    assert all(seconds > 0 for seconds in result["parts_seconds"].values())
+    # parameters, and two numbers of each with the optimizer; a step count of 4 bytes a tensor beside
+    assert result["memory_bytes"]["state"] == pytest.approx(12 * result["parameters"]["all"], rel=0.01)
+    assert result["memory_bytes"]["peak"] > result["memory_bytes"]["state"]
+    own = [row["seconds"] for row in result["operators"]]
+    assert own == sorted(own, reverse=True)
+    assert len(own) == 5
+    (tmp_path / "result.json").rename(tmp_path / "train.json")
+    planned = run(tmp_path, "plan", *config, "--measured", str(tmp_path / "train.json"))
+    # Rows of several samples have a little less attention than is planned for.
+    assert planned["one_gpu_tokens_per_second"] == pytest.approx(result["tokens_per_second"], rel=0.05)
+    assert "the same shape" in planned["assumptions"][0]
+
+
+def test_a_step_taken_apart_trains_as_a_whole_one_does(config):
+    settings = settings_of(config)
+    weights = []
+    for take in (steps.train_step, steps.step_apart):
+        with steps.open_run(settings, 3) as made:
+            take(made, 1)
+            weights.append([p.detach().clone() for p in made.model.parameters()])
+    for whole, apart in zip(*weights, strict=True):
+        torch.testing.assert_close(whole, apart, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "missing"),
+    [
+        ("experts", {"grouped_mm", "loop"}, {"megablocks"}),
+        ("attention", {"batched", "sdpa"}, {"flash_attn", "varlen"}),
+    ],
+)
+def test_backends_take_turns_and_those_that_cannot_run_say_why(config, tmp_path, name, runs, missing):
+    result = run(tmp_path, name, *config, "--turns", "2", "--tokens", "200")
+    assert runs <= set(result["backends"])
+    assert set(result["backends"]) | set(result["left_out"]) == runs | missing
+    assert all(reason for reason in result["left_out"].values())
+    rows = result["backends"]
+    assert rows[result["fastest"]]["times_the_fastest"] == 1
+    assert all(row["times_the_fastest"] >= 1 and row["turns"] == 2 for row in rows.values())
+
+
+def test_samples_and_routing_of_a_turn_are_whole_and_new_at_every_turn(config):
+    spans = [attention_backends.draw_spans(200, 64, turn) for turn in range(4)]
+    for drawn in spans:
+        starts, lengths = drawn.T.tolist()
+        assert starts == [sum(lengths[:i]) for i in range(len(lengths))]
+        assert sum(lengths) == 200
+        assert min(lengths) >= 1
+        assert {64, 128, 192} <= {*starts}  # no sample crosses the end of a row
+    assert len({tuple(drawn.flatten().tolist()) for drawn in spans}) == 4
+    model = settings_of(config).model
+    (first, weights), (second, _) = (expert_backends.draw_routing(model, 50, turn) for turn in range(2))
+    assert first.shape == weights.shape == (50, 2)
+    assert (first[:, 0] != first[:, 1]).all()
+    assert not torch.equal(first, second)
+
+
+WIDE = ("model.hidden_size=64", "model.intermediate_size=64", "model.num_hidden_layers=4", "model.attention=sdpa")
+
+
+@pytest.mark.parametrize("more", [(), ("train.micro_batch_rows=4",), ("train.activation_checkpointing=true",)])
+def test_planned_memory_is_what_a_step_takes(config, more):
+    settings = settings_of([*config, *WIDE, "train.batch_rows=32", "train.precision=bf16", *more])
+    with steps.open_run(settings, 3) as made:
+        planned = memory.predict(settings, 320, logits_held=2**21)
+        assert planned.parameters == sum(p.nbytes for p in made.model.parameters())
+        steps.train_step(made, 1)  # the optimizer's state is there from the first step on
+        assert planned.parameters + planned.optimizer == pytest.approx(steps.state_bytes(made), rel=0.001)
+        batch = made.stream.batch(1, 0, settings.train.micro_batch_rows or 32)
+        if not settings.train.activation_checkpointing:
+            kept = memory.kept_by(made.model, lambda: made.model(*batch.inputs()))
+            assert planned.kept == pytest.approx(kept, rel=0.1)
+        peak = memory.measure_peak(lambda: steps.train_step(made, 2))
+    assert planned.peak - planned.parameters - planned.optimizer == pytest.approx(peak, rel=0.2)
+
+
+def test_measured_peak_is_of_what_lives_at_once():
+    def work():
+        first = torch.empty(1000)
+        second = torch.empty(500)
+        del first, second
+        return torch.empty(1200)
+
+    assert memory.measure_peak(work) == 4 * 1500
+
+
+def test_a_plan_says_memory_speed_time_network_and_disk(config, tmp_path):
+    pytest.importorskip("matplotlib")
+    figure = tmp_path / "plan.png"
+    words = ("--gpus", "4", "--tokens", "1e6", "--tokens-per-second", "1000", "--network", "1e-6")
+    result = run(tmp_path, "plan", *config, *words, "--figure", str(figure))
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    replicated, sharded = (result["memory"][name] for name in ("replicated", "sharded"))
+    for part in ("parameters", "optimizer", "gradients"):
+        assert sharded[part] == replicated[part] // 4
+    assert replicated["fits"]
+    speed = result["speed"]["replicated"]
+    sent = 2 * 3 / 4 * 4 * result["parameters"]
+    assert speed["network_bytes_a_step"] == sent
+    compute, network = 16 * 64 / 4 / 1000, sent / 1000
+    assert speed["tokens_per_second"] == pytest.approx([1024 / (compute + network), 1024 / max(compute, network)])
+    assert speed["days"] == pytest.approx([1e6 / rate / 86400 for rate in speed["tokens_per_second"][::-1]])
+    assert any("given on the command line" in line for line in result["assumptions"])
+
+
+def test_planned_bytes_on_disk_are_those_of_a_reading(config, tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    settings = settings_of(config)
+    with steps.open_run(settings, 1) as made:
+        members = made.panel.panel
+        reading = read_panel(made.model, members, 0, torch.device("cpu"))
+        stored = as_stored(members, reading, made.panel.domains, stored_blocks(made))
+        pieces = write_reading(tmp_path, stored)
+    planned = plan.reading_bytes(settings, len(members))
+    assert planned == pytest.approx(sum(pq.read_table(path).nbytes for path in pieces), rel=0.1)
+    assert planned > sum(pq.ParquetFile(path).metadata.row_group(0).total_byte_size for path in pieces)
+    whole = plan.reading_bytes(settings, 2 * 3 * settings.panel.samples)
+    assert plan.disk_bytes(settings, 1000, 1e6)["panel"] == settings.panel.readings * whole

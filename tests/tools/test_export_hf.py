@@ -1,0 +1,179 @@
+import json
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetrain.config import SettingsError, load_settings
+from moetrain.data.corpus import prepare_corpus
+from moetrain.data.tokenizer import Tokenizer
+from moetrain.train import train
+from moetrain.training.initialize import initial_model
+from moetrain.training.restore import open_model
+from tests.conftest import small_run
+from tests.model.test_hf import random_olmoe
+from tests.run.reading import scalars
+from tests.tools.test_prepare_data import load_tool
+
+transformers = pytest.importorskip("transformers")
+export_hf = load_tool("export_hf")
+
+
+@pytest.fixture(scope="module")
+def run(corpus_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported")
+    base = small_run(corpus_folder, out, tmp_path_factory.getbasetemp())
+    few = ["train.max_steps=30", "panel.readings=2", "train.checkpoint_every=15", "train.eval_every=15"]
+    assert train(load_settings(None, [*base, *few])) == 0
+    return out / "runs" / "run"
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hf") / "exported"
+    assert export_hf.main([str(run), str(folder), "--shard-size", "0.00003"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(exported):
+    model = transformers.OlmoeForCausalLM.from_pretrained(exported).eval()
+    return model, transformers.AutoTokenizer.from_pretrained(exported)
+
+
+def test_the_exported_model_gives_a_text_our_loss_token_by_token(run, loaded):
+    trained = open_model(run, dtype=torch.float32)
+    model, tokenizer = loaded
+    tokens = torch.tensor([tokenizer("Ada has a drum, so the drum belongs to Ada.").input_ids])
+    length = tokens.shape[1]
+    targets = torch.cat([tokens[:, 1:], torch.full((1, 1), -100)], 1)
+    nothing, spans = torch.full_like(tokens, -1), torch.tensor([[0, length]])
+    with torch.no_grad():
+        positions = torch.arange(length)[None]
+        ours = trained.model(tokens, targets, positions, torch.zeros_like(tokens), nothing, spans, 8).loss_BT[0, :-1]
+        probabilities = model(tokens).logits.log_softmax(-1)[0, :-1]
+    theirs = -probabilities.gather(1, tokens[0, 1:, None])[:, 0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert theirs.mean() < 4.5  # it learned: 5.77 is an even guess over 320
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])) | st.text(st.sampled_from("Ada has \n\u2581<s>/12")))
+def test_auto_tokenizer_gives_our_ids(run, loaded, text):
+    ours, (_, theirs) = Tokenizer.load_from(run), loaded
+    ids = ours.encode(text)
+    assert theirs(text, add_special_tokens=False).input_ids == ids
+    assert theirs(text).input_ids == [ours.begin_id, *ids]
+    assert theirs.decode(ids) == text
+
+
+def test_it_generates_also_for_texts_of_several_lengths(loaded):
+    model, tokenizer = loaded
+    texts = ["Ada has a", "12 plus 7"]
+    alone = []
+    for text in texts:
+        ids = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=8, do_sample=False)
+        assert ids.shape[1] > len(tokenizer(text).input_ids)
+        alone.append(tokenizer.decode(ids[0], skip_special_tokens=True))
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+    together = model.generate(**batch, max_new_tokens=8, do_sample=False)
+    assert tokenizer.batch_decode(together, skip_special_tokens=True) == alone
+    assert all(said.startswith(text) for said, text in zip(alone, texts, strict=True))
+
+
+def test_training_goes_on_from_it_at_the_loss_where_it_was(run, exported, corpus_folder, tmp_path, tmp_path_factory):
+    base = small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())
+    source = [f"model.initialize_from={exported}", f"tokenizer.model={exported / 'tokenizer.json'}"]
+    assert train(load_settings(None, [*base, *source, "train.max_steps=2", "model.balancing=bias"])) == 0
+    before, after = scalars(run), scalars(tmp_path / "runs" / "run")
+    for domain in ("stories", "sums"):
+        tag = f"loss/validation/{domain}"
+        assert after[tag][0][1] == pytest.approx(before[tag][-1][1], abs=1e-5)
+        assert before[tag][0][1] > before[tag][-1][1] + 0.5
+
+
+def test_a_folder_with_more_rows_than_its_tokenizer_has_ids_keeps_them(
+    exported, corpus_folder, tmp_path, tmp_path_factory
+):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    theirs = random_olmoe(tmp_path / "theirs", **sizes, num_key_value_heads=2, vocab_size=352)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(exported / name, tmp_path / "theirs")
+    base = small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())
+    source = [f"model.initialize_from={tmp_path / 'theirs'}", f"tokenizer.model={tmp_path / 'theirs/tokenizer.json'}"]
+    settings = load_settings(None, [*base, *source, "train.max_steps=1"])
+    model = initial_model(settings, prepare_corpus(settings).tokenizer, torch.float32)
+    assert torch.equal(model.lm_head.weight, theirs.lm_head.weight)
+    assert model.training
+    assert train(settings) == 0
+    opened = open_model(tmp_path / "runs" / "run")
+    assert opened.model.lm_head.weight.shape == (352, 32)
+    assert opened.tokenizer.vocab_size == 320
+    assert export_hf.export(opened, tmp_path / "again") == []
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["vocab_size"] == 352
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model.initialize_from=./nowhere"], "no such folder"),
+        (["model.num_experts=4", "model.rope_theta=7.0"], r"set model.num_experts=8 model.rope_theta=10000.0$"),
+        (["model.num_shared_experts=1"], "set model.num_shared_experts=0$"),
+        (["model.num_key_value_heads=1"], "set model.num_key_value_heads=2$"),
+        (["model.experts=dense"], "set model.experts=auto$"),
+        (["tokenizer.model=null"], "set tokenizer.model=.*tokenizer.json$"),
+        (["tokenizer.model={run}/tokenizer.model"], "tokenizer.model is not the tokenizer of"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_one_line(
+    run, exported, corpus_folder, tmp_path, tmp_path_factory, overrides, said
+):
+    base = small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())
+    source = [f"model.initialize_from={exported}", f"tokenizer.model={exported / 'tokenizer.json'}"]
+    settings = load_settings(None, [*base, *source, *(override.format(run=run) for override in overrides)])
+    with pytest.raises(SettingsError, match=said) as caught:
+        initial_model(settings, prepare_corpus(settings).tokenizer, torch.float32)
+    assert str(caught.value).startswith("model.initialize_from: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_half_precision_halves_the_files(run, tmp_path):
+    assert export_hf.main([str(run), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
+    model = transformers.OlmoeForCausalLM.from_pretrained(tmp_path / "half", dtype="auto")
+    assert model.dtype == torch.bfloat16
+    sizes = [p.numel() for p in model.parameters()]
+    assert (tmp_path / "half" / "model.safetensors").stat().st_size == pytest.approx(2 * sum(sizes), rel=0.15)
+
+
+def test_a_folder_is_whole_or_absent_and_nothing_is_overwritten(run, exported, tmp_path, capsys, monkeypatch):
+    assert export_hf.main([str(run), str(exported)]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(export_hf, "write_weights", full)
+    assert export_hf.main([str(run), str(tmp_path / "new")]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("setting", ["model.num_shared_experts=1", "model.balancing=bias"])
+def test_what_cannot_be_exported_is_one_line(corpus_folder, tmp_path, tmp_path_factory, capsys, setting):
+    base = small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())
+    assert train(load_settings(None, [*base, setting, "train.max_steps=1"])) == 0
+    capsys.readouterr()
+    assert export_hf.main([str(tmp_path / "runs" / "run"), str(tmp_path / "new")]) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith(f"error: {setting}: transformers' OLMoE")
+    assert complaint.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_wrong_checkpoint_is_one_line_and_help_has_an_example(tmp_path, capsys):
+    assert export_hf.main([str(tmp_path / "none"), str(tmp_path / "new")]) == 2
+    assert "no such folder: give RUN" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        export_hf.main(["--help"])
+    assert "python tools/export_hf.py runs/four_domains exported" in capsys.readouterr().out

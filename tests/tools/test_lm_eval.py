@@ -1,0 +1,100 @@
+"""lm-evaluation-harness on an exported folder, by its own command, against our own model's log-probabilities."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from moetrain.config import load_settings
+from moetrain.train import train
+from moetrain.training.restore import open_model
+from tests.conftest import small_run
+from tests.tools.test_prepare_data import load_tool
+
+pytest.importorskip("lm_eval", reason="pip install 'moetrain[lm_eval]'")
+pytestmark = pytest.mark.slow
+
+TASK = """
+task: small_sums
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {items}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: acc}}]
+"""
+
+
+@pytest.fixture
+def items():
+    rng = random.Random(1)
+    made = []
+    for _ in range(24):
+        a, b = rng.randint(0, 20), rng.randint(0, 20)
+        wrong = rng.sample([n for n in range(41) if n != a + b], 2)
+        made.append({"question": f"{a} plus {b} is", "choices": [str(n) for n in (a + b, *wrong)], "answer": 0})
+    # Text that a careless reading of marks, of bytes or of spaces would take apart otherwise.
+    made.append({"question": "Ada\u2581 </s> has é", "choices": ["a drum.", "a <s> apple"], "answer": 0})
+    return made
+
+
+def log_probability(trained, context, continuation):
+    """Of a continuation's tokens, by full logits of one sequence that begins with the mark."""
+    tokenizer, model = trained.tokenizer, trained.model
+    whole, before = tokenizer.encode(context + continuation), tokenizer.encode(context)
+    tokens = torch.tensor([[tokenizer.begin_id, *whole]])
+    length = tokens.shape[1]
+    nothing, spans = torch.full_like(tokens, -1), torch.tensor([[0, length]])
+    with torch.no_grad():
+        positions = torch.arange(length)[None]
+        hidden, _ = model.hidden_states(tokens, positions, torch.zeros_like(tokens), nothing, spans, 8)
+        probabilities = (hidden @ model.lm_head.weight.T).log_softmax(-1)
+    first = 1 + len(before)
+    return float(sum(probabilities[place - 1, tokens[0, place]] for place in range(first, length)))
+
+
+def probed(run, items, folder):
+    """The same items through our own probes."""
+    about = {"domain": "sums", "task": "small_sums", "sep": " "}
+    named = [{**item, **about, "prompt": item["question"], "id": str(n)} for n, item in enumerate(items)]
+    (folder / "ours.jsonl").write_text("\n".join(map(json.dumps, named)) + "\n")
+    written = folder / "probed.json"
+    given = [str(run), str(folder / "ours.jsonl"), "--dtype", "float32", "--json", str(written)]
+    assert load_tool("probe").main(given) == 0
+    return [item["choice_logprobs"] for item in json.loads(written.read_text())["tasks"]["small_sums"]["items"]]
+
+
+def test_its_log_probabilities_are_ours(items, corpus_folder, tmp_path):
+    few = ["train.max_steps=30", "panel.readings=2", "train.checkpoint_every=30", "train.eval_every=30"]
+    assert train(load_settings(None, [*small_run(corpus_folder, tmp_path, tmp_path / "cache"), *few])) == 0
+    run, exported = tmp_path / "runs" / "run", tmp_path / "exported"
+    assert load_tool("export_hf").main([str(run), str(exported)]) == 0
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "items.jsonl").write_text("\n".join(map(json.dumps, items)) + "\n")
+    (tasks / "small_sums.yaml").write_text(TASK.format(items=tasks / "items.jsonl"))
+    options = f"--model_args pretrained={exported},add_bos_token=True --include_path {tasks} --tasks small_sums"
+    results = f"--device cpu --batch_size 8 --output_path {tmp_path / 'results'} --log_samples"
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", *options.split(), *results.split()]
+    cache = {"HF_HOME": str(tmp_path / "hub"), "HF_DATASETS_CACHE": str(tmp_path / "sets"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=os.environ | cache, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (samples,) = (tmp_path / "results").rglob("samples_small_sums_*.jsonl")
+    lines = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda line: line["doc_id"])
+    theirs = [[float(response[0][0]) for response in line["resps"]] for line in lines]
+    trained = open_model(run, dtype=torch.float32)
+    ours = [[log_probability(trained, item["question"], f" {c}") for c in item["choices"]] for item in items]
+    assert [line["doc"]["question"] for line in lines] == [item["question"] for item in items]
+    for mine, its in zip(ours, theirs, strict=True):
+        assert its == pytest.approx(mine, abs=1e-4)
+        assert max(mine) - min(mine) > 0.01  # far more than what they may differ by
+    assert probed(run, items, tmp_path) == [pytest.approx(row, abs=1e-4) for row in theirs]
+    (scores,) = (tmp_path / "results").rglob("results_*.json")
+    accuracy = json.loads(scores.read_text())["results"]["small_sums"]["acc,none"]
+    assert accuracy == pytest.approx(sum(row[0] == max(row) for row in ours) / len(items))

@@ -142,6 +142,11 @@ def write_reading(run: Path, stored: StoredReading) -> list[Path]:
         raise
 
 
+def has_reading(run: Path, step: int) -> bool:
+    """Whether a run read its panel at a step."""
+    return (run / FOLDER / f"panel_{step:08d}.parquet").is_file()
+
+
 def read_reading(run: Path, step: int) -> StoredReading:
     """A reading of a run.
 

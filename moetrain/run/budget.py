@@ -89,7 +89,7 @@ def _step_seconds(run: Run) -> float:
         run.clock.taken("step trial")
         with run.clock.measure("step trial"):
             forward_backward(
-                run.accelerator, run.model, run.stream, 0, run.balancing, run.settings, lambda batch, routing: None
+                run.accelerator, run.model, run.stream, 0, run.balancing, run.settings, lambda batch, output: None
             )
         run.optimizer.zero_grad(set_to_none=True)
     return run.clock.taken("step trial")

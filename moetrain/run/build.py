@@ -27,7 +27,7 @@ from moetrain.run.probing import COLUMNS, Probes, load_probes
 from moetrain.training.balancing import Balancing
 from moetrain.training.checkpoint import CheckpointError
 from moetrain.training.curves import Interval, expert_load
-from moetrain.training.guards import FiniteGuard
+from moetrain.training.guards import Guards, Incident
 from moetrain.training.initialize import initial_model
 from moetrain.training.optimizer import make_optimizer
 from moetrain.training.parallel import compute_dtype, gather_objects, start_accelerator
@@ -49,6 +49,7 @@ class Run:
     model: nn.Module
     optimizer: torch.optim.AdamW
     balancing: Balancing
+    guards: Guards
     monitor: StreamMonitor
     panel: PanelMonitor | None
     probes: Probes | None
@@ -59,8 +60,7 @@ class Run:
     clock: Clock
     beside: Beside[StreamPoints | PanelPoints] = field(default_factory=Beside)
     sample_store: SampleStore | None = None  # once the run has a folder, where it is asked for
-    guard: FiniteGuard = field(default_factory=FiniteGuard)
-    troubles: list[tuple[int, str]] = field(default_factory=list)  # by step: survived, and not told yet
+    troubles: list[Incident] = field(default_factory=list)  # survived, and not told yet
     tokens_trained: int = 0
     newest: StepStatistics | None = None
 
@@ -100,6 +100,7 @@ def build(settings: Settings) -> Run:
         validation=validation,
         optimizer=make_optimizer(transformer, settings.optim),
         balancing=Balancing(transformer, settings.model),
+        guards=Guards(settings.guard),
         model=accelerator.prepare_model(transformer),
         monitor=StreamMonitor(names, settings.monitor.window, settings.monitor.tau, gather_objects),
         panel=panel_monitor(corpus, stream, settings, steps, rows),

@@ -76,7 +76,8 @@ class MonitorSettings(Section):
         0,
         ge=0,
         description="Heaviest experts a layer whose share of each training sample's routing is written to "
-        "routing/samples_*.parquet; 0: none.",
+        "routing/samples_*.parquet; 0: none. A million samples take 40 MB at 6 layers and 2 experts, 290 MB at 16 "
+        "and 8.",
     )
     tau: float = Field(0.7, gt=0, lt=1, description="Share of routing weight that a pathway keeps in each layer.")
 

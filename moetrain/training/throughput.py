@@ -41,6 +41,8 @@ class Clock:
 
     def settle(self) -> None:
         """Wait for what training has queued, as time spent training."""
+        if self._device is None:
+            return
         begin = time.perf_counter()
         self._wait()
         self.seconds["train"] = self.spent("train") + time.perf_counter() - begin

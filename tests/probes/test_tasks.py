@@ -190,7 +190,7 @@ def test_builtin_domains_bring_tasks_under_the_runs_names(built_in):
         "builtin_adding_open": ("adding", "open", False, 60),
         "builtin_adding_trained": ("adding", "choice", True, 20),
         "builtin_adding_open_trained": ("adding", "open", True, 20),
-        # 13 has 12 * 12 facts to divide, 40% of them held out.
+        # 13 has 12 * 12 facts to divide, 40% of them held out: 60 at most.
         "builtin_dividing": ("dividing", "choice", False, len(found["builtin_dividing"].items)),
         "builtin_dividing_open": ("dividing", "open", False, len(found["builtin_dividing_open"].items)),
         "builtin_dividing_trained": ("dividing", "choice", True, 20),
@@ -203,7 +203,7 @@ def test_builtin_domains_bring_tasks_under_the_runs_names(built_in):
         "builtin_people_open": ("people", "open", False, 60),
         "builtin_python": ("python", found["builtin_python"].kind, False, len(found["builtin_python"].items)),
     }
-    assert 20 <= len(found["builtin_dividing"].items) <= 40
+    assert 40 <= len(found["builtin_dividing"].items) <= 60
     assert 10 <= len(found["builtin_python"].items) <= 60
     for task in found.values():
         assert {each["domain"] for each in task.items} == {task.domain}
@@ -225,10 +225,9 @@ def test_trained_tasks_ask_for_facts_that_the_run_states(built_in):
     found = built_in("data.domains.noise.size=300", "probes.items=60")
     texts = builtin.documents("random_answers", size=300, seed=0, sign="#")
     stated = Counter(each.text.split(" =")[0] for each in texts)
-    asked = [
-        each["prompt"].split(" =")[0] for name in ("", "_open") for each in found[f"builtin_noise{name}_trained"].items
-    ]
-    assert Counter(asked) == stated
+    for name in ("", "_open"):
+        asked = [each["prompt"].split(" =")[0] for each in found[f"builtin_noise{name}_trained"].items]
+        assert Counter(asked) == stated
 
 
 def test_builtin_tasks_can_be_left_out(built_in):

@@ -20,7 +20,7 @@ def cross_entropy(
     """The summed loss, which carries the gradient, and the loss by token [N] in nats, which does not; float32.
 
     Targets below zero are ignored: their loss is 0. Gradients of hidden states and weight are formed with the loss,
-    chunk by chunk, so backward recomputes nothing.
+    chunk by chunk, so backward recomputes nothing; a frozen weight's is not formed.
     """
     # Asked here: inside the function gradients are always off.
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, target_N, torch.is_grad_enabled())
@@ -58,7 +58,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wanted = gradients and any(ctx.needs_input_grad[:2])
         losses, grad_hidden = [], torch.empty_like(hidden_ND) if wanted else None
-        grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if wanted else None
+        grad_weight = None
+        if wanted and ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device)
         chunk = _chunk(weight_VD)
         for start in range(0, len(hidden_ND), chunk):
             here = slice(start, start + chunk)
@@ -68,15 +70,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             log_probs_CV = (hidden_ND[here] @ weight_VD.T).float().log_softmax(-1)
             safe_C1 = target_C.clamp(min=0)[:, None]
             losses.append(torch.where(kept_C, -log_probs_CV.gather(1, safe_C1)[:, 0], 0.0))
-            if grad_hidden is None or grad_weight is None:
+            if grad_hidden is None:
                 continue
             probs_CV = log_probs_CV.exp_()
             probs_CV.scatter_add_(1, safe_C1, torch.full_like(probs_CV[:, :1], -1.0))
             grad_CV = probs_CV.mul_(kept_C[:, None]).to(hidden_ND.dtype)
             grad_hidden[here] = grad_CV @ weight_VD
-            grad_weight += grad_CV.T @ hidden_ND[here]
+            if grad_weight is not None:
+                grad_weight += grad_CV.T @ hidden_ND[here]
         loss_N = torch.cat(losses)
-        if grad_hidden is not None and grad_weight is not None:
+        if grad_hidden is not None:
             ctx.save_for_backward(grad_hidden, grad_weight)
             ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(loss_N)
@@ -85,7 +88,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, grad_sum: torch.Tensor, grad_loss_N: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        weight_dtype = ctx.weight_dtype
-        return grad_hidden * grad_sum.to(grad_hidden.dtype), (grad_weight * grad_sum).to(weight_dtype), None, None
+        if grad_weight is not None:
+            grad_weight = (grad_weight * grad_sum).to(ctx.weight_dtype)
+        return grad_hidden * grad_sum.to(grad_hidden.dtype), grad_weight, None, None

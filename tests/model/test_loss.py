@@ -34,3 +34,19 @@ def test_ignored_targets_cost_nothing_and_without_gradients_none_are_formed():
         total, by_token = cross_entropy(hidden, weight, torch.full((5,), -100))
     assert total == 0
     assert (by_token == 0).all()
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_what_is_frozen_gets_no_gradient_and_the_other_the_same(frozen):
+    torch.manual_seed(0)
+    gradients = []
+    for both in (True, False):
+        torch.manual_seed(1)
+        given = {"hidden": torch.randn(7, 4), "weight": torch.randn(9, 4)}
+        for name, each in given.items():
+            each.requires_grad_(both or name != frozen)
+        cross_entropy(given["hidden"], given["weight"], torch.arange(7))[0].backward()
+        gradients.append({name: each.grad for name, each in given.items()})
+    trained = "weight" if frozen == "hidden" else "hidden"
+    assert torch.equal(gradients[0][trained], gradients[1][trained])
+    assert gradients[1][frozen] is None

@@ -75,7 +75,7 @@ def test_ratios_are_of_medians_and_sides_take_turns_on_the_same_numbers():
 
 def test_monitor_measures_blocks_with_and_without_and_a_panel_reading(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    asked = ("--parts", "share", "panel", "--pairs", "2", "--steps", "2")
+    asked = ("--parts", "share", "sums", "panel", "--pairs", "2", "--steps", "2")
     result = run(tmp_path, "monitor", *config, "train.max_steps=null", *asked)
     share, panel = result["share"]["small"], result["panel"]["small"]
     for by in ("wall", "cpu"):
@@ -84,6 +84,9 @@ def test_monitor_measures_blocks_with_and_without_and_a_panel_reading(config, tm
     assert share["with"]["turns"] == share["without"]["turns"] == 2
     assert share["wall"]["share"] == pytest.approx(share["with"]["seconds"] / share["without"]["seconds"] - 1)
     assert (share["domains"], share["window"], share["steps_between_readings"]) == (2, 8, 2)
+    inside = result["sums"]["small"]
+    assert inside["with"]["turns"] == 4
+    assert inside["cpu"]["low"] <= inside["cpu"]["share"] <= inside["cpu"]["high"]
     assert panel["samples"] > 16
     assert 0 < panel["training_waits_seconds"] <= panel["until_shown_seconds"]
     assert "by processor time" in capsys.readouterr().out

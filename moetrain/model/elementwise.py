@@ -82,7 +82,7 @@ def _turned(x_NHd: torch.Tensor, cos_N1h: torch.Tensor, sin_N1h: torch.Tensor, s
 
 
 class _WeightedSwiGLU(torch.autograd.Function):
-    """silu(gate) * up * weight, halves laid apart first: on CPU, passes over strided halves cost three times as much."""
+    """silu(gate) * up * weight, halves laid apart first: on CPU a pass over strided ones takes three times as long."""
 
     @staticmethod
     def forward(ctx: Any, gate_up_M2F: torch.Tensor, weight_NK: torch.Tensor, place_NK: torch.Tensor) -> torch.Tensor:

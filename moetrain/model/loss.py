@@ -22,8 +22,8 @@ def cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The summed loss, which carries the gradient, and the loss by token [N] in nats, which does not; float32.
 
-    Products run in the type of the hidden states; the weight, and its gradient, may be wider. Targets below zero are ignored: their loss is 0. Gradients of hidden states and weight are formed with the loss,
-    chunk by chunk, so backward recomputes nothing.
+    Targets below zero are ignored: their loss is 0. Products run in the type of the hidden states; the weight, and its
+    gradient, may be wider. Gradients are formed with the loss, chunk by chunk, so backward recomputes nothing.
     """
     # Asked here: inside the function gradients are always off.
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, target_N, torch.is_grad_enabled())

@@ -261,8 +261,7 @@ class Transformer(nn.Module):
         hidden_ND, routing = self.hidden_states(
             tokens_BT, positions_BT, slots_BT, recorded_BT, spans_N2, most_samples, inputs
         )
-        weight_VD = self.lm_head.weight.to(self.dtype)
-        loss_sum, loss_N = cross_entropy(hidden_ND.to(self.dtype), weight_VD, targets_BT.flatten())
+        loss_sum, loss_N = cross_entropy(hidden_ND.to(self.dtype), self.lm_head.weight, targets_BT.flatten())
         return Output(loss_sum, loss_N.view_as(targets_BT), routing)
 
     def hidden_states(

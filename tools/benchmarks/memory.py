@@ -26,7 +26,7 @@ from moetrain.model.transformer import Transformer
 
 _MOMENTS = {"fp32": 8, "bf16": 4}  # bytes a parameter of AdamW's two numbers
 _FLOAT32 = 4
-_LOGIT_BYTES = 12  # a chunk's logits: bf16, float32, their log-softmax, and the gradient in bf16, not all at once
+_LOGIT_BYTES = 10  # a chunk's logits: in bf16, in float32, and their softmax
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def predict(
     layers = model.num_hidden_layers
     parameters, layer = count_parameters(settings, vocab_size)
     shards = devices if sharded else 1
-    held = logits_held or loss._LOGITS_HELD
+    held = logits_held or loss._HELD
     in_the_loss = min(held, tokens * vocab_size) * _LOGIT_BYTES
     # Backward of a layer: gradients of its experts' rows, and of its weights in the type of the products.
     routed = tokens * model.num_experts_per_tok

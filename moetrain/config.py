@@ -25,6 +25,7 @@ from moetrain.settings.monitoring import MonitorSettings as MonitorSettings
 from moetrain.settings.monitoring import PanelSettings as PanelSettings
 from moetrain.settings.monitoring import PhaseSettings as PhaseSettings
 from moetrain.settings.monitoring import ProbeSettings as ProbeSettings
+from moetrain.settings.training import GuardSettings as GuardSettings
 from moetrain.settings.training import ModelSettings as ModelSettings
 from moetrain.settings.training import OptimSettings as OptimSettings
 from moetrain.settings.training import RunSettings as RunSettings
@@ -44,6 +45,7 @@ class Settings(Section):
     model: ModelSettings = Field(default_factory=ModelSettings)
     optim: OptimSettings = Field(default_factory=OptimSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)
+    guard: GuardSettings = Field(default_factory=GuardSettings)
     monitor: MonitorSettings = Field(default_factory=MonitorSettings)
     panel: PanelSettings = Field(default_factory=PanelSettings)
     phase: PhaseSettings = Field(default_factory=PhaseSettings)

@@ -5,26 +5,25 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
 from moetrain.dashboard.outputs import Outputs
 from moetrain.dashboard.terminal import Terminal
 from moetrain.data.documents import DataError
 from moetrain.data.stream import Batch, stream_tokens
-from moetrain.model.transformer import Routing
+from moetrain.model.transformer import Output
 from moetrain.routing.panel import reading_steps
 from moetrain.routing.store import remove_unlisted
 from moetrain.run.budget import LEAST, keep_within_budget, measure_costs
 from moetrain.run.build import Run, build, claim_folder, describe, sample_store
-from moetrain.run.keep import finish, resume, save
-from moetrain.run.watch import log, measure, note_skipped, probe, read, record, router_rows, tell_troubles, validate
+from moetrain.run.keep import finish, resume, save, stop_diverged
+from moetrain.run.watch import log, measure, note, probe, read, record, router_rows, tell_troubles, validate
 from moetrain.training.checkpoint import CheckpointError, load_checkpoint, set_aside_later
-from moetrain.training.guards import STOPPED_BY_SIGNAL, StopAgreement, StopSignals, TrainingDivergedError
+from moetrain.training.guards import TrainingDivergedError
 from moetrain.training.parallel import end_processes
 from moetrain.training.run_folder import RunFolder
 from moetrain.training.schedule import learning_rate
-from moetrain.training.step import StepStatistics, forward_backward, update
+from moetrain.training.signals import STOPPED_BY_SIGNAL, StopAgreement, StopSignals
+from moetrain.training.step import forward_backward, update
 from moetrain.training.throughput import peak_memory
 
 USAGE = """usage: accelerate launch moetrain/train.py [CONFIG.yaml] [section.key=value ...] [--check] [--help]
@@ -41,7 +40,10 @@ _QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 2 settings or data, 1 training, 75 told to stop."""
+    """Run the command line; returns the exit status.
+
+    0 done, 1 training, 2 settings or data, 75 saved because it was told to stop, 130 interrupted outside of the steps.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     terminal = Terminal()
     if "--help" in arguments or "-h" in arguments:
@@ -59,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (TrainingDivergedError, OSError) as error:
         terminal.error(str(error))
         return 1
+    except KeyboardInterrupt:
+        terminal.error("interrupted: what was saved stays; run the same command again to continue")
+        return 130
 
 
 def _parse(arguments: list[str]) -> tuple[Settings, bool]:
@@ -118,9 +123,10 @@ def loop(run: Run, folder: RunFolder) -> int:
             read(run, folder.path, 0, outputs)
             probe(run, folder.path, 0, outputs)
         for step in range(first + 1, run.steps + 1):
-            statistics, norm = train_step(run, step)
-            run.interval.add(statistics, norm)
+            train_step(run, step)
             tell_troubles(run, outputs)
+            if run.guards.diverged:
+                stop_diverged(run, folder.path)
             last = step == run.steps
             if last or step % settings.monitor.every == 0:
                 measure(run, step, outputs)
@@ -157,6 +163,7 @@ def dry_run(run: Run) -> None:
     for step in range(1, steps + 1):
         run.clock.seconds.clear()  # the first steps warm up: only the last one counts
         train_step(run, step)
+        run.clock.settle()
     seconds = run.clock.spent("train")
     with run.clock.measure("stream"):
         if run.settings.watches_routing:
@@ -175,12 +182,9 @@ def dry_run(run: Run) -> None:
         run.terminal.note(cost.line(readings))
 
 
-def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:
-    """One update (step 1 the first), and the routing of its samples on its way into the monitor's windows.
-
-    Returns the step's statistics and its gradient's norm.
-    """
-    recorded: list[tuple[Batch, Routing]] = []
+def train_step(run: Run, step: int) -> None:
+    """One update (step 1 the first), into curves and guards, its samples' routing on its way into the windows."""
+    recorded: list[tuple[Batch, Output]] = []
     with run.clock.measure("train"):
         statistics = forward_backward(
             run.accelerator,
@@ -189,12 +193,13 @@ def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:
             step - 1,
             run.balancing,
             run.settings,
-            lambda batch, routing: recorded.append((batch, routing)),
+            lambda batch, output: recorded.append((batch, output)),
         )
         rate = learning_rate(step, run.steps, run.settings.optim)
-        norm, made = update(run.model, run.optimizer, rate, run.settings.optim.grad_clip)
+        norm, made = update(run.model, run.optimizer, rate, run.settings.optim.grad_clip, statistics.loss)
         run.balancing.after_step(statistics.load_LE, made)
-        note_skipped(run, run.guard.check(made, step))
+        run.interval.add(statistics, norm, made)
+        note(run, run.guards.check(step, made, statistics.loss, statistics.load_LE, recorded))
     run.newest = statistics
     tokens = run.stream.real_tokens(step - 1)
     run.tokens_trained += tokens
@@ -203,7 +208,6 @@ def train_step(run: Run, step: int) -> tuple[StepStatistics, torch.Tensor]:
     if run.settings.watches_routing:
         with run.clock.measure("record"):
             record(run, step, recorded)
-    return statistics, norm
 
 
 if __name__ == "__main__":

@@ -165,10 +165,10 @@ class Outputs:
             return False
         return True
 
-    def guard(self, step: int, problem: str) -> None:
-        """Something that went wrong and that training survived."""
+    def guard(self, step: int, problem: str, **details: Any) -> None:
+        """Something that went wrong and that training survived; ``details`` are what JSON can hold."""
         self._terminal.note(f"step {step}: {problem}")
-        self._events.write("guard", step, problem=problem)
+        self._events.write("guard", step, problem=problem, **details)
         self._flush(step)
 
     def close(self) -> None:

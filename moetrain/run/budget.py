@@ -12,12 +12,11 @@ import yaml
 
 from moetrain.config import Settings
 from moetrain.durable import write_content
-from moetrain.probes.scoring import score
 from moetrain.routing.panel import read_panel
 from moetrain.routing.panel_metrics import panel_metrics
 from moetrain.routing.store import as_stored
 from moetrain.run.build import Run
-from moetrain.run.watch import stored_blocks
+from moetrain.run.watch import ask, stored_blocks
 from moetrain.training.parallel import gather_objects
 from moetrain.training.step import bare, forward_backward
 
@@ -79,8 +78,7 @@ def measure_costs(run: Run, step: float | None = None) -> list[Cost]:
         costs.append(Cost("panel", run.clock.taken("panel trial"), training))
     if run.probes is not None:
         with run.clock.measure("probes trial"):
-            process = (run.accelerator.process_index, run.accelerator.num_processes)
-            score(bare(run.model), run.probes.prepared, run.accelerator.device, *process, gather_objects)
+            ask(run, run.probes)
         costs.append(Cost("probes", run.clock.taken("probes trial"), training))
     return costs
 
@@ -91,7 +89,7 @@ def _step_seconds(run: Run) -> float:
         run.clock.taken("step trial")
         with run.clock.measure("step trial"):
             forward_backward(
-                run.accelerator, run.model, run.stream, 0, run.balancing, run.settings, lambda batch, routing: None
+                run.accelerator, run.model, run.stream, 0, run.balancing, run.settings, lambda batch, output: None
             )
         run.optimizer.zero_grad(set_to_none=True)
     return run.clock.taken("step trial")

@@ -20,13 +20,14 @@ from moetrain.grokking import PhaseThresholds
 from moetrain.routing.beside import Beside
 from moetrain.routing.monitor import StreamMonitor, StreamPoints
 from moetrain.routing.panel import draw_panel
-from moetrain.routing.panel_monitor import PanelMonitor, PanelPoints, Surroundings
+from moetrain.routing.panel_monitor import PanelMonitor, PanelPoints
 from moetrain.routing.samples import SampleStore
+from moetrain.routing.store import Surroundings
 from moetrain.run.probing import COLUMNS, Probes, load_probes
 from moetrain.training.balancing import Balancing
 from moetrain.training.checkpoint import CheckpointError
 from moetrain.training.curves import Interval, expert_load
-from moetrain.training.guards import FiniteGuard
+from moetrain.training.guards import Guards, Incident
 from moetrain.training.initialize import initial_model
 from moetrain.training.optimizer import make_optimizer
 from moetrain.training.parallel import compute_dtype, gather_objects, start_accelerator
@@ -48,6 +49,7 @@ class Run:
     model: nn.Module
     optimizer: torch.optim.AdamW
     balancing: Balancing
+    guards: Guards
     monitor: StreamMonitor
     panel: PanelMonitor | None
     probes: Probes | None
@@ -55,11 +57,10 @@ class Run:
     interval: Interval
     token_bytes: torch.Tensor  # int64 [V], bytes of text that each token id stands for
     met: np.ndarray  # int64 [domains], text tokens trained on
+    clock: Clock
     beside: Beside[StreamPoints | PanelPoints] = field(default_factory=Beside)
     sample_store: SampleStore | None = None  # once the run has a folder, where it is asked for
-    guard: FiniteGuard = field(default_factory=FiniteGuard)
-    troubles: list[tuple[int, str]] = field(default_factory=list)  # by step: survived, and not told yet
-    clock: Clock = field(default_factory=Clock)
+    troubles: list[Incident] = field(default_factory=list)  # survived, and not told yet
     tokens_trained: int = 0
     newest: StepStatistics | None = None
 
@@ -99,6 +100,7 @@ def build(settings: Settings) -> Run:
         validation=validation,
         optimizer=make_optimizer(transformer, settings.optim),
         balancing=Balancing(transformer, settings.model),
+        guards=Guards(settings.guard),
         model=accelerator.prepare_model(transformer),
         monitor=StreamMonitor(names, settings.monitor.window, settings.monitor.tau, gather_objects),
         panel=panel_monitor(corpus, stream, settings, steps, rows),
@@ -107,6 +109,7 @@ def build(settings: Settings) -> Run:
         interval=Interval(names),
         token_bytes=torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(accelerator.device),
         met=np.zeros(len(names), np.int64),
+        clock=Clock(accelerator.device),
     )
 
 

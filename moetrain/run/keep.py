@@ -18,8 +18,15 @@ from moetrain.routing.panel_monitor import memorization_summary
 from moetrain.routing.store import list_pieces
 from moetrain.run.build import Run
 from moetrain.run.delays import delays
-from moetrain.run.watch import MONITORING, note_skipped, show, store
-from moetrain.training.checkpoint import Checkpoint, CheckpointError, drop_checkpoints, save_checkpoint
+from moetrain.run.watch import MONITORING, note, show, store
+from moetrain.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    drop_checkpoints,
+    save_checkpoint,
+    write_checkpoint,
+)
+from moetrain.training.guards import TrainingDivergedError
 from moetrain.training.optimizer import load_optimizer_state, optimizer_state
 from moetrain.training.parallel import gather_objects
 from moetrain.training.step import bare
@@ -31,10 +38,8 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
 
     Returns whether it was written, on every process.
     """
-    note_skipped(run, run.guard.settle())
-    store(
-        run, step, everything=True
-    )  # before the next line, in which all processes meet: the manifest lists every piece
+    note(run, run.guards.settle())
+    store(run, step, everything=True)  # before the next line, where all processes meet: the manifest lists every piece
     windows = run.monitor.state()  # of all processes
     return gather_objects(outputs is not None and _write(run, folder, step, outputs, windows))[0]
 
@@ -57,7 +62,7 @@ def _write(run: Run, folder: Path, step: int, outputs: Outputs, windows: Mapping
             "domains": outputs.domains,
             "tasks": outputs.tasks,
             "tokens_trained": run.tokens_trained,
-            "guard": run.guard.state(),
+            "guards": run.guards.state(),
             "corpus": run.corpus.fingerprint,
             "pieces": list_pieces(folder),
             "not_finite": run.monitor.not_finite,
@@ -94,9 +99,42 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
         run.probes.relations.load_state(checkpoint.states.get("relations", {}))
     run.tokens_trained = checkpoint.record["tokens_trained"]
     run.met = stream_tokens(run.stream, len(run.met), 0, checkpoint.step)
-    run.guard.load_state(checkpoint.record["guard"])
+    run.guards.load_state(checkpoint.record["guards"], run.accelerator.device)
     run.monitor.not_finite = checkpoint.record["not_finite"]
     return checkpoint.step
+
+
+def stop_diverged(run: Run, folder: Path) -> None:
+    """End a run that skips every update, with a dump to replay: the model as it is, and the rows of the last such step.
+
+    Raises:
+        TrainingDivergedError: always; it names the dump.
+    """
+    step = run.guards.last_skipped
+    dump = folder / "dumps" / f"step_{step:08d}"
+    see = f"see why with python tools/replay_step.py {dump}"
+    if run.accelerator.is_main_process and not dump.exists():  # a run that was run again comes to the same
+        try:
+            _dump(run, dump, step)
+        except OSError as error:
+            see = f"no dump was written ({error})"
+    raise TrainingDivergedError(
+        f"step {step}: the loss or the gradient was not finite in {run.guards.skipped_in_a_row} steps in a row; {see}; "
+        "lower optim.learning_rate, or set train.precision=fp32"
+    )
+
+
+def _dump(run: Run, dump: Path, step: int) -> None:
+    rows = run.stream.batch(step - 1, 0, run.settings.train.batch_rows)
+    samples = rows.samples_BS[rows.samples_BS >= 0].numpy()
+    named = {
+        "domain": [run.corpus.domains[number].name for number in run.stream.samples.domain[samples]],
+        "document": run.stream.samples.document[samples].tolist(),
+        "piece": run.stream.samples.piece[samples].tolist(),
+    }
+    states = {"model": bare(run.model).state_dict(), "balancing": run.balancing.state(), "batch": vars(rows)}
+    record = {"tokens_trained": run.tokens_trained, "corpus": run.corpus.fingerprint, "samples": named}
+    write_checkpoint(dump, step, states, record, {})
 
 
 def finish(run: Run, outputs: Outputs) -> None:
@@ -125,14 +163,14 @@ def finish(run: Run, outputs: Outputs) -> None:
         "monitor_share": share,
         "parameters": {"all": every, "active": active},
         "rows_full": run.stream.fullness(),
-        "skipped_updates": run.guard.skipped,
+        "skipped_updates": run.guards.skipped,
         "samples_not_finite": run.monitor.not_finite,
         "peak_memory_bytes": memory,
         "seconds": dict(run.clock.seconds),
         "version": __version__,
     }
+    outputs.close()  # before the summary, whose presence says that all else stands
     write_summary(outputs.folder, summary)
-    outputs.close()
     columns = {"bits_per_byte": "bits/byte", "validation_loss": "held-out loss", "train_loss": "train loss"}
     columns |= {"stream/d_path": "D_path", "stream/cosine": "cosine"}
     run.terminal.table("result", ["domain", *columns.values()], summary_rows(outputs.domains, columns))

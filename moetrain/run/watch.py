@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,31 +12,35 @@ from moetrain.dashboard.outputs import Outputs
 from moetrain.data.stream import Batch
 from moetrain.grokking import gram_blocks
 from moetrain.model.router import Router
-from moetrain.model.transformer import Routing
-from moetrain.probes.scoring import score
+from moetrain.model.transformer import Output
+from moetrain.probes.scoring import TaskScore, score
 from moetrain.routing.monitor import StreamPoints, stream_points
 from moetrain.routing.panel import read_panel
 from moetrain.routing.panel_monitor import PanelPoints
 from moetrain.routing.recorder import start_record
 from moetrain.routing.store import as_stored, write_reading
 from moetrain.run.build import Run
-from moetrain.run.probing import write_scores
+from moetrain.run.probing import Probes, write_scores
 from moetrain.training.evaluation import heldout_losses
+from moetrain.training.guards import Heard, Incident
 from moetrain.training.parallel import gather_objects
 from moetrain.training.schedule import learning_rate
 from moetrain.training.step import bare
+from moetrain.training.suspects import merge, suspects
 from moetrain.training.throughput import peak_memory
 
 MONITORING = ("record", "stream", "panel", "probes")
 """What of the clock's entries is the monitor's."""
 
 
-def record(run: Run, step: int, recorded: list[tuple[Batch, Routing]]) -> None:
+def record(run: Run, step: int, recorded: list[tuple[Batch, Output]]) -> None:
     """Put the routing of this process's rows of a step into the windows, and on disk where it is asked for."""
     before = run.monitor.not_finite
     rows, slots = run.settings.train.batch_rows, run.stream.most_samples
     row = (step - 1) * rows + run.accelerator.process_index * (rows // run.accelerator.num_processes)
-    for batch, routing in recorded:
+    for batch, output in recorded:
+        routing = output.routing
+        assert routing is not None
         coming = start_record(
             routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.whole_BS, row * slots
         )
@@ -43,20 +48,24 @@ def record(run: Run, step: int, recorded: list[tuple[Batch, Routing]]) -> None:
         row += len(batch.samples_BS)
     store(run, step)
     if lost := run.monitor.not_finite - before:
-        problem = f"the routing of {lost} samples was not finite: they are left out of the streaming metrics"
-        run.troubles.append((step, problem))
+        said = f"the routing of {lost} samples was not finite: they are left out of the streaming metrics"
+        run.troubles.append(Incident(step, "not_finite", said))
 
 
-def note_skipped(run: Run, steps: list[int]) -> None:
-    """Note steps whose update was skipped."""
-    run.troubles += [(step, "the gradient was not finite; the update was skipped") for step in steps]
+def note(run: Run, heard: Heard) -> None:
+    """Note what the guards have heard of, with the samples that were most involved."""
+    count = run.settings.guard.samples
+    for incident, recorded in heard:
+        mine = suspects(incident, recorded, run.stream.samples, list(run.settings.data.domains), count)
+        worst = merge(gather_objects(mine), count)
+        run.troubles.append(replace(incident, details=incident.details | {"samples": worst}))
 
 
 def tell_troubles(run: Run, outputs: Outputs | None) -> None:
     """Tell what went wrong and was survived."""
     if outputs is not None:
-        for step, problem in run.troubles:
-            outputs.guard(step, problem)
+        for incident in run.troubles:
+            outputs.guard(incident.step, incident.problem, kind=incident.kind, **incident.details)
     run.troubles.clear()
 
 
@@ -71,12 +80,23 @@ def store(run: Run, step: int, everything: bool = False) -> None:
     try:
         run.sample_store.write(everything)
     except OSError as error:
-        run.troubles.append((step, f"routing of training samples was not stored ({error}): it is tried again"))
+        said = f"routing of training samples was not stored ({error}): it is tried again"
+        run.troubles.append(Incident(step, "storage", said))
 
 
 def router_rows(model: nn.Module) -> np.ndarray:
     """The routers' weights, [L, E, D]."""
     return np.stack([m.weight.detach().float().cpu().numpy() for m in bare(model).modules() if isinstance(m, Router)])
+
+
+def _comparable_rows(run: Run, step: int, outputs: Outputs | None) -> np.ndarray | None:
+    """`router_rows`; None, which is told, where products of them overflow, as in a run that diverges."""
+    rows_LED = router_rows(run.model)
+    if np.abs(rows_LED).max() < 1e18 / rows_LED.shape[-1] ** 0.5:  # a sum of squares of float32 stays finite
+        return rows_LED
+    if outputs is not None:
+        outputs.guard(step, "the routers' weights are too large to compare: their metrics are left out")
+    return None
 
 
 def stored_blocks(run: Run) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +109,10 @@ def measure(run: Run, step: int, outputs: Outputs | None) -> None:
     if not run.settings.watches_routing:
         return
     with run.clock.measure("stream"):
-        snapshot = run.monitor.snapshot(router_rows(run.model))
+        rows_LED = _comparable_rows(run, step, outputs)
+        if rows_LED is None:
+            return
+        snapshot = run.monitor.snapshot(rows_LED)
         if outputs is None:
             return
         run.beside.submit(stream_points, step, snapshot)
@@ -101,6 +124,9 @@ def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
     if run.panel is None:
         return
     with run.clock.measure("panel"):
+        rows_LED = _comparable_rows(run, step, outputs)
+        if rows_LED is None:
+            return
         accelerator = run.accelerator
         process = (accelerator.process_index, accelerator.num_processes)
         inputs = run.settings.panel.linear_kernel
@@ -109,12 +135,12 @@ def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
         )
         if outputs is None:
             return
-        stored = as_stored(run.panel.panel, reading, run.panel.domains, stored_blocks(run))
+        stored = as_stored(run.panel.panel, reading, run.panel.domains, gram_blocks(rows_LED), run.surroundings)
         try:
             write_reading(folder, stored)
         except OSError as error:
             outputs.guard(step, f"the panel reading was not stored ({error}); its metrics are shown")
-        run.beside.submit(run.panel.take, stored, run.surroundings)
+        run.beside.submit(run.panel.take, stored)
     show(run, outputs)
 
 
@@ -132,14 +158,21 @@ def show(run: Run, outputs: Outputs, wait: bool = False) -> None:
                 outputs.panel(points)
 
 
+def ask(run: Run, probes: Probes) -> dict[str, TaskScore]:
+    """What the model makes of all tasks now, each process its share of them."""
+    settings = run.settings.probes
+    process = (run.accelerator.process_index, run.accelerator.num_processes)
+    answers = settings.max_new_tokens if settings.generate else 0
+    return score(bare(run.model), probes.prepared, run.accelerator.device, *process, gather_objects, answers)
+
+
 def probe(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
     """Score all tasks, keep the answers, and relate accuracy to what the router says by now."""
     if run.probes is None:
         return
     probes = run.probes
     with run.clock.measure("probes"):
-        process = (run.accelerator.process_index, run.accelerator.num_processes)
-        scores = score(bare(run.model), probes.prepared, run.accelerator.device, *process, gather_objects)
+        scores = ask(run, probes)
         probes.history.add(step, run.tokens_trained, scores)
     if outputs is None:
         return
@@ -166,9 +199,10 @@ def validate(run: Run, step: int, outputs: Outputs | None) -> None:
 
 
 def log(run: Run, step: int, outputs: Outputs | None) -> None:
-    """The training curves since the last point."""
+    """The training curves since the last point; none where every update since then was skipped."""
+    run.clock.settle()
     points = run.interval.points()
-    if outputs is None:
+    if outputs is None or not points:
         return
     points["optim/learning_rate"] = learning_rate(step, run.steps, run.settings.optim)
     points |= {f"data/tokens/{domain.name}": float(n) for domain, n in zip(run.corpus.domains, run.met, strict=True)}

@@ -167,3 +167,21 @@ class TrainSettings(Section):
                 f"keep_every {self.keep_every} must be a multiple of checkpoint_every {self.checkpoint_every}"
             )
         return self
+
+
+class GuardSettings(Section):
+    """When something that training survives is told as an event, and when it stops."""
+
+    skipped: int = Field(
+        10,
+        ge=1,
+        description="Updates skipped in a row, loss or gradient not being finite, at which training stops.",
+    )
+    spike: float = Field(
+        6.0, gt=0, description="Standard deviations above the mean of earlier steps from which on a loss is a spike."
+    )
+    spike_window: int = Field(
+        128, ge=4, description="Earlier steps that a loss is compared with; nothing is said before half of them."
+    )
+    dead_steps: int = Field(100, ge=1, description="Steps without a token after which an expert counts as dead.")
+    samples: int = Field(8, ge=0, description="Samples most involved that an event names.")

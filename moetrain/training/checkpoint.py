@@ -79,7 +79,14 @@ def list_checkpoints(run: Path) -> list[Path]:
 def save_checkpoint(
     run: Path, step: int, states: Mapping[str, State], record: Mapping[str, Any], run_files: Mapping[str, int]
 ) -> Path:
-    """Write the checkpoint of a step; returns its folder.
+    """Write the checkpoint of a step; returns its folder. `write_checkpoint` says how, and what it raises."""
+    return write_checkpoint(checkpoint_folder(run, step), step, states, record, run_files)
+
+
+def write_checkpoint(
+    final: Path, step: int, states: Mapping[str, State], record: Mapping[str, Any], run_files: Mapping[str, int]
+) -> Path:
+    """Write a checkpoint into a new folder ``final``; returns it.
 
     Args:
         states: tensors by name of their owner, each kept in a file of its own.
@@ -89,7 +96,6 @@ def save_checkpoint(
     Raises:
         OSError: nothing was kept, for instance on a full disk; what stood before still stands.
     """
-    final = checkpoint_folder(run, step)
     place = final.with_name(final.name + BESIDE)
     for left in final.parent.glob("*" + BESIDE):  # by a process that was killed
         shutil.rmtree(left)

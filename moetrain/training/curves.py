@@ -19,8 +19,8 @@ class Interval:
         self.domains = list(domains)
         self._sums: dict[str, torch.Tensor] = {}
 
-    def add(self, statistics: StepStatistics, grad_norm: torch.Tensor) -> None:
-        """Take in one step."""
+    def add(self, statistics: StepStatistics, grad_norm: torch.Tensor, made: torch.Tensor) -> None:
+        """Take in one step; where its update was not made, it counts for nothing."""
         step = {
             "loss_D": statistics.loss_D,
             "tokens_D": statistics.tokens_D,
@@ -28,16 +28,19 @@ class Interval:
             "z": statistics.z,
             "load_LE": statistics.load_LE,
             "grad_norm": grad_norm.double(),
-            "steps": torch.ones((), dtype=torch.float64),
+            "steps": torch.ones_like(grad_norm, dtype=torch.float64),
         }
-        for name, value in step.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.detach().clone()
+        for name, every_value in step.items():
+            value = torch.where(made, every_value, 0.0)
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.detach()
 
     def points(self) -> dict[str, float]:
-        """The curves' points by tag, and a fresh start. A domain that the interval did not meet has none."""
+        """The curves' points by tag, and a fresh start; none without an update, or of a domain that none met."""
         sums = {name: value.double().cpu() for name, value in self._sums.items()}
         self._sums = {}
         steps = float(sums["steps"])
+        if not steps:
+            return {}
         points = {
             "loss/train": float(sums["loss_D"].sum() / sums["tokens_D"].sum()),
             "optim/grad_norm": float(sums["grad_norm"]) / steps,
@@ -55,7 +58,7 @@ class Interval:
         return dict(self._sums)
 
     def load_state(self, state: Mapping[str, torch.Tensor], device: torch.device) -> None:
-        self._sums = {name: value.to(device if name != "steps" else "cpu") for name, value in state.items()}
+        self._sums = {name: value.to(device) for name, value in state.items()}
 
 
 def expert_load(load_LE: torch.Tensor) -> dict[str, float]:

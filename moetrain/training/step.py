@@ -15,7 +15,7 @@ from torch import nn
 
 from moetrain.config import Settings
 from moetrain.data.stream import Batch, Stream
-from moetrain.model.transformer import Output, Routing, Transformer
+from moetrain.model.transformer import Output, Transformer
 from moetrain.training.balancing import Balancing
 from moetrain.training.parallel import sum_over_processes
 
@@ -44,7 +44,7 @@ def forward_backward(
     step: int,
     balancing: Balancing,
     settings: Settings,
-    record: Callable[[Batch, Routing], None],
+    record: Callable[[Batch, Output], None],
 ) -> StepStatistics:
     """Gradients and statistics of step ``step`` (0 the first); this process reads its own share of the rows.
 
@@ -52,7 +52,7 @@ def forward_backward(
     split changes nothing but rounding (and, with ``balance_scope: micro_batch``, what load is balanced over).
 
     Args:
-        record: given each micro-batch and its routing, detached.
+        record: given each micro-batch and what the model made of it.
     """
     share = settings.train.batch_rows // accelerator.num_processes
     micro = settings.train.micro_batch_rows or share
@@ -64,25 +64,28 @@ def forward_backward(
         last = start + micro == first + share
         with nullcontext() if last else accelerator.no_sync(model):
             output: Output = model(*batch.inputs(settings.watches_routing))
-            loss = output.loss_sum / predicted + _router_losses(output.routing, balancing, settings, real)
-            # DDP averages gradients over processes; the division above already counts all of them.
+            loss = part_of_loss(output, balancing, settings, predicted, real)
+            # DDP averages gradients over processes; the part already counts all of them.
             (loss * accelerator.num_processes).backward()
         sums.append(_flat_sums(batch, output, len(settings.data.domains)))
-        if output.routing is not None:
-            record(batch, output.routing)
+        record(batch, output)
     total = sum_over_processes(torch.stack(sums).sum(0))
     return _statistics(total, settings, balancing, real)
 
 
-def _router_losses(
-    routing: Routing | None, balancing: Balancing, settings: Settings, real: int
-) -> torch.Tensor | float:
-    if routing is None:
-        return 0.0
+def part_of_loss(output: Output, balancing: Balancing, settings: Settings, predicted: int, real: int) -> torch.Tensor:
+    """What a micro-batch adds to its step's loss, the router's losses included.
+
+    Args:
+        predicted, real: predicted tokens and tokens of the whole step.
+    """
+    loss = output.loss_sum / predicted
+    if output.routing is None:
+        return loss
     model = settings.model
-    loss = model.router_z_loss_coef * routing.z_L.mean() / real
+    loss = loss + model.router_z_loss_coef * output.routing.z_L.mean() / real
     if model.balancing == "aux":
-        loss = loss + model.router_aux_loss_coef * balancing.loss(routing, real)
+        loss = loss + model.router_aux_loss_coef * balancing.loss(output.routing, real)
     return loss
 
 
@@ -112,15 +115,15 @@ def _statistics(total: torch.Tensor, settings: Settings, balancing: Balancing, r
 
 @torch.no_grad()
 def update(
-    model: nn.Module, optimizer: torch.optim.AdamW, learning_rate: float, largest_norm: float
+    model: nn.Module, optimizer: torch.optim.AdamW, learning_rate: float, largest_norm: float, loss: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Clip, step, and drop the gradients: (norm before clipping, whether the update was made), both on the device.
 
-    A gradient that is not finite is dropped without an update, and its norm is given as 0. That is decided on the
-    device, in the fused update itself: the host would have to wait for the whole step to decide it.
+    Where the loss or the gradient is not finite, the gradient is dropped without an update, and its norm is given as 0.
+    That is decided on the device, in the fused update itself: the host would have to wait for the whole step to decide.
     """
     norm = nn.utils.clip_grad_norm_(model.parameters(), largest_norm)
-    made = norm.isfinite()
+    made = norm.isfinite() & loss.isfinite()
     optimizer.found_inf = (~made).float()  # type: ignore[attr-defined]  # what a gradient scaler would set
     for group in optimizer.param_groups:
         group["lr"] = learning_rate

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from moetrain.routing.store import list_pieces
-from moetrain.training.checkpoint import list_checkpoints
+from moetrain.training.checkpoint import list_checkpoints, load_checkpoint
 from tests.run.reading import events, states
 
 _OF_THE_CLOCK = ("tokens_per_second", "monitor_share", "seconds", "peak_memory_bytes")
@@ -21,6 +21,7 @@ def left_behind(run: Path) -> dict[str, object]:
     for folder in list_checkpoints(run):
         for name, value in states(folder).items():
             found[f"{folder.name}/{name}"] = (value.dtype, tuple(value.shape), value.numpy().tobytes())
+        found[f"{folder.name}/record"] = load_checkpoint(folder).record
     found |= {name: (run / name).read_bytes() for name in list_pieces(run)}
     found["events"] = [event for event in events(run) if event["type"] != "resume"]
     found |= _points(run)

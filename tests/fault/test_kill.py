@@ -17,7 +17,7 @@ from tests.fault.launch import Launched, run
 from tests.fault.sameness import different, left_behind
 
 # Everything that keeps a state is on: stream, panel, probes, routing of each sample, accumulation, the balancing's
-# bias, dropped checkpoints.
+# bias, guards, dropped checkpoints.
 SETTINGS = (
     "probes.tasks=[items.jsonl]",
     "probes.readings=3",
@@ -89,6 +89,7 @@ def test_the_straight_run_learns_and_leaves_everything(runs):
     assert any(name.startswith("routing/samples_") for name in left)
     for state in ("model/lm_head.weight", "optimizer/lm_head.weight.exp_avg", "interval/loss_D", "balancing/share_LE"):
         assert f"step_00000010/{state}" in left
+    assert len(left["step_00000012/record"]["guards"]["losses"]) == 12
     assert len([name for name in left if name.startswith("step_00000012/monitor/")]) == 12
 
 
@@ -121,7 +122,7 @@ def test_killed_in_a_save_it_goes_on_as_the_straight_run(runs, point):
     """At the second time that it comes to the point, where it comes twice."""
     overrides, log, folder = runs.fresh()
     times = min(2, runs.points.count(point))
-    assert run(overrides, log, f"kill:{times}:{point}") == KILLED, log.read_text()
+    assert run(overrides, log, f"KILL:{times}:{point}") == KILLED, log.read_text()
     if point == "rename summary.json":  # the run is done
         assert different(folder / "run", runs.straight) == []
     else:
@@ -149,9 +150,9 @@ def killed_at_random(runs, rng, kills):
 
 def test_killed_while_it_resumes_from_an_older_checkpoint_it_doubles_nothing(runs):
     overrides, log, folder = runs.fresh()
-    assert run(overrides, log, "kill:1:rename summary.json") == KILLED
+    assert run(overrides, log, "KILL:1:rename summary.json") == KILLED
     (folder / "run" / "summary.json").unlink()
     older = [*overrides, f"train.resume={checkpoint_folder(folder / 'run', 10)}"]
     for point in ("rename superseded checkpoint", "cut file", "sync record.json"):
-        assert run(older, log, f"kill:1:{point}") == KILLED, log.read_text()
+        assert run(older, log, f"KILL:1:{point}") == KILLED, log.read_text()
     runs.finish(overrides, log, folder)

@@ -6,7 +6,7 @@ from moetrain.run import budget
 from moetrain.run.budget import LEAST, MOST, Cost, measure_costs
 from moetrain.run.build import build
 from moetrain.train import train
-from moetrain.training.guards import STOPPED_BY_SIGNAL
+from moetrain.training.signals import STOPPED_BY_SIGNAL
 from tests.run.reading import scalars
 from tests.run.test_resume import StopAt
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from moetrain.train import train
-from moetrain.training import guards
 from moetrain.training.checkpoint import CheckpointError, checkpoint_folder
+from moetrain.training.signals import STOPPED_BY_SIGNAL
 from tests.run.reading import scalars, states
 
 STEPS = 12
@@ -109,7 +109,7 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_run(straight, make_settings
     settings = make_settings(*SETTINGS)
     for stop in stops:
         stop_after(monkeypatch, stop)
-        assert train(settings) == guards.STOPPED_BY_SIGNAL
+        assert train(settings) == STOPPED_BY_SIGNAL
     monkeypatch.setattr("moetrain.train.StopSignals", StopAt(10**9))
     assert train(settings) == 0
     run = tmp_path / "runs" / "run"
@@ -123,7 +123,7 @@ def test_what_was_written_after_an_older_checkpoint_is_cut_off_not_doubled(
 ):
     settings = make_settings(*SETTINGS, "train.keep_checkpoints=5")
     stop_after(monkeypatch, 11)
-    assert train(settings) == guards.STOPPED_BY_SIGNAL
+    assert train(settings) == STOPPED_BY_SIGNAL
     monkeypatch.setattr("moetrain.train.StopSignals", StopAt(10**9))
     run = tmp_path / "runs" / "run"
     older = make_settings(*SETTINGS, "train.keep_checkpoints=5", f"train.resume={checkpoint_folder(run, 5)}")
@@ -134,7 +134,7 @@ def test_what_was_written_after_an_older_checkpoint_is_cut_off_not_doubled(
 def test_a_torn_record_after_the_checkpoint_is_cut_off(straight, make_settings, tmp_path, monkeypatch):
     settings = make_settings(*SETTINGS)
     stop_after(monkeypatch, 6)
-    assert train(settings) == guards.STOPPED_BY_SIGNAL
+    assert train(settings) == STOPPED_BY_SIGNAL
     monkeypatch.setattr("moetrain.train.StopSignals", StopAt(10**9))
     run = tmp_path / "runs" / "run"
     with open(run / "events.jsonl", "a") as file:
@@ -152,7 +152,7 @@ def test_an_altered_checkpoint_is_named_and_the_one_before_is_taken(
 ):
     settings = make_settings(*SETTINGS)
     stop_after(monkeypatch, 8)
-    assert train(settings) == guards.STOPPED_BY_SIGNAL
+    assert train(settings) == STOPPED_BY_SIGNAL
     monkeypatch.setattr("moetrain.train.StopSignals", StopAt(10**9))
     run = tmp_path / "runs" / "run"
     path = checkpoint_folder(run, 8) / "model.safetensors"
@@ -172,9 +172,9 @@ def test_a_finished_run_or_one_with_other_settings_is_left_alone(
 ):
     settings = make_settings(*SETTINGS)
     stop_after(monkeypatch, 6)
-    assert train(settings) == guards.STOPPED_BY_SIGNAL
+    assert train(settings) == STOPPED_BY_SIGNAL
     stop_after(monkeypatch, 1)
-    assert train(make_settings(*SETTINGS, "optim.learning_rate=0.02")) == guards.STOPPED_BY_SIGNAL
+    assert train(make_settings(*SETTINGS, "optim.learning_rate=0.02")) == STOPPED_BY_SIGNAL
     assert "was run with another optim.learning_rate: starting a new run" in capsys.readouterr().out.replace("\n", "")
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["run", "run-2"]
     assert (tmp_path / "runs" / "run-2" / "checkpoints" / "step_00000001").is_dir()
@@ -182,7 +182,7 @@ def test_a_finished_run_or_one_with_other_settings_is_left_alone(
 
 def test_other_data_under_a_checkpoint_is_refused(make_settings, monkeypatch, tmp_path):
     stop_after(monkeypatch, 3)
-    assert train(make_settings()) == guards.STOPPED_BY_SIGNAL
+    assert train(make_settings()) == STOPPED_BY_SIGNAL
     monkeypatch.setattr("moetrain.data.corpus.FORMAT", 10**6)  # as if preparation had come out otherwise
     with pytest.raises(CheckpointError, match="trained on other data or another tokenizer"):
         train(make_settings())

@@ -19,6 +19,7 @@ from moetrain.routing.monitor import StreamMonitor
 from moetrain.routing.recorder import start_record
 from moetrain.training.balancing import Balancing
 from moetrain.training.curves import Interval
+from moetrain.training.guards import Guards
 from moetrain.training.optimizer import make_optimizer
 from moetrain.training.step import forward_backward, update
 
@@ -62,13 +63,16 @@ def test_a_step_reads_nothing_off_the_device(make_settings, more):
     accelerator = SimpleNamespace(device=META, num_processes=1, process_index=0, no_sync=lambda _: nullcontext())
     recorded = []
     statistics = forward_backward(
-        accelerator, model, stream, 0, balancing, settings, lambda batch, routing: recorded.append((batch, routing))
+        accelerator, model, stream, 0, balancing, settings, lambda batch, output: recorded.append((batch, output))
     )
     assert all(parameter.grad is not None and parameter.grad.is_meta for parameter in model.parameters())
-    norm, made = update(model, optimizer, 1e-3, 1.0)
+    norm, made = update(model, optimizer, 1e-3, 1.0, statistics.loss)
     balancing.after_step(statistics.load_LE, made)
-    interval.add(statistics, norm)
-    for batch, routing in recorded:
+    interval.add(statistics, norm, made)
+    guards = Guards(settings.guard)
+    assert guards.check(1, made, statistics.loss, statistics.load_LE, recorded) == []
+    for batch, output in recorded:
+        routing = output.routing
         coming = start_record(
             routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.whole_BS, 0
         )

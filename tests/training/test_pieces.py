@@ -1,18 +1,17 @@
 import math
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from moetrain.config import ModelSettings, OptimSettings
 from moetrain.model.transformer import Routing, Transformer
-from moetrain.training import guards
+from moetrain.training import signals
 from moetrain.training.balancing import Balancing
 from moetrain.training.curves import Interval, expert_load
-from moetrain.training.guards import FiniteGuard, StopAgreement, TrainingDivergedError
 from moetrain.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
 from moetrain.training.schedule import learning_rate
+from moetrain.training.signals import StopAgreement
 from moetrain.training.step import StepStatistics, update
 
 
@@ -42,6 +41,10 @@ def test_schedules_end_where_they_should():
 def test_a_run_shorter_than_its_warm_up_still_ends_at_the_final_rate():
     assert rates(steps=5, schedule="cosine")[-1] == pytest.approx(0.1)
     assert rates(steps=1, schedule="cosine") == pytest.approx([0.1])
+
+
+FINE = torch.tensor(1.0)  # a loss
+MADE = torch.tensor(True)  # an update
 
 
 def small_model(**changes):
@@ -97,8 +100,8 @@ def test_moments_in_bf16_are_adamw_with_rounded_moments():
     for step in range(5):
         give_gradients(mine, step)
         give_gradients(theirs, step)
-        update(mine, optimizer, 1e-2, 1.0)
-        update(theirs, reference, 1e-2, 1.0)
+        update(mine, optimizer, 1e-2, 1.0, FINE)
+        update(theirs, reference, 1e-2, 1.0, FINE)
         for state in reference.state.values():
             for key in ("exp_avg", "exp_avg_sq"):
                 state[key].copy_(state[key].bfloat16())
@@ -113,11 +116,11 @@ def test_moments_in_bf16_come_back_and_are_left_alone_by_a_skipped_update():
     model, _ = small_model()
     optimizer = small_state(model)
     give_gradients(model, 0)
-    update(model, optimizer, 1e-2, 1.0)
+    update(model, optimizer, 1e-2, 1.0, FINE)
     state = {key: value.clone() for key, value in optimizer_state(model, optimizer).items()}
     give_gradients(model, 1)
     model.lm_head.weight.grad[0, 0] = math.inf
-    _, made = update(model, optimizer, 1e-2, 1.0)
+    _, made = update(model, optimizer, 1e-2, 1.0, FINE)
     assert not made
     assert all(torch.equal(state[key], value) for key, value in optimizer_state(model, optimizer).items())
     other, _ = small_model()
@@ -140,7 +143,7 @@ def test_gradients_are_clipped_to_the_norm():
     optimizer = make_optimizer(model, OptimSettings())
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    norm, finite = update(model, optimizer, 1e-3, 1.0)
+    norm, finite = update(model, optimizer, 1e-3, 1.0, FINE)
     assert finite
     assert float(norm) == pytest.approx(math.sqrt(sum(p.numel() for p in model.parameters())), rel=1e-5)
     assert all(p.grad is None for p in model.parameters())
@@ -148,44 +151,23 @@ def test_gradients_are_clipped_to_the_norm():
     assert float(moments.norm()) == pytest.approx(0.1, rel=1e-4)  # (1 - beta1) times a gradient of norm 1
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing_and_many_in_a_row_stop():
+@pytest.mark.parametrize("broken", ["gradient", "loss"])
+def test_a_gradient_or_loss_that_is_not_finite_changes_nothing(broken):
     model, _ = small_model()
     optimizer = make_optimizer(model, OptimSettings())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    model.lm_head.weight.grad[0, 0] = math.nan
-    _, finite = update(model, optimizer, 1e-3, 1.0)
+    if broken == "gradient":
+        model.lm_head.weight.grad[0, 0] = math.nan
+    _, finite = update(model, optimizer, 1e-3, 1.0, torch.tensor(1.0 if broken == "gradient" else math.inf))
     assert not finite
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    guard = FiniteGuard(patience=3)
-    for ok in (False, False, True, False, False):
-        assert guard.check(torch.tensor(ok), 1) == ([] if ok else [1])
-    assert guard.skipped == 4
-    with pytest.raises(TrainingDivergedError, match="step 9: the gradient was not finite in 3 steps in a row: lower"):
-        guard.check(torch.tensor(False), 9)
-
-
-def test_on_a_device_the_guard_hears_of_a_step_during_the_next_and_of_all_when_asked(monkeypatch):
-    monkeypatch.setattr(guards, "HostCopy", lambda tensors: SimpleNamespace(wait=lambda: [tensors[0].value]))
-    guard = FiniteGuard(patience=2)
-
-    def check(made, step):
-        return guard.check(SimpleNamespace(value=made, device=torch.device("cuda")), step)
-
-    assert [check(True, 1), check(False, 2), check(True, 3)] == [[], [], [2]]
-    assert check(False, 4) == []
-    assert guard.skipped == 1
-    assert guard.settle() == [4]
-    assert guard.state() == {"skipped": 2, "in_a_row": 1}
-    check(False, 5)
-    with pytest.raises(TrainingDivergedError, match="step 5: the gradient was not finite in 2 steps in a row"):
-        check(True, 6)
 
 
 def test_processes_agree_on_a_signal_at_once_on_cpu_and_one_step_later_on_cuda(monkeypatch):
     others = iter([0, signal.SIGTERM, 0, 0] * 2 + [0, 0])
-    monkeypatch.setattr(guards, "largest_over_processes", lambda own, _: torch.tensor(max(own, next(others))))
+    monkeypatch.setattr(signals, "largest_over_processes", lambda own, _: torch.tensor(max(own, next(others))))
     here = StopAgreement(torch.device("cpu"))
     assert [here.ask(None) for _ in range(4)] == [None, "SIGTERM", None, None]
     late = StopAgreement(torch.device("cuda"))
@@ -257,8 +239,11 @@ def statistics(losses, tokens):
 
 def test_a_point_is_the_mean_by_token_over_the_steps_since_the_last():
     interval = Interval(["a", "b"])
-    interval.add(statistics([10.0, 4.0], [5.0, 1.0]), torch.tensor(1.0))
-    interval.add(statistics([30.0, 0.0], [5.0, 0.0]), torch.tensor(3.0))
+    interval.add(statistics([math.nan, 1.0], [5.0, 1.0]), torch.tensor(0.0), ~MADE)
+    assert interval.points() == {}
+    interval.add(statistics([math.nan, 1.0], [5.0, 1.0]), torch.tensor(0.0), ~MADE)
+    interval.add(statistics([10.0, 4.0], [5.0, 1.0]), torch.tensor(1.0), MADE)
+    interval.add(statistics([30.0, 0.0], [5.0, 0.0]), torch.tensor(3.0), MADE)
     again = Interval(["a", "b"])
     again.load_state(interval.state(), torch.device("cpu"))
     for points in (interval.points(), again.points()):
@@ -267,5 +252,5 @@ def test_a_point_is_the_mean_by_token_over_the_steps_since_the_last():
         assert points["loss/train/b"] == 4.0
         assert points["optim/grad_norm"] == 2.0
         assert points["loss/balance"] == 1.5
-    interval.add(statistics([10.0, 0.0], [5.0, 0.0]), torch.tensor(1.0))
+    interval.add(statistics([10.0, 0.0], [5.0, 0.0]), torch.tensor(1.0), MADE)
     assert "loss/train/b" not in interval.points()

@@ -26,7 +26,7 @@ from benchmarks.machine import MatrixRate
 from benchmarks.timing import Timing, clock, take_turns
 from moetrain.config import Settings
 from moetrain.data.stream import Batch
-from moetrain.model.transformer import Routing
+from moetrain.model.transformer import Output
 from moetrain.run.build import Run
 from moetrain.run.watch import record, router_rows
 from moetrain.train import train_step
@@ -99,7 +99,7 @@ def step_apart(run: Run, step: int) -> dict[str, float]:
     """A training step as `moetrain.train.train_step` takes it; returns the seconds of each of `PARTS`."""
     device, settings = run.accelerator.device, run.settings
     seconds = dict.fromkeys(PARTS, 0.0)
-    recorded: list[tuple[Batch, Routing]] = []
+    recorded: list[tuple[Batch, Output]] = []
     with timed(seconds, "backward", device), ExitStack() as hooks:
         began = [0.0]
         model = bare(run.model)
@@ -116,12 +116,12 @@ def step_apart(run: Run, step: int) -> dict[str, float]:
             step - 1,
             run.balancing,
             settings,
-            lambda batch, routing: recorded.append((batch, routing)),
+            lambda batch, output: recorded.append((batch, output)),
         )
     seconds["backward"] -= seconds["forward"] + seconds["data"]
     with timed(seconds, "optimizer", device):
         rate = learning_rate(step, run.steps, settings.optim)
-        _, made = update(run.model, run.optimizer, rate, settings.optim.grad_clip)
+        _, made = update(run.model, run.optimizer, rate, settings.optim.grad_clip, statistics.loss)
         run.balancing.after_step(statistics.load_LE, made)
     if settings.watches_routing:
         with timed(seconds, "monitor", device):

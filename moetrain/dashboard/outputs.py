@@ -120,8 +120,9 @@ class Outputs:
                 metrics[metric] = as_metric(estimate)
                 few = f"Too few items to say much: {measured.n}." if scored.too_few else f"{measured.n} items."
                 self._board.scalar(f"probe/{name}/{metric}", measured.value, step, remark=few)
-            found = {"domain": scored.task.domain, "metrics": metrics, "cut": scored.cut, "too_few": scored.too_few}
-            self.tasks[name] = {"trained": scored.task.trained, "chance": scored.task.chance, **found}
+            about = {"trained": scored.task.trained, "chance": scored.task.chance, "domain": scored.task.domain}
+            found = {**about, "metrics": metrics, "cut": scored.cut, "too_few": scored.too_few}
+            self.tasks[name] = found
             self._events.write("probe", step, task=name, **found)
             accuracy = scored.metrics.get("accuracy")
             if accuracy is not None and scored.task.domain in self.domains:

@@ -11,6 +11,21 @@ from typing import Any
 from moetrain.durable import write_content
 from moetrain.grokking import Estimate
 
+PREDICTORS = {
+    "d_path": "pathway/d_path",
+    "consistency": "pathway/consistency",
+    "cosine": "pathway/cosine",
+    "sharing": "pathway/sharing",
+    "spread": "pathway/spread",
+    "layer_cka": "pathway/layer_cka",
+    "d_eff": "kernel/d_eff",
+    "effective_rank": "kernel/effective_rank",
+    "train_loss": "train_loss",
+    "train_loss_average": "train_loss_average",
+    "validation_loss": "validation_loss",
+}
+"""What the accuracy of probes is correlated with, and the metric of ``summary.json`` that it is the newest value of."""
+
 
 def as_metric(value: Estimate | float, n: int | None = None) -> dict[str, float | int | None]:
     """A metric as ``summary.json`` holds it: value, 95% interval and what it was taken over; null where unknown."""

@@ -113,11 +113,18 @@ class TensorBoard:
             charts["probes: bits per byte of the right answer"] = [f"probe/{task}/bpb" for task in heldout]
         if trained_tasks:
             charts["probes of trained facts: accuracy"] = [f"probe/{task}/accuracy" for task in trained_tasks]
+        self.lay_out_charts({"Grokking monitor": charts})
+
+    def lay_out_charts(self, pages: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Pages of custom scalars by title, each with its charts by title, each with the tags that it shows."""
         patterns = {  # TensorBoard takes patterns
-            title: ["Multiline", [f"^{re.escape(tag)}$" for tag in dict.fromkeys(shown)]]
-            for title, shown in charts.items()
+            page: {
+                title: ["Multiline", [f"^{re.escape(tag)}$" for tag in dict.fromkeys(shown)]]
+                for title, shown in charts.items()
+            }
+            for page, charts in pages.items()
         }
-        self._add(Event(wall_time=time.time(), summary=custom_scalars({"Grokking monitor": patterns})))
+        self._add(Event(wall_time=time.time(), summary=custom_scalars(patterns)))
 
     def scalar(self, tag: str, value: float, step: int, remark: str = "") -> None:
         """One point. A tag's first point brings its description along, and with it the remark."""

@@ -232,14 +232,14 @@ def write_piece(path: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
     return write_whole(path, lambda beside: pq.write_table(named, beside, compression="zstd", write_page_checksum=True))
 
 
-def read_piece(path: Path) -> pa.Table:
-    """A piece, its metadata in the table's schema.
+def read_piece(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """A piece, its metadata in the table's schema; all of its columns, or those that are named.
 
     Raises:
         StoreError: it is missing, cut off or altered, by name.
     """
     try:
-        return pq.read_table(path, page_checksum_verification=True)
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
     except FileNotFoundError:
         raise StoreError(f"{path}: missing") from None
     except (pa.ArrowInvalid, OSError) as error:

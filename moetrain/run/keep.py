@@ -10,13 +10,14 @@ import torch
 from moetrain import __version__
 from moetrain.dashboard.outputs import Outputs
 from moetrain.dashboard.preview import data_summary
+from moetrain.dashboard.report import report_or_say_why
 from moetrain.dashboard.summary import summary_rows, write_summary
 from moetrain.data.stream import stream_tokens
+from moetrain.grokking.paper import CORRELATIONS
 from moetrain.routing.panel_monitor import memorization_summary
 from moetrain.routing.store import list_pieces
 from moetrain.run.build import Run
 from moetrain.run.delays import delays
-from moetrain.run.relations import PAPER
 from moetrain.run.watch import MONITORING, note, show, store
 from moetrain.training.checkpoint import (
     Checkpoint,
@@ -154,7 +155,7 @@ def finish(run: Run, outputs: Outputs) -> None:
     summary = {
         "domains": outputs.domains,
         "probes": outputs.tasks,
-        "correlations_of_the_paper": PAPER,
+        "correlations_of_the_paper": CORRELATIONS,
         "data": data_summary(run.corpus, run.stream, run.steps, run.settings),
         "steps": run.steps,
         "tokens": run.tokens_trained,
@@ -177,3 +178,5 @@ def finish(run: Run, outputs: Outputs) -> None:
         f"{run.tokens_trained:,} tokens, {run.clock.rate():,.0f} tokens/s, monitoring {share:.2%} "
         f"of the time, peak memory {memory / 2**30:.2f} GiB; all of it is in {outputs.folder}"
     )
+    if run.settings.run.report:
+        report_or_say_why(outputs.folder, run.terminal)

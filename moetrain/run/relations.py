@@ -14,40 +14,10 @@ import numpy as np
 import torch
 
 from moetrain import grokking
+from moetrain.dashboard.summary import PREDICTORS
 from moetrain.grokking import Correlation
 from moetrain.probes.history import ProbeHistory
 from moetrain.probes.tasks import Task
-
-PREDICTORS = {
-    "d_path": "pathway/d_path",
-    "consistency": "pathway/consistency",
-    "cosine": "pathway/cosine",
-    "sharing": "pathway/sharing",
-    "spread": "pathway/spread",
-    "layer_cka": "pathway/layer_cka",
-    "d_eff": "kernel/d_eff",
-    "effective_rank": "kernel/effective_rank",
-    "train_loss": "train_loss",
-    "train_loss_average": "train_loss_average",
-    "validation_loss": "validation_loss",
-}
-"""What accuracy is correlated with, and the metric of ``summary.json`` that it is the newest value of."""
-
-_PAPER_DOMAINS = ("math", "code", "commonsense", "domain")
-_PAPER_ROWS = {
-    "d_path": ((-0.947, -0.949), (-0.929, -0.928), (-0.982, -0.975), (-0.925, -0.949)),
-    "consistency": ((0.925, 0.949), (0.979, 0.986), (0.980, 0.975), (0.992, 0.949)),
-    "train_loss": ((-0.044, -0.211), (-0.068, -0.205), (0.643, 0.410), (0.794, 0.949)),
-    "validation_loss": ((0.480, -0.105), (0.547, 0.872), (-0.575, -0.462), (-0.334, -0.316)),
-}
-PAPER = {
-    predictor: {
-        domain: {"raw pearson": pearson, "raw spearman": spearman}
-        for domain, (pearson, spearman) in zip(_PAPER_DOMAINS, row, strict=True)
-    }
-    for predictor, row in _PAPER_ROWS.items()
-}
-"""Table 1 of arXiv 2506.21551, over about 4 to 6 checkpoints a domain: its own intervals are wide."""
 
 Table = dict[tuple[grokking.correlation.Series, grokking.correlation.Method], Correlation]
 

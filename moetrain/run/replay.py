@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from moetrain import __version__
 from moetrain.config import Settings, SettingsError
 from moetrain.dashboard.outputs import Outputs
+from moetrain.dashboard.report import report_or_say_why
 from moetrain.dashboard.summary import write_summary
 from moetrain.dashboard.terminal import Terminal
 from moetrain.data.corpus import Corpus, prepare_corpus
@@ -28,6 +29,7 @@ from moetrain.data.stream import Stream, training_stream, validation_streams
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.durable import write_content
 from moetrain.grokking import PhaseThresholds, gram_blocks
+from moetrain.grokking.paper import CORRELATIONS
 from moetrain.model.hf import find_olmoe, read_olmoe
 from moetrain.model.transformer import Transformer
 from moetrain.probes.scoring import score
@@ -37,7 +39,6 @@ from moetrain.routing.store import Surroundings, as_stored, has_reading, read_re
 from moetrain.run.build import panel_monitor
 from moetrain.run.delays import delays
 from moetrain.run.probing import Probes, load_probes, write_scores
-from moetrain.run.relations import PAPER
 from moetrain.run.watch import router_rows
 from moetrain.training.checkpoint import CheckpointError, load_checkpoint
 from moetrain.training.curves import expert_load
@@ -213,6 +214,8 @@ def replay(
             reader.read(saved.open(texts.settings, accelerator.device), saved)
     finally:
         summary = reader.finish()
+    if texts.settings.run.report:
+        report_or_say_why(folder, terminal)
     return summary
 
 
@@ -280,7 +283,7 @@ class _Reader:
         summary = {
             "domains": outputs.domains,
             "probes": outputs.tasks,
-            "correlations_of_the_paper": PAPER,
+            "correlations_of_the_paper": CORRELATIONS,
             "models": {str(step): name for step, name in self._read.items()},
             "version": __version__,
         }

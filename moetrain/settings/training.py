@@ -14,6 +14,9 @@ class RunSettings(Section):
     name: str = Field("run", description="Name of the run: its folder under output_dir. Nothing is ever overwritten.")
     output_dir: str = Field("runs", description="Folder that holds the runs.")
     seed: int = Field(0, ge=0, description="Seed of weights, data order and every sampled choice.")
+    report: bool = Field(
+        True, description="Whether the run ends with a page about itself, report.html; it needs moetrain[report]."
+    )
 
     @field_validator("name")
     @classmethod

@@ -22,6 +22,7 @@ _MAY_DIFFER = (
     "train.keep_every",
     "run.output_dir",
     "run.name",
+    "run.report",
     "data.cache_dir",
     "data.workers",
 )

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from moetrain import grokking
+from moetrain.dashboard.summary import PREDICTORS
 from moetrain.probes.history import ProbeHistory
 from moetrain.probes.scoring import Measured, TaskScore
 from moetrain.probes.tasks import Task
-from moetrain.run.relations import PREDICTORS, Relations
+from moetrain.run.relations import Relations
 
 ITEMS, READINGS = 200, 14
 

@@ -1,0 +1,76 @@
+"""Compare runs at one number of tokens: what differs in their settings, then losses, routing, phases and probes.
+
+    python tools/compare.py runs/base runs/bias_balancing                    # tables in the terminal
+    python tools/compare.py runs/a runs/b runs/c --html compared.html        # a page with overlaid curves
+    python tools/compare.py runs/a runs/b --tensorboard compared             # then: tensorboard --logdir compared
+
+Finished or still training. ≠ stands where intervals do not meet. It needs pip install 'moetrain[report]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from moetrain.dashboard.charts import short
+from moetrain.dashboard.compare import Comparison, Row, compare, comparison_page, write_overlay
+from moetrain.dashboard.open_run import MissingPackageError, RunError, open_run
+from moetrain.dashboard.page import in_yaml, within
+from moetrain.dashboard.terminal import Terminal
+from moetrain.durable import write_content
+from moetrain.routing.store import StoreError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compare and print; returns the exit status: 0 done, 2 runs that cannot be compared or a file not written."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs or replays, two or more")
+    parser.add_argument("--at", type=float, metavar="TOKENS", help="when to compare (default: the most all came to)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with tables and curves")
+    parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write the runs' curves by tokens")
+    options = parser.parse_args(arguments)
+    terminal = Terminal()
+    try:
+        comparison = compare([open_run(run, terminal.preparing) for run in options.runs], options.at)
+        show(comparison, terminal)
+        if options.html:
+            write_content(options.html, comparison_page(comparison))
+            terminal.note(f"page: {options.html}")
+        if options.tensorboard:
+            write_overlay(comparison, options.tensorboard)
+            terminal.note(f"tensorboard --logdir {options.tensorboard}")
+    except (RunError, StoreError, MissingPackageError, OSError) as error:
+        terminal.error(str(error))
+        return 2
+    return 0
+
+
+def show(comparison: Comparison, terminal: Terminal) -> None:
+    """Print what differs in the settings, and the values by domain."""
+    settings = [[each.name, *map(in_yaml, each.values)] for each in comparison.settings]
+    if settings:
+        terminal.table("settings that differ", ["setting", *comparison.labels], settings)
+    else:
+        terminal.note("the same settings")
+    for domain in dict.fromkeys(row.domain for row in comparison.rows):
+        rows = [cells(row, comparison) for row in comparison.rows if row.domain == domain]
+        title = f"{domain or 'the whole model'}, at {short(comparison.at)} {comparison.unit}"
+        terminal.table(title, ["", *comparison.labels, ""], rows)
+
+
+def cells(row: Row, comparison: Comparison) -> list[str]:
+    """A row of the table in the terminal."""
+
+    def told() -> Iterator[str]:
+        for cell in row.cells:
+            late = f" (at {short(cell.at)})" if cell.at < 0.9 * comparison.at else ""
+            yield (cell.text or " ".join(filter(None, within(cell.number)))) + late
+
+    return [row.title, *told(), "≠" if row.apart else ""]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

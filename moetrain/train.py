@@ -167,6 +167,7 @@ def dry_run(run: Run) -> None:
     for step in range(1, steps + 1):
         run.clock.seconds.clear()  # the first steps warm up: only the last one counts
         train_step(run, step)
+        run.clock.settle()
     seconds = run.clock.spent("train")
     with run.clock.measure("stream"):
         if run.settings.watches_routing:

@@ -1,8 +1,10 @@
 """Measure how fast training is, beside others and in its parts, what watching costs, what a larger run would need.
 
+    python tools/bench.py train --json train.json       # our step: tokens a second, parts, memory, utilization
     python tools/bench.py peers --json peers.json       # beside transformers and beside dense models
     python tools/bench.py monitor                       # recording, streaming metrics and panel, as shares and seconds
     python tools/bench.py monitor --parts costs distances --json costs.json --figure costs.png
+    python tools/bench.py plan CONFIG.yaml --gpus 8 --tokens 100e9 --measured train.json
 
 Every benchmark that trains takes a configuration and overrides as a training run does. Sides that are compared take
 turns in one process on the same fresh data; what is printed and written are medians, and ratios of medians.
@@ -18,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks import attention_backends, expert_backends, monitor, peers, steps
+from benchmarks import attention_backends, expert_backends, monitor, peers, plan, steps
 from benchmarks.machine import heading
 from rich.console import Console
 
@@ -31,6 +33,7 @@ BENCHMARKS: dict[str, tuple[ModuleType, str]] = {
     "experts": (expert_backends, "a layer's experts by backend"),
     "attention": (attention_backends, "a layer's attention by backend"),
     "monitor": (monitor, "what recording, streaming metrics and panel cost"),
+    "plan": (plan, "what a larger run would need"),
 }
 """By name, a module with `add_arguments`, `run`, `tables` and `draw`, and what it measures."""
 

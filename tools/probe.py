@@ -54,7 +54,7 @@ def notes(scores: dict[str, TaskScore]) -> list[str]:
     lines = []
     cut = {name: scored.cut for name, scored in scores.items() if scored.cut}
     if cut:
-        counted = ", ".join(f"{count:,} of {name}" for name, count in cut.items())
+        counted = ", ".join(f"{number:,} of {name}" for name, number in cut.items())
         lines.append(f"longer than what the model was trained on, and cut from the left: {counted} items")
     if few := [name for name, scored in scores.items() if scored.too_few]:
         lines.append(f"too few items (under {ENOUGH}) to say much: {', '.join(few)}")
@@ -79,17 +79,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="RUN, or RUN/checkpoints/step_XXXXXXXX")
     parser.add_argument("tasks", nargs="+", metavar="TASK_FILE", help="file or pattern of items, or hub:NAME[=PATH]")
     parser.add_argument(
-        "--limit", type=_count, metavar="N", help="items of a task, a choice by the run's seed (default all)"
+        "--limit", type=count, metavar="N", help="items of a task, a choice by the run's seed (default all)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers, and those of each item")
     parser.add_argument(
-        "--generate", type=_count, metavar="N", help="also generate short open answers of at most N tokens"
+        "--generate", type=count, metavar="N", help="also generate short open answers of at most N tokens"
     )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="what products run in (default: as the run was trained)"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    parser.add_argument("--batch-tokens", type=_count, metavar="N", help="tokens of a forward pass, about")
+    parser.add_argument("--batch-tokens", type=count, metavar="N", help="tokens of a forward pass, about")
     options = parser.parse_args(arguments)
     terminal = Terminal()
     try:
@@ -120,7 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A number of the command line that is 1 or more."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("1 or more")

@@ -25,6 +25,7 @@ from moetrain.dashboard.summary import summary_rows
 from moetrain.dashboard.terminal import Terminal
 from moetrain.data.errors import DataError
 from moetrain.model.hf import OlmoeError, find_olmoe, read_settings
+from moetrain.routing.store import StoreError
 from moetrain.run.replay import own_model, replay, texts_of_documents, texts_of_run, transformers_model
 from moetrain.training.checkpoint import CheckpointError, list_checkpoints
 from moetrain.training.parallel import start_accelerator
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     terminal = Terminal()
     try:
         _replay(words, overrides, options, terminal)
-    except (SettingsError, DataError, CheckpointError, OlmoeError, OSError) as error:
+    except (SettingsError, DataError, CheckpointError, OlmoeError, StoreError, OSError) as error:
         terminal.error(str(error))
         return 2
     return 0

@@ -109,7 +109,8 @@ class Terminal:
             self._last_line = time.monotonic()
             left = "" if task.time_remaining is None else f"  {task.time_remaining:.0f} s left"
             by_domain = "  ".join(f"{name} {row['loss']:.3f}" for name, row in self._rows.items() if "loss" in row)
-            self.console.print(f"step {step}/{task.total:.0f}  {shown}  ({by_domain}){left}")
+            by_domain = f"  ({by_domain})" if by_domain else ""
+            self.console.print(f"step {step}/{task.total:.0f}  {shown}{by_domain}{left}")
 
     def _render(self) -> Group:
         assert self._progress is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +27,41 @@ def read_items(path: Path) -> list[Item]:
     Raises:
         DataError: a file or line that is no such thing, naming both.
     """
-    if kind_of(path) != "jsonl":
-        raise DataError(f"{path}: probe items are read from .jsonl or .jsonl.gz: convert it, or give another file")
     items: list[Item] = []
-    line, places = 0, dict[tuple[str, str], int]()
+    places = dict[tuple[str, str], int]()
+    for line, content in read_lines(path, "item"):
+        item = check_item(content, f"{path}:{line}")
+        former = places.setdefault((item["task"], item["id"]), line)
+        if former != line:
+            raise DataError(f"{path}:{line}: id {item['id']!r} stands in line {former} already: rename it")
+        items.append(item)
+    return items
+
+
+def read_lines(path: Path, what: str) -> Iterator[tuple[int, Any]]:
+    """(number, from 1; parsed content) of each line of a JSON Lines file that is not blank.
+
+    Args:
+        what: what a line holds, for messages.
+
+    Raises:
+        DataError: a file or line that cannot be read, naming both, or no lines.
+    """
+    if kind_of(path) != "jsonl":
+        raise DataError(f"{path}: {what}s are read from .jsonl or .jsonl.gz: convert it, or give another file")
+    line, found = 0, False
     try:
         with open_plain(path) as (file, _):
             for line, content in enumerate(file, 1):
                 if content.strip():
-                    item = check_item(_parsed(content, f"{path}:{line}"), f"{path}:{line}")
-                    former = places.setdefault((item["task"], item["id"]), line)
-                    if former != line:
-                        raise DataError(f"{path}:{line}: id {item['id']!r} stands in line {former} already: rename it")
-                    items.append(item)
+                    found = True
+                    yield line, _parsed(content, f"{path}:{line}", what)
     except broken as error:
         raise DataError(f"{path}:{line + 1}: cannot be decompressed ({error}): restore the file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}): restore it") from None
-    if not items:
-        raise DataError(f"{path}: holds no items: give a file with one a line, or leave it out")
-    return items
+    if not found:
+        raise DataError(f"{path}: holds no {what}s: give a file with one a line, or leave it out")
 
 
 def read_all_items(paths: Iterable[Path]) -> list[Item]:
@@ -66,13 +81,13 @@ def read_all_items(paths: Iterable[Path]) -> list[Item]:
     return items
 
 
-def _parsed(content: bytes, place: str) -> Any:
+def _parsed(content: bytes, place: str, what: str) -> Any:
     try:
         return json.loads(content.decode("utf-8"))
     except UnicodeDecodeError:
         raise DataError(f"{place}: not UTF-8: save it as that") from None
     except (ValueError, RecursionError):
-        raise DataError(f"{place}: not JSON: write one item a line") from None
+        raise DataError(f"{place}: not JSON: write one {what} a line") from None
 
 
 def check_item(item: Any, place: str) -> Item:
@@ -84,7 +99,7 @@ def check_item(item: Any, place: str) -> Item:
     if not isinstance(item, dict):
         raise DataError(f"{place}: not an item but a {type(item).__name__}: write an object with prompt, choices, ...")
     for key in ("domain", "task", "id", "prompt", "sep"):
-        _check_text(item, key, place, empty=key == "sep")
+        check_text(item, key, place, empty=key == "sep")
     for key in ("domain", "task"):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", item[key]):
             raise DataError(
@@ -93,21 +108,22 @@ def check_item(item: Any, place: str) -> Item:
     if ("target" in item) == ("choices" in item):
         raise DataError(f"{place}: give either target, or choices and answer")
     if "solution" in item:
-        _check_text(item, "solution", place)
+        check_text(item, "solution", place)
     if "target" in item:
-        _check_text(item, "target", place)
+        check_text(item, "target", place)
         return item
     choices, answer = item["choices"], item.get("answer")
     if not isinstance(choices, list) or len(choices) < 2:
         raise DataError(f"{place}: choices is no list of two or more texts: give the choices as strings")
     for number, choice in enumerate(choices):
-        _check_text({f"choice {number}": choice}, f"choice {number}", place)
+        check_text({f"choice {number}": choice}, f"choice {number}", place)
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise DataError(f"{place}: answer is {answer!r}: give the number of the right one of the choices, from 0")
     return item
 
 
-def _check_text(item: Item, key: str, place: str, empty: bool = False) -> None:
+def check_text(item: Item, key: str, place: str, empty: bool = False) -> None:
+    """Raise DataError where a line's field is no text, or is empty and may not be."""
     text = item.get(key)
     if not isinstance(text, str):
         raise DataError(f"{place}: {key} is {'no text' if key in item else 'missing'}: give it as a string")

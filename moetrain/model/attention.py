@@ -9,8 +9,8 @@ Shapes: N tokens (all rows of a micro-batch, flattened), H query heads, G key an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,18 @@ _MULTIPLE = 16  # padded lengths are multiples of this, so that shapes, and with
 
 @dataclass(frozen=True)
 class Group:
-    """Samples of similar length, laid side by side as [count, length]; groups follow each other."""
+    """Samples of similar length, laid side by side, [count, length]."""
 
-    count: int
-    length: int
+    tokens: torch.Tensor  # int64, the token at each place (any token where padding)
+    inside: torch.Tensor  # bool, whether it is no padding
+
+
+class HeadOrder(NamedTuple):
+    """How rows of one head each, [N * heads], the heads of a token side by side, are laid out. All int64."""
+
+    gather: torch.Tensor  # [laid out], the row at each place (any row where padding)
+    scatter: torch.Tensor  # [N * heads], the place of each row
+    padding: torch.Tensor  # the places that are padding
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,21 @@ class Layout:
 
     spans_N2: torch.Tensor
     groups: tuple[Group, ...] = ()
-    gather: torch.Tensor | None = None  # int64 [laid out], the token at each place (any token where padding)
-    scatter: torch.Tensor | None = None  # int64 [N], the place of each token
-    padding: torch.Tensor | None = None  # int64, the places that are padding
     bounds: torch.Tensor | None = None  # int32 on the device, see `moetrain.model.varlen.sample_bounds`
     longest: int = 0  # no sample is longer
+    _by_head: dict[int, HeadOrder] = field(default_factory=dict)
+
+    def by_head(self, heads: int) -> HeadOrder:
+        """Groups one after the other, each as [count, heads, length]; made once for all layers."""
+        if heads not in self._by_head:
+            number = torch.arange(heads, device=self.groups[0].tokens.device)[:, None]
+            gather = torch.cat([(group.tokens[:, None] * heads + number).flatten() for group in self.groups])
+            inside = torch.cat([group.inside[:, None].expand(-1, heads, -1).flatten() for group in self.groups])
+            places = torch.arange(len(gather), device=gather.device)
+            scatter = torch.empty_like(gather[inside])
+            scatter[gather[inside]] = places[inside]
+            self._by_head[heads] = HeadOrder(gather, scatter, places[~inside])
+        return self._by_head[heads]
 
 
 def make_layout(spans_N2: torch.Tensor, backend: Backend, device: torch.device, longest: int | None = None) -> Layout:
@@ -64,21 +82,13 @@ def make_layout(spans_N2: torch.Tensor, backend: Backend, device: torch.device, 
     padded: dict[int, list[tuple[int, int]]] = {}
     for start, length in spans:
         padded.setdefault(_padded_length(length), []).append((start, length))
-    groups, places, real, place = [], [], [], 0
+    groups = []
     for length, members in sorted(padded.items()):
-        groups.append(Group(len(members), length))
         offsets = torch.arange(length)
         starts = torch.tensor([start for start, _ in members])[:, None]
-        lengths = torch.tensor([own for _, own in members])[:, None]
-        inside = offsets < lengths
-        places.append(torch.where(inside, starts + offsets, starts).flatten())
-        real.append(inside.flatten())
-        place += len(members) * length
-    gather, inside = torch.cat(places), torch.cat(real)
-    scatter = torch.empty(int(inside.sum()), dtype=torch.int64)
-    laid_out = torch.arange(place)
-    scatter[gather[inside]] = laid_out[inside]
-    return Layout(spans_N2, tuple(groups), gather.to(device), scatter.to(device), laid_out[~inside].to(device))
+        inside = offsets < torch.tensor([own for _, own in members])[:, None]
+        groups.append(Group(torch.where(inside, starts + offsets, starts).to(device), inside.to(device)))
+    return Layout(spans_N2, tuple(groups))
 
 
 def _padded_length(length: int) -> int:
@@ -102,7 +112,6 @@ def attention(
     return _batched(q_NHd, k_NGd, v_NGd, layout)
 
 
-@torch.compiler.disable
 def reference_attention(
     q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, spans_N2: torch.Tensor
 ) -> torch.Tensor:
@@ -119,7 +128,6 @@ def reference_attention(
     return torch.einsum("hnm,mhd->nhd", probs_HNN.to(v_NHd.dtype), v_NHd)
 
 
-@torch.compiler.disable  # shapes are new at every step
 def _sdpa_by_document(
     q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, spans_N2: torch.Tensor
 ) -> torch.Tensor:
@@ -135,26 +143,36 @@ def _causal(q_BHTd: torch.Tensor, k_BGTd: torch.Tensor, v_BGTd: torch.Tensor) ->
     return F.scaled_dot_product_attention(q_BHTd, k_BGTd, v_BGTd, is_causal=True, enable_gqa=grouped)
 
 
-@torch.compiler.disable  # likewise
 def _batched(q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, layout: Layout) -> torch.Tensor:
     # Padding stands at the end of each sample, where causal attention hides it from every real token.
-    heads = (q_NHd.shape[1], k_NGd.shape[1], v_NGd.shape[1])
-    joined = _LayOut.apply(torch.cat([q_NHd, k_NGd, v_NGd], dim=1), layout.gather, layout.scatter)
+    laid_out = [_lay_out(x, layout) for x in (q_NHd, k_NGd, v_NGd)]
     outputs = []
-    for group, part in zip(layout.groups, joined.split([g.count * g.length for g in layout.groups]), strict=True):
-        part = part.view(group.count, group.length, *part.shape[1:]).transpose(1, 2)
-        q, k, v = part.split(heads, dim=1)
-        out = _causal(q, k, v) if group.length > _LONGEST_PRODUCTS else _products(q, k, v)
-        outputs.append(out.transpose(1, 2).reshape(-1, heads[0], q_NHd.shape[-1]))
-    return _PutBack.apply(torch.cat(outputs), layout.gather, layout.scatter, layout.padding)
+    for group, q, k, v in zip(layout.groups, *laid_out, strict=True):
+        count, length = group.tokens.shape
+        if length > _LONGEST_PRODUCTS:
+            heads = (x.view(count, -1, length, x.shape[-1]) for x in (q, k, v))
+            outputs.append(_causal(*heads).reshape(-1, q.shape[-1]))
+        else:
+            outputs.append(_products(q, k, v).flatten(0, 1))
+    order = layout.by_head(q_NHd.shape[1])
+    return _PutBack.apply(torch.cat(outputs), *order).view_as(q_NHd)
 
 
-def _products(q_BHTd: torch.Tensor, k_BGTd: torch.Tensor, v_BGTd: torch.Tensor) -> torch.Tensor:
-    repeat = q_BHTd.shape[1] // k_BGTd.shape[1]
+def _lay_out(x_NHd: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
+    """Each group as [samples times heads, length, d], in one copy."""
+    heads, width = x_NHd.shape[1:]
+    order = layout.by_head(heads)
+    laid_out = _LayOut.apply(x_NHd.reshape(-1, width), order.gather, order.scatter)
+    parts = laid_out.split([group.tokens.numel() * heads for group in layout.groups])
+    lengths = (group.tokens.shape[1] for group in layout.groups)
+    return [part.view(-1, length, width) for part, length in zip(parts, lengths, strict=True)]
+
+
+def _products(q_YTd: torch.Tensor, k_ZTd: torch.Tensor, v_ZTd: torch.Tensor) -> torch.Tensor:
+    repeat = len(q_YTd) // len(k_ZTd)
     if repeat > 1:
-        k_BGTd, v_BGTd = k_BGTd.repeat_interleave(repeat, 1), v_BGTd.repeat_interleave(repeat, 1)
-    q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q_BHTd * q_BHTd.shape[-1] ** -0.5, k_BGTd, v_BGTd))
-    return _CausalProducts.apply(q, k, v).view_as(q_BHTd)
+        k_ZTd, v_ZTd = k_ZTd.repeat_interleave(repeat, 0), v_ZTd.repeat_interleave(repeat, 0)
+    return _CausalProducts.apply(q_YTd * q_YTd.shape[-1] ** -0.5, k_ZTd, v_ZTd)
 
 
 class _CausalProducts(torch.autograd.Function):
@@ -165,14 +183,13 @@ class _CausalProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q_ZTd: torch.Tensor, k_ZTd: torch.Tensor, v_ZTd: torch.Tensor) -> torch.Tensor:
-        outputs, probs = [], []
+        probs, out_ZTd = [], torch.empty_like(q_ZTd)
+        to_come = q_ZTd.new_full((_BLOCK, _BLOCK), -torch.inf).triu_(1)
         for start, end in _blocks(q_ZTd.shape[1]):
             scores = torch.bmm(q_ZTd[:, start:end], k_ZTd[:, :end].transpose(1, 2))
-            to_come = torch.full_like(scores[0, :, start:], -torch.inf).triu(1)
-            scores[:, :, start:] += to_come
+            scores[:, :, start:] += to_come[: end - start, : end - start]
             probs.append(scores.softmax(-1))
-            outputs.append(torch.bmm(probs[-1], v_ZTd[:, :end]))
-        out_ZTd = torch.cat(outputs, 1)
+            out_ZTd[:, start:end] = torch.bmm(probs[-1], v_ZTd[:, :end])
         ctx.save_for_backward(q_ZTd, k_ZTd, v_ZTd, out_ZTd, *probs)
         return out_ZTd
 

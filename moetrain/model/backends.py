@@ -90,6 +90,20 @@ def _choose(
     return Backends(cast(attention.Backend, mixing), cast(experts.Backend, routed), (mixing_note, routed_note))
 
 
+@functools.cache
+def call_uncompiled() -> None:
+    """Have torch.compile call, not trace, those backends whose shapes follow the data or that it does not know.
+
+    Done when something is compiled: to mark them beforehand would load the compiler, over a second, for nothing.
+    """
+    for module, names in (
+        (attention, ("_batched", "_sdpa_by_document", "reference_attention")),
+        (experts, ("_loop", "_grouped_apart", "megablocks_experts")),
+    ):
+        for name in names:
+            setattr(module, name, torch.compiler.disable(getattr(module, name)))
+
+
 def choose(what: str, setting: str, candidates: Sequence[str], check: Callable[[str], None]) -> tuple[str, str]:
     """The backend of ``model.WHAT`` and a line about it: the one named by the setting, or the first that passes.
 
@@ -149,6 +163,8 @@ def check_experts(name: str, shape: Shape, device: torch.device, dtype: torch.dt
         compare_experts(cast(experts.Backend, name), shape, device, dtype)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()  # also where the first to ask reads without gradients
 def compare_experts(name: experts.Backend, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
     """Raise `UnusableError` where a backend differs from the loop in float32."""
     size, width, count, top = shape.hidden_size, shape.intermediate_size, shape.num_experts, shape.num_experts_per_tok
@@ -170,7 +186,8 @@ def compare_experts(name: experts.Backend, shape: Shape, device: torch.device, d
         out = experts.experts(leaves[0], index, chosen, leaves[1], leaves[2], backend)
         return [out.detach(), *torch.autograd.grad(out, [*leaves, chosen], grad.to(compute))]
 
-    names = ("output", "gradient of the input", "gradient of gate_up_proj", "gradient of down_proj", "of the weights")
+    leaves = ("the input", "gate_up_proj", "down_proj", "the routing weights")
+    names = ("output", *(f"gradient of {leaf}" for leaf in leaves))
     _compare(names, through(name, dtype), through("loop", torch.float32), _TOLERANCE[dtype])
 
 
@@ -184,6 +201,8 @@ def check_attention(name: str, shape: Shape, device: torch.device, dtype: torch.
         compare_attention(cast(attention.Backend, name), shape, device, dtype)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def compare_attention(name: attention.Backend, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
     """Raise `UnusableError` where a backend differs from the definition in float32."""
     lengths = torch.tensor([129, 1, 64, 3, 187])  # _CHECKED_TOKENS in all

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 
-# Logits held at once. On CPU a chunk has to stay in the heap: larger blocks are mapped and zeroed anew each time,
-# which costs more than the softmax. On CUDA it has to be large enough to fill the device.
-_LOGITS_HELD_ON_CPU, _LOGITS_HELD = 2**21, 2**27
+# Logits held at once, in the type of the products, and widened to float32. On CPU what is widened has to stay in a
+# core's cache through the passes over it (measured: they take five times as long out of memory), and a new piece of
+# the weight's gradient is added to it the more rarely the better. On CUDA both have to be large enough to fill the
+# device.
+_HELD_ON_CPU, _HELD = 2**23, 2**27
+_WIDENED_ON_CPU, _WIDENED = 2**18, 2**27
 
 
 def cross_entropy(
@@ -19,8 +22,9 @@ def cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The summed loss, which carries the gradient, and the loss by token [N] in nats, which does not; float32.
 
-    Targets below zero are ignored: their loss is 0. Gradients of hidden states and weight are formed with the loss,
-    chunk by chunk, so backward recomputes nothing.
+    Targets below zero are ignored: their loss is 0. Products run in the type of the hidden states; the weight, and its
+    gradient, may be wider. Gradients are formed with the loss, chunk by chunk, so backward recomputes nothing; a frozen
+    weight's is not formed.
     """
     # Asked here: inside the function gradients are always off.
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, target_N, torch.is_grad_enabled())
@@ -28,8 +32,12 @@ def cross_entropy(
 
 def _chunk(weight_VD: torch.Tensor) -> int:
     """Rows of logits that are held at once."""
-    held = _LOGITS_HELD_ON_CPU if weight_VD.device.type == "cpu" else _LOGITS_HELD
-    return max(64, held // len(weight_VD))
+    return max(64, (_HELD_ON_CPU if weight_VD.device.type == "cpu" else _HELD) // len(weight_VD))
+
+
+def _piece(logits_CV: torch.Tensor) -> int:
+    """Rows of logits that are widened at once."""
+    return max(1, (_WIDENED_ON_CPU if logits_CV.device.type == "cpu" else _WIDENED) // logits_CV.shape[1])
 
 
 @torch.no_grad()
@@ -58,34 +66,48 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wanted = gradients and any(ctx.needs_input_grad[:2])
         losses, grad_hidden = [], torch.empty_like(hidden_ND) if wanted else None
-        grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if wanted else None
+        ctx.weight_dtype, weight_VD = weight_VD.dtype, weight_VD.to(hidden_ND.dtype)
+        grad_weight = None
+        if wanted and ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device)
         chunk = _chunk(weight_VD)
         for start in range(0, len(hidden_ND), chunk):
             here = slice(start, start + chunk)
-            target_C = target_N[here]
-            kept_C = target_C >= 0
-            # log_softmax is one fused pass on CPU; logsumexp takes five over memory.
-            log_probs_CV = (hidden_ND[here] @ weight_VD.T).float().log_softmax(-1)
-            safe_C1 = target_C.clamp(min=0)[:, None]
-            losses.append(torch.where(kept_C, -log_probs_CV.gather(1, safe_C1)[:, 0], 0.0))
-            if grad_hidden is None or grad_weight is None:
+            logits_CV = hidden_ND[here] @ weight_VD.T
+            losses.append(_losses(logits_CV, target_N[here], wanted))
+            if grad_hidden is None:
                 continue
-            probs_CV = log_probs_CV.exp_()
-            probs_CV.scatter_add_(1, safe_C1, torch.full_like(probs_CV[:, :1], -1.0))
-            grad_CV = probs_CV.mul_(kept_C[:, None]).to(hidden_ND.dtype)
-            grad_hidden[here] = grad_CV @ weight_VD
-            grad_weight += grad_CV.T @ hidden_ND[here]
+            grad_hidden[here] = logits_CV @ weight_VD
+            if grad_weight is not None:
+                grad_weight += logits_CV.T @ hidden_ND[here]
         loss_N = torch.cat(losses)
-        if grad_hidden is not None and grad_weight is not None:
+        if grad_hidden is not None:
             ctx.save_for_backward(grad_hidden, grad_weight)
-            ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(loss_N)
         return loss_N.sum(), loss_N
 
     @staticmethod
     def backward(
         ctx: Any, grad_sum: torch.Tensor, grad_loss_N: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        weight_dtype = ctx.weight_dtype
-        return grad_hidden * grad_sum.to(grad_hidden.dtype), (grad_weight * grad_sum).to(weight_dtype), None, None
+        if grad_weight is not None:
+            grad_weight = (grad_weight * grad_sum).to(ctx.weight_dtype)
+        return grad_hidden * grad_sum.to(grad_hidden.dtype), grad_weight, None, None
+
+
+def _losses(logits_CV: torch.Tensor, target_C: torch.Tensor, gradients: bool) -> torch.Tensor:
+    """The loss of each row [C], float32; with ``gradients``, that by the logits is put in their place."""
+    losses = []
+    piece = _piece(logits_CV)
+    for logits_PV, target_P in zip(logits_CV.split(piece), target_C.split(piece), strict=True):
+        kept_P, safe_P1 = target_P >= 0, target_P.clamp(min=0)[:, None]
+        wide_PV = logits_PV.float()
+        probs_PV = wide_PV.softmax(-1)
+        # The largest probability is 1 over the sum of exponentials: so their logarithm is known without another pass.
+        log_sum_P = wide_PV.amax(-1) - probs_PV.amax(-1).log()
+        losses.append(torch.where(kept_P, log_sum_P - wide_PV.gather(1, safe_P1)[:, 0], 0.0))
+        if gradients:
+            probs_PV.scatter_add_(1, safe_P1, torch.full_like(probs_PV[:, :1], -1.0))
+            logits_PV.copy_(probs_PV.mul_(kept_P[:, None]))
+    return torch.cat(losses)

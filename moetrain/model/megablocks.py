@@ -24,7 +24,6 @@ from torch.func import functional_call
 from moetrain.model.elementwise import swiglu
 
 
-@torch.compiler.disable
 def megablocks_experts(
     x_ND: torch.Tensor,
     index_NK: torch.Tensor,

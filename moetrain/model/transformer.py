@@ -21,7 +21,7 @@ from moetrain.config import ModelSettings
 from moetrain.model import attention as attention_backends
 from moetrain.model import experts as expert_backends
 from moetrain.model.attention import Layout, attention, make_layout
-from moetrain.model.backends import Backends, choose_backends
+from moetrain.model.backends import Backends, call_uncompiled, choose_backends
 from moetrain.model.elementwise import rms_norm, rotate, swiglu
 from moetrain.model.experts import experts
 from moetrain.model.loss import cross_entropy
@@ -64,12 +64,14 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-class Linear(nn.Module):
+class Linear(nn.Linear):
     """A product with a weight that is kept in float32 and cast to the type of its input when used."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight: torch.Tensor = nn.Parameter(torch.empty(outputs, inputs))
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Nothing: the whole model draws its initial weights in one order."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight.to(x.dtype))
@@ -259,8 +261,7 @@ class Transformer(nn.Module):
         hidden_ND, routing = self.hidden_states(
             tokens_BT, positions_BT, slots_BT, recorded_BT, spans_N2, most_samples, inputs
         )
-        weight_VD = self.lm_head.weight.to(self.dtype)
-        loss_sum, loss_N = cross_entropy(hidden_ND.to(self.dtype), weight_VD, targets_BT.flatten())
+        loss_sum, loss_N = cross_entropy(hidden_ND.to(self.dtype), self.lm_head.weight, targets_BT.flatten())
         return Output(loss_sum, loss_N.view_as(targets_BT), routing)
 
     def hidden_states(
@@ -306,6 +307,7 @@ class Transformer(nn.Module):
         Layers differ in their weights alone, so what is compiled for one serves all. On CUDA a layer is one graph with
         `grouped_mm` and `varlen`; other backends' kernels are called between graphs.
         """
+        call_uncompiled()
         for layer in self.model.layers:
             layer.compile(**options)
 

@@ -22,8 +22,8 @@ def sample_bounds(spans_N2: torch.Tensor, device: torch.device) -> torch.Tensor:
     Args:
         spans_N2: (start, length) of the samples, on the host, where they are counted without waiting for the device.
 
-    Samples of length 0 at the end bring Q up to one of few numbers, so that what is compiled for a Q is used again. A
-    kernel leaves them at once, but each costs a look: so not as many as rows could hold at most.
+    Samples of length 0 at the end bring Q up to one of few numbers, so that what is compiled for a Q is used again.
+    Kernels leave them at once, but each takes a look and, in backward, 128 rows of float32 queries: so as few as that.
     """
     starts = spans_N2[:, 0].sort().values
     end = spans_N2.sum(1).max()

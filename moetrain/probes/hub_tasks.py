@@ -201,4 +201,4 @@ HUB_TASKS: dict[str, HubTask] = {
     "humaneval": HubTask("openai/openai_humaneval", None, "test", "code", _humaneval),
     "mbpp": HubTask("google-research-datasets/mbpp", "full", "test", "code", _mbpp),
 }
-"""Tasks by name. Their domains are the usual four; `probes.domains` says what a run calls them."""
+"""Tasks by name. Their domains are the usual four; `probes.task_domains` says what a run calls them."""

@@ -92,7 +92,7 @@ def _items_of(name: str, settings: Settings, corpus: Corpus) -> Iterator[tuple[b
         yield False, item
     if kind in builtin.PLANTED:
         stated = sum(1 for _ in builtin.documents(kind, size=domain.size or BUILTIN_SIZE, seed=seed, **options))
-        wanted = min(2 * probes.most_trained, stated, domain.limit or stated)
+        wanted = 2 * min(probes.most_trained, stated, domain.limit or stated)
         for item in builtin.trained_items(kind, items=wanted, seed=seed, **options):
             yield True, item
 

@@ -91,7 +91,7 @@ def load_tasks(settings: Settings, corpus: Corpus, progress: Progress = lambda w
         if kept:
             task = Task(
                 name=name,
-                domain=settings.probes.domains.get(name) or _one_domain(name, items),
+                domain=settings.probes.task_domains.get(name) or _one_domain(name, items),
                 kind=_kind(name, items),
                 items=tuple(kept[: settings.probes.most_trained if trained else settings.probes.items]),
                 trained=trained,
@@ -145,13 +145,13 @@ def _one(name: str, what: str, found: set[str]) -> str:
 
 
 def _check_domains(settings: Settings, tasks: Sequence[str]) -> None:
-    """Raise DataError where ``probes.domains`` names a task or a domain that there is not."""
-    for task, domain in settings.probes.domains.items():
+    """Raise DataError where ``probes.task_domains`` names a task or a domain that there is not."""
+    for task, domain in settings.probes.task_domains.items():
         for what, name, known in (("task", task, tasks), ("domain", domain, list(settings.data.domains))):
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
                 hint = f": did you mean {near[0]}?" if near else ": there is none"
-                raise DataError(f"probes.domains: no {what} {name!r}{hint}")
+                raise DataError(f"probes.task_domains: no {what} {name!r}{hint}")
 
 
 def _contamination(

@@ -19,7 +19,7 @@ from moetrain.routing.panel_metrics import (
     panel_metrics,
     seen_members,
 )
-from moetrain.routing.store import StoredReading
+from moetrain.routing.store import StoredReading, Surroundings
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,6 @@ class Memorized:
     newly: list[str]
     undone: list[str]
     fraction: float  # of the seen samples, memorized now
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What the training itself says at a reading: the scale of time, and controls."""
-
-    tokens: int  # trained on so far
-    router_entropy: float | None  # mean over tokens and layers, nats; None before the first step
-    load_cv: float | None  # coefficient of variation of the experts' load, mean over layers
 
 
 class PanelMonitor:
@@ -119,10 +110,10 @@ class PanelMonitor:
                 for name in history:
                     history[name] = [tuple(row) for row in state[f"{name}.{domain}"].tolist()]
 
-    def take(self, stored: StoredReading, surroundings: Surroundings) -> PanelPoints:
+    def take(self, stored: StoredReading) -> PanelPoints:
         """Take in the next reading; what it comes to, given those before."""
         self._read_at.append(stored.step)
-        self._tokens.append(surroundings.tokens)
+        self._tokens.append(stored.surroundings.tokens)
         # A loss that is not finite is the largest there is: nothing that has it is memorized.
         self._losses.append(np.where(np.isfinite(stored.loss), stored.loss, np.finfo(np.float32).max))
         metrics = panel_metrics(stored, self.domains, self.tau, self.steps)
@@ -131,7 +122,7 @@ class PanelMonitor:
             change = self._memorized(number, metrics)
             if change is not None:
                 memorized[domain] = change
-        verdicts, changed = self._judge(metrics, surroundings)
+        verdicts, changed = self._judge(metrics, stored.surroundings)
         matrices = {"experts/load_by_layer": load_by_layer(stored), "experts/load_by_domain": self._by_domain(stored)}
         distributions = {}
         for domain in self.domains:

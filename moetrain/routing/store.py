@@ -9,8 +9,8 @@ Shapes: P panel samples, L layers, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -31,6 +31,15 @@ class StoreError(ValueError):
 
 
 @dataclass(frozen=True)
+class Surroundings:
+    """What the training itself says at a reading: the scale of time, and controls."""
+
+    tokens: int = 0  # trained on so far
+    router_entropy: float | None = None  # mean over tokens and layers, nats; None before the first step
+    load_cv: float | None = None  # coefficient of variation of the experts' load, mean over layers
+
+
+@dataclass(frozen=True)
 class StoredReading:
     """One reading as it stands on disk; arrays in the panel's order."""
 
@@ -47,6 +56,7 @@ class StoredReading:
     counts: np.ndarray  # uint16 [P, L, E]
     inputs: np.ndarray  # float16 [P, L, D], mean inputs of each layer; D is 0 without panel.linear_kernel
     blocks: tuple[np.ndarray, np.ndarray]  # float32 [L, E, E] and [L - 1, E, E]
+    surroundings: Surroundings = Surroundings()
 
     @cached_property
     def whole(self) -> np.ndarray:
@@ -71,7 +81,11 @@ class StoredReading:
 
 
 def as_stored(
-    panel: Panel, reading: PanelReading, domains: Collection[str], blocks: tuple[np.ndarray, np.ndarray]
+    panel: Panel,
+    reading: PanelReading,
+    domains: Collection[str],
+    blocks: tuple[np.ndarray, np.ndarray],
+    surroundings: Surroundings = Surroundings(),
 ) -> StoredReading:
     """A reading, rounded as it will stand on disk."""
     names = np.array(list(domains), dtype=object)
@@ -89,6 +103,7 @@ def as_stored(
         reading.counts,
         reading.inputs.astype(np.float16),
         blocks,
+        surroundings,
     )
 
 
@@ -116,14 +131,20 @@ def write_reading(run: Path, stored: StoredReading) -> list[Path]:
     if stored.inputs.size:
         columns["inputs"] = fixed_lists(stored.inputs)
     shape = {"layers": str(layers), "experts": str(experts)}
+    around = {name: "" if value is None else repr(value) for name, value in asdict(stored.surroundings).items()}
     own, following = stored.blocks
     router = {"own": fixed_lists(own), "next": fixed_lists(np.concatenate([following, np.zeros_like(own[:1])]))}
     beside = write_piece(folder / f"router_{stored.step:08d}.parquet", pa.table(router), shape)
     try:  # the panel's piece comes last: where it stands, its reading is whole
-        return [write_piece(folder / f"panel_{stored.step:08d}.parquet", pa.table(columns), shape), beside]
+        return [write_piece(folder / f"panel_{stored.step:08d}.parquet", pa.table(columns), shape | around), beside]
     except OSError:
         beside.unlink()
         raise
+
+
+def has_reading(run: Path, step: int) -> bool:
+    """Whether a run read its panel at a step."""
+    return (run / FOLDER / f"panel_{step:08d}.parquet").is_file()
 
 
 def read_reading(run: Path, step: int) -> StoredReading:
@@ -163,6 +184,14 @@ def _as_reading(step: int, table: pa.Table, router: pa.Table, layers: int, exper
         if "inputs" in table.column_names
         else np.zeros((len(table), layers, 0), np.float16),
         blocks=(own, following[:-1]),
+        surroundings=_surroundings(table.schema.metadata),
+    )
+
+
+def _surroundings(metadata: Mapping[bytes, bytes]) -> Surroundings:
+    entropy, load_cv = (metadata.get(name, b"") for name in (b"router_entropy", b"load_cv"))
+    return Surroundings(
+        int(metadata.get(b"tokens", 0)), float(entropy) if entropy else None, float(load_cv) if load_cv else None
     )
 
 

@@ -20,8 +20,9 @@ from moetrain.grokking import PhaseThresholds
 from moetrain.routing.beside import Beside
 from moetrain.routing.monitor import StreamMonitor, StreamPoints
 from moetrain.routing.panel import draw_panel
-from moetrain.routing.panel_monitor import PanelMonitor, PanelPoints, Surroundings
+from moetrain.routing.panel_monitor import PanelMonitor, PanelPoints
 from moetrain.routing.samples import SampleStore
+from moetrain.routing.store import Surroundings
 from moetrain.run.probing import COLUMNS, Probes, load_probes
 from moetrain.training.balancing import Balancing
 from moetrain.training.checkpoint import CheckpointError
@@ -57,10 +58,10 @@ class Run:
     interval: Interval
     token_bytes: torch.Tensor  # int64 [V], bytes of text that each token id stands for
     met: np.ndarray  # int64 [domains], text tokens trained on
+    clock: Clock
     beside: Beside[StreamPoints | PanelPoints] = field(default_factory=Beside)
     sample_store: SampleStore | None = None  # once the run has a folder, where it is asked for
     troubles: list[Incident] = field(default_factory=list)  # survived, and not told yet
-    clock: Clock = field(default_factory=Clock)
     tokens_trained: int = 0
     newest: StepStatistics | None = None
 
@@ -110,6 +111,7 @@ def build(settings: Settings) -> Run:
         interval=Interval(names),
         token_bytes=torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(accelerator.device),
         met=np.zeros(len(names), np.int64),
+        clock=Clock(accelerator.device),
     )
 
 

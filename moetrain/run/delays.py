@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from accelerate import Accelerator
+from torch import nn
 
 from moetrain import grokking
+from moetrain.config import Settings
+from moetrain.data.corpus import Corpus
 from moetrain.data.items import Item
 from moetrain.grokking import Delay, GroupPair
 from moetrain.grokking.memorization import MIN_TAIL_IN_RUNS
 from moetrain.probes.embeddings import item_text, mean_hidden_states, sentence_encoder
 from moetrain.routing.panel import SEEN
-from moetrain.run.build import Run
-from moetrain.run.probing import BATCH_TOKENS
+from moetrain.routing.panel_monitor import PanelMonitor
+from moetrain.run.probing import BATCH_TOKENS, Probes
 from moetrain.training.step import bare
 
 
@@ -37,14 +41,36 @@ class DomainDelay:
         return {"pairs": pairs, "mean": asdict(self.mean) if self.mean else None, "note": self.note}
 
 
-def delays(run: Run) -> dict[str, DomainDelay]:
+class Watched(Protocol):
+    """A run that has ended, or a series of saved models that was read."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def corpus(self) -> Corpus: ...
+
+    @property
+    def panel(self) -> PanelMonitor | None: ...
+
+    @property
+    def probes(self) -> Probes | None: ...
+
+    @property
+    def model(self) -> nn.Module | None: ...
+
+    @property
+    def accelerator(self) -> Accelerator: ...
+
+
+def delays(run: Watched) -> dict[str, DomainDelay]:
     """By domain, how long generalization followed memorization in a run that has ended."""
     if run.panel is None or run.probes is None:
         return {}
     return {name: _domain_delay(run, number) for number, name in enumerate(run.settings.data.domains)}
 
 
-def _domain_delay(run: Run, number: int) -> DomainDelay:
+def _domain_delay(run: Watched, number: int) -> DomainDelay:
     assert run.panel is not None
     assert run.probes is not None
     panel, history = run.panel, run.probes.history
@@ -52,6 +78,9 @@ def _domain_delay(run: Run, number: int) -> DomainDelay:
     tasks = run.probes.relations.tasks(panel.domains[number])
     if not losses_ST.size or not tasks:
         return DomainDelay([], None, "no seen panel samples, or no task that is answered right or wrong")
+    accuracy_T, chance, items = run.probes.relations.accuracy(panel.domains[number])
+    if grokking.first_above_chance(accuracy_T, chance, items) is None:
+        return DomainDelay([], None, "accuracy did not exceed chance: which items are right is luck")
     eps = grokking.choose_eps(losses_ST, min_tail=MIN_TAIL_IN_RUNS)
     if eps is None:
         return DomainDelay([], None, "fewer than a fifth of the seen samples were memorized, whatever the threshold")
@@ -68,7 +97,7 @@ def _domain_delay(run: Run, number: int) -> DomainDelay:
     return DomainDelay(found, grokking.mean_delay(pairs, *times), "")
 
 
-def _embeddings(run: Run, members: np.ndarray, items: Sequence[Item]) -> np.ndarray:
+def _embeddings(run: Watched, members: np.ndarray, items: Sequence[Item]) -> np.ndarray:
     """Vectors of panel members and of probe items, the right answer with each, [members + items, width]."""
     assert run.panel is not None
     stream, tokenizer = run.panel.panel.stream, run.corpus.tokenizer
@@ -79,4 +108,5 @@ def _embeddings(run: Run, members: np.ndarray, items: Sequence[Item]) -> np.ndar
         return encode([*map(tokenizer.decode, tokens), *texts])
     tokens += tokenizer.encode_all(texts)
     seq_len = run.settings.data.seq_len
+    assert run.model is not None
     return mean_hidden_states(bare(run.model), tokens, tokenizer, run.accelerator.device, seq_len, BATCH_TOKENS)

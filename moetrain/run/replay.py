@@ -32,9 +32,10 @@ from moetrain.model.hf import find_olmoe, read_olmoe
 from moetrain.model.transformer import Transformer
 from moetrain.probes.scoring import score
 from moetrain.routing.panel import Panel, document_panel, read_panel
-from moetrain.routing.panel_monitor import PanelMonitor, Surroundings, memorization_summary
-from moetrain.routing.store import as_stored, write_reading
+from moetrain.routing.panel_monitor import PanelMonitor, memorization_summary
+from moetrain.routing.store import Surroundings, as_stored, has_reading, read_reading, write_reading
 from moetrain.run.build import panel_monitor
+from moetrain.run.delays import delays
 from moetrain.run.probing import Probes, load_probes, write_scores
 from moetrain.run.relations import PAPER
 from moetrain.run.watch import router_rows
@@ -43,7 +44,7 @@ from moetrain.training.curves import expert_load
 from moetrain.training.evaluation import heldout_losses
 from moetrain.training.initialize import initial_model
 from moetrain.training.parallel import compute_dtype
-from moetrain.training.restore import open_model
+from moetrain.training.restore import find_checkpoint, open_model
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class SavedModel:
     tokens: int  # trained on by then; steps where nobody says
     ours: bool
     losses: dict[str, dict[str, Any]] = field(default_factory=dict)  # by domain, what training said of its losses
+    surroundings: Surroundings | None = None  # what training said when it read its panel, where it did
 
     def open(self, settings: Settings, device: torch.device) -> Transformer:
         """The model, computing as ``train.precision`` says.
@@ -76,6 +78,7 @@ def own_model(folder: Path, corpus: str | None = None) -> SavedModel:
 
     Raises:
         CheckpointError: there is none, or it was trained on other data.
+        StoreError: the run's reading of its panel at that step is altered.
     """
     checkpoint = load_checkpoint(folder, owners=())
     if corpus is not None and checkpoint.record["corpus"] != corpus:
@@ -87,7 +90,9 @@ def own_model(folder: Path, corpus: str | None = None) -> SavedModel:
         domain: {name: value for name, value in found["metrics"].items() if name.startswith("train_loss")}
         for domain, found in checkpoint.record["domains"].items()
     }
-    return SavedModel(str(folder), checkpoint.step, checkpoint.record["tokens_trained"], True, losses)
+    _, run = find_checkpoint(folder)
+    around = read_reading(run, checkpoint.step).surroundings if has_reading(run, checkpoint.step) else None
+    return SavedModel(str(folder), checkpoint.step, checkpoint.record["tokens_trained"], True, losses, around)
 
 
 def transformers_model(name: str, step: int | None = None) -> SavedModel:
@@ -199,10 +204,12 @@ def replay(
     try:
         if texts.start is not None:
             terminal.preparing("reading models", 0, count)
-            reader.read(texts.start, SavedModel("before the first step", 0, 0, True))
+            unmoved = SavedModel("before the first step", 0, 0, True, surroundings=Surroundings())
+            reader.read(texts.start, unmoved)
             texts.start = None
         for number, saved in enumerate(series, count - len(series)):
             terminal.preparing("reading models", number, count)
+            reader.model = None  # two large ones may not fit into memory
             reader.read(saved.open(texts.settings, accelerator.device), saved)
     finally:
         summary = reader.finish()
@@ -213,31 +220,36 @@ class _Reader:
     """Reads one model after the other, and takes what they say to where it is kept and shown."""
 
     def __init__(self, texts: Texts, folder: Path, outputs: Outputs, accelerator: Accelerator) -> None:
+        self.settings, self.corpus, self.panel, self.probes = texts.settings, texts.corpus, texts.panel, texts.probes
+        self.accelerator = accelerator
+        self.model: Transformer | None = None  # the newest
         self._texts, self._folder, self._outputs = texts, folder, outputs
-        self._accelerator, self._device = accelerator, accelerator.device
+        self._device = accelerator.device
         self._token_bytes = torch.from_numpy(texts.corpus.tokenizer.token_bytes()).long().to(self._device)
         self._read: dict[int, str] = {}
 
     def read(self, model: Transformer, saved: SavedModel) -> None:
-        texts, step = self._texts, saved.step
+        texts, step, panel = self._texts, saved.step, self.panel.panel
         check_tokenizer(texts.corpus.tokenizer, model, saved.name)
-        for domain, losses in saved.losses.items():
+        self.model = model
+        for domain, said in saved.losses.items():
             if domain in self._outputs.domains:
-                self._outputs.domains[domain]["metrics"].update(losses)
+                self._outputs.domains[domain]["metrics"].update(said)
         if texts.validation:
-            losses = heldout_losses(self._accelerator, model, texts.validation, self._token_bytes)
+            losses = heldout_losses(self.accelerator, model, texts.validation, self._token_bytes)
             self._outputs.validation(step, losses)
-        panel = texts.panel.panel
         reading = read_panel(model, panel, step, self._device, inputs=texts.settings.panel.linear_kernel)
-        stored = as_stored(panel, reading, texts.names, gram_blocks(router_rows(model)))
+        around = saved.surroundings or surroundings(model, panel, saved.tokens, self._device)
+        stored = as_stored(panel, reading, texts.names, gram_blocks(router_rows(model)), around)
         write_reading(self._folder, stored)
-        self._outputs.panel(texts.panel.take(stored, surroundings(model, panel, saved.tokens, self._device)))
+        self._outputs.panel(self.panel.take(stored))
         if texts.probes is not None:
             self._probe(model, texts.probes, saved)
         self._read[step] = saved.name
 
     def _probe(self, model: Transformer, probes: Probes, saved: SavedModel) -> None:
-        scores = score(model, probes.prepared, self._device)
+        answers = self.settings.probes.max_new_tokens if self.settings.probes.generate else 0
+        scores = score(model, probes.prepared, self._device, max_new_tokens=answers)
         probes.history.add(saved.step, saved.tokens, scores)
         write_scores(self._folder, saved.step, scores)
         self._outputs.probes(saved.step, scores)
@@ -250,19 +262,21 @@ class _Reader:
 
     def finish(self) -> dict[str, Any]:
         """Write and return what all readings came to, as a run's ``summary.json``; without any, remove the folder."""
-        outputs, probes = self._outputs, self._texts.probes
+        outputs, probes, last = self._outputs, self.probes, max(self._read, default=0)
         if not self._read:
             outputs.close()
             shutil.rmtree(outputs.folder)
             return {}
-        for domain, memorized in memorization_summary(self._texts.panel).items():
+        for domain, memorized in memorization_summary(self.panel).items():
             outputs.domains[domain]["memorized"] = memorized
-            outputs.memorized(max(self._read), domain, {"rule": "finished run", **memorized})
+            outputs.memorized(last, domain, {"rule": "finished run", **memorized})
         if probes is not None:
             for name, task in outputs.tasks.items():
                 task["generalized"] = probes.history.group_sizes(name)
             for domain in outputs.domains:
                 outputs.domains[domain]["correlations"] = probes.relations.as_dict(domain)
+        for domain, delay in delays(self).items():
+            outputs.delay(last, domain, delay.mean.steps if delay.mean else None, delay.as_dict())
         summary = {
             "domains": outputs.domains,
             "probes": outputs.tasks,
@@ -277,7 +291,7 @@ class _Reader:
 
 @torch.no_grad()
 def surroundings(model: Transformer, panel: Panel, tokens: int, device: torch.device) -> Surroundings:
-    """The phase rule's controls, from the panel's first rows: a saved model has no training step to take them from."""
+    """The phase rule's controls, from the panel's first rows, for a model whose training says nothing of them."""
     batch = panel.stream.batch(0, 0, panel.stream.batch_rows)
     routing = model(*batch.to(device).inputs(by_sample=False)).routing
     assert routing is not None

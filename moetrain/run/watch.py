@@ -136,12 +136,12 @@ def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
             reading = read_panel(model, panel, step, accelerator.device, *process, gather_objects, inputs)
         if outputs is None:
             return
-        stored = as_stored(run.panel.panel, reading, run.panel.domains, gram_blocks(rows_LED))
+        stored = as_stored(run.panel.panel, reading, run.panel.domains, gram_blocks(rows_LED), run.surroundings)
         try:
             write_reading(folder, stored)
         except OSError as error:
             outputs.guard(step, f"the panel reading was not stored ({error}); its metrics are shown")
-        run.beside.submit(run.panel.take, stored, run.surroundings)
+        run.beside.submit(run.panel.take, stored)
     show(run, outputs)
 
 
@@ -202,6 +202,7 @@ def validate(run: Run, step: int, outputs: Outputs | None) -> None:
 
 def log(run: Run, step: int, outputs: Outputs | None) -> None:
     """The training curves since the last point; none where every update since then was skipped."""
+    run.clock.settle()
     points = run.interval.points()
     if outputs is None or not points:
         return

@@ -25,7 +25,7 @@ class ProbeSettings(Section):
         "domain, task, id, prompt, sep, and choices with answer, or target), relative to data.root; or hub:NAME, one "
         "of the known ones on the Hugging Face hub such as hub:arc_easy; hub:NAME=PATH reads a local copy of it.",
     )
-    domains: dict[str, str] = Field(
+    task_domains: dict[str, str] = Field(
         default_factory=dict,
         description="TASK: DOMAIN of the run, for tasks whose items name a domain that the run calls otherwise.",
     )
@@ -76,7 +76,8 @@ class MonitorSettings(Section):
         0,
         ge=0,
         description="Heaviest experts a layer whose share of each training sample's routing is written to "
-        "routing/samples_*.parquet; 0: none.",
+        "routing/samples_*.parquet; 0: none. A million samples take 40 MB at 6 layers and 2 experts, 290 MB at 16 "
+        "and 8.",
     )
     tau: float = Field(0.7, gt=0, lt=1, description="Share of routing weight that a pathway keeps in each layer.")
 

@@ -10,23 +10,46 @@ from contextlib import contextmanager
 
 import torch
 
+_QUEUED = ("train", "record")  # what leaves its work to the device and goes on
+
 
 class Clock:
-    """Splits a run's wall time by what it was spent on, and counts tokens against the time spent training."""
+    """Splits a run's wall time by what it was spent on, and counts tokens against the time spent training.
 
-    def __init__(self) -> None:
+    On CUDA training only queues its work. Whatever is measured beside it first waits for that work, as time spent
+    training, or it would be charged with the waiting.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
         self.seconds: dict[str, float] = {}
         self.tokens = 0
+        self._device = device if device is not None and device.type == "cuda" else None
         self._last = (0, 0.0)
 
     @contextmanager
     def measure(self, what: str) -> Iterator[None]:
         """Count the time inside as spent on ``what``."""
+        if what not in _QUEUED:
+            self.settle()
         begin = time.perf_counter()
         try:
             yield
         finally:
+            if what not in _QUEUED:
+                self._wait()
             self.seconds[what] = self.spent(what) + time.perf_counter() - begin
+
+    def settle(self) -> None:
+        """Wait for what training has queued, as time spent training."""
+        if self._device is None:
+            return
+        begin = time.perf_counter()
+        self._wait()
+        self.seconds["train"] = self.spent("train") + time.perf_counter() - begin
+
+    def _wait(self) -> None:
+        if self._device is not None:
+            torch.cuda.synchronize(self._device)
 
     def add_beside(self, what: str, seconds: float) -> None:
         """Count processor time that a thread beside the training took: it is cost too."""

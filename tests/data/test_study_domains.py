@@ -243,15 +243,16 @@ def test_counting_answers_stays_at_chance(name, options):
 
 
 @each_domain
-def test_items_ask_for_facts_once_each_in_the_words_of_the_text(name, options):
+def test_items_ask_for_facts_as_choice_and_open_in_the_words_of_the_text(name, options):
     for make, part, ending in (
         (builtin.probe_items, held_out, ""),
         (builtin.trained_items, trained, "_trained"),
     ):
         texts = {marked.text for marked in part(name, **options)}
         items = make(name, items=ALL, seed=0, **options)
-        assert len({item["prompt"] for item in items}) == len({item["id"] for item in items}) == len(items)
-        assert len(items) == len(texts)
+        assert len({item["id"] for item in items}) == len(items) == 2 * len(texts)
+        assert len({item["prompt"] for item in items}) == len(texts)
+        assert [item["prompt"] for item in items[::2]] == [item["prompt"] for item in items[1::2]]
         assert make(name, items=9, seed=0, **options) == items[:9]
         for place, item in enumerate(items):
             assert (item["domain"], item["sep"]) == (name, " ")

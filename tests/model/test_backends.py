@@ -84,6 +84,13 @@ def test_right_attention_passes(name, dtype):
     compare_attention(name, SHAPE, CPU, dtype)
 
 
+@pytest.mark.parametrize("reading", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_compared_even_where_none_are_kept(reading):
+    with reading():
+        compare_experts("megablocks", SHAPE, CPU, torch.bfloat16)
+        compare_attention("varlen", SHAPE, CPU, torch.bfloat16)
+
+
 def test_experts_that_mix_up_a_gradient_are_refused(monkeypatch):
     def wrong(a, b, batch_sizes, trans_a=False, trans_b=False, c=None):
         out = stand_ins_gmm(a, b, batch_sizes, trans_a, trans_b, c)

@@ -114,12 +114,12 @@ def test_items_may_be_of_other_domains_and_a_setting_says_which_of_the_run_is_me
     write(folder / "bench" / "t.jsonl", [{**item("a", "b"), "domain": "general"}])
     plain = chosen(folder, "probes.tasks=[bench/t.jsonl]")
     assert loaded(plain).tasks[0].domain == "general"
-    assert loaded(chosen(folder, "probes.tasks=[bench/t.jsonl]", "probes.domains={t: d}")).tasks[0].domain == "d"
+    assert loaded(chosen(folder, "probes.tasks=[bench/t.jsonl]", "probes.task_domains={t: d}")).tasks[0].domain == "d"
     two = [{**item("a", "b"), "domain": "general"}, {**item("c", "b"), "domain": "math"}]
     write(folder / "bench" / "t.jsonl", two)
     with pytest.raises(DataError, match=r"items of t differ in domain \(general, math\): give them different tasks"):
         loaded(plain)
-    assert loaded(chosen(folder, "probes.tasks=[bench/t.jsonl]", "probes.domains={t: d}")).tasks[0].domain == "d"
+    assert loaded(chosen(folder, "probes.tasks=[bench/t.jsonl]", "probes.task_domains={t: d}")).tasks[0].domain == "d"
 
 
 SUMS = ["data.domains.m.builtin=math", "data.domains.m.size=9000"]
@@ -129,8 +129,14 @@ SUMS = ["data.domains.m.builtin=math", "data.domains.m.size=9000"]
     ("overrides", "said"),
     [
         (["probes.tasks=[none*]"], r"probes\.tasks: no file at .*none"),
-        (["probes.tasks=[bench]", "probes.domains={tt: d}"], r"probes\.domains: no task 'tt': did you mean t\?"),
-        (["probes.tasks=[bench]", "probes.domains={t: dd}"], r"probes\.domains: no domain 'dd': did you mean d\?"),
+        (
+            ["probes.tasks=[bench]", "probes.task_domains={tt: d}"],
+            r"probes\.task_domains: no task 'tt': did you mean t\?",
+        ),
+        (
+            ["probes.tasks=[bench]", "probes.task_domains={t: dd}"],
+            r"probes\.task_domains: no domain 'dd': did you mean d\?",
+        ),
         (["probes.tasks=[bench/v.jsonl]"], "items of v differ in form"),
         (
             ["probes.tasks=[bench/w.jsonl]", "data.domains.m.builtin=math", "data.domains.m.size=9000"],
@@ -184,7 +190,7 @@ def test_builtin_domains_bring_tasks_under_the_runs_names(built_in):
         "builtin_adding_open": ("adding", "open", False, 60),
         "builtin_adding_trained": ("adding", "choice", True, 20),
         "builtin_adding_open_trained": ("adding", "open", True, 20),
-        # 13 has 12 * 12 facts to divide, 40% of them held out.
+        # 13 has 12 * 12 facts to divide, 40% of them held out: 60 at most.
         "builtin_dividing": ("dividing", "choice", False, len(found["builtin_dividing"].items)),
         "builtin_dividing_open": ("dividing", "open", False, len(found["builtin_dividing_open"].items)),
         "builtin_dividing_trained": ("dividing", "choice", True, 20),
@@ -197,7 +203,7 @@ def test_builtin_domains_bring_tasks_under_the_runs_names(built_in):
         "builtin_people_open": ("people", "open", False, 60),
         "builtin_python": ("python", found["builtin_python"].kind, False, len(found["builtin_python"].items)),
     }
-    assert 20 <= len(found["builtin_dividing"].items) <= 40
+    assert 40 <= len(found["builtin_dividing"].items) <= 60
     assert 10 <= len(found["builtin_python"].items) <= 60
     for task in found.values():
         assert {each["domain"] for each in task.items} == {task.domain}
@@ -219,10 +225,9 @@ def test_trained_tasks_ask_for_facts_that_the_run_states(built_in):
     found = built_in("data.domains.noise.size=300", "probes.items=60")
     texts = builtin.documents("random_answers", size=300, seed=0, sign="#")
     stated = Counter(each.text.split(" =")[0] for each in texts)
-    asked = [
-        each["prompt"].split(" =")[0] for name in ("", "_open") for each in found[f"builtin_noise{name}_trained"].items
-    ]
-    assert Counter(asked) == stated
+    for name in ("", "_open"):
+        asked = [each["prompt"].split(" =")[0] for each in found[f"builtin_noise{name}_trained"].items]
+        assert Counter(asked) == stated
 
 
 def test_builtin_tasks_can_be_left_out(built_in):

@@ -14,9 +14,10 @@ from moetrain.model.router import Router
 from moetrain.model.transformer import Transformer
 from moetrain.routing.panel import HELDOUT, SEEN, TO_COME, draw_panel, read_panel, reading_steps
 from moetrain.routing.panel_metrics import panel_metrics
-from moetrain.routing.panel_monitor import PanelMonitor, Surroundings
+from moetrain.routing.panel_monitor import PanelMonitor
 from moetrain.routing.store import (
     StoreError,
+    Surroundings,
     as_stored,
     list_pieces,
     read_reading,
@@ -113,9 +114,10 @@ def test_processes_share_a_reading(made):
 
 
 def test_what_is_stored_comes_back_bit_for_bit(made, tmp_path):
-    _, stored = reading_of(made)
+    stored = replace(reading_of(made)[1], surroundings=Surroundings(12345, 1.25, 1 / 3))
     write_reading(tmp_path, stored)
     back = read_reading(tmp_path, 20)
+    assert back.surroundings == stored.surroundings
     for name in ("domain", "cell", "document", "piece", "first_step", "tokens", "loss", "even", "odd", "counts"):
         mine, theirs = getattr(back, name), getattr(stored, name)
         assert np.array_equal(mine, theirs), name
@@ -199,7 +201,7 @@ def test_results_come_in_order_and_state_restores_the_losses(made):
     _, _, _, _, panel = made
     monitor = PanelMonitor(panel, DOMAINS, 0.7, STEPS, {"stories": 10.0, "sums": None})
     steps = (0, 10, 20, 30)
-    points = [monitor.take(reading_of(made, step)[1], Surroundings(step * 100, None, None)) for step in steps]
+    points = [monitor.take(replace(reading_of(made, step)[1], surroundings=Surroundings(step * 100))) for step in steps]
     assert [p.step for p in points] == [0, 10, 20, 30]
     assert points[-1].metrics["memorized/fraction/stories"].mean == 1.0  # nothing moved, and 10 nats are easily met
     assert not any("fraction/sums" in tag for p in points for tag in p.metrics)
@@ -236,7 +238,7 @@ def test_a_phase_is_judged_once_there_are_readings_enough(made):
     for number in range(24):
         loss = stored.loss * max(0.1, 1 - 0.2 * number)
         reading = replace(stored, step=40 + number, loss=loss.astype(np.float32))
-        points.append(monitor.take(reading, Surroundings(1000 * number, 1.5, 0.2)))
+        points.append(monitor.take(replace(reading, surroundings=Surroundings(1000 * number, 1.5, 0.2))))
     told = [(change.before.name, change.after.name) for p in points for change in p.changes.values()]
     assert ("UNDECIDED", "LEARNING") in told
     assert points[-1].phases["stories"].phase is grokking.Phase.MEMORIZING

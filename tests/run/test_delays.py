@@ -88,7 +88,12 @@ def test_delays_are_those_of_the_groups_they_pair(make_settings):
     ("losses", "right", "note"),
     [
         (np.full((14, READINGS), 5.0) - np.arange(READINGS) / 5, from_then_on([5] * 20), "fewer than a fifth"),
-        (np.where(from_then_on([2] * 14), 0.05, 5.0), from_then_on([READINGS - 1] * 20), "no item was answered right"),
+        (np.where(from_then_on([2] * 14), 0.05, 5.0), from_then_on([READINGS - 3] * 20), "no item was answered right"),
+        (
+            np.where(from_then_on([2] * 14), 0.05, 5.0),
+            from_then_on([0] * 10 + [99] * 10),
+            "accuracy did not exceed chance",
+        ),
     ],
 )
 def test_without_groups_there_is_a_reason(make_settings, losses, right, note):

@@ -17,12 +17,19 @@ from benchmarks import (
     attention_backends,
     expert_backends,
     flops,
+    memory,
     monitor,
     monitor_costs,
+    plan,
     steps,
     timing,
     transformers_peers,
 )
+from benchmarks.configs import load_configs
+
+from moetrain.routing.panel import read_panel
+from moetrain.routing.store import as_stored, write_reading
+from moetrain.run.watch import stored_blocks
 
 
 @pytest.fixture
@@ -30,6 +37,11 @@ def config(corpus_folder, tmp_path, tmp_path_factory):
     """The words of a command line that name a small run."""
     (tmp_path / "small.yaml").write_text("run: {name: small}\n")
     return [str(tmp_path / "small.yaml"), *small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())]
+
+
+def settings_of(words):
+    """The settings that the words of a command line name."""
+    return load_configs(bench.parse(["train", *words]))[0]
 
 
 def run(tmp_path, *words):
@@ -63,7 +75,7 @@ def test_ratios_are_of_medians_and_sides_take_turns_on_the_same_numbers():
 
 def test_monitor_measures_blocks_with_and_without_and_a_panel_reading(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    asked = ("--parts", "share", "panel", "--pairs", "2", "--steps", "2")
+    asked = ("--parts", "share", "sums", "panel", "--pairs", "2", "--steps", "2")
     result = run(tmp_path, "monitor", *config, "train.max_steps=null", *asked)
     share, panel = result["share"]["small"], result["panel"]["small"]
     for by in ("wall", "cpu"):
@@ -72,6 +84,9 @@ def test_monitor_measures_blocks_with_and_without_and_a_panel_reading(config, tm
     assert share["with"]["turns"] == share["without"]["turns"] == 2
     assert share["wall"]["share"] == pytest.approx(share["with"]["seconds"] / share["without"]["seconds"] - 1)
     assert (share["domains"], share["window"], share["steps_between_readings"]) == (2, 8, 2)
+    inside = result["sums"]["small"]
+    assert inside["with"]["turns"] == 4
+    assert inside["cpu"]["low"] <= inside["cpu"]["share"] <= inside["cpu"]["high"]
     assert panel["samples"] > 16
     assert 0 < panel["training_waits_seconds"] <= panel["until_shown_seconds"]
     assert "by processor time" in capsys.readouterr().out
@@ -88,8 +103,7 @@ def test_a_block_without_the_monitor_reads_and_records_nothing(config, monkeypat
         assert (run.clock.spent("record") > before) == run.settings.monitor.enabled
 
     monkeypatch.setattr(monitor, "train_step", noted)
-    settings = bench.parse(["monitor", *config, "train.max_steps=null"])
-    monitor.share(monitor.load_configs(settings)[0], pairs=2, steps=2)
+    monitor.share(settings_of([*config, "train.max_steps=null"]), pairs=2, steps=2)
     assert seen == [True, False, False, True]
 
 
@@ -120,6 +134,8 @@ def test_what_cannot_be_measured_is_one_line(config, capsys):
         (("monitor", *config, *never_full), "lower monitor.window"),
         (("monitor", "--parts", "distances", "--samples", "4", "--figure", "x.png"), "add costs to --parts"),
         (("monitor", *config, "model.expert=3"), "unknown key"),
+        (("plan", *config, "--tokens-per-second", "9", "--gpus", "3"), "does not split over 3 devices"),
+        (("plan", *config, "--measured", config[0]), "no result of train or peers"),
     ):
         assert bench.main(list(words)) == 2
         complaint = capsys.readouterr().err
@@ -168,7 +184,7 @@ def test_peers_compares_medians_of_steps_on_the_same_data(config, tmp_path):
 
 def test_transformers_models_are_of_our_size(config):
     pytest.importorskip("transformers")
-    settings = bench.peers.load_configs(bench.parse(["peers", *config]))[0]
+    settings = settings_of(config)
     counts = {}
     for experts in ("grouped_mm", transformers_peers.DENSE):
         model = transformers_peers.make_model(transformers_peers.Variant(experts, "sdpa", "float32"), settings, 320)
@@ -179,7 +195,7 @@ def test_transformers_models_are_of_our_size(config):
 
 
 def test_batched_mm_is_left_out_where_its_copies_would_fill_memory(config):
-    settings = bench.peers.load_configs(bench.parse(["peers", *config, "train.batch_rows=1000000"]))[0]
+    settings = settings_of([*config, "train.batch_rows=1000000"])
     refusals = [
         transformers_peers.memory_refusal(
             transformers_peers.Variant(experts, "sdpa", "float32"), settings, torch.device("cpu")
@@ -191,7 +207,7 @@ def test_batched_mm_is_left_out_where_its_copies_would_fill_memory(config):
 
 
 def test_operations_are_counted_pair_by_pair(config):
-    settings = bench.peers.load_configs(bench.parse(["peers", *config]))[0].model
+    settings = settings_of(config).model
     model = flops.Transformer(settings, 320, torch.float32)
     found = flops.step_flops(model, 7, torch.tensor([[0, 4], [4, 3]]))
     pairs = sum(query >= key for length in (4, 3) for query in range(length) for key in range(length))
@@ -202,10 +218,11 @@ def test_operations_are_counted_pair_by_pair(config):
     assert found.parameters == 6 * 7 * (products + experts * 2 / 8)
 
 
-def test_a_step_is_timed_whole_and_in_parts(config, tmp_path):
+def test_a_step_is_timed_whole_and_in_parts_and_a_plan_of_the_same_shape_has_its_speed(config, tmp_path):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "steps.png"
-    result = run(tmp_path, "train", *config, "--turns", "3", "--operators", "5", "--figure", str(figure))
+    few = ("train.precision=bf16", "--turns", "3", "--operators", "5")
+    result = run(tmp_path, "train", *config, *few, "--figure", str(figure))
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert result["tokens_per_second"] == pytest.approx(16 * 64 / result["step"]["seconds"])
     assert list(result["parts_seconds"]) == list(steps.PARTS)
@@ -216,10 +233,15 @@ def test_a_step_is_timed_whole_and_in_parts(config, tmp_path):
     own = [row["seconds"] for row in result["operators"]]
     assert own == sorted(own, reverse=True)
     assert len(own) == 5
+    (tmp_path / "result.json").rename(tmp_path / "train.json")
+    planned = run(tmp_path, "plan", *config, "--measured", str(tmp_path / "train.json"))
+    # Rows of several samples have a little less attention than is planned for.
+    assert planned["one_gpu_tokens_per_second"] == pytest.approx(result["tokens_per_second"], rel=0.05)
+    assert "the same shape" in planned["assumptions"][0]
 
 
 def test_a_step_taken_apart_trains_as_a_whole_one_does(config):
-    settings = bench.steps.load_configs(bench.parse(["train", *config]))[0]
+    settings = settings_of(config)
     weights = []
     for take in (steps.train_step, steps.step_apart):
         with steps.open_run(settings, 3) as made:
@@ -255,8 +277,71 @@ def test_samples_and_routing_of_a_turn_are_whole_and_new_at_every_turn(config):
         assert min(lengths) >= 1
         assert {64, 128, 192} <= {*starts}  # no sample crosses the end of a row
     assert len({tuple(drawn.flatten().tolist()) for drawn in spans}) == 4
-    model = bench.peers.load_configs(bench.parse(["experts", *config]))[0].model
+    model = settings_of(config).model
     (first, weights), (second, _) = (expert_backends.draw_routing(model, 50, turn) for turn in range(2))
     assert first.shape == weights.shape == (50, 2)
     assert (first[:, 0] != first[:, 1]).all()
     assert not torch.equal(first, second)
+
+
+WIDE = ("model.hidden_size=64", "model.intermediate_size=64", "model.num_hidden_layers=4", "model.attention=sdpa")
+
+
+@pytest.mark.parametrize("more", [(), ("train.micro_batch_rows=4",), ("train.activation_checkpointing=true",)])
+def test_planned_memory_is_what_a_step_takes(config, more):
+    settings = settings_of([*config, *WIDE, "train.batch_rows=32", "train.precision=bf16", *more])
+    with steps.open_run(settings, 3) as made:
+        planned = memory.predict(settings, 320, logits_held=2**21)
+        assert planned.parameters == sum(p.nbytes for p in made.model.parameters())
+        steps.train_step(made, 1)  # the optimizer's state is there from the first step on
+        assert planned.parameters + planned.optimizer == pytest.approx(steps.state_bytes(made), rel=0.001)
+        batch = made.stream.batch(1, 0, settings.train.micro_batch_rows or 32)
+        if not settings.train.activation_checkpointing:
+            kept = memory.kept_by(made.model, lambda: made.model(*batch.inputs()))
+            assert planned.kept == pytest.approx(kept, rel=0.1)
+        peak = memory.measure_peak(lambda: steps.train_step(made, 2))
+    assert planned.peak - planned.parameters - planned.optimizer == pytest.approx(peak, rel=0.2)
+
+
+def test_measured_peak_is_of_what_lives_at_once():
+    def work():
+        first = torch.empty(1000)
+        second = torch.empty(500)
+        del first, second
+        return torch.empty(1200)
+
+    assert memory.measure_peak(work) == 4 * 1500
+
+
+def test_a_plan_says_memory_speed_time_network_and_disk(config, tmp_path):
+    pytest.importorskip("matplotlib")
+    figure = tmp_path / "plan.png"
+    words = ("--gpus", "4", "--tokens", "1e6", "--tokens-per-second", "1000", "--network", "1e-6")
+    result = run(tmp_path, "plan", *config, *words, "--figure", str(figure))
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    replicated, sharded = (result["memory"][name] for name in ("replicated", "sharded"))
+    for part in ("parameters", "optimizer", "gradients"):
+        assert sharded[part] == replicated[part] // 4
+    assert replicated["fits"]
+    speed = result["speed"]["replicated"]
+    sent = 2 * 3 / 4 * 4 * result["parameters"]
+    assert speed["network_bytes_a_step"] == sent
+    compute, network = 16 * 64 / 4 / 1000, sent / 1000
+    assert speed["tokens_per_second"] == pytest.approx([1024 / (compute + network), 1024 / max(compute, network)])
+    assert speed["days"] == pytest.approx([1e6 / rate / 86400 for rate in speed["tokens_per_second"][::-1]])
+    assert any("given on the command line" in line for line in result["assumptions"])
+
+
+def test_planned_bytes_on_disk_are_those_of_a_reading(config, tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    settings = settings_of(config)
+    with steps.open_run(settings, 1) as made:
+        members = made.panel.panel
+        reading = read_panel(made.model, members, 0, torch.device("cpu"))
+        stored = as_stored(members, reading, made.panel.domains, stored_blocks(made))
+        pieces = write_reading(tmp_path, stored)
+    planned = plan.reading_bytes(settings, len(members))
+    assert planned == pytest.approx(sum(pq.read_table(path).nbytes for path in pieces), rel=0.1)
+    assert planned > sum(pq.ParquetFile(path).metadata.row_group(0).total_byte_size for path in pieces)
+    whole = plan.reading_bytes(settings, 2 * 3 * settings.panel.samples)
+    assert plan.disk_bytes(settings, 1000, 1e6)["panel"] == settings.panel.readings * whole

@@ -22,6 +22,8 @@ replay = load_tool("replay")
 
 LIVE = (
     "train.checkpoint_every=4",
+    "phase.samples=4",
+    "train.eval_every=4",
     "train.keep_checkpoints=9",
     "data.domains.sums.panel_tokens=12",
     "data.domains.sums.repeats=2",
@@ -49,7 +51,11 @@ def run(corpus_folder, tmp_path_factory):
 
 
 def same(mine: StoredReading, theirs: StoredReading) -> bool:
-    pairs = [(getattr(mine, f.name), getattr(theirs, f.name)) for f in fields(StoredReading) if f.name != "blocks"]
+    pairs = [
+        (getattr(mine, f.name), getattr(theirs, f.name))
+        for f in fields(StoredReading)
+        if f.name not in ("blocks", "surroundings")
+    ]
     pairs += zip(mine.blocks, theirs.blocks, strict=True)
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs if np.asarray(a).dtype != object)
 
@@ -61,6 +67,7 @@ def test_a_run_replayed_gives_its_live_numbers_to_the_bit(run, tmp_path, capsys)
     for mine, theirs in zip(again, live, strict=True):
         assert same(mine, theirs)
         assert mine.domain.tolist() == theirs.domain.tolist()
+        assert mine.surroundings == theirs.surroundings
     assert not same(again[0], live[1])
     shown, expected = scalars(tmp_path / "replay"), scalars(run)
     for tag in (
@@ -72,23 +79,23 @@ def test_a_run_replayed_gives_its_live_numbers_to_the_bit(run, tmp_path, capsys)
     for tag in ("loss/validation_bpb/sums", "probe/adding/accuracy", "pathway_heldout/cosine/sums"):
         assert [step for step, _ in shown[tag]] == [0, 4, 8, 12]
     for tag, points in shown.items():
-        if not tag.startswith("phase/"):  # its controls are the training's
-            assert points == [point for point in expected[tag] if point[0] in (0, 4, 8, 12)], tag
+        assert points == [point for point in expected[tag] if point[0] in (0, 4, 8, 12)], tag
     mine, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path / "replay", run))
     for domain, found in theirs["domains"].items():
         for metric, value in found["metrics"].items():
             if not metric.startswith("stream/"):
                 assert mine["domains"][domain]["metrics"][metric] == value, metric
         assert mine["domains"][domain]["memorized"] == found["memorized"]
-        assert mine["domains"][domain]["correlations"] == found["correlations"]
+        for name in ("phase", "correlations", "delay"):
+            assert mine["domains"][domain][name] == found[name]
     assert mine["probes"] == theirs["probes"]
     assert list(mine["models"]) == ["0", "4", "8", "12"]
     events = [json.loads(line) for line in (tmp_path / "replay" / "events.jsonl").read_text().splitlines()]
     live_events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    for kind in ("probe", "memorized"):
+    for kind in ("probe", "memorized", "phase"):
         found = [event for event in events if event["type"] == kind]
         assert found == [event for event in live_events if event["type"] == kind]
-        assert found
+        assert found or kind == "phase"
     said = capsys.readouterr().out
     assert "4 readings of" in said
 

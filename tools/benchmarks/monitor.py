@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from benchmarks import monitor_costs
@@ -26,7 +27,7 @@ from moetrain.run.build import Run
 from moetrain.run.watch import measure, read, show
 from moetrain.train import train_step
 
-PARTS = ("share", "panel", "costs", "distances")
+PARTS = ("share", "sums", "panel", "costs", "distances")
 _WARMUP = 100  # steps within which every domain's window has to be full
 
 
@@ -41,10 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """What the command line asks for, by part."""
     result: dict[str, Any] = {}
-    for settings in load_configs(options) if {"share", "panel"} & set(options.parts) else ():
+    for settings in load_configs(options) if {"share", "sums", "panel"} & set(options.parts) else ():
         name = settings.run.name
         if "share" in options.parts:
             result.setdefault("share", {})[name] = share(settings, options.pairs, options.steps)
+        if "sums" in options.parts:
+            result.setdefault("sums", {})[name] = sums(settings, 2 * options.steps)
         if "panel" in options.parts:
             result.setdefault("panel", {})[name] = panel(settings)
     if "costs" in options.parts:
@@ -103,6 +106,38 @@ def share(settings: Settings, pairs: int = 4, steps: int = 50) -> dict[str, Any]
         "inside": (inside["record"] + inside["stream"]) / inside["train"],
         "with": watching.summary(),
         "without": alone.summary(),
+    }
+
+
+def sums(settings: Settings, turns: int = 100) -> dict[str, Any]:
+    """What summing routing by sample adds within the model: passes over the same batches with it and without, in turns.
+
+    Far finer than `share`, of which it is a part: the two sides differ in nothing else and take their turn within a
+    second. Returns ``wall`` and ``cpu`` as `share` does, of one forward and backward pass.
+
+    Raises:
+        SettingsError: too little data.
+    """
+    with open_run(settings, turns + 2) as run:
+
+        def passes(turn: int, recorded: bool) -> None:
+            batch = run.stream.batch(turn, 0, settings.train.micro_batch_rows or settings.train.batch_rows)
+            batch = batch.to(run.accelerator.device)
+            tokens, targets, positions, slots, marks, spans, most = batch.inputs()
+            if not recorded:
+                assert isinstance(marks, torch.Tensor)
+                marks, most = torch.full_like(marks, -1), 0
+            run.model(tokens, targets, positions, slots, marks, spans, most).loss_sum.backward()
+            run.optimizer.zero_grad(set_to_none=True)
+
+        sides = {"with": lambda turn: passes(turn, True), "without": lambda turn: passes(turn, False)}
+        timings = take_turns(sides, turns, run.accelerator.device, warmup=2)
+    both = timings["with"], timings["without"]
+    return {
+        "wall": share_with_interval(both[0].wall, both[1].wall),
+        "cpu": share_with_interval(both[0].cpu, both[1].cpu),
+        "with": both[0].summary(),
+        "without": both[1].summary(),
     }
 
 
@@ -170,6 +205,12 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
         for name, found in result["share"].items():
             cells = (f"{p['share']:.2%} ({p['low']:.2%} to {p['high']:.2%})" for p in (found["wall"], found["cpu"]))
             table.add_row(name, *cells, f"{found['inside']:.2%}")
+        yield table
+    if "sums" in result:
+        table = Table("summing routing by sample", "by wall time", "by processor time")
+        for name, found in result["sums"].items():
+            cells = (f"{p['share']:.2%} ({p['low']:.2%} to {p['high']:.2%})" for p in (found["wall"], found["cpu"]))
+            table.add_row(name, *cells)
         yield table
     if "panel" in result:
         table = Table("a panel reading", "samples", "training waits, s", "until shown, s", "processor, s")

@@ -73,11 +73,12 @@ def probe_items(
     """Return held-out probe items in the form of the benchmark files, the same ones for the same arguments.
 
     `code`: at most `items`, the bodies of functions in the texts of `held_out`, which should be documents that the run
-    does not train on; the other domains do not look at it. They ask by turns with multiple choice and open answer.
+    does not train on; the other domains do not look at it. They ask by turns with multiple choice and open answer, the
+    planted domains for each fact with both.
     `math`: exactly `items`, over facts that no seed's documents state. `chemistry`: at most `items` (there are some
     thousand), over compounds that no seed's documents name. `commonsense`: at most `items`, over facts of the world of
-    this seed that its documents do not state, so the seed must be theirs. Planted domains: at most `items`, each
-    held-out fact once; the seed must be that of the documents. Raises ValueError as `documents` does.
+    this seed that its documents do not state, so the seed must be theirs. Planted domains: at most `items`,
+    two for each held-out fact; the seed must be that of the documents. Raises ValueError as `documents` does.
     """
     _check(name, "items", items, options)
     if name in PLANTED:

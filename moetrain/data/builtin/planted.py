@@ -63,23 +63,22 @@ def documents(table: Table, size: int) -> Iterator[MarkedText]:
 
 
 def items(table: Table, count: int, *, domain: str, trained: bool, random: Random) -> list[dict[str, Any]]:
-    """Return at most ``count`` items over the trained or the held-out facts, multiple choice and open by turns.
+    """Return at most ``count`` items over the trained or the held-out facts.
 
-    Each fact is asked once. The wrong choices come from the same distribution as the right one.
+    Each fact is asked twice, as multiple choice and then open, in two tasks: such a domain has few facts. The wrong
+    choices come from the same distribution as the right one.
     """
     task = f"builtin_{domain}"
     suffix = "_trained" if trained else ""
-    made = []
-    for place, fact in enumerate((table.trained if trained else table.held_out)[:count]):
+    made: list[dict[str, Any]] = []
+    for fact in (table.trained if trained else table.held_out)[: (count + 1) // 2]:
         identity = f"{task}-{hashlib.blake2b(fact.prompt.encode(), digest_size=8).hexdigest()}"
-        item: dict[str, Any] = {"domain": domain, "task": f"{task}_open{suffix}", "prompt": fact.prompt}
-        if place % 2 == 0:
-            choices = _choices(table, fact, random)
-            item |= {"task": task + suffix, "choices": choices, "answer": choices.index(fact.answer)}
-        else:
-            item |= {"target": fact.answer}
-        made.append(item | {"sep": " ", "id": identity})
-    return made
+        choices = _choices(table, fact, random)
+        asked = {"domain": domain, "prompt": fact.prompt, "sep": " "}
+        right = choices.index(fact.answer)
+        made.append({**asked, "task": task + suffix, "choices": choices, "answer": right, "id": identity})
+        made.append({**asked, "task": f"{task}_open{suffix}", "target": fact.answer, "id": f"{identity}-open"})
+    return made[:count]
 
 
 def _choices(table: Table, fact: Fact, random: Random) -> list[str]:

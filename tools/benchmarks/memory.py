@@ -1,0 +1,175 @@
+"""Memory of a training step: counted on the model itself before there is one, and measured on a run that trains.
+
+The count passes tensors that have shapes but no storage (torch's meta device) through the very model, and adds up what
+autograd keeps for backward; only attention and norms are stood in for, by what their CUDA kernels keep. So a change of
+the model changes the plan. Gradients, the optimizer and what
+comes and goes are reckoned.
+
+Shapes: N tokens of a micro-batch, D hidden size, V vocabulary, E experts, K experts a token, F width of an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
+
+from moetrain.config import Settings
+from moetrain.model import attention, elementwise, loss, transformer
+from moetrain.model.backends import Backends
+from moetrain.model.transformer import Transformer
+
+_MOMENTS = {"fp32": 8, "bf16": 4}  # bytes a parameter of AdamW's two numbers
+_FLOAT32 = 4
+_LOGIT_BYTES = 10  # a chunk's logits: in bf16, in float32, and their softmax
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that a forward pass keeps for backward, besides parameters: of each layer, and of all else."""
+
+    layer: int
+    rest: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device. ``peak`` is all of it at the worst moment of a step."""
+
+    parameters: int
+    optimizer: int
+    gradients: int
+    kept: int  # for backward
+    passing: int  # what comes and goes while a layer, or a chunk of the loss, is computed
+    micro_batches: int
+
+    @property
+    def peak(self) -> int:
+        # Gradients grow while what was kept is let go; from the second micro-batch on they are there already.
+        both = self.kept + self.gradients if self.micro_batches > 1 else max(self.kept, self.gradients)
+        return self.parameters + self.optimizer + both + self.passing
+
+
+def predict(
+    settings: Settings,
+    vocab_size: int,
+    dtype: torch.dtype = torch.bfloat16,
+    devices: int = 1,
+    sharded: bool = False,
+    logits_held: int | None = None,
+) -> Memory:
+    """Memory of each device's training step.
+
+    Args:
+        devices: that share the batch's rows; with ``sharded``, parameters, gradients and optimizer state too.
+        logits_held: at once by the loss; None takes the loss's own number on CUDA.
+
+    Raises:
+        ValueError: rows that do not split over the devices.
+    """
+    rows, uneven = divmod(settings.train.batch_rows, devices)
+    micro = settings.train.micro_batch_rows or rows
+    if uneven or rows % micro:
+        raise ValueError(f"train.batch_rows {settings.train.batch_rows} does not split over {devices} devices")
+    kept = count_kept(settings, vocab_size, micro, dtype)
+    model, tokens = settings.model, micro * settings.data.seq_len
+    layers = model.num_hidden_layers
+    parameters, layer = count_parameters(settings, vocab_size)
+    shards = devices if sharded else 1
+    held = logits_held or loss._HELD
+    in_the_loss = min(held, tokens * vocab_size) * _LOGIT_BYTES
+    # Backward of a layer: gradients of its experts' rows, and of its weights in the type of the products.
+    routed = tokens * model.num_experts_per_tok
+    in_a_layer = routed * (model.hidden_size + 4 * model.intermediate_size) * dtype.itemsize + layer * dtype.itemsize
+    if settings.train.activation_checkpointing:
+        inputs = layers * tokens * model.hidden_size * _FLOAT32
+        moments = [(inputs + kept.rest, in_the_loss), (inputs + kept.layer, in_a_layer)]
+    else:
+        kept_bytes = layers * kept.layer + kept.rest
+        moments = [(kept_bytes, in_the_loss), (kept_bytes, in_a_layer)]
+    kept_bytes, passing = max(moments, key=sum)
+    gathered = layer * _FLOAT32 if sharded else 0
+    return Memory(
+        parameters=parameters * _FLOAT32 // shards,
+        optimizer=parameters * _MOMENTS[settings.optim.state_precision] // shards,
+        gradients=parameters * _FLOAT32 // shards,
+        kept=kept_bytes,
+        passing=passing + gathered,
+        micro_batches=rows // micro,
+    )
+
+
+def count_parameters(settings: Settings, vocab_size: int) -> tuple[int, int]:
+    """Parameters of the model and of one of its layers, all experts included."""
+    with torch.device("meta"):
+        model = Transformer(settings.model, vocab_size, torch.float32)
+    every, layer = (sum(p.numel() for p in part.parameters()) for part in (model, model.model.layers[0]))
+    return every, layer
+
+
+def count_kept(settings: Settings, vocab_size: int, rows: int, dtype: torch.dtype) -> Kept:
+    """What the forward pass of a micro-batch keeps, counted on models of one and of two layers."""
+    one, two = (_kept(settings, layers, vocab_size, rows, dtype) for layers in (1, 2))
+    return Kept(two - one, 2 * one - two)
+
+
+def _kept(settings: Settings, layers: int, vocab_size: int, rows: int, dtype: torch.dtype) -> int:
+    shallow = settings.model.model_copy(update={"num_hidden_layers": layers})
+    experts = "dense" if shallow.experts == "dense" else "grouped_mm"
+    length = settings.data.seq_len
+    with torch.device("meta"):
+        model = Transformer(shallow, vocab_size, dtype)
+        tokens_BT = torch.zeros(rows, length, dtype=torch.int64)
+    spans_N2 = torch.tensor([(row * length, length) for row in range(rows)])
+    with (
+        patch.object(model, "backends", lambda device: Backends("varlen", experts, ())),  # type: ignore[arg-type]
+        patch.object(attention, "torch_varlen", _FlashAttention.apply),
+        patch.object(transformer, "rms_norm", lambda x, w, eps: elementwise._RMSNorm.apply(x.float(), w.float(), eps)),
+    ):
+        return kept_by(model, lambda: model(*[tokens_BT] * 5, spans_N2, 0))
+
+
+def kept_by(model: Transformer, forward: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps in a forward pass, each storage once, without the model's parameters."""
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            storages[storage._cdata] = storage
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        output = forward()
+    kept = sum(storage.nbytes() for storage in storages.values())
+    del output
+    return kept
+
+
+class _FlashAttention(torch.autograd.Function):
+    """What FlashAttention keeps: its inputs, its output, and a number a query and head. For counting alone."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: Any, longest: int) -> torch.Tensor:
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:2], dtype=torch.float32))
+        return out
+
+
+def measure_peak(work: Callable[[], object]) -> int:
+    """Most bytes allocated at once on the processor while ``work`` runs, beyond those held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    assert profiled.profiler is not None
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        most = max(most, live)
+    return most

@@ -1,0 +1,244 @@
+"""What a larger run would need: memory, tokens a second, days, network and disk, from measured rates and assumptions.
+
+Memory is counted on the model itself (see `benchmarks.memory`). Speed comes from a measurement: the share of the
+machine's matrix rate that a step of `bench.py train` or `peers` reached there, or tokens a second given by hand. All
+that is assumed beside stands in the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from benchmarks.configs import add_configs, load_configs
+from benchmarks.figures import new_figure, save
+from benchmarks.flops import step_flops
+from benchmarks.memory import Memory, count_parameters, predict
+from moetrain.config import Settings, SettingsError
+from moetrain.model.transformer import Transformer
+
+_CELLS = 3
+_ROW_BYTES = 38  # of a panel sample beside its routing: numbers, loss, domain, cell
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_configs(parser, "peers")
+    parser.add_argument("--gpus", type=int, default=1, help="number of GPUs (default 1)")
+    parser.add_argument("--tokens", type=float, default=1e9, help="tokens to train on (default 1e9)")
+    parser.add_argument("--gpu-memory", type=float, default=141, help="GB of a GPU (default 141, an H200)")
+    parser.add_argument("--network", type=float, default=50, help="GB/s in and out of a GPU (default 50, 400 Gbit/s)")
+    parser.add_argument("--vocab-size", type=int, help="(default: tokenizer.vocab_size)")
+    rate = parser.add_mutually_exclusive_group(required=True)
+    rate.add_argument("--measured", type=Path, metavar="FILE", help="what `bench.py train` or `peers` wrote")
+    rate.add_argument("--tokens-per-second", type=float, help="of one GPU with this configuration")
+    parser.add_argument(
+        "--matrix-flops", type=float, help="matrix rate of the planned GPU (default: that of the measured machine)"
+    )
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """`make_plan` of the one configuration that the command line names."""
+    settings = load_configs(options)[0]
+    vocab_size = options.vocab_size or settings.tokenizer.vocab_size
+    if options.measured:
+        rate = scaled_rate(settings, vocab_size, read_measured(options.measured), options.matrix_flops)
+    else:
+        rate = Rate(options.tokens_per_second, "tokens a second of one GPU as given on the command line")
+    return make_plan(
+        settings, vocab_size, rate, options.gpus, options.tokens, options.gpu_memory * 1e9, options.network * 1e9
+    )
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Tokens a second of one GPU, and where they come from."""
+
+    tokens_per_second: float
+    source: str
+
+
+def read_measured(path: Path) -> dict[str, Any]:
+    """A result of `bench.py train` or `peers`.
+
+    Raises:
+        SettingsError: a file that is none.
+    """
+    try:
+        measured = json.loads(path.read_text())
+        measured["utilization"]["with_attention"], measured["matrix_flops"], measured["machine"]["device"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        remedy = "write one with python tools/bench.py train --json FILE"
+        raise SettingsError(f"{path}: no result of train or peers ({error!r}): {remedy}") from None
+    return measured
+
+
+def scaled_rate(
+    settings: Settings, vocab_size: int, measured: dict[str, Any], matrix_flops: float | None = None
+) -> Rate:
+    """Tokens a second of this configuration at the measured utilization of the matrix rate."""
+    utilization, flops = measured["utilization"]["with_attention"], matrix_flops or measured["matrix_flops"]
+    rate = utilization * flops / flops_a_token(settings, vocab_size)
+    same = "the same shape" if measured["shape"] == settings.model.model_dump() else "another shape"
+    return Rate(
+        rate,
+        f"utilization of {utilization:.1%} (operations with attention) as measured on {measured['machine']['device']}"
+        f" ({measured['machine']['processor']}) with {same}, of {flops / 1e12:.3g} TFLOP/s",
+    )
+
+
+def flops_a_token(settings: Settings, vocab_size: int) -> float:
+    """Operations of training a token, attention over samples as long as a row included."""
+    length = settings.data.seq_len
+    with torch.device("meta"):
+        model = Transformer(settings.model, vocab_size, torch.bfloat16)
+    return step_flops(model, length, torch.tensor([[0, length]])).both / length
+
+
+def make_plan(
+    settings: Settings, vocab_size: int, rate: Rate, gpus: int, tokens: float, gpu_memory: float, network: float
+) -> dict[str, Any]:
+    """Memory, speed, time, network and disk of a run of ``tokens`` tokens on ``gpus`` GPUs.
+
+    Args:
+        gpu_memory: bytes of a GPU.
+        network: bytes a second in and out of a GPU.
+
+    Raises:
+        SettingsError: rows that do not split over the GPUs.
+    """
+    parameters, _ = count_parameters(settings, vocab_size)
+    rows = settings.train.batch_rows
+    try:
+        memory = {
+            name: predict(settings, vocab_size, devices=gpus, sharded=name == "sharded")
+            for name in ("replicated", "sharded")
+        }
+    except ValueError as error:
+        raise SettingsError(f"{error}: set it to a multiple, and train.micro_batch_rows to a part of a share") from None
+    micro_batches = memory["replicated"].micro_batches
+    step_tokens = rows * settings.data.seq_len
+    compute = step_tokens / gpus / rate.tokens_per_second
+    sent = {
+        "replicated": 2 * (gpus - 1) / gpus * 4 * parameters,
+        "sharded": micro_batches * (gpus - 1) / gpus * (2 + 2 + 4) * parameters,
+    }
+    speed = {}
+    for name, size in sent.items():
+        hidden, exposed = (step_tokens / second for second in (max(compute, size / network), compute + size / network))
+        speed[name] = {
+            "network_bytes_a_step": size,
+            "tokens_per_second": [exposed, hidden],
+            "days": [tokens / hidden / 86400, tokens / exposed / 86400],
+        }
+    return {
+        "shape": settings.model.model_dump(),
+        "gpus": gpus,
+        "tokens": tokens,
+        "steps": tokens / step_tokens,
+        "tokens_a_step": step_tokens,
+        "parameters": parameters,
+        "one_gpu_tokens_per_second": rate.tokens_per_second,
+        "memory": {name: as_dict(part, gpu_memory) for name, part in memory.items()},
+        "speed": speed,
+        "disk_bytes": disk_bytes(settings, parameters, tokens),
+        "panel_share": panel_share(settings, tokens),
+        "assumptions": [
+            rate.source,
+            "the rate of one GPU holds on each of them, and at this batch",
+            "replicated: gradients in float32 are summed over a ring once a step; sharded: parameters are gathered in "
+            "bf16 for forward and backward, gradients in float32 scattered, once a micro-batch",
+            "ranges: from nothing of the network's time hidden behind computing to all of it",
+            f"{network / 1e9:g} GB/s in and out of each GPU; {gpu_memory / 1e9:g} GB of memory, of which a step may "
+            "take all but what the allocator and the driver hold (not counted, often 5%)",
+            "disk: panel readings before compression, a sample a row where routing of all samples is kept",
+            "validation, checkpoints and probes take no time",
+        ],
+    }
+
+
+def as_dict(memory: Memory, gpu_memory: float) -> dict[str, Any]:
+    """Bytes by what they are for, and whether they fit."""
+    parts = ("parameters", "optimizer", "gradients", "kept", "passing", "peak")
+    return {**{part: getattr(memory, part) for part in parts}, "fits": memory.peak <= gpu_memory}
+
+
+def disk_bytes(settings: Settings, parameters: int, tokens: float) -> dict[str, int]:
+    """Bytes that a run leaves: panel readings, routing of training samples where it is kept, checkpoints."""
+    model = settings.model
+    layers, experts = model.num_hidden_layers, model.num_experts
+    members = _CELLS * settings.panel.samples * len(settings.data.domains) if settings.watches_routing else 0
+    a_sample = settings.monitor.store_top * layers * (3 if experts <= 256 else 4) + 28
+    samples = tokens / settings.data.seq_len if settings.monitor.store_top and settings.watches_routing else 0
+    state = 4 + {"fp32": 8, "bf16": 4}[settings.optim.state_precision]
+    return {
+        "panel": settings.panel.readings * reading_bytes(settings, members) if members else 0,
+        "samples": round(samples * a_sample),
+        "checkpoints": (settings.train.keep_checkpoints + 1) * state * parameters,
+    }
+
+
+def reading_bytes(settings: Settings, members: int) -> int:
+    """Bytes of one reading of a panel: halves in float16 and counts in uint16 by sample, layer and expert; Gram blocks
+    of each router and the next in float32.
+    """
+    layers, experts = settings.model.num_hidden_layers, settings.model.num_experts
+    inputs = 2 * layers * settings.model.hidden_size if settings.panel.linear_kernel else 0
+    return members * (6 * layers * experts + inputs + _ROW_BYTES) + 8 * layers * experts**2
+
+
+def panel_share(settings: Settings, tokens: float) -> float:
+    """What the panel's forward passes add to the tokens' training: a third of a step's operations each token."""
+    if not settings.watches_routing:
+        return 0.0
+    read = sum(_CELLS * settings.panel.samples * (settings.panel_tokens(name) + 2) for name in settings.data.domains)
+    return settings.panel.readings * read / 3 / tokens
+
+
+def tables(result: dict[str, Any]) -> Iterator[Table]:
+    """Memory, speed, disk, and what was assumed."""
+    table = Table("GB on each GPU", *result["memory"])
+    for part in next(iter(result["memory"].values())):
+        table.add_row(part, *(_shown(column[part]) for column in result["memory"].values()))
+    yield table
+    table = Table(f"{result['gpus']} GPUs, {result['tokens']:.3g} tokens", *result["speed"])
+    for label, key, form in (
+        ("network, GB a step", "network_bytes_a_step", lambda size: f"{size / 1e9:.2f}"),
+        ("tokens/s", "tokens_per_second", lambda ends: f"{ends[0]:,.0f} to {ends[1]:,.0f}"),
+        ("days", "days", lambda ends: f"{ends[0]:.2f} to {ends[1]:.2f}"),
+    ):
+        table.add_row(label, *(form(column[key]) for column in result["speed"].values()))
+    yield table
+    table = Table("on disk", "GB")
+    for name, size in result["disk_bytes"].items():
+        table.add_row(name, f"{size / 1e9:.3f}")
+    table.add_row("the panel's share of computing", f"{result['panel_share']:.2%}")
+    yield table
+    table = Table("assumed")
+    for line in result["assumptions"]:
+        table.add_row(line)
+    yield table
+
+
+def _shown(value: int | bool) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else f"{value / 1e9:.2f}"
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Memory of each GPU by what it is for."""
+    figure, (axis,) = new_figure(1, 1)
+    names = list(result["memory"])
+    base = [0.0] * len(names)
+    for part in ("parameters", "optimizer", "gradients", "kept", "passing"):
+        sizes = [result["memory"][name][part] / 1e9 for name in names]
+        axis.bar(names, sizes, bottom=base, label=part)
+        base = [below + size for below, size in zip(base, sizes, strict=True)]
+    axis.set(ylabel="GB on each GPU; gradients and kept not at once with one micro-batch")
+    axis.legend(frameon=False)
+    save(figure, path)

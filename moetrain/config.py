@@ -31,6 +31,8 @@ from moetrain.settings.training import OptimSettings as OptimSettings
 from moetrain.settings.training import RunSettings as RunSettings
 from moetrain.settings.training import TrainSettings as TrainSettings
 
+_LONGEST_SHOWN = 200  # characters of a value in a message
+
 
 class SettingsError(ValueError):
     """A setting that cannot be used; the message is one line naming place, key and remedy."""
@@ -89,7 +91,7 @@ def load_settings(path: str | Path | None, overrides: Sequence[str] = ()) -> Set
     for override in overrides:
         keys, value = _parse_override(override)
         _lay_over(tree, keys, value, override)
-        origin[keys] = f"command line {override!r}"
+        origin[keys] = f"command line {_shown(override)}"
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
@@ -164,6 +166,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
         raise SettingsError(f"{path}{line}: not valid YAML: {problem}") from None
+    except (ValueError, RecursionError) as error:  # a date that there is none of, or more digits or depth than are read
+        raise SettingsError(f"{path}: a value cannot be read ({error}): put text in quotes") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -175,13 +179,13 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     key, equals, text = override.partition("=")
     keys = tuple(key.strip().split("."))
     if not equals or not all(keys) or len(keys) < 2:
-        raise SettingsError(f"command line {override!r}: write section.key=value, e.g. train.max_steps=100")
+        raise SettingsError(f"command line {_shown(override)}: write section.key=value, e.g. train.max_steps=100")
     try:
         return keys, yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         if text[:1] in "[{'\"":
             raise SettingsError(
-                f"command line {override!r}: the value is not valid YAML: close what it opens"
+                f"command line {_shown(override)}: the value is not valid YAML: close what it opens"
             ) from None
         return keys, text  # a pattern such as *.jsonl is an alias to YAML, and text to us
 
@@ -192,9 +196,17 @@ def _lay_over(tree: dict[str, Any], keys: tuple[str, ...], value: Any, override:
         if node is None:
             node = tree[key] = {}
         if not isinstance(node, dict):
-            raise SettingsError(f"command line {override!r}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+            raise SettingsError(
+                f"command line {_shown(override)}: {'.'.join(keys[: depth + 1])} is a value, not a section"
+            )
         tree = node
     tree[keys[-1]] = value
+
+
+def _shown(value: Any) -> str:
+    """A value as a message quotes it: not all of a long one."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
 def _one_line(error: ValidationError, place: str, origin: Mapping[tuple[str, ...], str]) -> str:
@@ -213,7 +225,7 @@ def _one_line(error: ValidationError, place: str, origin: Mapping[tuple[str, ...
         return f"{where}: {key}: unknown key: {remedy}{more}"
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
-    shown = f" (given {given!r})" if isinstance(given, str | int | float | bool | type(None)) and keys else ""
+    shown = f" (given {_shown(given)})" if isinstance(given, str | int | float | bool | type(None)) and keys else ""
     return f"{where}: {key + ': ' if key else ''}{message}{shown}{more}"
 
 

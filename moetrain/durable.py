@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,12 @@ def sync(path: Path) -> None:
     finally:
         os.close(handle)
     fault_point(f"sync {path.name}")
+
+
+def hash_file(path: Path) -> str:
+    """A file's content in 16 bytes of BLAKE2b, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 class GrowingFile:

@@ -19,9 +19,11 @@ from moetrain.run.keep import finish, resume, save, stop_diverged
 from moetrain.run.watch import log, measure, note, probe, read, record, router_rows, tell_troubles, validate
 from moetrain.training.checkpoint import CheckpointError, load_checkpoint, set_aside_later
 from moetrain.training.guards import TrainingDivergedError
+from moetrain.training.heartbeat import heartbeat
 from moetrain.training.parallel import end_processes
 from moetrain.training.run_folder import RunFolder
 from moetrain.training.schedule import learning_rate
+from moetrain.training.sharding import whole_weights
 from moetrain.training.signals import STOPPED_BY_SIGNAL, StopAgreement, StopSignals
 from moetrain.training.step import forward_backward, update
 from moetrain.training.throughput import peak_memory
@@ -88,8 +90,9 @@ def train(settings: Settings, check: bool = False) -> int:
         return 0
     folder = claim_folder(run)
     try:
-        keep_within_budget(run, folder.path, folder.checkpoint is not None)
-        return loop(run, folder)
+        with heartbeat():
+            keep_within_budget(run, folder.path, folder.checkpoint is not None)
+            return loop(run, folder)
     finally:
         run.terminal.end_training()
         run.beside.close()
@@ -152,8 +155,9 @@ def loop(run: Run, folder: RunFolder) -> int:
     run.terminal.end_training()
     if not saved:
         raise OSError("the last step could not be saved: free some space and run the same command again to continue")
-    if outputs is not None:
-        finish(run, outputs)
+    with whole_weights(run.model):
+        if outputs is not None:
+            finish(run, outputs)
     return 0
 
 

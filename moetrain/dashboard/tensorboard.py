@@ -202,6 +202,8 @@ def cut_run_files(run: Path, sizes: Mapping[str, int]) -> None:
             path.unlink(missing_ok=True)
             fault_point("remove later file")
     for name, size in sizes.items():
+        if (run / name).is_symlink():
+            raise OSError(f"{run / name}: a link to outside of the run: put the file itself there")
         with open(run / name, "r+b") as file:
             if file.seek(0, io.SEEK_END) < size:
                 raise OSError(f"{run / name}: shorter than at the checkpoint: resume from an earlier checkpoint")

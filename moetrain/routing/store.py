@@ -153,9 +153,17 @@ def read_reading(run: Path, step: int) -> StoredReading:
     Raises:
         StoreError: a piece that is missing, cut off or altered, by name.
     """
-    table, layers, experts = _read_matrices(run / FOLDER / f"panel_{step:08d}.parquet")
-    router, _, _ = _read_matrices(run / FOLDER / f"router_{step:08d}.parquet")
+    place = run / FOLDER / f"panel_{step:08d}.parquet"
+    beside = run / FOLDER / f"router_{step:08d}.parquet"
+    table, layers, experts = _read_matrices(place)
+    router, _, _ = _read_matrices(beside)
+    try:
+        return _as_reading(step, table, router, layers, experts)
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException) as error:
+        raise StoreError(f"{place} and {beside.name}: not a reading ({error}): remove both, it is lost") from None
 
+
+def _as_reading(step: int, table: pa.Table, router: pa.Table, layers: int, experts: int) -> StoredReading:
     def matrix(name: str) -> np.ndarray:
         return _flat(table[name]).reshape(-1, layers, experts)
 
@@ -257,4 +265,5 @@ def _read_matrices(path: Path) -> tuple[pa.Table, int, int]:
 
 
 def _damaged(path: Path, error: Exception) -> StoreError:
-    return StoreError(f"{path}: cut off or altered ({error}): remove it, its reading is lost")
+    reason = " ".join(str(error).split())
+    return StoreError(f"{path}: cut off or altered ({reason}): remove it, its reading is lost")

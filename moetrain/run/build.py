@@ -32,6 +32,7 @@ from moetrain.training.initialize import initial_model
 from moetrain.training.optimizer import make_optimizer
 from moetrain.training.parallel import compute_dtype, gather_objects, start_accelerator
 from moetrain.training.run_folder import RunFolder, open_run_folder
+from moetrain.training.sharding import distribute
 from moetrain.training.step import StepStatistics, bare
 from moetrain.training.throughput import Clock
 
@@ -89,6 +90,7 @@ def build(settings: Settings) -> Run:
     transformer = initial_model(settings, corpus.tokenizer, dtype).to(accelerator.device)
     if settings.train.compile:
         transformer.compile_layers()
+    model = distribute(transformer, settings, accelerator)
     names = list(settings.data.domains)
     steps = min(stream.steps, settings.train.max_steps or stream.steps)
     return Run(
@@ -101,7 +103,7 @@ def build(settings: Settings) -> Run:
         optimizer=make_optimizer(transformer, settings.optim),
         balancing=Balancing(transformer, settings.model),
         guards=Guards(settings.guard),
-        model=accelerator.prepare_model(transformer),
+        model=model,
         monitor=StreamMonitor(names, settings.monitor.window, settings.monitor.tau, gather_objects),
         panel=panel_monitor(corpus, stream, settings, steps, rows),
         probes=probes,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from moetrain import __version__
 from moetrain.dashboard.outputs import Outputs
 from moetrain.dashboard.preview import data_summary
@@ -22,13 +20,17 @@ from moetrain.run.watch import MONITORING, note, show, store
 from moetrain.training.checkpoint import (
     Checkpoint,
     CheckpointError,
+    State,
     drop_checkpoints,
+    end_write,
+    help_write,
     save_checkpoint,
     write_checkpoint,
 )
 from moetrain.training.guards import TrainingDivergedError
-from moetrain.training.optimizer import load_optimizer_state, optimizer_state
+from moetrain.training.optimizer import optimizer_state, start_optimizer_state
 from moetrain.training.parallel import gather_objects
+from moetrain.training.sharding import whole_state, whole_weights
 from moetrain.training.step import bare
 from moetrain.training.throughput import peak_memory
 
@@ -41,19 +43,26 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
     note(run, run.guards.settle())
     store(run, step, everything=True)  # before the next line, where all processes meet: the manifest lists every piece
     windows = run.monitor.state()  # of all processes
-    return gather_objects(outputs is not None and _write(run, folder, step, outputs, windows))[0]
+    parts = {"model": bare(run.model).state_dict(), "optimizer": optimizer_state(bare(run.model), run.optimizer)}
+    saved = False
+    if outputs is None:
+        help_write(parts)
+    else:
+        try:
+            saved = _write(run, folder, step, outputs, {**parts, "monitor": windows})
+        finally:
+            end_write()
+    return gather_objects(saved)[0]
 
 
-def _write(run: Run, folder: Path, step: int, outputs: Outputs, windows: Mapping[str, torch.Tensor]) -> bool:
-    """The main process's part of `save`."""
+def _write(run: Run, folder: Path, step: int, outputs: Outputs, parts: Mapping[str, State]) -> bool:
+    """The main process's part of `save`, with what all processes have a part in."""
     show(run, outputs, wait=True)
     with run.clock.measure("checkpoint"):
         states = {
-            "model": bare(run.model).state_dict(),
-            "optimizer": optimizer_state(bare(run.model), run.optimizer),
+            **parts,
             "balancing": run.balancing.state(),
             "interval": run.interval.state(),
-            "monitor": windows,
             "panel": run.panel.state() if run.panel else {},
             "probes": run.probes.history.state() if run.probes else {},
             "relations": run.probes.relations.state() if run.probes else {},
@@ -87,8 +96,9 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
             "the checkpoint was trained on other data or another tokenizer: restore them, or set train.resume=never"
         )
     model = bare(run.model)
-    model.load_state_dict(checkpoint.states["model"])
-    load_optimizer_state(model, run.optimizer, checkpoint.states["optimizer"])
+    checkpoint.states.fill("model", model.state_dict())
+    if checkpoint.states.names("optimizer"):
+        checkpoint.states.fill("optimizer", start_optimizer_state(model, run.optimizer))
     run.balancing.load_state(checkpoint.states["balancing"])
     run.interval.load_state(checkpoint.states.get("interval", {}), run.accelerator.device)
     run.monitor.load_state(checkpoint.states.get("monitor", {}), run.accelerator.is_main_process)
@@ -113,11 +123,13 @@ def stop_diverged(run: Run, folder: Path) -> None:
     step = run.guards.last_skipped
     dump = folder / "dumps" / f"step_{step:08d}"
     see = f"see why with python tools/replay_step.py {dump}"
-    if run.accelerator.is_main_process and not dump.exists():  # a run that was run again comes to the same
-        try:
-            _dump(run, dump, step)
-        except OSError as error:
-            see = f"no dump was written ({error})"
+    with whole_weights(run.model):
+        if run.accelerator.is_main_process and not dump.exists():  # a run that was run again comes to the same
+            try:
+                _dump(run, dump, step)
+            except OSError as error:
+                see = f"no dump was written ({error})"
+    gather_objects(None)  # none may end before the dump stands
     raise TrainingDivergedError(
         f"step {step}: the loss or the gradient was not finite in {run.guards.skipped_in_a_row} steps in a row; {see}; "
         "lower optim.learning_rate, or set train.precision=fp32"
@@ -132,7 +144,7 @@ def _dump(run: Run, dump: Path, step: int) -> None:
         "document": run.stream.samples.document[samples].tolist(),
         "piece": run.stream.samples.piece[samples].tolist(),
     }
-    states = {"model": bare(run.model).state_dict(), "balancing": run.balancing.state(), "batch": vars(rows)}
+    states = {"model": whole_state(bare(run.model)), "balancing": run.balancing.state(), "batch": vars(rows)}
     record = {"tokens_trained": run.tokens_trained, "corpus": run.corpus.fingerprint, "samples": named}
     write_checkpoint(dump, step, states, record, {})
 

@@ -25,6 +25,7 @@ from moetrain.training.evaluation import heldout_losses
 from moetrain.training.guards import Heard, Incident
 from moetrain.training.parallel import gather_objects
 from moetrain.training.schedule import learning_rate
+from moetrain.training.sharding import whole, whole_weights
 from moetrain.training.step import bare
 from moetrain.training.suspects import merge, suspects
 from moetrain.training.throughput import peak_memory
@@ -85,8 +86,8 @@ def store(run: Run, step: int, everything: bool = False) -> None:
 
 
 def router_rows(model: nn.Module) -> np.ndarray:
-    """The routers' weights, [L, E, D]."""
-    return np.stack([m.weight.detach().float().cpu().numpy() for m in bare(model).modules() if isinstance(m, Router)])
+    """The routers' weights, [L, E, D]; all processes have to ask for them."""
+    return np.stack([whole(m.weight.detach()).cpu().numpy() for m in bare(model).modules() if isinstance(m, Router)])
 
 
 def _comparable_rows(run: Run, step: int, outputs: Outputs | None) -> np.ndarray | None:
@@ -130,9 +131,9 @@ def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
         accelerator = run.accelerator
         process = (accelerator.process_index, accelerator.num_processes)
         inputs = run.settings.panel.linear_kernel
-        reading = read_panel(
-            bare(run.model), run.panel.panel, step, accelerator.device, *process, gather_objects, inputs
-        )
+        with whole_weights(run.model):
+            model, panel = bare(run.model), run.panel.panel
+            reading = read_panel(model, panel, step, accelerator.device, *process, gather_objects, inputs)
         if outputs is None:
             return
         stored = as_stored(run.panel.panel, reading, run.panel.domains, gram_blocks(rows_LED), run.surroundings)
@@ -163,7 +164,8 @@ def ask(run: Run, probes: Probes) -> dict[str, TaskScore]:
     settings = run.settings.probes
     process = (run.accelerator.process_index, run.accelerator.num_processes)
     answers = settings.max_new_tokens if settings.generate else 0
-    return score(bare(run.model), probes.prepared, run.accelerator.device, *process, gather_objects, answers)
+    with whole_weights(run.model):
+        return score(bare(run.model), probes.prepared, run.accelerator.device, *process, gather_objects, answers)
 
 
 def probe(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
@@ -192,7 +194,7 @@ def probe(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
 
 def validate(run: Run, step: int, outputs: Outputs | None) -> None:
     """Held-out loss of each domain."""
-    with run.clock.measure("validate"):
+    with run.clock.measure("validate"), whole_weights(run.model):
         losses = heldout_losses(run.accelerator, bare(run.model), run.validation, run.token_bytes)
     if outputs is not None:
         outputs.validation(step, losses)

@@ -130,6 +130,11 @@ class TrainSettings(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Compute precision; auto takes bf16 where the hardware is fast at it. Weights stay fp32."
     )
+    sharding: Literal["none", "fsdp", "hybrid"] = Field(
+        "none",
+        description="What a process keeps of weights, gradients and moments. none: all; fsdp: its share over all "
+        "processes; hybrid: its share over those of its machine.",
+    )
     compile: bool = Field(
         False,
         description="Compile each layer by torch.compile: fewer passes over memory on CUDA, for a minute at the start. "

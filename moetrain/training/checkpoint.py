@@ -4,30 +4,37 @@ One is written into a folder beside its place, made durable, and renamed. Its ma
 of each of its files and of itself, and the sizes that the run's growing files (events, TensorBoard) had: on resume
 those are cut back to them, so that a resumed run continues each file where the straight run would.
 
-Nothing in a checkpoint is code: tensors are safetensors, all else is JSON.
+Nothing in a checkpoint is code: tensors are safetensors, all else is JSON. A state of which processes hold parts is a
+folder with a file from each of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from moetrain.durable import BESIDE, sync
+from moetrain.durable import BESIDE, hash_file, sync
 from moetrain.faults import fault_point
+from moetrain.training.parallel import gather_objects
+from moetrain.training.shards import fill, fill_from_shards, is_sharded, read_shards, save_shards, shard_names
 
 FORMAT = 2
 _MANIFEST = "manifest.json"
 _RECORD = "record.json"
 _TENSORS = ".safetensors"
+_HERE = re.compile(r"\w[\w.-]*", re.ASCII)  # a file of a folder
+_INSIDE = re.compile(rf"({_HERE.pattern}/)?{_HERE.pattern}", re.ASCII)  # or of a folder in it
 _NAMED = "step_" + "[0-9]" * 8
 
 State = Mapping[str, torch.Tensor]
@@ -40,20 +47,54 @@ class CheckpointError(ValueError):
 class States(Mapping[str, dict[str, torch.Tensor]]):
     """The tensors of a checkpoint by the name of what they are the state of, each read when it is asked for."""
 
-    def __init__(self, folder: Path, owners: list[str]) -> None:
+    def __init__(self, folder: Path, owners: Sequence[str]) -> None:
         self._folder = folder
         self._owners = owners
 
     def __getitem__(self, owner: str) -> dict[str, torch.Tensor]:
+        """All of an owner's tensors, whole, on the CPU."""
         if owner not in self._owners:
             raise KeyError(owner)
-        return _load_tensors(self._folder / (owner + _TENSORS))
+        try:
+            return read_shards(self._folder / owner) if self._in_shards(owner) else load_file(self._file(owner))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self._folder}: {owner} cannot be read ({error})") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._owners)
 
     def __len__(self) -> int:
         return len(self._owners)
+
+    def names(self, owner: str) -> set[str]:
+        """Names of an owner's tensors."""
+        if self._in_shards(owner):
+            return shard_names(self._folder / owner)
+        with safe_open(self._file(owner), framework="pt") as file:
+            return set(file.keys())
+
+    @torch.no_grad()
+    def fill(self, owner: str, tensors: State) -> None:
+        """Copy an owner's tensors into given ones, whole or sharded, in place; all processes have to ask for it.
+
+        Raises:
+            CheckpointError: the checkpoint holds others than these, by name.
+        """
+        for name in sorted(tensors.keys() ^ self.names(owner)):
+            has = "has no" if name in tensors else "has a"
+            raise CheckpointError(f"{self._folder}: its {owner} {has} {name}, unlike this run's")
+        if self._in_shards(owner):
+            fill_from_shards(self._folder / owner, tensors)
+            return
+        with safe_open(self._file(owner), framework="pt") as file:
+            for name, tensor in tensors.items():
+                fill(tensor, file.get_tensor(name))
+
+    def _file(self, owner: str) -> Path:
+        return self._folder / (owner + _TENSORS)
+
+    def _in_shards(self, owner: str) -> bool:
+        return (self._folder / owner).is_dir()
 
 
 @dataclass(frozen=True)
@@ -88,8 +129,10 @@ def write_checkpoint(
 ) -> Path:
     """Write a checkpoint into a new folder ``final``; returns it.
 
+    The main process does. Where states are sharded, the others write their parts in `help_write`.
+
     Args:
-        states: tensors by name of their owner, each kept in a file of its own.
+        states: tensors by name of their owner.
         record: what JSON can hold.
         run_files: sizes in bytes of the run's growing files, by their names in the run's folder.
 
@@ -101,14 +144,21 @@ def write_checkpoint(
         shutil.rmtree(left)
     place.mkdir(parents=True)
     try:
+        files: dict[str, str] = {}
         for owner, state in states.items():
-            _save_tensors(state, place / (owner + _TENSORS))
+            if is_sharded(state):
+                (place / owner).mkdir()
+                gather_objects(place / owner)  # what `help_write` waits for
+                shards = save_shards(place / owner, state)
+                files |= {f"{owner}/{name}": digest for name, digest in shards.items()}
+                sync(place / owner)
+            else:
+                _save_tensors(state, place / (owner + _TENSORS))
         _write(place / _RECORD, json.dumps(record, indent=1))
-        files = sorted(place.iterdir())
-        for path in files:
+        for path in sorted(path for path in place.iterdir() if path.is_file()):
             sync(path)
-        manifest = {"format": FORMAT, "step": step, "files": {path.name: _hash_file(path) for path in files}}
-        manifest |= {"run_files": dict(run_files)}
+            files[path.name] = hash_file(path)
+        manifest = {"format": FORMAT, "step": step, "files": files, "run_files": dict(run_files)}
         _write(place / _MANIFEST, json.dumps(manifest | {"hash": _hash_manifest(manifest)}, indent=1))
         sync(place / _MANIFEST)
         sync(place)
@@ -119,6 +169,18 @@ def write_checkpoint(
         shutil.rmtree(place, ignore_errors=True)
         raise
     return final
+
+
+def help_write(states: Mapping[str, State]) -> None:
+    """Write this process's parts of the checkpoint that the main process writes, until it calls `end_write`."""
+    while (folder := gather_objects(None)[0]) is not None:
+        with suppress(OSError):  # the main process hears of it as well, and drops the checkpoint
+            save_shards(folder, states[folder.name])
+
+
+def end_write() -> None:
+    """The main process has written a checkpoint, or failed to: the others need not help any more."""
+    gather_objects(None)
 
 
 def drop_checkpoints(run: Path, keep: int, keep_every: int | None) -> None:
@@ -161,9 +223,8 @@ def load_checkpoint(folder: Path, owners: Collection[str] | None = None, verify:
         CheckpointError: no checkpoint, one of another format, or a file that is missing or altered, by name.
     """
     manifest = _verified(folder, owners) if verify else _read_manifest(folder, owners)
-    found = [name.removesuffix(_TENSORS) for name in manifest["files"] if name.endswith(_TENSORS)]
-    record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-    return Checkpoint(manifest["step"], States(folder, found), record, manifest["run_files"])
+    found = sorted({_owner(name) for name in manifest["files"] if name.endswith(_TENSORS)})
+    return Checkpoint(manifest["step"], States(folder, found), _read_record(folder), manifest["run_files"])
 
 
 def newest_whole(run: Path, owners: Collection[str] | None = None) -> tuple[Path, list[str]]:
@@ -191,7 +252,7 @@ def _verified(folder: Path, owners: Collection[str] | None) -> dict[str, Any]:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing: resume from an earlier checkpoint with train.resume=FOLDER")
-        if _hash_file(path) != expected:
+        if hash_file(path) != expected:
             raise CheckpointError(
                 f"{path}: its content is altered: resume from an earlier one with train.resume=FOLDER"
             )
@@ -211,13 +272,39 @@ def _read_manifest(folder: Path, owners: Collection[str] | None) -> dict[str, An
         raise CheckpointError(f"{folder}: format {found}, this version reads {FORMAT}")
     if manifest.pop("hash", None) != _hash_manifest(manifest):
         raise CheckpointError(f"{folder / _MANIFEST}: its content is altered: resume from an earlier checkpoint")
-    for name in (*manifest["files"], *manifest["run_files"]):
-        if PurePosixPath(name).name != name:
-            raise CheckpointError(f"{folder / _MANIFEST}: {name!r} is no file of this run: do not use this checkpoint")
+    if not _is_manifest(manifest):
+        raise CheckpointError(f"{folder / _MANIFEST}: lists what no run writes: do not use this checkpoint")
     if owners is not None:
-        wanted = {_RECORD, *(owner + _TENSORS for owner in owners)}
-        manifest["files"] = {name: digest for name, digest in manifest["files"].items() if name in wanted}
+        files = manifest["files"].items()
+        manifest["files"] = {name: digest for name, digest in files if name == _RECORD or _owner(name) in owners}
     return manifest
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / _RECORD}: cannot be read ({error})") from None
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{folder / _RECORD}: holds a {type(record).__name__}, not an object")
+    return record
+
+
+def _is_manifest(manifest: Mapping[str, Any]) -> bool:
+    """Whether it has a manifest's form, and names no files but those of its own folder and run."""
+    files, run_files = manifest.get("files"), manifest.get("run_files")
+    return (
+        isinstance(manifest.get("step"), int)
+        and isinstance(files, dict)
+        and isinstance(run_files, dict)
+        and all(_INSIDE.fullmatch(name) and isinstance(digest, str) for name, digest in files.items())
+        and all(_HERE.fullmatch(name) and isinstance(size, int) and size >= 0 for name, size in run_files.items())
+    )
+
+
+def _owner(name: str) -> str:
+    """Whose state a file holds: it stands in the file's name, or in that of the folder with its shards."""
+    return PurePosixPath(name).parts[0].removesuffix(_TENSORS)
 
 
 def _save_tensors(state: State, path: Path) -> None:
@@ -235,13 +322,6 @@ def _save_tensors(state: State, path: Path) -> None:
     fault_point(f"write {path.name}")
 
 
-def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from None
-
-
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     fault_point(f"write {path.name}")
@@ -249,11 +329,6 @@ def _write(path: Path, text: str) -> None:
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
-
-
-def _hash_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _hash_manifest(manifest: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from moetrain.model.transformer import Output
 from moetrain.transfer import HostCopy
 
 
-class TrainingDivergedError(RuntimeError):
+class TrainingDivergedError(Exception):
     """So many updates in a row were skipped that training cannot go on."""
 
 

@@ -69,26 +69,19 @@ def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Ada
 def optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
     """AdamW's state by parameter name, so that it does not depend on the order of groups."""
     return {
-        f"{name}.{key}": torch.as_tensor(value)
+        f"{name}.{key}": value
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def load_optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW, state: dict[str, torch.Tensor]) -> None:
-    """Put a state from `optimizer_state` back.
-
-    Raises:
-        ValueError: a parameter whose state is missing although others have one.
-    """
+def start_optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+    """Give the optimizer a state for every parameter, as after no step, to be filled; returns it by parameter name."""
     kept = torch.bfloat16 if isinstance(optimizer, AdamWithSmallState) else torch.float32
-    for name, parameter in model.named_parameters():
-        found = {key: state[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in state}
-        if state and len(found) != 3:
-            raise ValueError(f"the optimizer state of {name} is missing from the checkpoint")
-        if found:
-            optimizer.state[parameter] = {
-                "step": found["step"].to(parameter.device).clone(),  # where a fused update reads it
-                "exp_avg": found["exp_avg"].to(parameter.device, kept, copy=True),
-                "exp_avg_sq": found["exp_avg_sq"].to(parameter.device, kept, copy=True),
-            }
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),  # where a fused update reads it
+            "exp_avg": torch.zeros_like(parameter, dtype=kept),
+            "exp_avg_sq": torch.zeros_like(parameter, dtype=kept),
+        }
+    return optimizer_state(model, optimizer)

@@ -20,6 +20,7 @@ _MAY_DIFFER = (
     "train.resume",
     "train.keep_checkpoints",
     "train.keep_every",
+    "train.sharding",
     "run.output_dir",
     "run.name",
     "run.report",

@@ -18,6 +18,7 @@ from moetrain.data.stream import Batch, Stream
 from moetrain.model.transformer import Output, Transformer
 from moetrain.training.balancing import Balancing
 from moetrain.training.parallel import sum_over_processes
+from moetrain.training.sharding import whole
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def forward_backward(
         with nullcontext() if last else accelerator.no_sync(model):
             output: Output = model(*batch.inputs(settings.watches_routing))
             loss = part_of_loss(output, balancing, settings, predicted, real)
-            # DDP averages gradients over processes; the part already counts all of them.
+            # Gradients are averaged over processes; the part already counts all of them.
             (loss * accelerator.num_processes).backward()
         sums.append(_flat_sums(batch, output, len(settings.data.domains)))
         record(batch, output)
@@ -122,7 +123,7 @@ def update(
     Where the loss or the gradient is not finite, the gradient is dropped without an update, and its norm is given as 0.
     That is decided on the device, in the fused update itself: the host would have to wait for the whole step to decide.
     """
-    norm = nn.utils.clip_grad_norm_(model.parameters(), largest_norm)
+    norm = whole(nn.utils.clip_grad_norm_(model.parameters(), largest_norm))
     made = norm.isfinite() & loss.isfinite()
     optimizer.found_inf = (~made).float()  # type: ignore[attr-defined]  # what a gradient scaler would set
     for group in optimizer.param_groups:

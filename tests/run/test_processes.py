@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,13 +21,24 @@ TRAIN = Path(moetrain.__file__).parent / "train.py"
 STEPS = 20
 
 
-def launch(processes, overrides):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(TRAIN), *overrides]
+def start(processes, overrides, machines=1, port=0):
+    """One machine's launcher, as a process."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command += ["--nnodes", str(machines), "--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*command, str(TRAIN), *overrides], env=environment, **pipes)
+
+
+def launch(processes, overrides, machines=1):
+    """Train with so many processes on each of some machines, all of them this one."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launchers = [start(processes, overrides, machines, port if machines > 1 else 0) for _ in range(machines)]
+    for launcher in launchers:
+        said, _ = launcher.communicate(timeout=240)
+        assert launcher.returncode == 0, said[-3000:]
 
 
 @pytest.fixture(scope="module")

@@ -87,8 +87,20 @@ def test_a_manifest_that_names_files_outside_its_run_is_refused(tmp_path):
         del manifest["hash"]
         manifest["hash"] = module._hash_manifest(manifest)
         (folder / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(CheckpointError, match="is no file of this run"):
+        with pytest.raises(CheckpointError, match="lists what no run writes"):
             load_checkpoint(folder)
+
+
+def test_tensors_are_filled_in_place_and_others_than_the_checkpoints_are_refused(tmp_path):
+    states = load_checkpoint(save(tmp_path, 3)).states
+    wide = torch.zeros(3, dtype=torch.float64)
+    states.fill("model", {"w": wide})
+    assert wide.tolist() == [3.0] * 3
+    assert states.names("model") == {"w"}
+    assert states.names("empty") == set()
+    for tensors, said in (({}, "has a w"), ({"w": wide, "v": wide}, "has no v")):
+        with pytest.raises(CheckpointError, match=said):
+            states.fill("model", tensors)
 
 
 def points_of(save_once, monkeypatch, tmp_path):

@@ -1,0 +1,40 @@
+import json
+
+import numpy as np
+import pytest
+
+from tools import soak
+
+
+def samples(memory, threads=12, files=30):
+    """Twenty minutes with a reading every 5 s."""
+    return [soak.Sample(5.0 * n, int(value), threads, files) for n, value in enumerate(memory)]
+
+
+def test_a_leak_has_a_slope_and_noise_and_a_filling_cache_have_none():
+    noise = 2**20 * np.random.default_rng(0).standard_normal(240)
+    flat = 500 * 2**20 + noise
+    assert not soak.trend(samples(flat), "memory").grows
+    filling = flat - 300 * 2**20 * np.exp(-np.arange(240) / 10)
+    assert not soak.trend(samples(filling), "memory").grows
+    leaking = flat + 2**20 * np.arange(240) / 12  # a megabyte a minute
+    found = soak.trend(samples(leaking), "memory")
+    assert found.grows
+    assert found.low < 60 * 2**20 < found.high
+    assert not soak.trend(samples(leaking), "threads").grows
+
+
+def test_threads_that_pile_up_are_seen():
+    piling = [soak.Sample(5.0 * n, 10**9, 12 + n // 20, 30) for n in range(240)]
+    assert soak.trend(piling, "threads").grows
+
+
+@pytest.mark.slow
+def test_the_command_trains_reads_off_and_stops_the_run(tmp_path, capsys):
+    cache = [f"data.cache_dir={tmp_path}", "data.domains.code.size=300000", "data.domains.math.size=100000"]
+    status = soak.main(["--minutes", "0.3", "--every", "0.5", "--json", str(tmp_path / "soak.json"), *cache])
+    assert status in (0, 1)  # a few seconds say nothing about a slope
+    result = json.loads((tmp_path / "soak.json").read_text())
+    assert result["trends"].keys() == {"memory", "threads", "files"}
+    assert all(sample["memory"] > 50 * 2**20 and sample["files"] > 3 for sample in result["samples"])
+    assert "slope an hour" in capsys.readouterr().out

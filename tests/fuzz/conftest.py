@@ -1,8 +1,8 @@
 import pytest
 
 
-@pytest.fixture(scope="session")
-def monkeypatch_session():
+@pytest.fixture(scope="module")
+def monkeypatch_module():
     """Commands that would train do not: only their words are tried."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("moetrain.train.train", lambda settings, check: 0)

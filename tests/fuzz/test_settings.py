@@ -87,7 +87,7 @@ def test_overrides(file, pairs, anything):
 
 @given(st.lists(st.text(max_size=20) | KEYS, max_size=3))
 @fuzz
-def test_command_lines(monkeypatch_session, arguments):
+def test_command_lines(monkeypatch_module, arguments):
     assert main(arguments) in (0, 2)
 
 

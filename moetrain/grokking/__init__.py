@@ -30,6 +30,7 @@ from .kernel import (
     routing_kernel,
     spread,
 )
+from .left_out import left_out
 from .memorization import (
     OnlineAgreement,
     choose_eps,
@@ -101,6 +102,7 @@ __all__ = [
     "jackknife",
     "layer_cka",
     "layer_cosines",
+    "left_out",
     "max_cosine",
     "mean_delay",
     "mean_of_samples",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece as spm
 
+from moetrain.data.errors import DataError
 from moetrain.durable import write_content
 
 _SPACE_SYMBOL = "\u2581"  # SentencePiece writes a space as this; the character itself must not become one
@@ -194,30 +196,42 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceToken
 
     A text too small for ``vocab_size`` gives a smaller vocabulary. Digits stand alone, so that numbers are read by
     place; runs of spaces are pieces, so that code's indentation is short.
+
+    Raises:
+        DataError: a vocabulary too small for the texts' characters.
     """
     model = io.BytesIO()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=_sentences(texts),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        allow_whitespace_only_pieces=True,
-        split_digits=True,
-        max_sentence_length=_LONGEST_SENTENCE + 1000,
-        character_coverage=0.9999,
-        required_chars=_SPACE_SYMBOL,  # else a text without spaces gives a vocabulary that confuses the two
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
+    try:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=_sentences(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            max_sentence_length=_LONGEST_SENTENCE + 1000,
+            character_coverage=0.9999,
+            required_chars=_SPACE_SYMBOL,  # else a text without spaces gives a vocabulary that confuses the two
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+        if least is None:
+            raise
+        raise DataError(
+            f"tokenizer.vocab_size {vocab_size} is too small: bytes and the characters of these texts alone are "
+            f"{least[1]} pieces: raise it"
+        ) from None
     return SentencePieceTokenizer(model.getvalue())
 
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moetrain.data.errors import DataError
 from moetrain.data.tokenizer import Tokenizer, train_tokenizer
 from tests.conftest import sentences, sums
 
@@ -41,6 +42,12 @@ def test_training_gives_the_same_vocabulary_each_time(tokenizer):
     again = train_tokenizer([sentences(rng, 20) for _ in range(50)] + [sums(rng, 20) for _ in range(50)], 400)
     assert again.model == tokenizer.model
     assert again.vocab_size == 400
+
+
+def test_a_vocabulary_too_small_for_the_characters_says_how_many_there_are():
+    many = "".join(chr(0x4E00 + n) for n in range(200))
+    with pytest.raises(DataError, match=r"vocab_size 300 is too small: .* alone are \d+ pieces: raise it"):
+        train_tokenizer([many] * 20, 300)
 
 
 def test_a_tiny_text_gives_a_smaller_vocabulary_that_still_encodes_all():

@@ -38,6 +38,7 @@ _COLUMNS = {
     "pathway/cosine": "cosine",
     "pathway/spread": "spread",
     "kernel/effective_rank": "rank",
+    "kernel/left_out": "left-out",
 }
 
 

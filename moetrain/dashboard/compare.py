@@ -42,6 +42,7 @@ _OF_DOMAINS = {
     "pathway/individuality": TITLES["individuality"],
     "kernel/effective_rank": TITLES["effective_rank"],
     "kernel/d_eff": TITLES["d_eff"],
+    "kernel/left_out": TITLES["left_out"],
 }
 _OF_THE_MODEL = {
     "loss/train": "Training loss",

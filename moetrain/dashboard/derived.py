@@ -17,7 +17,7 @@ from moetrain.dashboard.summary import PREDICTORS, as_metric
 from moetrain.grokking import Estimate
 from moetrain.grokking.memorization import MIN_TAIL_IN_RUNS
 from moetrain.routing.panel import CELLS, HELDOUT, SEEN, TO_COME
-from moetrain.routing.panel_metrics import dimension_by_layer, distance_by_layer, panel_metrics
+from moetrain.routing.panel_metrics import dimension_by_layer, distance_by_layer, left_out_accuracy, panel_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,6 +114,16 @@ def loss_curves(run: OpenedRun) -> Iterator[tuple[Any, ...]]:
         for metric, each in found.items():
             if (f"{metric}/{domain}", step) in logged:
                 yield domain, metric, int(step), run.tokens([step])[0], each.mean, each.low, each.high, each.samples
+
+
+def left_out(run: OpenedRun) -> Iterator[tuple[Any, ...]]:
+    """Left-out accuracy of each domain at the readings that it was logged at, with its interval."""
+    for domain in run.domains:
+        steps = run.curve(f"kernel/left_out/{domain}")["step"].tolist()
+        for step, tokens in zip(steps, run.tokens(steps), strict=True):
+            if step in run.reading_steps:
+                found = left_out_accuracy(run.reading(step), domain)
+                yield domain, step, tokens, found.mean, found.low, found.high, found.samples
 
 
 def seen_losses(run: OpenedRun, domain: str) -> tuple[pd.DataFrame, np.ndarray]:

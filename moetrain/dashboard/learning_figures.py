@@ -36,11 +36,15 @@ _NO_PANEL = "The run has no panel."
 
 
 def memorization(run: OpenedRun) -> Group:
-    """By domain, the share of samples memorized and the accuracy over time (as Figure 1 of the paper)."""
+    """By domain, the share of samples memorized and accuracy over time (as Figure 1 of the paper), left-out beside."""
     figures = []
     for domain in run.domains:
         steps, share = memorized_share(run, domain)
         curves = [Line(time_of(run, steps), share, "accent")] if len(steps) else []
+        own = run.left_out[run.left_out["domain"] == domain]
+        if len(own):
+            value, low, high = (own[column].to_numpy() for column in _INTERVAL)
+            curves.append(Line(time_of(run, own["step"]), value, "second", "solid", low, high))
         for trained in (False, True):
             rows = run.accuracy[(run.accuracy["domain"] == domain) & (run.accuracy["trained"] == trained)]
             if not len(rows):
@@ -52,12 +56,13 @@ def memorization(run: OpenedRun) -> Group:
                 curves.append(Line(x, y, "ink", "solid", low, high))
                 curves.append(Line(x[[0, -1]], np.full(2, rows["chance"].iloc[0]), "faint", "dotted"))
         if curves:
-            label = f"{domain}: share of samples memorized and accuracy over the run"
+            label = f"{domain}: share of samples memorized, accuracy and left-out accuracy over the run"
             caption = "" if len(steps) else "Nothing counts as memorized: see the notes."
             figures.append(Figure(domain, charts.lines(curves, label, unit(run), _SHARE), caption))
     legend = [
         Legend("samples memorized", "accent"),
         Legend("accuracy", "ink"),
+        Legend("left-out accuracy, from routing alone", "second"),
         Legend("accuracy on trained facts", "ink", "dashed"),
         Legend("chance", "faint", "dotted"),
     ]

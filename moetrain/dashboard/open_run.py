@@ -290,6 +290,11 @@ class OpenedRun:
         return _frame(derived.loss_curves(self), columns)
 
     @cached_property
+    def left_out(self) -> pd.DataFrame:
+        """domain, step, tokens, value, low, high, n: left-out accuracy, ``kernel/left_out``, from the readings."""
+        return _frame(derived.left_out(self), ["domain", "step", "tokens", "value", "low", "high", "n"])
+
+    @cached_property
     def correlations(self) -> pd.DataFrame:
         """domain, predictor, series, method, value, low, high, p, n, note: of accuracy with each predictor.
 

@@ -19,6 +19,7 @@ PREDICTORS = {
     "spread": "pathway/spread",
     "layer_cka": "pathway/layer_cka",
     "d_eff": "kernel/d_eff",
+    "left_out": "kernel/left_out",
     "effective_rank": "kernel/effective_rank",
     "train_loss": "train_loss",
     "train_loss_average": "train_loss_average",

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens a row, S samples a row (padded), N spans.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -51,6 +52,20 @@ class Batch:
         place = (np.arange(rows)[:, None] * slots + self.slots_BT.cpu().numpy())[predicted]
         sums = np.bincount(place, values_BT[predicted], rows * slots)
         return sums.reshape(rows, slots), np.bincount(place, minlength=rows * slots).reshape(rows, slots).astype(float)
+
+    def each_predicted(self, chosen_BS: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """``recorded_BT`` and the samples a row that have each token by itself which another is predicted from.
+
+        Args:
+            chosen_BS: bool, the samples whose tokens they are.
+
+        In place of ``2 * slot + parity`` these tokens hold 0, 1, ... in order of their place in the row, the others -1.
+        The number of samples leaves room for them, in steps of 8, so that shapes repeat.
+        """
+        theirs_BT = chosen_BS.gather(1, self.slots_BT.clamp(min=0))  # nothing is predicted from padding
+        mine_BT = theirs_BT & (self.targets_BT != IGNORED)
+        recorded_BT = torch.where(mine_BT, mine_BT.cumsum(1) - 1, -1)
+        return recorded_BT, -(-int(mine_BT.sum(1).max()) // 16) * 8
 
     def to(self, device: torch.device) -> Batch:
         """The batch with what the model reads on ``device``; what only the host reads stays."""
@@ -162,14 +177,20 @@ class Stream:
         )
         return Batch(*map(torch.from_numpy, arrays))
 
+    @cached_property
+    def answered(self) -> np.ndarray:
+        """Whether a sample's document marks an answer and the sample holds all of it, bool [samples]."""
+        samples = self.samples
+        return (samples.answer_length > 0) & (samples.answer_start + samples.answer_length <= samples.length)
+
     def _predicted(self, sample: int, length: int) -> tuple[int, int]:
         """From which to before which of a sample's tokens the next one is predicted."""
         if not self._beginnings:
             return 0, length - 1
-        answer, size = int(self.samples.answer_start[sample]), int(self.samples.answer_length[sample])
         # Text token j stands at j + 1, behind the begin mark, and is predicted from j.
-        if size and answer + size <= length - MARKS:
-            return answer, answer + size
+        if self.answered[sample]:
+            answer = int(self.samples.answer_start[sample])
+            return answer, answer + int(self.samples.answer_length[sample])
         return 0, length - MARKS
 
     def _text(self, sample: int) -> np.ndarray:

@@ -25,7 +25,8 @@ yet; a verdict says so. Each verdict uses readings up to its own and none after 
 8. Everything else is **undecided**: measures that contradict each other, controls that moved alike or are missing,
    fewer than 64 samples, fewer than 3 of the 5 readings. When the loss falls steeply again, learning begins anew.
 
-Distances (`d_path_norm`) and the gaps of seen samples to others stand beside the verdict and do not enter it.
+Distances (`d_path_norm`), left-out accuracy and the gaps of seen samples to others stand beside the verdict and do not
+enter it.
 Suffixes: T readings in order of time.
 """
 
@@ -135,7 +136,7 @@ class History:
     steps, tokens [T]: of the run, ascending. samples [T]: seen panel samples at each reading. Curves, all over the seen
     samples: loss_seen in nats; the measures; the controls individuality and router_entropy (mean entropy of the
     router's probabilities, nats). load_cv is that of the whole model: a domain's own load concentrates when its samples
-    come to be routed alike, which is no control for that. The gaps may be left out.
+    come to be routed alike, which is no control for that. left_out (see `left_out`) and the gaps may be missing.
     Raises ValueError for lengths that differ and for steps or tokens that do not ascend.
     """
 
@@ -151,6 +152,7 @@ class History:
     individuality: Curve
     router_entropy: Curve
     load_cv: Curve
+    left_out: Curve | None = None
     gap: Curve | None = None
     gap_heldout: Curve | None = None
 
@@ -324,10 +326,10 @@ class _Judge:
         evidence: list[Evidence] = []
         phase, why, controls = self._judge(t, evidence)
         self.held = self.held + 1 if phase in (Phase.GENERALIZING, Phase.SETTLED) else 0
-        for name in ("gap", "gap_heldout"):
-            gap: Curve | None = getattr(self.history, name)
-            if gap is not None:
-                now = _Change(float(gap.value[t]), float(gap.low[t]), float(gap.high[t]), 1)
+        for name in ("left_out", "gap", "gap_heldout"):
+            part: Curve | None = getattr(self.history, name)
+            if part is not None:
+                now = _Change(float(part.value[t]), float(part.low[t]), float(part.high[t]), 1)
                 evidence.append(self._evidence(t, name, "beside", "level", now))
         return Verdict(
             phase=phase,

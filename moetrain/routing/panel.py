@@ -20,6 +20,7 @@ from moetrain.data.corpus import Corpus
 from moetrain.data.packing import Samples, cut_samples, join_samples, pack_rows
 from moetrain.data.stream import Stream
 from moetrain.model.transformer import Transformer
+from moetrain.routing.answers import AnswerRouting, join_answers, no_answers, read_answers, short_answers
 from moetrain.routing.recorder import record_samples
 
 CELLS = ("seen", "to_come", "heldout")
@@ -65,6 +66,7 @@ class PanelReading:
     odd: np.ndarray  # float32 [P, L, E], over the odd ones
     counts: np.ndarray  # uint16 [P, L, E], tokens sent to each expert
     inputs: np.ndarray  # float32 [P, L, D], mean inputs of each layer; D is 0 where they were not asked for
+    answers: AnswerRouting  # of samples whose document marks an answer
 
 
 def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, rows: int) -> Panel:
@@ -194,6 +196,7 @@ def read_panel(
     even, odd = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     counts = np.zeros(shape, np.uint16)
     pooled = np.zeros((size, shape[1], settings.hidden_size if inputs else 0), np.float32)
+    answers, answered = [no_answers(*shape[1:])], short_answers(panel.stream)
     for number in range(process, panel.stream.steps, processes):
         batch = panel.stream.batch(number, 0, panel.stream.batch_rows)
         output = model(*batch.to(device).inputs(), inputs)
@@ -212,11 +215,14 @@ def read_panel(
             pooled[records.sample] = _mean_inputs(
                 routing.inputs_LBRD, batch.whole_BS, records.even_SLE, records.odd_SLE
             )
+        answers.append(read_answers(model, batch, panel.stream, answered, device))
+    everywhere = gather([loss, even, odd, counts, pooled, *join_answers(answers).arrays()])
     # A sample is read by one process and zero on the others.
     loss, even, odd, counts, pooled = (
-        sum(parts[1:], parts[0]) for parts in zip(*gather([loss, even, odd, counts, pooled]), strict=True)
+        sum(parts[1:], parts[0]) for parts in zip(*(arrays[:5] for arrays in everywhere), strict=True)
     )
-    return PanelReading(step, loss, _mean(even), _mean(odd), counts, pooled)
+    joined = join_answers([AnswerRouting(*arrays[5:]) for arrays in everywhere])
+    return PanelReading(step, loss, _mean(even), _mean(odd), counts, pooled, joined)
 
 
 def _mean_inputs(

@@ -53,6 +53,21 @@ def dimension_by_layer(stored: StoredReading, domain: str) -> np.ndarray:
     return grokking.d_eff_by_layer(stored.weights[seen])
 
 
+def left_out_accuracy(stored: StoredReading, domain: str) -> Estimate:
+    """`moetrain.grokking.left_out` of a domain's seen samples with marked answers; NaN where they are too few.
+
+    A sample with an answer token whose routing is not finite is left out.
+    """
+    answers = stored.answers
+    broken = answers.member[~np.isfinite(answers.weights).all((1, 2))]
+    mine = np.isin(answers.member, np.setdiff1d(seen_members(stored, domain), broken))
+    if not mine.any():
+        return Estimate(math.nan, math.nan, math.nan, 0, 0)
+    weights_ALE = answers.weights[mine].astype(np.float64)
+    weights_ALE /= weights_ALE.sum(-1, keepdims=True)
+    return grokking.left_out(weights_ALE, answers.member[mine], answers.place[mine], answers.token[mine])
+
+
 def load_by_layer(stored: StoredReading) -> np.ndarray:
     """Tokens of the whole panel sent to each expert, over an even share, [L, E]."""
     counts_LE = stored.counts.sum(0, dtype=np.float64)
@@ -82,6 +97,7 @@ def panel_metrics(stored: StoredReading, domains: Sequence[str], tau: float, ste
             others = np.flatnonzero(met & ~own & (stored.tokens == stored.tokens[seen[0]]))
             for name, estimate in _pathways(stored, weights, seen, others, tau).items():
                 found[f"{name}/{domain}"] = estimate
+            found[f"kernel/left_out/{domain}"] = left_out_accuracy(stored, domain)
             early, late = max(1, steps // 10), steps - max(1, steps // 10)
             if len(to_come) and early <= stored.step <= late:
                 found[f"memorized/gap/{domain}"] = grokking.memorized_gap(

@@ -177,6 +177,8 @@ class PanelMonitor:
             seen = metrics.get(f"loss/panel_seen/{domain}")
             history["samples"][-1] = _number(seen.samples if seen else 0)
             curves = {name: grokking.curve(np.array(rows)) for name, rows in history.items() if name != "samples"}
+            if not np.isfinite(curves["left_out"].value).any():
+                del curves["left_out"]  # its texts mark no answers
             samples = np.array(history["samples"], dtype=float)[:, 0].astype(np.int64)
             so_far = History(np.array(self._read_at), np.array(self._tokens), samples, **curves)
             judged = grokking.phases(so_far, self.thresholds)
@@ -194,6 +196,7 @@ _JUDGED = {
     "layer_cka": "pathway/layer_cka",
     "d_path_norm": "pathway/d_path_norm",
     "individuality": "pathway/individuality",
+    "left_out": "kernel/left_out",
     "gap": "memorized/gap",
     "gap_heldout": "memorized/gap_heldout",
     "router_entropy": "",

@@ -1,16 +1,17 @@
 """Panel readings on disk: Parquet, one durable piece a reading, from which every logged number comes out again.
 
 A piece holds, by panel sample, both halves of its routing in float16, the tokens sent to each expert, and its loss;
-beside it stand the Gram blocks of the routers, which is all that cosines need of them. Metrics are computed from these
-rounded values, widened, so that a report made later agrees exactly with what was logged.
+beside it stand the Gram blocks of the routers, which is all that cosines need of them, and, where documents mark
+answers, the routing at the tokens these are predicted from. Metrics are computed from these rounded values, widened, so
+that a report made later agrees exactly with what was logged.
 
-Shapes: P panel samples, L layers, E experts.
+Shapes: P panel samples, L layers, E experts, A answer tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from moetrain.durable import BESIDE, write_whole
 from moetrain.faults import fault_point
+from moetrain.routing.answers import AnswerRouting, no_answers
 from moetrain.routing.panel import CELLS, Panel, PanelReading
 
 FOLDER = "routing"
@@ -56,6 +58,7 @@ class StoredReading:
     counts: np.ndarray  # uint16 [P, L, E]
     inputs: np.ndarray  # float16 [P, L, D], mean inputs of each layer; D is 0 without panel.linear_kernel
     blocks: tuple[np.ndarray, np.ndarray]  # float32 [L, E, E] and [L - 1, E, E]
+    answers: AnswerRouting  # weights float16 [A, L, E]
     surroundings: Surroundings = Surroundings()
 
     @cached_property
@@ -103,12 +106,13 @@ def as_stored(
         reading.counts,
         reading.inputs.astype(np.float16),
         blocks,
+        replace(reading.answers, weights=reading.answers.weights.astype(np.float16)),
         surroundings,
     )
 
 
 def write_reading(run: Path, stored: StoredReading) -> list[Path]:
-    """Write a reading into the run; returns the pieces, each whole and durable.
+    """Write a reading into the run; returns the pieces, the panel's first, each whole and durable.
 
     Raises:
         OSError: nothing was written, for instance on a full disk.
@@ -130,16 +134,27 @@ def write_reading(run: Path, stored: StoredReading) -> list[Path]:
     }
     if stored.inputs.size:
         columns["inputs"] = fixed_lists(stored.inputs)
+    answers = stored.answers
     shape = {"layers": str(layers), "experts": str(experts)}
+    about = shape | {"answers": str(len(answers))}
     around = {name: "" if value is None else repr(value) for name, value in asdict(stored.surroundings).items()}
     own, following = stored.blocks
     router = {"own": fixed_lists(own), "next": fixed_lists(np.concatenate([following, np.zeros_like(own[:1])]))}
-    beside = write_piece(folder / f"router_{stored.step:08d}.parquet", pa.table(router), shape)
-    try:  # the panel's piece comes last: where it stands, its reading is whole
-        return [write_piece(folder / f"panel_{stored.step:08d}.parquet", pa.table(columns), shape | around), beside]
+    # The panel's piece comes last: where it stands, its reading is whole.
+    pieces = {"router": (pa.table(router), shape), "panel": (pa.table(columns), about | around)}
+    if len(answers):
+        numbers = {"member": answers.member, "place": answers.place, "token": answers.token}
+        table = pa.table(numbers | {"weights": fixed_lists(answers.weights)})
+        pieces = {"answers": (table, shape), **pieces}
+    written: list[Path] = []
+    try:
+        for name, (table, metadata) in pieces.items():
+            written.append(write_piece(folder / f"{name}_{stored.step:08d}.parquet", table, metadata))
     except OSError:
-        beside.unlink()
+        for path in written:
+            path.unlink()
         raise
+    return written[::-1]
 
 
 def has_reading(run: Path, step: int) -> bool:
@@ -157,13 +172,32 @@ def read_reading(run: Path, step: int) -> StoredReading:
     beside = run / FOLDER / f"router_{step:08d}.parquet"
     table, layers, experts = _read_matrices(place)
     router, _, _ = _read_matrices(beside)
+    answers = _read_answers(run / FOLDER / f"answers_{step:08d}.parquet", table, layers, experts)
     try:
-        return _as_reading(step, table, router, layers, experts)
+        return _as_reading(step, table, router, answers, layers, experts)
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException) as error:
         raise StoreError(f"{place} and {beside.name}: not a reading ({error}): remove both, it is lost") from None
 
 
-def _as_reading(step: int, table: pa.Table, router: pa.Table, layers: int, experts: int) -> StoredReading:
+def _read_answers(path: Path, panel: pa.Table, layers: int, experts: int) -> AnswerRouting:
+    """The answer tokens that a panel's piece speaks of; none in a run older than this piece."""
+    told = panel.schema.metadata.get(b"answers", b"0")
+    if told == b"0":
+        return no_answers(layers, experts, np.float16)
+    table, *_ = _read_matrices(path)
+    try:
+        member, place, token = (_flat_numbers(table[name]) for name in ("member", "place", "token"))
+        weights = _flat(table["weights"]).reshape(len(member), layers, experts)
+        if len(member) != int(told) or not (0 <= member.min() <= member.max() < len(panel)):
+            raise ValueError("it is of another panel")
+        return AnswerRouting(member, place, token, weights)
+    except (KeyError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
+        raise _damaged(path, error) from None
+
+
+def _as_reading(
+    step: int, table: pa.Table, router: pa.Table, answers: AnswerRouting, layers: int, experts: int
+) -> StoredReading:
     def matrix(name: str) -> np.ndarray:
         return _flat(table[name]).reshape(-1, layers, experts)
 
@@ -184,6 +218,7 @@ def _as_reading(step: int, table: pa.Table, router: pa.Table, layers: int, exper
         if "inputs" in table.column_names
         else np.zeros((len(table), layers, 0), np.float16),
         blocks=(own, following[:-1]),
+        answers=answers,
         surroundings=_surroundings(table.schema.metadata),
     )
 

@@ -99,6 +99,26 @@ def test_the_first_panel_tokens_of_long_enough_samples_are_recorded_and_no_mark(
     assert batch.recorded_BT[0, first] % 2 == 0
 
 
+def test_each_predicted_token_of_chosen_samples_gets_a_number_of_its_own(made):
+    _, _, stream = made
+    batch = stream.batch(0, 0, stream.batch_rows)
+    chosen = (batch.samples_BS % 2 == 0) & (batch.samples_BS >= 0)
+    recorded, samples = batch.each_predicted(chosen)
+    most = 0
+    for row in range(stream.batch_rows):
+        number = 0
+        for place, slot in enumerate(batch.slots_BT[row].tolist()):
+            mine = slot >= 0 and bool(chosen[row, slot]) and int(batch.targets_BT[row, place]) != IGNORED
+            assert recorded[row, place] == (number if mine else -1)
+            number += mine
+        most = max(most, number)
+    assert samples % 8 == 0
+    assert most <= 2 * samples < most + 16
+    nothing, none = batch.each_predicted(torch.zeros_like(chosen))
+    assert (nothing == -1).all()
+    assert none == 0
+
+
 def test_repeats_are_copies_with_ids_of_their_own_spread_over_the_stream(make_settings):
     settings = make_settings("data.domains.sums.repeats=3")
     corpus = prepare_corpus(settings)

@@ -46,6 +46,7 @@ STEMS = [
     "d_eff",
     "d_eff_linear",
     "effective_rank",
+    "left_out",
     "gap",
     "gap_heldout",
     "fraction",

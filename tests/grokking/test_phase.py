@@ -37,6 +37,7 @@ def history(count=40, samples=64, width=0.02, noise=0.0, seed=0, **changed):
         "individuality": np.full(count, 0.1),
         "router_entropy": np.full(count, 2.0),
         "load_cv": np.full(count, 0.5),
+        "left_out": np.full(count, 0.3),
         "gap": np.full(count, 0.4),
         "gap_heldout": np.full(count, 0.5),
         **changed,
@@ -161,12 +162,12 @@ def test_no_verdict_without_its_controls(control):
     assert f"{control} missing" in verdict.why
 
 
-def test_gaps_and_distances_do_not_enter():
+def test_left_out_accuracy_gaps_and_distances_do_not_enter():
     expected = names(g.phases(history(**generalizing())))
     rng = np.random.default_rng(0)
-    beside = {name: rng.normal(size=40) for name in ("gap", "gap_heldout", "d_path_norm")}
+    beside = {name: rng.normal(size=40) for name in ("left_out", "gap", "gap_heldout", "d_path_norm")}
     assert names(g.phases(history(**generalizing(**beside)))) == expected
-    without = dataclasses.replace(history(**generalizing()), gap=None, gap_heldout=None)
+    without = dataclasses.replace(history(**generalizing()), left_out=None, gap=None, gap_heldout=None)
     assert names(g.phases(without)) == expected
     assert "gap" not in by_name(g.phases(without)[-1])
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moetrain import grokking
+from moetrain.routing.answers import AnswerRouting
 from moetrain.routing.monitor import StreamMonitor
 from moetrain.routing.panel import HELDOUT, SEEN, TO_COME
 from moetrain.routing.panel_metrics import dimension_by_layer, distance_by_layer, load_by_layer, panel_metrics
@@ -49,6 +50,15 @@ def test_streaming_metrics_of_any_routing(shape, broken, samples, window, seed):
         assert math.isnan(reading.metrics["cosine"].mean) == (layers == 1)
 
 
+def some_answers(rng, size, layers, experts, broken):
+    """Two answer tokens of each other sample, some routed by NaN."""
+    member = np.repeat(np.arange(0, size, 2), 2).astype(np.int32)
+    weights = rng.dirichlet(np.full(experts, 0.3), (len(member), layers)).astype(np.float16)
+    weights[np.isin(member, broken), 0, 0] = np.nan
+    place = np.tile(np.arange(2), len(member) // 2).astype(np.int16)
+    return AnswerRouting(member, place, rng.integers(0, 3, len(member)).astype(np.int32), weights)
+
+
 def a_reading(rng, layers, experts, cells, broken, losses=None, step=5):
     """A stored reading whose cells have the given sizes, (domain, cell) by (domain, cell)."""
     domain = np.array([DOMAINS[d] for d, _, n in cells for _ in range(n)], object)
@@ -74,11 +84,12 @@ def a_reading(rng, layers, experts, cells, broken, losses=None, step=5):
         counts=np.ones((size, layers, experts), np.uint16),
         inputs=np.zeros((size, layers, 0), np.float16),
         blocks=grokking.gram_blocks(rows),
+        answers=some_answers(rng, size, layers, experts, broken),
     )
 
 
 sizes = st.lists(
-    st.tuples(st.integers(0, 1), st.sampled_from([SEEN, TO_COME, HELDOUT]), st.integers(0, 9)), min_size=1, max_size=6
+    st.tuples(st.integers(0, 1), st.sampled_from([SEEN, TO_COME, HELDOUT]), st.integers(0, 40)), min_size=1, max_size=6
 )
 bad = st.lists(st.integers(0, 20), max_size=5)
 

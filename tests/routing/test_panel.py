@@ -43,6 +43,24 @@ def made(make_settings):
     return settings, corpus, stream, model, panel
 
 
+@pytest.fixture
+def ruled(make_settings):
+    """As `made`, with a domain whose documents mark their answers behind the tokens that are compared."""
+    facts = ("builtin=modular", "repeats=20", "panel_tokens=4", "facts.modulus=97")
+    settings = make_settings(*(f"data.domains.rule.{fact}" for fact in facts), "panel.samples=24")
+    corpus = prepare_corpus(settings)
+    stream = training_stream(corpus, settings)
+    torch.manual_seed(0)
+    model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32)
+    return settings, corpus, stream, model, draw_panel(corpus, stream, settings, STEPS, rows=4)
+
+
+def ruled_reading(ruled, step=20):
+    settings, _, _, model, panel = ruled
+    reading = read_panel(model, panel, step, torch.device("cpu"))
+    return as_stored(panel, reading, list(settings.data.domains), grokking.gram_blocks(router_rows(model)))
+
+
 def router_rows(model):
     return np.stack([m.weight.detach().numpy() for m in model.modules() if isinstance(m, Router)])
 
@@ -102,8 +120,139 @@ def test_a_reading_is_each_sample_alone(made):
         assert np.array_equal(reading.counts[member], out.routing.counts_LBRE[:, 0].sum(1).numpy())
 
 
-def test_processes_share_a_reading(made):
-    _, _, _, model, panel = made
+def test_answers_are_read_where_each_token_is_predicted(ruled):
+    """Against the routers' own inputs, one sample at a time: no packing, no summing."""
+    settings, _, _, model, panel = ruled
+    reading = read_panel(model, panel, 20, torch.device("cpu"))
+    inputs = []
+    hooks = [m.register_forward_hook(lambda m, args, _: inputs.append((m, args[0]))) for m in routers(model)]
+    expected = []
+    for member in np.flatnonzero(panel.samples.domain == list(settings.data.domains).index("rule")):
+        begin, size = int(panel.samples.answer_start[member]), int(panel.samples.answer_length[member])
+        assert size
+        ids = torch.from_numpy(panel.stream.sequence(member)[:-1])
+        zeros, length = torch.zeros(1, len(ids), dtype=torch.int64), len(ids)
+        inputs.clear()
+        with torch.no_grad():
+            model.hidden_states(ids[None], torch.arange(length)[None], zeros, zeros - 1, torch.tensor([[0, length]]), 1)
+            probs_LNE = [torch.softmax(x.float() @ m.weight.float().T, -1) for m, x in inputs]
+        for place in range(size):
+            routed = np.stack([probs[begin + place].numpy() for probs in probs_LNE])
+            expected.append((member, place, int(ids[begin + place + 1]), routed))
+    for hook in hooks:
+        hook.remove()
+    answers = reading.answers
+    assert len(expected) > 2 * 24
+    assert answers.place.max() >= 1
+    assert list(zip(answers.member, answers.place, answers.token, strict=True)) == [row[:3] for row in expected]
+    assert np.allclose(answers.weights, [row[3] for row in expected], atol=1e-5)
+    assert answers.weights.dtype == np.float32
+    assert np.allclose(answers.weights.sum(-1), 1, atol=1e-5)
+
+
+def routers(model):
+    return [m for m in model.modules() if isinstance(m, Router)]
+
+
+def test_text_without_marked_answers_is_passed_through_the_model_once(made, ruled, monkeypatch):
+    passed = []
+    forward = Transformer.hidden_states
+    monkeypatch.setattr(Transformer, "hidden_states", lambda *args: passed.append(1) or forward(*args))
+    reading, _ = reading_of(made)
+    assert len(passed) == made[-1].stream.steps
+    assert len(reading.answers) == 0
+    assert reading.answers.weights.shape == (0, 3, 8)
+    monkeypatch.setattr("moetrain.routing.answers.LONGEST_ANSWER", 0)
+    assert len(ruled_reading(ruled).answers) == 0
+
+
+def test_left_out_accuracy_is_of_met_samples_that_mark_an_answer(ruled):
+    settings, _, _, _, panel = ruled
+    domains = list(settings.data.domains)
+    stored = ruled_reading(ruled, step=20)
+    found = panel_metrics(stored, domains, 0.7, STEPS)
+    assert [tag for tag in found if tag.startswith("kernel/left_out")] == ["kernel/left_out/rule"]
+    met = panel.members(domains.index("rule"), SEEN, met_by=20)
+    rows = [n for n, member in enumerate(stored.answers.member) if member in met]
+    assert 0 < len(rows) < len(stored.answers)
+    weights = stored.answers.weights[rows].astype(float)
+    rest = (getattr(stored.answers, name)[rows] for name in ("member", "place", "token"))
+    expected = grokking.left_out(weights / weights.sum(-1, keepdims=True), *rest)
+    assert found["kernel/left_out/rule"] == expected
+    assert expected.samples == len(met) == 24
+    # A domain whose routing tells the answer, and a sample that cannot count.
+    told = np.eye(8)[stored.answers.token % 8][:, None].repeat(3, 1).astype(np.float16)
+    told[rows[0]] = np.nan
+    planted = replace(stored, answers=replace(stored.answers, weights=told))
+    planted = panel_metrics(planted, domains, 0.7, STEPS)["kernel/left_out/rule"]
+    assert planted.samples == 23
+    first = panel_metrics(replace(stored, step=0), domains, 0.7, STEPS)
+    assert not any(tag.startswith("kernel/left_out") for tag in first)
+
+
+def test_answers_come_back_from_a_piece_of_their_own(ruled, made, tmp_path):
+    stored = ruled_reading(ruled)
+    paths = write_reading(tmp_path, stored)
+    assert [path.name for path in paths] == [f"{name}_00000020.parquet" for name in ("panel", "router", "answers")]
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in paths) == list_pieces(tmp_path)
+    back = read_reading(tmp_path, 20)
+    for mine, theirs in zip(back.answers.arrays(), stored.answers.arrays(), strict=True):
+        assert np.array_equal(mine, theirs)
+        assert mine.dtype == theirs.dtype
+    assert back.answers.weights.dtype == np.float16
+    remove_unlisted(tmp_path, [])
+    assert list_pieces(tmp_path) == []
+    write_reading(tmp_path, reading_of(made)[1])
+    assert not (tmp_path / "routing" / "answers_00000020.parquet").exists()
+    assert read_reading(tmp_path, 20).answers.weights.shape == (0, 3, 8)
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "of another panel", "without a column", "flipped"])
+def test_a_damaged_piece_of_answers_is_named(ruled, tmp_path, damage):
+    path = write_reading(tmp_path, ruled_reading(ruled))[-1]
+    if damage == "missing":
+        path.unlink()
+    elif damage == "of another panel":
+        pq.write_table(pq.read_table(path).slice(1), path)
+    elif damage == "without a column":
+        pq.write_table(pq.read_table(path).drop_columns("weights"), path)
+    elif damage == "flipped":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 8
+        path.write_bytes(content)
+    else:
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(StoreError, match=r"answers_00000020\.parquet: (missing|cut off or altered)"):
+        read_reading(tmp_path, 20)
+
+
+def test_a_reading_older_than_the_piece_of_answers_is_one_without(ruled, tmp_path):
+    panel, _, answers = write_reading(tmp_path, ruled_reading(ruled))
+    answers.unlink()
+    table = pq.read_table(panel)
+    older = {key: value for key, value in table.schema.metadata.items() if key != b"answers"}
+    pq.write_table(table.replace_schema_metadata(older), panel)
+    assert len(read_reading(tmp_path, 20).answers) == 0
+
+
+@pytest.mark.parametrize("written", [1, 2])
+def test_a_reading_that_cannot_be_written_whole_is_not_written(ruled, tmp_path, monkeypatch, written):
+    write, tables = pq.write_table, []
+
+    def full(table, *args, **options):
+        tables.append(table)
+        if len(tables) > written:
+            raise OSError(28, "No space left on device")
+        write(table, *args, **options)
+
+    monkeypatch.setattr("moetrain.routing.store.pq.write_table", full)
+    with pytest.raises(OSError, match="No space"):
+        write_reading(tmp_path, ruled_reading(ruled))
+    assert list_pieces(tmp_path) == []
+
+
+def test_processes_share_a_reading(ruled):
+    _, _, _, model, panel = ruled
     whole = read_panel(model, panel, 3, torch.device("cpu"))
     kept = []
     for process in range(3):
@@ -111,6 +260,10 @@ def test_processes_share_a_reading(made):
     joined = read_panel(model, panel, 3, torch.device("cpu"), 0, 3, lambda _: kept)
     for name in ("loss", "even", "odd", "counts"):
         assert np.array_equal(getattr(joined, name), getattr(whole, name))
+    assert len(whole.answers) > max(len(arrays[-1]) for arrays in kept) > 0
+    for mine, theirs in zip(joined.answers.arrays(), whole.answers.arrays(), strict=True):
+        assert np.array_equal(mine, theirs)
+        assert mine.dtype == theirs.dtype
 
 
 def test_what_is_stored_comes_back_bit_for_bit(made, tmp_path):

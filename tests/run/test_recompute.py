@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from moetrain.config import load_settings
-from moetrain.grokking import PhaseThresholds
+from moetrain.dashboard.learning_figures import memorization
+from moetrain.dashboard.open_run import open_run
+from moetrain.grokking import PhaseThresholds, left_out
 from moetrain.routing.panel import SEEN
 from moetrain.routing.panel_monitor import PanelMonitor
 from moetrain.routing.store import read_readings
@@ -33,6 +35,9 @@ def run(corpus_folder, tmp_path_factory):
         "data.domains.stories.eps=5.0",
         "panel.readings=6",
         "panel.linear_kernel=true",
+        "data.domains.rule.builtin=modular",
+        "data.domains.rule.repeats=20",
+        "data.domains.rule.panel_tokens=4",
     ]
     assert train(load_settings(None, [*base, *extra])) == 0
     return out / "runs" / "run"
@@ -78,6 +83,34 @@ def test_the_panels_numbers_phases_and_memorized_shares(run):
     told = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert [(e["step"], e["domain"], e["after"]) for e in told if e["type"] == "phase"] == events
     assert monitor.panel.members(0, SEEN).size
+
+
+def test_left_out_accuracy_from_the_pieces_of_answers(run):
+    again = {}
+    for path in sorted((run / "routing").glob("answers_*.parquet")):
+        step = int(path.stem.removeprefix("answers_"))
+        answers = pq.read_table(path).to_pandas()
+        panel = pq.read_table(path.with_name(path.name.replace("answers", "panel"))).to_pandas()
+        met = (panel["cell"] == "seen") & (panel["first_step"] > 0) & (panel["first_step"] <= step)
+        layers = int(pq.read_schema(path).metadata[b"layers"])
+        for domain, own in panel[met].groupby("domain", observed=True):
+            rows = answers[answers["member"].isin(own.index)]
+            if len(rows):
+                weights = np.stack(rows["weights"]).astype(float).reshape(len(rows), layers, -1)
+                weights /= weights.sum(-1, keepdims=True)
+                found = left_out(weights, rows["member"], rows["place"], rows["token"])
+                again.setdefault(f"kernel/left_out/{domain}", []).append((step, found))
+    logged = {tag: series for tag, series in scalars(run).items() if tag.startswith("kernel/left_out")}
+    if "MOETRAIN_RUN" not in os.environ:
+        assert [*logged] == ["kernel/left_out/rule"]
+    assert logged == {tag: [(step, float(np.float32(e.mean))) for step, e in series] for tag, series in again.items()}
+    shown = open_run(run).left_out
+    for tag, series in again.items():
+        rows = shown[shown["domain"] == tag.rpartition("/")[2]]
+        expected = [[step, e.mean, e.low, e.high, e.samples] for step, e in series]
+        assert rows[["step", "value", "low", "high", "n"]].to_numpy(float).tolist() == expected
+        figure = next(f for f in memorization(open_run(run)).figures if f.title == tag.rpartition("/")[2])
+        assert "left-out accuracy" in str(figure.svg)
 
 
 PANEL_TAGS = ("pathway/", "pathway_", "kernel/", "memorized/", "phase/", "loss/panel")

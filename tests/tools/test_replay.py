@@ -29,6 +29,9 @@ LIVE = (
     "data.domains.sums.repeats=2",
     "data.domains.sums.eps=9.0",
     "panel.linear_kernel=true",
+    "data.domains.rule.builtin=modular",
+    "data.domains.rule.repeats=20",
+    "data.domains.rule.panel_tokens=4",
     "train.micro_batch_rows=4",
     "model.balancing=bias",
 )
@@ -54,9 +57,10 @@ def same(mine: StoredReading, theirs: StoredReading) -> bool:
     pairs = [
         (getattr(mine, f.name), getattr(theirs, f.name))
         for f in fields(StoredReading)
-        if f.name not in ("blocks", "surroundings")
+        if f.name not in ("blocks", "answers", "surroundings")
     ]
     pairs += zip(mine.blocks, theirs.blocks, strict=True)
+    pairs += zip(mine.answers.arrays(), theirs.answers.arrays(), strict=True)
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs if np.asarray(a).dtype != object)
 
 
@@ -74,6 +78,7 @@ def test_a_run_replayed_gives_its_live_numbers_to_the_bit(run, tmp_path, capsys)
         "pathway/d_path/stories",
         "memorized/gap/stories",
         "memorized/fraction/sums",
+        "kernel/left_out/rule",
     ):
         assert shown[tag]
     for tag in ("loss/validation_bpb/sums", "probe/adding/accuracy", "pathway_heldout/cosine/sums"):

@@ -25,7 +25,6 @@ def as_event(change: PhaseChange) -> dict[str, Any]:
         "why": verdict.why,
         "sentence": verdict.sentence,
         "evidence": evidence,
-        "controls": list(verdict.controls),
     }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from moetrain.dashboard.page import NOTHING, TITLES, Number, plain, time_of
 from moetrain.dashboard.trend import LEAST_READINGS
-from moetrain.grokking import Phase, PhaseThresholds
+from moetrain.grokking import Phase
 from moetrain.grokking.memorization import LEAST_CELL
 from moetrain.grokking.memorization import LEAST_READINGS as LEAST_PANEL_READINGS
 from moetrain.probes.tasks import ENOUGH
@@ -154,11 +154,6 @@ def _of_the_run(run: OpenedRun) -> Iterator[str]:
             "The run is not finished: these are its newest numbers. Samples count as memorized as if it had ended at "
             "its newest reading, and groups are paired only at its end."
         )
-    if PhaseThresholds().provisional and len(run.scalars) and run.scalars["tag"].str.startswith("phase/").any():
-        yield (
-            "Phases are provisional: no study has calibrated their thresholds. Read them as a summary of the curves, "
-            "not as a finding."
-        )
 
 
 def _of_verdicts(run: OpenedRun) -> Iterator[str]:
@@ -230,10 +225,6 @@ def _of_controls(run: OpenedRun) -> Iterator[str]:
             f"Individuality of {', '.join(noise)} is not told from 0: samples differ no more than halves of one "
             "sample, so distances of pathways measure sampling noise."
         )
-    for change in run.events_of("phase"):
-        if change.get("controls"):
-            named = " and ".join(change["controls"])
-            yield f"At step {change['step']:,} {named} moved as much as the measures of {change['domain']}'s phase."
     dead, experts = run.curve("experts/dead/worst")["value"], run.setting("model.num_experts")
     if len(dead) and dead.iloc[-1] >= _DEAD * experts:
         yield (

@@ -174,13 +174,20 @@ class PanelMonitor:
                 history[name].append(_row(metrics.get(f"{tag}/{domain}")))
             history["router_entropy"][-1] = _number(surroundings.router_entropy)
             history["load_cv"][-1] = _number(surroundings.load_cv)
-            seen = metrics.get(f"loss/panel_seen/{domain}")
-            history["samples"][-1] = _number(seen.samples if seen else 0)
-            curves = {name: grokking.curve(np.array(rows)) for name, rows in history.items() if name != "samples"}
-            if not np.isfinite(curves["left_out"].value).any():
-                del curves["left_out"]  # its texts mark no answers
-            samples = np.array(history["samples"], dtype=float)[:, 0].astype(np.int64)
-            so_far = History(np.array(self._read_at), np.array(self._tokens), samples, **curves)
+            for name, tag in _COUNTED.items():
+                counted = metrics.get(f"{tag}/{domain}")
+                history[name][-1] = _number(counted.samples if counted else 0)
+            curves = {name: grokking.curve(np.array(rows)) for name, rows in history.items() if name not in _COUNTED}
+            samples, answers = (np.array(history[name], float)[:, 0].astype(np.int64) for name in _COUNTED)
+            so_far = History(
+                steps=np.array(self._read_at),
+                tokens=np.array(self._tokens),
+                samples=samples,
+                answers=answers,
+                loss_seen=curves.pop("loss_seen"),
+                left_out=curves.pop("left_out"),
+                beside=curves,
+            )
             judged = grokking.phases(so_far, self.thresholds)
             verdicts[domain] = judged[-1]
             if last := [change for change in grokking.changes(judged) if change.verdict is judged[-1]]:
@@ -188,22 +195,26 @@ class PanelMonitor:
         return verdicts, changed
 
 
+_COUNTED = {"samples": "loss/panel_seen", "answers": "kernel/left_out"}
+"""What counts the samples that a verdict rests on, and the tag whose samples they are."""
+
 _JUDGED = {
     "loss_seen": "loss/panel_seen",
+    "left_out": "kernel/left_out",
     "cosine": "pathway/cosine",
     "spread": "pathway/spread",
     "effective_rank": "kernel/effective_rank",
     "layer_cka": "pathway/layer_cka",
     "d_path_norm": "pathway/d_path_norm",
     "individuality": "pathway/individuality",
-    "left_out": "kernel/left_out",
     "gap": "memorized/gap",
     "gap_heldout": "memorized/gap_heldout",
     "router_entropy": "",
     "load_cv": "",
     "samples": "",
+    "answers": "",
 }
-"""What the phase rule reads, and the tag it comes from; the last three come with the reading."""
+"""What a verdict rests on or shows, and the tag it comes from; those without one come with the reading."""
 
 
 def _row(estimate: Estimate | None) -> tuple[float, float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from moetrain.settings.base import Section
 
@@ -83,21 +83,26 @@ class MonitorSettings(Section):
 
 
 class PhaseSettings(Section):
-    """Thresholds of the phase rule, see `moetrain.grokking.phase`: provisional until a study has calibrated them."""
+    """Thresholds of the phase rule, see `moetrain.grokking.phase`; a study fitted and tested those of routing."""
 
-    window: int = Field(5, ge=3, description="Readings that a trend, a mean and a wait are made of.")
-    samples: int = Field(64, ge=2, description="Seen panel samples below which nothing is said.")
-    learned: float = Field(0.1, ge=0, description="Share of its highest reading that the loss must have fallen by.")
+    samples: int = Field(64, ge=1, description="Seen panel samples below which nothing is said.")
+    trend: int = Field(5, ge=3, description="Readings of the loss that the line through it is made of.")
     steep: float = Field(
-        0.05, ge=0, description="Fall over a window, of the fall so far, from which on it is learning."
+        0.05, gt=0, lt=1, description="Fall over those, of the fall so far, from which on it is learning."
     )
-    rank_fall: float = Field(0.15, ge=0, description="Relative fall of effective rank that speaks for generalizing.")
-    cka_rise: float = Field(0.02, ge=0, description="Rise of layer CKA that speaks for generalizing.")
-    spread_fall: float = Field(0.5, ge=0, description="Relative fall of spread that speaks for generalizing.")
-    cosine_rise: float = Field(0.05, ge=0, description="Rise of the mean cosine that speaks for generalizing.")
-    agree: int = Field(3, ge=1, le=4, description="Of the four measures that have to speak for generalizing.")
-    entropy_rise: float = Field(
-        0.1, ge=0, description="Relative rise of router entropy that explains spread and cosine."
+    learned: float = Field(
+        0.8, gt=0, lt=1, description="Share of its highest reading that the loss must have fallen by."
     )
-    load_rise: float = Field(0.3, ge=0, description="Relative rise of load variation that explains every measure.")
-    flat: float = Field(0.2, ge=0, description="Change over a window, of the total, up to which a measure has settled.")
+    window: int = Field(3, ge=1, description="Readings of left-out accuracy that are averaged.")
+    answers: int = Field(96, ge=1, description="Samples with a marked answer below which it is not judged.")
+    generalizing: float = Field(0.42, ge=0, le=1, description="Left-out accuracy that speaks for generalizing.")
+    memorizing: float = Field(0.38, ge=0, le=1, description="Left-out accuracy up to which it speaks for memorizing.")
+    still: float = Field(0.05, gt=0, lt=1, description="Rise over a window up to which a domain has settled.")
+
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> PhaseSettings:
+        if self.memorizing > self.generalizing:
+            raise ValueError(
+                f"memorizing {self.memorizing} is above generalizing {self.generalizing}: a domain would be both"
+            )
+        return self

@@ -128,7 +128,6 @@ def test_warnings_say_what_is_too_few(run, written):
     text = Page(written).text
     met = run.panel.query("cell == 'seen' and step == 12 and 0 < first_step").groupby("domain", observed=True).size()
     for said in (
-        "Phases are provisional",
         f"Fewer than 64 samples trained on in the panel: stories ({met['stories']}), sums ({met['sums']}).",
         "Probes of fewer than 100 items say little: adding (60), owners (15).",
         "Only 5 readings of the probes: below 8 nothing is correlated.",
@@ -232,7 +231,7 @@ def test_names_and_texts_from_outside_are_escaped(finished_run, written, tmp_pat
         (copy / "summary.json").write_text(json.dumps(summary))
         evidence = {"name": HARM, "role": HARM, "unit": "level", "value": 1.0, "low": None, "high": None, "vote": 0}
         change = {"type": "phase", "step": 4, "domain": HARM, "before": HARM, "after": HARM, "why": HARM}
-        change |= {"sentence": HARM, "evidence": [evidence], "controls": [HARM]}
+        change |= {"sentence": HARM, "evidence": [evidence]}
         problem = {"type": "guard", "step": 3, "problem": HARM}
         with open(copy / "events.jsonl", "a") as file:
             file.write(json.dumps(change) + "\n" + json.dumps(problem) + "\n")

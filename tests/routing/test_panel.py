@@ -377,8 +377,7 @@ def test_the_thresholds_of_the_phase_rule_are_settings():
 
     from moetrain.config import PhaseSettings
 
-    defaults = asdict(grokking.PhaseThresholds())
-    assert PhaseSettings().model_dump() == {key: value for key, value in defaults.items() if key != "provisional"}
+    assert PhaseSettings().model_dump() == asdict(grokking.PhaseThresholds())
 
 
 def test_a_phase_is_judged_once_there_are_readings_enough(made):

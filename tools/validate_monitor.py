@@ -1,0 +1,103 @@
+"""Does the monitor tell the truth? Runs with planted truth, what each measure says of them, how often the verdict errs.
+
+    python tools/validate_monitor.py run --output runs/validity      # 37 runs of about 3 core-minutes, or what is left
+    python tools/validate_monitor.py measure --output runs/validity  # their readings, into tools/results/validity
+    python tools/validate_monitor.py tables                          # every number of the report, from those alone
+
+`run --only 13_base 16_text` makes some of the runs; `tables --row "left-out accuracy"` gives one row of each table.
+configs/study/plan.yaml says which runs there are, and tools/results/validity.md what came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from validity import claims, readings, separation, verdicts
+from validity.plan import ROOT, Planned, StudyError, make_runs, read_plan
+from validity.units import make_units
+
+from moetrain.dashboard.open_run import MissingPackageError, RunError, need
+from moetrain.dashboard.terminal import Terminal
+from moetrain.grokking import PhaseThresholds
+
+RESULTS = ROOT / "tools" / "results" / "validity"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 2 what was asked for cannot be done."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "measure", "tables"))
+    parser.add_argument("--output", type=Path, default=Path("runs/validity"), metavar="FOLDER", help="of the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="of the tables")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="runs at once (a core each)")
+    parser.add_argument("--only", nargs="+", metavar="RUN", help="these of the planned runs")
+    parser.add_argument("--row", metavar="TEXT", help="rows of the tables that hold this text")
+    options = parser.parse_args(arguments)
+    terminal = Terminal()
+    try:
+        runs = _chosen(read_plan(), options.only)
+        if options.what == "run":
+            make_runs(runs, options.output, options.workers, terminal.preparing)
+        elif options.what == "measure":
+            tables = readings.measure(runs, options.output, terminal.preparing)
+            readings.save(tables, options.results)
+            terminal.note(f"{tables['readings']['run'].nunique()} runs: {options.results}")
+        else:
+            for title, frame in report(readings.load(options.results), runs, options.results).items():
+                _show(terminal, title, frame, options.row)
+    except (StudyError, RunError, MissingPackageError, OSError) as error:
+        terminal.error(str(error))
+        return 2
+    return 0
+
+
+def report(
+    tables: dict[str, pd.DataFrame], runs: Sequence[Planned], results: Path | None = None
+) -> dict[str, pd.DataFrame]:
+    """Every table of the study by its title; with ``results`` also the figure, there."""
+    units = make_units(tables["readings"], runs)
+    by_measure = separation.table(units)
+    judged = verdicts.judge(tables["readings"], units)
+    test = judged[judged["part"] == "test"]
+    if results is not None:
+        need("matplotlib", "the figure")
+        from validity.figures import draw
+
+        rule = PhaseThresholds()
+        draw(units, by_measure, (rule.memorizing, rule.generalizing), results / "separation.png")
+    return {
+        "units by truth": units.groupby(["part", "domain", "truth"]).size().unstack(fill_value=0).reset_index(),
+        "separation": by_measure,
+        "verdicts on the fit runs": verdicts.confusion(judged[judged["part"] == "fit"]),
+        "verdicts on the test runs": verdicts.confusion(test),
+        "error rates on the test runs": verdicts.rates(test),
+        "verdicts by variant": verdicts.by_variant(test),
+        "the paper's claims": claims.test_claims(tables, units),
+    }
+
+
+def _chosen(runs: list[Planned], only: Sequence[str] | None) -> list[Planned]:
+    if unknown := set(only or ()) - {run.name for run in runs}:
+        raise StudyError(f"--only {min(unknown)}: no such run: they are {', '.join(run.name for run in runs)}")
+    return [run for run in runs if only is None or run.name in only]
+
+
+def _show(terminal: Terminal, title: str, frame: pd.DataFrame, row: str | None) -> None:
+    shown = [[_word(value) for value in values] for values in frame.itertuples(index=False)]
+    if row is not None:
+        shown = [words for words in shown if any(row in word for word in words)]
+    if shown:
+        terminal.table(title, [str(column) for column in frame.columns], shown)
+
+
+def _word(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The parts of tools/validate_monitor.py: does the monitor tell the truth?"""

@@ -1,0 +1,91 @@
+"""The planned runs of the study, and making them: several at once, resumed where they stopped."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+STUDY = ROOT / "configs" / "study"
+FINISHED = "summary.json"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of the study."""
+
+    name: str
+    part: str  # "fit": thresholds may be chosen on it; "test": they may not
+    variant: str
+    seed: int
+    overrides: tuple[str, ...]
+
+
+class StudyError(RuntimeError):
+    """A study that cannot go on; the message names the place and the remedy."""
+
+
+def read_plan(path: Path = STUDY / "plan.yaml") -> list[Planned]:
+    """The runs of a plan, fit and test in turns, so that an unfinished study holds some of both."""
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    found: dict[str, list[Planned]] = {}
+    for part, variants in tree["runs"].items():
+        for variant, seeds in variants.items():
+            if variant not in tree["variants"]:
+                raise StudyError(f"{path}: runs.{part} names {variant!r}, which is none of variants: correct one")
+            for seed in seeds:
+                chosen = [rule["overrides"] for rule in tree["by_seed"] if seed % rule["of"] in rule["rest"]]
+                settings = [f"run.seed={seed}", *itertools.chain(*chosen), *tree["variants"][variant]]
+                run = Planned(f"{seed:02d}_{variant}", part, variant, seed, tuple(settings))
+                found.setdefault(part, []).append(run)
+    if len({run.name for runs in found.values() for run in runs}) < sum(map(len, found.values())):
+        raise StudyError(f"{path}: two runs of one variant have one seed: give each its own")
+    in_turns = [(number / len(runs), run) for runs in found.values() for number, run in enumerate(runs)]
+    return [run for _, run in sorted(in_turns, key=lambda each: (each[0], each[1].name))]
+
+
+def make_runs(
+    runs: Sequence[Planned], output: Path, workers: int, tell: Callable[[str, int, int], None] = lambda *_: None
+) -> None:
+    """Train what is not finished yet, ``workers`` at a time with one thread each; a run that was stopped goes on.
+
+    Raises:
+        StudyError: a run that ended otherwise than it should.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    to_come = [run for run in runs if not (output / run.name / FINISHED).is_file()]
+    under_way: dict[Planned, subprocess.Popen[bytes]] = {}
+    try:
+        while to_come or under_way:
+            while to_come and len(under_way) < workers:
+                run = to_come.pop(0)
+                under_way[run] = _start(run, output)
+            time.sleep(1)
+            for run in [run for run, process in under_way.items() if process.poll() is not None]:
+                if status := under_way.pop(run).returncode:
+                    raise StudyError(f"{run.name} ended with status {status}: see {output / run.name}.log")
+            tell(", ".join(run.name for run in under_way), len(runs) - len(to_come) - len(under_way), len(runs))
+    finally:
+        for process in under_way.values():
+            process.terminate()  # it saves and ends; the same command goes on from there
+        for process in under_way.values():
+            process.wait()
+
+
+def command(run: Planned, output: Path) -> list[str]:
+    """What trains a run."""
+    words = [sys.executable, str(ROOT / "moetrain" / "train.py"), str(STUDY / "base.yaml")]
+    return [*words, f"run.name={run.name}", f"run.output_dir={output}", *run.overrides]
+
+
+def _start(run: Planned, output: Path) -> subprocess.Popen[bytes]:
+    with (output / f"{run.name}.log").open("ab") as log:
+        return subprocess.Popen(command(run, output), stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})

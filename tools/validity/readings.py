@@ -1,0 +1,113 @@
+"""What the study keeps of its runs: tables small enough to be committed, from which every number comes out again.
+
+``readings``: run, domain, step, metric, value, low, high, n: each panel metric of each domain at each reading; beside
+it the share of trained and of held-out facts that probes answered rightly (``trained_accuracy``, ``heldout_accuracy``),
+and, with an empty domain, the router's entropy and load over the whole model.
+``correlations``, ``delays``, ``onsets``, ``layers``: the frames of an opened run, with the run's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.stats import binomtest
+
+import moetrain
+from moetrain.dashboard.open_run import OpenedRun
+from moetrain.routing.panel_metrics import panel_metrics
+from validity.plan import FINISHED, Planned, StudyError
+
+TABLES = ("readings", "correlations", "delays", "onsets", "layers")
+_OPEN = ("_open", "_open_trained")  # the tasks that ask for the answer itself, rather than for one of four
+_WHOLE_MODEL = {"experts/entropy": "entropy", "experts/load_cv": "load_cv"}
+
+
+def measure(
+    runs: Sequence[Planned], output: Path, tell: Callable[[str, int, int], None] = lambda *_: None
+) -> dict[str, pd.DataFrame]:
+    """The study's tables from the folders of its finished runs; those that are not finished are left out.
+
+    Raises:
+        StudyError: none is finished.
+    """
+    finished = [run for run in runs if (output / run.name / FINISHED).is_file()]
+    if not finished:
+        raise StudyError(f"{output}: no finished run of the study: make them with `validate_monitor.py run`")
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
+    for number, planned in enumerate(finished):
+        tell(planned.name, number, len(finished))
+        run = moetrain.open_run(output / planned.name)
+        frames = {
+            "readings": pd.concat([_panel(run), _answers(run), _model(run)], ignore_index=True),
+            "correlations": run.correlations,
+            "delays": run.delays,
+            "onsets": run.onsets[["domain", "step"]],
+            "layers": run.by_layer,
+        }
+        for name, frame in frames.items():
+            parts[name].append(frame.assign(run=planned.name))
+    return {name: pd.concat(listed, ignore_index=True) for name, listed in parts.items()}
+
+
+def save(tables: dict[str, pd.DataFrame], folder: Path) -> None:
+    """Write the tables, numbers in float32: six digits, which is more than any of them is sure of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, frame in tables.items():
+        small = frame.astype({column: np.float32 for column in frame.columns if frame[column].dtype == np.float64})
+        table = pa.Table.from_pandas(small, preserve_index=False).replace_schema_metadata(None)
+        pq.write_table(table, folder / f"{name}.parquet", compression="zstd", compression_level=19)
+
+
+def load(folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables as they were saved.
+
+    Raises:
+        StudyError: one is missing.
+    """
+    if missing := [name for name in TABLES if not (folder / f"{name}.parquet").is_file()]:
+        raise StudyError(f"{folder / missing[0]}.parquet: missing: make it with `validate_monitor.py measure`")
+    return {name: pq.read_table(folder / f"{name}.parquet").to_pandas() for name in TABLES}
+
+
+def _panel(run: OpenedRun) -> pd.DataFrame:
+    rows = []
+    for step in run.reading_steps:
+        for tag, each in panel_metrics(run.reading(step), run.domains, run.setting("monitor.tau"), 2 * step).items():
+            metric, _, domain = tag.rpartition("/")
+            rows.append((domain, step, metric, each.mean, each.low, each.high, each.samples))
+        lengths = run.panel.loc[run.panel["step"] == step].groupby("domain", observed=True)["tokens"].first()
+        rows += [(str(domain), step, "length", tokens, np.nan, np.nan, 1) for domain, tokens in lengths.items()]
+    return _frame(rows)
+
+
+def _answers(run: OpenedRun) -> pd.DataFrame:
+    """Shares of open answers that are right, with Wilson's interval."""
+    asked = run.tasks[run.tasks["task"].str.endswith(_OPEN)]
+    answers = run.probes.merge(asked[["task", "trained"]], on="task")
+    rows = []
+    for (domain, trained, step), own in answers.groupby(["domain", "trained", "step"], observed=True):
+        right, items = int(own["correct"].sum()), len(own)
+        between = binomtest(right, items).proportion_ci(method="wilson")
+        name = "trained_accuracy" if trained else "heldout_accuracy"
+        rows.append((domain, int(step), name, right / items, between.low, between.high, items))
+    return _frame(rows)
+
+
+def _model(run: OpenedRun) -> pd.DataFrame:
+    """What training said of the whole model's routing, at the logged step nearest to each reading."""
+    rows = []
+    for tag, metric in _WHOLE_MODEL.items():
+        curve = run.curve(tag)
+        for step in run.reading_steps:
+            nearest = (curve["step"] - step).abs().argmin()
+            rows.append(("", step, metric, curve["value"].iloc[nearest], np.nan, np.nan, 1))
+    return _frame(rows)
+
+
+def _frame(rows: Sequence[tuple[object, ...]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["domain", "step", "metric", "value", "low", "high", "n"])

@@ -1,0 +1,99 @@
+"""How well a measure tells units that generalize from units that are memorized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from validity.units import BASELINES, GENERALIZES, MEMORIZED, METRICS
+
+RESAMPLES = 2000
+
+
+def auc(general: np.ndarray, memorized: np.ndarray) -> float:
+    """The chance that a generalizing unit's value is above a memorized one's, ties counting half; NaN without both."""
+    if not len(general) or not len(memorized):
+        return float("nan")
+    above = (general[:, None] > memorized[None]).mean() + 0.5 * (general[:, None] == memorized[None]).mean()
+    return float(above)
+
+
+def over_runs(
+    units: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], seed: int = 0
+) -> tuple[float, float, float]:
+    """A statistic of units and its 95% interval: whole runs are drawn again, as a run's units are not independent."""
+    runs = [own for _, own in units.groupby("run")]
+    rng = np.random.default_rng(seed)
+    drawn = (statistic(pd.concat([runs[k] for k in rng.integers(len(runs), size=len(runs))])) for _ in range(RESAMPLES))
+    low, high = np.nanpercentile(list(drawn), [2.5, 97.5])
+    return statistic(units), float(low), float(high)
+
+
+def table(units: pd.DataFrame, resample: bool = True) -> pd.DataFrame:
+    """One row a measure: which way it points (chosen on the fit runs), and its AUC on the test runs with interval.
+
+    ``at the end``; ``at like loss``, over the readings within the band of training loss; ``change``, since
+    memorization; ``rest``, at the end with what training loss, entropy, load and sample length predict taken out. n is
+    the number of generalizing and memorized units of the test runs.
+    """
+    judged = units[units["truth"].isin([GENERALIZES, MEMORIZED])]
+    rows = []
+    for metric, title in (METRICS | BASELINES).items():
+        row: dict[str, object] = {"measure": title}
+        for label, column in _columns(metric).items():
+            of = judged if label != "rest" else without(judged, metric)
+            row |= {f"{label} {key}": value for key, value in _judge(of, column, resample).items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _columns(metric: str) -> dict[str, str]:
+    return {"at the end": metric, "at like loss": f"band {metric}", "change": f"change {metric}", "rest": "rest"}
+
+
+def _judge(units: pd.DataFrame, column: str, resample: bool) -> dict[str, object]:
+    known = units[units[column].notna()]
+    fit, test = (known[known["part"] == part] for part in ("fit", "test"))
+    sign = 1 if not _auc(fit, column) < 0.5 else -1
+    counts = [int((test["truth"] == truth).sum()) for truth in (GENERALIZES, MEMORIZED)]
+
+    def statistic(of: pd.DataFrame) -> float:
+        return _auc(of, column, sign)
+
+    value, low, high = over_runs(test, statistic) if resample and all(counts) else (statistic(test), np.nan, np.nan)
+    fitted = statistic(fit)
+    return {"sign": "+" if sign > 0 else "-", "fit": fitted, "auc": value, "low": low, "high": high, "n": counts}
+
+
+def _auc(units: pd.DataFrame, column: str, sign: int = 1) -> float:
+    general, memorized = (
+        sign * units.loc[units["truth"] == truth, column].to_numpy() for truth in (GENERALIZES, MEMORIZED)
+    )
+    return auc(general, memorized)
+
+
+def without(units: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Units with ``rest``: the metric minus what a line in training loss, entropy, load and sample length predicts.
+
+    The line is fitted on all units of the fit runs, whatever their truth, and subtracted everywhere.
+    """
+    itself = {"loss/panel_seen": "log loss"}.get(metric, metric)
+    others = [name for name in ("log loss", "entropy", "load_cv", "length") if name != itself]
+    known = units.assign(**{"log loss": np.log(units["loss/panel_seen"])}).dropna(subset=[metric, *others])
+    design = np.column_stack([np.ones(len(known)), known[others]])
+    fit = (known["part"] == "fit").to_numpy()
+    if not fit.any():
+        return known.assign(rest=np.nan)
+    line, *_ = np.linalg.lstsq(design[fit], known.loc[fit, metric].to_numpy(), rcond=None)
+    return known.assign(rest=known[metric] - design @ line)
+
+
+def wilson(right: int, of: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share; NaN of none."""
+    if not of:
+        return float("nan"), float("nan")
+    between = binomtest(right, of).proportion_ci(method="wilson")
+    return float(between.low), float(between.high)

@@ -1,4 +1,4 @@
-"""Scalars on their way to experiment trackers: the same points as TensorBoard's, and no harm from a tracker that fails."""
+"""Scalars on their way to trackers: the same points as TensorBoard's, and no harm from a tracker that fails."""
 
 import json
 
@@ -75,7 +75,7 @@ def test_nothing_is_kept_without_a_tracker():
 
 
 def test_a_tracker_that_is_not_installed_is_told_before_any_work(make_settings, monkeypatch):
-    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
     monkeypatch.setattr(training, "build", lambda settings: pytest.fail("the run was built"))
     with pytest.raises(SettingsError, match=r"run.trackers: comet_ml is not installed: pip install comet-ml"):
         training.train(make_settings("run.trackers=[comet_ml]"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
 from moetrain.dashboard.outputs import Outputs
 from moetrain.dashboard.terminal import Terminal
+from moetrain.dashboard.trackers import check_trackers, start_trackers
 from moetrain.data.documents import DataError
 from moetrain.data.stream import Batch, stream_tokens
 from moetrain.model.transformer import Output
@@ -83,6 +84,7 @@ def _parse(arguments: list[str]) -> tuple[Settings, bool]:
 
 def train(settings: Settings, check: bool = False) -> int:
     """One run, from its data to its summary; with ``check``, up to its first step."""
+    check_trackers(settings.run.trackers)
     run = build(settings)
     describe(run)
     if check:
@@ -112,7 +114,8 @@ def loop(run: Run, folder: RunFolder) -> int:
             remove_unlisted(folder.path, checkpoint.record["pieces"])
         run.corpus.tokenizer.save_in(folder.path)  # a cache may go: the run's folder has all that its model needs
         tasks = run.probes.prepared.tasks if run.probes is not None else []
-        outputs = Outputs(folder.path, list(settings.data.domains), checkpoint, run.terminal, tasks)
+        trackers = start_trackers(settings, folder.path)
+        outputs = Outputs(folder.path, list(settings.data.domains), checkpoint, run.terminal, tasks, trackers)
     run.sample_store = sample_store(run, folder.path)
     run.monitor.keeps = run.sample_store is not None
     saved = True
@@ -147,6 +150,8 @@ def loop(run: Run, folder: RunFolder) -> int:
                 saved = save(run, folder.path, step, outputs)
             if signal and not last:
                 run.terminal.end_training()
+                if outputs is not None:
+                    outputs.close()
                 outcome = (
                     f"saved at step {step}" if saved else "could not be saved: it goes on from the last checkpoint"
                 )

@@ -18,8 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from moetrain.config import Settings, load_settings
-from moetrain.data.documents import DomainReport, read_documents
+from moetrain.config import Settings, SettingsError, load_settings
+from moetrain.dashboard.terminal import Terminal
+from moetrain.data.documents import DataError, DomainReport, read_documents
 from moetrain.data.seen import SeenIds
 
 _FILES = 8
@@ -77,20 +78,34 @@ def measure(arguments: list[str]) -> tuple[float, int]:
     return time.monotonic() - began, most
 
 
-def main() -> int:
-    """Prepare, measure, print one line of JSON."""
+def main(arguments: list[str] | None = None) -> int:
+    """Prepare, measure, print one line of JSON; returns the exit status: 0 done, 2 settings or data."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--synthetic", type=int, metavar="BYTES", help="measure this much made-up text instead")
-    options = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        print(json.dumps(benchmark(options.config, options.overrides, options.synthetic)))
+    except (SettingsError, DataError, OSError) as error:
+        Terminal().error(str(error))
+        return 2
+    return 0
+
+
+def benchmark(config: str, overrides: list[str], synthetic: int | None = None) -> dict[str, float]:
+    """Seconds, memory and text of preparing a configuration's data, or that many bytes of made-up text, from nothing.
+
+    Raises:
+        SettingsError, DataError: it cannot be prepared.
+    """
+    load_settings(config, overrides)  # what is wrong with it is told before the long work
     with tempfile.TemporaryDirectory() as name:
-        overrides = [*options.overrides, f"data.cache_dir={name}/cache"]
-        config = options.config
-        if options.synthetic:
+        overrides = [*overrides, f"data.cache_dir={name}/cache"]
+        if synthetic:
             (Path(name) / "texts").mkdir()
-            write_synthetic(load_settings(config, overrides), Path(name) / "texts", options.synthetic)
+            write_synthetic(load_settings(config, overrides), Path(name) / "texts", synthetic)
             config = f"{name}/synthetic.yaml"
             Path(config).write_text(f"data: {{domains: {{synthetic: {{path: {name}/texts}}}}}}\n")
         seconds, most = measure([config, *overrides])
@@ -103,8 +118,7 @@ def main() -> int:
         "documents": sum(domain["documents"] for domain in domains.values()),
         "million_tokens": round(tokens / 1e6),
     }
-    print(json.dumps(found | {"text_mb_per_second": round(text / 1e6 / seconds, 1)}))
-    return 0
+    return found | {"text_mb_per_second": round(text / 1e6 / seconds, 1)}
 
 
 if __name__ == "__main__":

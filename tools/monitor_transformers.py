@@ -70,12 +70,14 @@ def train(steps: int, every: int, batch: int, seed: int = 0) -> list[tuple[int, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="example: --steps 200 --every 50")
+    """Train and print a line a reading and domain; returns the exit status: 0 done, 2 numbers that are none."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="training steps (default 200)")
     parser.add_argument("--every", type=int, default=20, help="steps between readings (default 20)")
     parser.add_argument("--batch", type=int, default=16, help="samples a step (default 16)")
     options = parser.parse_args(arguments)
+    if min(options.steps, options.every, options.batch) < 1:
+        parser.error("--steps, --every and --batch are 1 or more")
     for step, readings in train(options.steps, options.every, options.batch):
         for reading in readings:
             shown = "  ".join(f"{name} {value.mean:.3f}" for name, value in reading.metrics.items())

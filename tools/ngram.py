@@ -28,8 +28,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from moetrain.config import load_settings
+from moetrain.config import SettingsError, load_settings
+from moetrain.dashboard.terminal import Terminal
 from moetrain.data.corpus import prepare_corpus
+from moetrain.data.errors import DataError
 from moetrain.data.stream import Stream, training_stream, validation_streams
 
 Ints = NDArray[np.int64]
@@ -103,19 +105,21 @@ def _one_end_each(gram_T: Ints, mask_T: Mask) -> Ints:
     return place_K[place_K >= 0]
 
 
-def baselines(run: Path, orders: Sequence[int]) -> dict[str, dict[str, float]]:
+def baselines(run: Path, orders: Sequence[int], terminal: Terminal | None = None) -> dict[str, dict[str, float]]:
     """Held-out bits per byte by domain of a finished run: ``model``, and of each order ``N-gram`` and ``N-gram alone``.
 
     The second kind is trained on the domain's own samples alone. Raises FileNotFoundError for a run without a summary.
     """
+    terminal = terminal or Terminal(speaks=False)
     settings = load_settings(run / "config.yaml")
     summary = json.loads((run / "summary.json").read_text())
-    corpus = prepare_corpus(settings)
+    corpus = prepare_corpus(settings, terminal.preparing)
     stream = training_stream(corpus, settings)
     met = stream.rows.samples[: stream.rows.starts[min(summary["steps"] * stream.batch_rows, len(stream.rows))]]
     size, token_bytes = corpus.tokenizer.vocab_size, corpus.tokenizer.token_bytes()
     found: dict[str, dict[str, float]] = {}
     for number, (name, heldout) in enumerate(validation_streams(corpus, settings, 1).items()):
+        terminal.preparing("counting n-grams", number, len(corpus.domains))
         test = _sequences(heldout, heldout.rows.samples)
         bits = math.log(2) * sum(int(token_bytes[sequence].sum()) for sequence in test)
         found[name] = {"model": summary["domains"][name]["metrics"]["bits_per_byte"]["value"]}
@@ -131,14 +135,18 @@ def _sequences(stream: Stream, samples: Ints) -> list[Ints]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the baselines of a run as a table; exit status 1 where the model does not beat them all."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    """Print the baselines of a run as a table; exit status 1 where the model does not beat them all, 2 for no run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--orders", type=int, nargs="+", default=[2], help="orders of the n-grams (default 2)")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args(arguments)
-    found = baselines(options.run, options.orders)
+    terminal = Terminal()
+    try:
+        found = baselines(options.run, options.orders, terminal)
+    except (SettingsError, DataError, OSError) as error:
+        terminal.error(str(error))
+        return 2
     kinds = list(next(iter(found.values())))
     table = Table("held-out bits/byte", *kinds, box=None)
     for name, row in found.items():

@@ -26,11 +26,13 @@ Series = dict[str, list[tuple[int, float, float, float]]]
 """By name of a curve: step, value, low and high of each point."""
 
 
-def panel_series(run: Path, settings: Settings, steps: int) -> dict[str, Series]:
+def panel_series(run: Path, settings: Settings, steps: int, terminal: Terminal | None = None) -> dict[str, Series]:
     """Every panel metric of a run, by metric and domain."""
     domains = list(settings.data.domains)
     found: dict[str, Series] = {}
-    for reading in read_readings(run):
+    readings = list(read_readings(run))
+    for number, reading in enumerate(readings):
+        (terminal or Terminal(speaks=False)).preparing("measuring readings", number, len(readings))
         for tag, estimate in panel_metrics(reading, domains, settings.monitor.tau, steps).items():
             metric, _, domain = tag.rpartition("/")
             found.setdefault(metric, {}).setdefault(domain, []).append((reading.step, *_numbers(estimate)))
@@ -94,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = load_settings(given.run / "config.yaml")
         summary = given.run / "summary.json"
         steps = json.loads(summary.read_text())["steps"] if summary.exists() else settings.train.max_steps
-        series = panel_series(given.run, settings, steps or 1) | probe_series(given.run, given.tasks)
+        series = panel_series(given.run, settings, steps or 1, terminal) | probe_series(given.run, given.tasks)
         for metric in given.metrics:
             if metric not in series:
                 raise StoreError(f"{given.run}: no {metric}: there are {', '.join(sorted(series)) or 'none'}")

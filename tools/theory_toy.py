@@ -47,6 +47,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import rankdata
 
+from moetrain.dashboard.terminal import Terminal
 from moetrain.grokking import d_eff, d_path_both, effective_dimension, routing_kernel
 
 Floats = NDArray[np.float64]
@@ -330,11 +331,15 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--models is {options.models} and --steps {options.steps}: at least 5 models and 1 step")
     if not 0 < options.scatter <= 1:
         parser.error(f"--scatter is {options.scatter}: a share above 0 and up to 1")
-    threads = torch.get_num_threads()
+    terminal, threads = Terminal(), torch.get_num_threads()
     torch.set_num_threads(1)  # the models are small, and results do not depend on the machine's cores
     started = time.perf_counter()
     try:
-        models = [run_model(**row, steps=options.steps) for row in plan(options.models, options.scatter)]
+        rows = list(plan(options.models, options.scatter))
+        models = []
+        for number, row in enumerate(rows):
+            terminal.preparing("training models", number, len(rows))
+            models.append(run_model(**row, steps=options.steps))
     finally:
         torch.set_num_threads(threads)
     found = correlations(models)

@@ -62,9 +62,9 @@ def memorization(run: OpenedRun) -> Group:
     legend = [
         Legend("samples memorized", "accent"),
         Legend("accuracy", "ink"),
-        Legend("left-out accuracy, from routing alone", "second"),
-        Legend("accuracy on trained facts", "ink", "dashed"),
-        Legend("chance", "faint", "dotted"),
+        *([Legend("left-out accuracy, from routing alone", "second")] if len(run.left_out) else []),
+        *([Legend("accuracy on trained facts", "ink", "dashed")] if run.accuracy["trained"].any() else []),
+        *([Legend("chance", "faint", "dotted")] if len(run.accuracy) else []),
     ]
     return Group(figures, legend, "" if figures else "Nothing counts as memorized, and no probe was read.")
 
@@ -176,5 +176,6 @@ def _told(run: OpenedRun, predictor: str, domains: Sequence[str]) -> str:
         by_series = rows[rows["domain"] == domain].set_index("series")
         raw, changes = (by_series["value"].get(series, np.nan) for series in ("raw", "differences"))
         note = by_series["note"].get("raw", "")
+        note = f"{note} readings" if note == "too few" else note
         told.append(f"{domain}: {note}" if note else f"{domain}: ρ {two(raw)}, of changes {two(changes)}")
     return "; ".join(told)

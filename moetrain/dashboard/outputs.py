@@ -12,6 +12,7 @@ from moetrain.dashboard.figures import heat_map
 from moetrain.dashboard.summary import as_metric
 from moetrain.dashboard.tensorboard import TensorBoard, cut_run_files, event_file_sizes
 from moetrain.dashboard.terminal import Terminal
+from moetrain.dashboard.trackers import Points, Tracker
 from moetrain.grokking import Estimate
 from moetrain.probes.scoring import TaskScore
 from moetrain.probes.tasks import Task
@@ -35,6 +36,7 @@ class Outputs:
         checkpoint: Checkpoint | None,
         terminal: Terminal,
         tasks: Sequence[Task] = (),
+        trackers: Mapping[str, Tracker] | None = None,
     ) -> None:
         if checkpoint is not None:
             cut_run_files(folder, checkpoint.run_files)
@@ -44,6 +46,7 @@ class Outputs:
         self._terminal = terminal
         self._full = False  # whether the disk had no room for points and events when they were last written
         self._events = Events(folder)
+        self._points = Points(trackers or {}, terminal.note)
         self._board = TensorBoard(folder, purge_step=checkpoint.step + 1 if checkpoint else None)
         self._board.lay_out(domains, [task.name for task in tasks], [task.name for task in tasks if task.trained])
         if checkpoint is not None:
@@ -54,7 +57,8 @@ class Outputs:
 
     def training(self, step: int, points: Mapping[str, float], system: Mapping[str, float]) -> None:
         """A point of the training curves, and what it cost."""
-        self._board.scalars({**points, **system}, step)
+        for tag, value in {**points, **system}.items():
+            self._scalar(tag, value, step)
         shown: dict[str, dict[str, float]] = {}
         for name in self.domains:
             loss = points.get(f"loss/train/{name}")
@@ -69,8 +73,8 @@ class Outputs:
     def validation(self, step: int, losses: Mapping[str, HeldOutLoss]) -> None:
         """Held-out loss by domain."""
         for name, heldout in losses.items():
-            self._board.scalar(f"loss/validation/{name}", heldout.loss, step)
-            self._board.scalar(f"loss/validation_bpb/{name}", heldout.bits_per_byte, step)
+            self._scalar(f"loss/validation/{name}", heldout.loss, step)
+            self._scalar(f"loss/validation_bpb/{name}", heldout.bits_per_byte, step)
             self._note(name, "validation_loss", heldout.loss, heldout.tokens)
             self._note(name, "bits_per_byte", heldout.bits_per_byte, heldout.tokens)
             self._terminal.values(name, {"held-out": heldout.loss, "bits/byte": heldout.bits_per_byte})
@@ -81,14 +85,14 @@ class Outputs:
             for metric, estimate in reading.metrics.items():
                 self._note(reading.domain, f"stream/{metric}", estimate, None)
                 if estimate.mean == estimate.mean:
-                    self._board.scalar(f"stream/{metric}/{reading.domain}", estimate.mean, step)
+                    self._scalar(f"stream/{metric}/{reading.domain}", estimate.mean, step)
             shown = {"D_path": reading.metrics["d_path"].mean, "cosine": reading.metrics["cosine"].mean}
             self._terminal.values(reading.domain, shown)
 
     def panel(self, points: PanelPoints) -> None:
         """The metrics of a panel reading."""
         for tag, estimate in points.metrics.items():
-            self._board.scalar(tag, estimate.mean, points.step)
+            self._scalar(tag, estimate.mean, points.step)
             metric, _, domain = tag.rpartition("/")
             self._note(domain, metric, estimate, None)
             if metric in ("memorized/gap_heldout", "pathway/spread"):
@@ -98,7 +102,7 @@ class Outputs:
         for tag, values in points.distributions.items():
             self._board.histogram(tag, values, points.step)
         for domain, verdict in points.phases.items():
-            self._board.scalar(f"phase/{domain}", float(verdict.phase), points.step)
+            self._scalar(f"phase/{domain}", float(verdict.phase), points.step)
             self.domains[domain]["phase"] = verdict.phase.name.lower()
         for domain, change in points.changes.items():
             self._events.write("phase", points.step, domain=domain, **as_event(change))
@@ -119,7 +123,7 @@ class Outputs:
                 estimate = Estimate(measured.value, measured.low, measured.high, measured.n, 0)
                 metrics[metric] = as_metric(estimate)
                 few = f"Too few items to say much: {measured.n}." if scored.too_few else f"{measured.n} items."
-                self._board.scalar(f"probe/{name}/{metric}", measured.value, step, remark=few)
+                self._scalar(f"probe/{name}/{metric}", measured.value, step, remark=few)
             about = {"trained": scored.task.trained, "chance": scored.task.chance, "domain": scored.task.domain}
             found = {**about, "metrics": metrics, "cut": scored.cut, "too_few": scored.too_few}
             self.tasks[name] = found
@@ -132,13 +136,13 @@ class Outputs:
     def correlations(self, step: int, domain: str, values: Mapping[str, float]) -> None:
         """Rank correlation of a domain's probe accuracy with each predictor, as far as there is one."""
         for predictor, value in values.items():
-            self._board.scalar(f"correlation/{predictor}/{domain}", value, step)
+            self._scalar(f"correlation/{predictor}/{domain}", value, step)
 
     def delay(self, step: int, domain: str, steps: float | None, found: Mapping[str, Any]) -> None:
         """How many steps a domain's generalization followed its memorization by, and the pairs behind that."""
         self.domains[domain]["delay"] = dict(found)
         if steps is not None:
-            self._board.scalar(f"delay/{domain}", steps, step)
+            self._scalar(f"delay/{domain}", steps, step)
 
     def memorized(self, step: int, domain: str, found: Mapping[str, Any]) -> None:
         """What of a domain's seen samples counts as memorized, and by which rule."""
@@ -172,16 +176,22 @@ class Outputs:
         self._flush(step)
 
     def close(self) -> None:
-        """Write what still waits.
+        """Write what still waits, and end the runs of trackers.
 
         Raises:
             OSError: there is no room for it.
         """
+        self._points.finish()
         self._events.flush(durable=True)
         self._board.flush(durable=True)
 
+    def _scalar(self, tag: str, value: float, step: int, remark: str = "") -> None:
+        self._board.scalar(tag, value, step, remark)
+        self._points.add(tag, value, step)
+
     def _flush(self, step: int) -> None:
         """Write points and events; those that the disk has no room for wait for the next time, which is told once."""
+        self._points.send()
         try:
             self._events.flush()
             self._board.flush()

@@ -73,6 +73,11 @@ class Group:
     missing: str = ""  # why there are none, or not all
     scale: Sequence[float] = field(default_factory=tuple)  # of heat maps: the values of both ends
 
+    @property
+    def drawn(self) -> list[Legend]:
+        """The legend without colors that no figure here has: a reader would look for them."""
+        return [entry for entry in self.legend if any(f"var(--{entry.color})" in each.svg for each in self.figures)]
+
 
 TITLES = {
     "d_path": "Pathway distance, edits",

@@ -17,6 +17,11 @@ class RunSettings(Section):
     report: bool = Field(
         True, description="Whether the run ends with a page about itself, report.html; it needs moetrain[report]."
     )
+    trackers: list[Literal["wandb", "mlflow", "trackio", "swanlab", "comet_ml", "aim", "clearml", "dvclive"]] = Field(
+        default_factory=list,
+        description="Experiment trackers that get TensorBoard's scalars as well, in a project called moetrain; each "
+        "has to be installed, and finds its login where it looks for it. A resumed run is a new one there.",
+    )
 
     @field_validator("name")
     @classmethod

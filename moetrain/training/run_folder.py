@@ -24,6 +24,7 @@ _MAY_DIFFER = (
     "run.output_dir",
     "run.name",
     "run.report",
+    "run.trackers",
     "data.cache_dir",
     "data.workers",
 )

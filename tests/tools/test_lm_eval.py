@@ -15,7 +15,7 @@ from moetrain.training.restore import open_model
 from tests.conftest import small_run
 from tests.tools.test_prepare_data import load_tool
 
-pytest.importorskip("lm_eval", reason="pip install 'moetrain[lm_eval]'")
+pytest.importorskip("lm_eval", reason="pip install 'moetrain[lm-eval]'")
 pytestmark = pytest.mark.slow
 
 TASK = """

@@ -1,0 +1,148 @@
+"""The run's scalars, sent to experiment trackers beside TensorBoard: Weights & Biases, MLflow and what else accelerate
+knows. Without `run.trackers` none of it is imported and no point is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from moetrain.config import Settings, SettingsError
+
+PROJECT = "moetrain"
+# What the packages call themselves where that is not accelerate's name for them.
+_PACKAGES = {"comet_ml": "comet-ml", "mlflow": "mlflow"}
+# What each calls the name of a run; the project is the first argument of all.
+_RUN_NAME = {
+    "wandb": "name",
+    "trackio": "name",
+    "mlflow": "run_name",
+    "swanlab": "experiment_name",
+    "clearml": "task_name",
+}
+
+
+class Tracker(Protocol):
+    """What of accelerate's trackers is used."""
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Nothing, where each of them is installed.
+
+    Raises:
+        SettingsError: one is not.
+    """
+    if not names:
+        return
+    from accelerate.tracking import get_available_trackers
+
+    installed = {str(getattr(name, "value", name)) for name in get_available_trackers()}
+    for name in names:
+        if name not in installed:
+            raise SettingsError(
+                f"run.trackers: {name} is not installed: pip install {_PACKAGES.get(name, name)}, or leave it out"
+            )
+
+
+def start_trackers(settings: Settings, folder: Path) -> dict[str, Tracker]:
+    """By name, the trackers that `run.trackers` names, each with a new run that knows all settings.
+
+    Raises:
+        SettingsError: one cannot be reached, or wants to be logged in to.
+    """
+    found: dict[str, Tracker] = {}
+    for name in settings.run.trackers:
+        try:
+            found[name] = _start(name, settings, folder)
+        except Exception as error:  # theirs: a missing login, a server that does not answer
+            raise SettingsError(f"run.trackers: {name} cannot be started ({type(error).__name__}: {error})") from error
+    return found
+
+
+def _start(name: str, settings: Settings, folder: Path) -> Tracker:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    make = LOGGER_TYPE_TO_CLASS[name]
+    options: dict[str, Any] = {_RUN_NAME[name]: folder.name} if name in _RUN_NAME else {}
+    if name == "wandb":
+        options |= {"dir": str(folder), "group": settings.run.name}
+    if make.requires_logging_directory:
+        options["logging_dir"] = str(folder)
+    tracker = make(PROJECT, **options)
+    tracker.start()
+    tracker.store_init_configuration(flat(settings.model_dump()))
+    # What is computed beside the training comes after points of later steps, which W&B's own steps do not allow.
+    if name == "wandb":
+        tracker.tracker.define_metric("*", step_metric="step")
+        return _StepAsValue(tracker)
+    return tracker
+
+
+class _StepAsValue:
+    """A tracker that is told the step as one more value."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        self._tracker.log({**values, "step": step})
+
+    def finish(self) -> None:
+        self._tracker.finish()
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name, what is no plain value as YAML."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{name}.")
+        else:
+            plain = value is None or isinstance(value, bool | int | float | str)
+            found[name] = value if plain else yaml.safe_dump(value, default_flow_style=True).strip()
+    return found
+
+
+class Points:
+    """Scalars on their way to trackers: collected by step, sent together."""
+
+    def __init__(self, trackers: Mapping[str, Tracker], tell: Callable[[str], None]) -> None:
+        self._trackers = dict(trackers)
+        self._waiting: dict[int, dict[str, float]] = {}
+        self._tell = tell
+
+    def add(self, tag: str, value: float, step: int) -> None:
+        if self._trackers:
+            self._waiting.setdefault(step, {})[tag] = float(value)
+
+    def send(self) -> None:
+        """Send what waits. A tracker that fails gets nothing more, which is told: training does not depend on it."""
+        waiting, self._waiting = self._waiting, {}
+        for step in sorted(waiting):
+            for name, tracker in list(self._trackers.items()):
+                try:
+                    tracker.log(waiting[step], step=step)
+                except Exception as error:  # theirs: whatever a network or a disk does to them
+                    self._leave(name, step, error)
+
+    def finish(self) -> None:
+        """Send what waits, and end the trackers' runs."""
+        self.send()
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tracker.finish()
+            except Exception as error:  # theirs
+                self._leave(name, None, error)
+        self._trackers = {}
+
+    def _leave(self, name: str, step: int | None, error: Exception) -> None:
+        del self._trackers[name]
+        when = "at its end" if step is None else f"from step {step} on"
+        self._tell(f"{name} gets nothing more {when} ({type(error).__name__}: {error}); TensorBoard has all points")

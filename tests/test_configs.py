@@ -1,0 +1,82 @@
+"""The configurations that come with the project: all load and are listed, and the large ones are what they say."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from moetrain.config import load_settings
+from moetrain.model.transformer import Transformer
+from moetrain.train import main
+from tests.conftest import small_run
+from tests.tools.test_prepare_data import load_tool
+
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+PUBLISHED_VOCABULARY = 50_304  # rows of OLMoE's embedding
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_loads_says_what_it_is_for_and_has_a_row(path, monkeypatch):
+    monkeypatch.setenv("MOETRAIN_DATA", "/data")
+    settings = load_settings(path)
+    assert settings.run.name == path.stem
+    comment = re.match(r"(#.*\n)+", path.read_text())
+    assert comment is not None
+    assert len(comment[0].splitlines()) >= 2
+    assert f"`{path.name}`" in (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "every", "active"),
+    [("nano_moe", 16_384, 55.08e6, 25.88e6), ("olmoe_1b_7b", PUBLISHED_VOCABULARY, 6.919e9, 1.282e9)],
+)
+def test_the_sizes_are_those_published(name, vocabulary, every, active):
+    with torch.device("meta"):
+        model = Transformer(load_settings(FOLDER / f"{name}.yaml").model, vocabulary, torch.bfloat16)
+    assert model.parameter_counts() == pytest.approx((every, active), rel=1e-3)
+
+
+def test_olmoe_has_the_shape_of_transformers_own():
+    model = load_settings(FOLDER / "olmoe_1b_7b.yaml").model
+    transformers = pytest.importorskip("transformers")
+    published = transformers.OlmoeConfig()  # its defaults are OLMoE-1B-7B's, but for the experts' width
+    shared = set(type(model).model_fields) & set(vars(published)) - {"intermediate_size", "num_key_value_heads"}
+    assert {"hidden_size", "num_experts", "num_experts_per_tok", "rms_norm_eps"} <= shared
+    ours = {name: getattr(model, name) for name in shared}
+    assert ours == {name: getattr(published, name) for name in shared}
+    assert model.key_value_heads == published.num_key_value_heads
+
+
+def test_a_plan_of_olmoe_says_that_eight_cards_hold_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER.parent / "tools"))  # as python tools/bench.py has it
+    bench = load_tool("bench")
+    command = ["plan", str(FOLDER / "olmoe_1b_7b.yaml"), "--vocab-size", str(PUBLISHED_VOCABULARY)]
+    options = bench.parse([*command, "--gpus", "8", "--tokens", "20e9", "--tokens-per-second", "20000"])
+    found = bench.plan.run(options)
+    assert {name: part["fits"] for name, part in found["memory"].items()} == {"replicated": False, "sharded": True}
+
+
+@pytest.mark.parametrize("name", ["nano_moe", "olmoe_1b_7b"])
+def test_a_large_configuration_runs_when_it_is_made_small(name, corpus_folder, tmp_path, capsys, monkeypatch):
+    """Everything of it but the sizes, the data and what needs CUDA goes through a dry step."""
+    monkeypatch.setenv("MOETRAIN_DATA", str(corpus_folder))
+    settings = load_settings(FOLDER / f"{name}.yaml")
+    own = small_run(corpus_folder, tmp_path, tmp_path)
+    nothing = {"hub": None, "hub_config": None, "split": "train", "streaming": False, "size": None}
+    domains = {domain: nothing | {"text_field": "text"} for domain in settings.data.domains}
+    files = dict(zip(domains, ["stories.jsonl", "sums.jsonl"], strict=False))
+    base = tmp_path / "small.yaml"
+    tree = settings.model_dump()
+    tree["data"]["domains"] = {
+        domain: tree["data"]["domains"][domain] | domains[domain] | {"path": path} for domain, path in files.items()
+    }
+    tree["probes"] |= {"tasks": [], "task_domains": {}}
+    tree["tokenizer"]["model"] = None
+    tree["train"] |= {"compile": False, "sharding": "none", "micro_batch_rows": None}
+    base.write_text(yaml.safe_dump(tree))
+    own = [word for word in own if not word.startswith("data.domains.")]
+    assert main([str(base), "--check", *own]) == 0
+    assert "one step" in capsys.readouterr().out

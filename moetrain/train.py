@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
@@ -155,9 +156,9 @@ def loop(run: Run, folder: RunFolder) -> int:
     run.terminal.end_training()
     if not saved:
         raise OSError("the last step could not be saved: free some space and run the same command again to continue")
-    with whole_weights(run.model):
+    with whole_weights(run.model) as model:
         if outputs is not None:
-            finish(run, outputs)
+            finish(replace(run, model=model), outputs)
     return 0
 
 

@@ -32,8 +32,8 @@ from moetrain.training.initialize import initial_model
 from moetrain.training.optimizer import make_optimizer
 from moetrain.training.parallel import compute_dtype, gather_objects, start_accelerator
 from moetrain.training.run_folder import RunFolder, open_run_folder
-from moetrain.training.sharding import distribute
-from moetrain.training.step import StepStatistics, bare
+from moetrain.training.sharding import bare, distribute
+from moetrain.training.step import StepStatistics
 from moetrain.training.throughput import Clock
 
 

@@ -30,7 +30,7 @@ class Launched:
         self._process = _context.Process(target=_run, args=(overrides, log, fault, dict(place)))
         self._process.start()
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 240) -> int:
         """Its exit status, negative for the signal that ended it."""
         self._process.join(seconds)
         if self._process.exitcode is None:

@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from moetrain.routing.samples import read_samples
 from moetrain.training.checkpoint import list_checkpoints, load_checkpoint
 from moetrain.training.signals import STOPPED_BY_SIGNAL
 from tests.conftest import small_run
@@ -132,10 +133,10 @@ def test_told_to_stop_whichever_of_them_is_told_they_save_and_end_together(runs)
     assert "SIGTERM: saved at step 6; run the same command again to continue" in said
     assert "SIGINT: saved at step 8; run the same command again to continue" in said
     assert both(overrides, log) == [0, 0], log.read_text()
-    unlike = [
-        name for name in different(folder / "run", runs.straight) if name.startswith(("point", "step_", "summary"))
-    ]
-    assert unlike == []
+    # Saved twice more, it has events of that, and routing in more pieces, which a record lists.
+    different_names = different(folder / "run", runs.straight)
+    kept = [name for name in different_names if name.startswith(("point", "step_", "summary")) and "record" not in name]
+    assert kept == []
 
 
 def steps(folder):
@@ -145,7 +146,7 @@ def steps(folder):
 @pytest.mark.fault
 def test_diverging_they_skip_the_same_updates_and_leave_one_process_dump(runs, tmp_path):
     diverging = ["optim.learning_rate=1e30", "optim.warmup_steps=0", "guard.skipped=4", "guard.samples=3"]
-    diverging += ["train.log_every=1", "train.checkpoint_every=2"]
+    diverging += ["train.log_every=1", "train.checkpoint_every=2", "train.keep_checkpoints=9"]
     overrides, log, folder = runs.fresh()
     assert both([*overrides, *diverging], log) == [1, 1]
     assert run([*runs.overrides(tmp_path), *diverging], tmp_path / "one.log") == 1
@@ -173,6 +174,35 @@ def test_a_gradient_that_is_clipped_is_clipped_by_the_norm_over_all_of_them(runs
     mine, one = (scalars(each)["optim/grad_norm"] for each in (folder / "run", tmp_path / "runs" / "run"))
     assert min(value for _, value in one) > 0.05
     assert [value for _, value in mine] == pytest.approx([value for _, value in one], rel=1e-3)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_disk_that_is_full_for_one_of_them_costs_the_checkpoint_and_not_the_run(runs, rank):
+    overrides, log, folder = runs.fresh()
+    assert both(overrides, log, f"full:1:1:write optimizer/{SHARD.format(rank + 1)}") == [0, 0], log.read_text()
+    said = log.read_text().replace("\n", "")
+    assert f"no checkpoint was written (optimizer could not be written: process {rank}: " in said
+    assert "No space left on device" in said
+    assert steps(folder / "run") == [10, 12]
+    unlike = [name for name in different(folder / "run", runs.straight) if not name.endswith("/record")]
+    assert unlike == ["events"]
+
+
+@pytest.mark.fault
+def test_what_the_other_process_could_not_store_is_told_and_stored_later(runs):
+    overrides, log, folder = runs.fresh()
+    assert both(overrides, log, "full:1:1:write samples_00000005_001.parquet") == [0, 0], log.read_text()
+    told = [event for event in events(folder / "run") if event["type"] == "guard"]
+    assert [(event["step"], event["kind"]) for event in told] == [(5, "storage")]
+    assert told[0]["problem"].startswith("process 1: routing of training samples was not stored ([Errno 28]")
+    mine, straight = (sorted_samples(each) for each in (folder / "run", runs.straight))
+    assert mine == straight
+
+
+def sorted_samples(run):
+    rows = [row for table in read_samples(run) for row in table.to_pylist()]
+    return sorted(rows, key=lambda row: row["order"])
 
 
 def test_the_straight_run_saved_shards_and_scored_probes(runs):

@@ -21,7 +21,7 @@ from moetrain.run.watch import log, measure, note, probe, read, record, router_r
 from moetrain.training.checkpoint import CheckpointError, load_checkpoint, set_aside_later
 from moetrain.training.guards import TrainingDivergedError
 from moetrain.training.heartbeat import heartbeat
-from moetrain.training.parallel import end_processes
+from moetrain.training.parallel import end_processes, start_accelerator
 from moetrain.training.run_folder import RunFolder
 from moetrain.training.schedule import learning_rate
 from moetrain.training.sharding import whole_weights
@@ -84,12 +84,14 @@ def _parse(arguments: list[str]) -> tuple[Settings, bool]:
 
 def train(settings: Settings, check: bool = False) -> int:
     """One run, from its data to its summary; with ``check``, up to its first step."""
-    run = build(settings)
-    describe(run)
-    if check:
-        dry_run(run)
-        return 0
-    folder = claim_folder(run)
+    accelerator = start_accelerator(settings)
+    with heartbeat(preparing=True):
+        run = build(settings, accelerator)
+        describe(run)
+        if check:
+            dry_run(run)
+            return 0
+        folder = claim_folder(run)
     try:
         with heartbeat():
             keep_within_budget(run, folder.path, folder.checkpoint is not None)

@@ -27,6 +27,7 @@ from moetrain.training.signals import STOPPED_BY_SIGNAL
 _TRAIN = Path(__file__).parent.parent / "moetrain" / "train.py"
 _QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 _LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
+_POINTS = "*/events.out.tfevents.*"
 _POLL = 0.01  # seconds
 
 
@@ -62,10 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _until_first_step(command: list[str], folder: Path) -> float:
     """Seconds until a run has trained a step; then it is stopped, and has to end as it should."""
     folder.mkdir(parents=True, exist_ok=True)
+    before = set(folder.glob(_POINTS))
     with tempfile.TemporaryFile("w+") as log:
         begin = time.monotonic()
         with subprocess.Popen([*_LAUNCH, *command], stdout=log, stderr=log, start_new_session=True) as process:
-            while process.poll() is None and "\nstep " not in _read(log):
+            while process.poll() is None and not _has_trained(set(folder.glob(_POINTS)) - before):
                 time.sleep(_POLL)
             seconds = time.monotonic() - begin
             for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
@@ -77,10 +79,14 @@ def _until_first_step(command: list[str], folder: Path) -> float:
     return seconds
 
 
+def _has_trained(points: set[Path]) -> bool:
+    """Whether a point of the training curves stands in a file: with ``train.log_every=1`` each step draws them."""
+    return any(b"system/tokens_per_second" in path.read_bytes() for path in points)
+
+
 def _read(log: IO[str]) -> str:
-    log.flush()
     log.seek(0)
-    return "\n" + log.read()
+    return log.read()
 
 
 if __name__ == "__main__":

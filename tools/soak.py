@@ -112,7 +112,7 @@ def soak(folder: Path, seconds: float, every: float, settings: list[str]) -> tup
             samples.append(_sample(process.pid, time.monotonic() - begin))
             time.sleep(every)
         process.send_signal(signal.SIGTERM)
-        status = process.wait(timeout=300)
+        status = process.wait(timeout=1200)
     return samples, status, log.read_text()[-3000:]
 
 

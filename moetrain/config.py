@@ -95,7 +95,7 @@ def load_settings(path: str | Path | None, overrides: Sequence[str] = ()) -> Set
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(_one_line(error, place, origin)) from None
+        raise SettingsError(_printable(_one_line(error, place, origin))) from None
     if not settings.data.domains:
         raise SettingsError(
             f"{place}: data.domains is empty: name at least one domain, e.g. data.domains.code.builtin=code"
@@ -207,6 +207,11 @@ def _shown(value: Any) -> str:
     """A value as a message quotes it: not all of a long one."""
     text = repr(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+
+
+def _printable(line: str) -> str:
+    """A line with what is no visible character escaped: a key may hold anything that YAML can."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
 
 
 def _one_line(error: ValidationError, place: str, origin: Mapping[tuple[str, ...], str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
@@ -21,7 +22,7 @@ from moetrain.run.watch import log, measure, note, probe, read, record, router_r
 from moetrain.training.checkpoint import CheckpointError, load_checkpoint, set_aside_later
 from moetrain.training.guards import TrainingDivergedError
 from moetrain.training.heartbeat import heartbeat
-from moetrain.training.parallel import end_processes
+from moetrain.training.parallel import end_processes, start_accelerator
 from moetrain.training.run_folder import RunFolder
 from moetrain.training.schedule import learning_rate
 from moetrain.training.sharding import whole_weights
@@ -85,12 +86,14 @@ def _parse(arguments: list[str]) -> tuple[Settings, bool]:
 def train(settings: Settings, check: bool = False) -> int:
     """One run, from its data to its summary; with ``check``, up to its first step."""
     check_trackers(settings.run.trackers)
-    run = build(settings)
-    describe(run)
-    if check:
-        dry_run(run)
-        return 0
-    folder = claim_folder(run)
+    accelerator = start_accelerator(settings)
+    with heartbeat(preparing=True):
+        run = build(settings, accelerator)
+        describe(run)
+        if check:
+            dry_run(run)
+            return 0
+        folder = claim_folder(run)
     try:
         with heartbeat():
             keep_within_budget(run, folder.path, folder.checkpoint is not None)
@@ -160,9 +163,9 @@ def loop(run: Run, folder: RunFolder) -> int:
     run.terminal.end_training()
     if not saved:
         raise OSError("the last step could not be saved: free some space and run the same command again to continue")
-    with whole_weights(run.model):
+    with whole_weights(run.model) as model:
         if outputs is not None:
-            finish(run, outputs)
+            finish(replace(run, model=model), outputs)
     return 0
 
 

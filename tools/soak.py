@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import theilslopes
 
+from moetrain.training.checkpoint import list_checkpoints
 from moetrain.training.signals import STOPPED_BY_SIGNAL
 
 _TRAIN = Path(__file__).parent.parent / "moetrain" / "train.py"
@@ -59,6 +61,7 @@ class Sample:
     """What a process holds at one moment."""
 
     seconds: float
+    processor: float  # seconds that it has taken
     memory: int  # resident bytes
     threads: int
     files: int
@@ -85,13 +88,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         samples, status, said = soak(Path(folder), options.minutes * 60, options.every, options.settings)
+        steps = _steps(Path(folder) / "soak")
     if status != STOPPED_BY_SIGNAL:
         print(f"error: the run ended with status {status}, not {STOPPED_BY_SIGNAL}:\n{said}", file=sys.stderr)
         return 2
     trends = {name: trend(samples, name) for name in ("memory", "threads", "files")}
     Console().print(_table(trends))
+    print(f"{steps:,} steps, {samples[-1].processor:,.0f} s of processor time")
     if options.json:
-        options.json.write_text(json.dumps(_result(options.minutes, samples, trends), indent=1) + "\n")
+        options.json.write_text(json.dumps(_result(options.minutes, steps, samples, trends), indent=1) + "\n")
     return int(any(found.grows for found in trends.values()))
 
 
@@ -107,7 +112,7 @@ def soak(folder: Path, seconds: float, every: float, settings: list[str]) -> tup
             samples.append(_sample(process.pid, time.monotonic() - begin))
             time.sleep(every)
         process.send_signal(signal.SIGTERM)
-        status = process.wait(timeout=300)
+        status = process.wait(timeout=1200)
     return samples, status, log.read_text()[-3000:]
 
 
@@ -120,16 +125,25 @@ def trend(samples: list[Sample], name: str) -> Trend:
     return Trend(values[0], values[-1], float(slope), float(low), float(high), bool(low > floor))
 
 
+def _steps(run: Path) -> int:
+    """The newest step that a run saved."""
+    return max((int(path.name.removeprefix("step_")) for path in list_checkpoints(run)), default=0)
+
+
 def _sample(pid: int, seconds: float) -> Sample:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     told = dict(line.split(":", 1) for line in lines)
     files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    return Sample(seconds, int(told["VmRSS"].split()[0]) * 1024, int(told["Threads"]), files)
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    processor = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return Sample(seconds, processor, int(told["VmRSS"].split()[0]) * 1024, int(told["Threads"]), files)
 
 
-def _result(minutes: float, samples: list[Sample], trends: dict[str, Trend]) -> dict[str, Any]:
+def _result(minutes: float, steps: int, samples: list[Sample], trends: dict[str, Trend]) -> dict[str, Any]:
     return {
         "minutes": minutes,
+        "steps": steps,
+        "processor_seconds": samples[-1].processor,
         "machine": platform.machine(),
         "date": time.strftime("%Y-%m-%d"),
         "trends": {name: asdict(found) for name, found in trends.items()},

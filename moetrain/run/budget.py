@@ -19,7 +19,7 @@ from moetrain.run.build import Run
 from moetrain.run.watch import ask, stored_blocks
 from moetrain.training.parallel import gather_objects
 from moetrain.training.sharding import whole_weights
-from moetrain.training.step import bare, forward_backward
+from moetrain.training.step import forward_backward
 
 LEAST, MOST = 10, 100  # fewer readings are too few for a curve, more are more than anyone looks at
 _LONG = 3600.0  # seconds of training from which on a run is long
@@ -73,9 +73,8 @@ def measure_costs(run: Run, step: float | None = None) -> list[Cost]:
     if run.panel is not None:
         with run.clock.measure("panel trial"):
             process = (run.accelerator.process_index, run.accelerator.num_processes)
-            with whole_weights(run.model):
-                model, panel = bare(run.model), run.panel.panel
-                reading = read_panel(model, panel, 0, run.accelerator.device, *process, gather_objects)
+            with whole_weights(run.model) as model:
+                reading = read_panel(model, run.panel.panel, 0, run.accelerator.device, *process, gather_objects)
             stored = as_stored(run.panel.panel, reading, run.panel.domains, stored_blocks(run))
             panel_metrics(stored, run.panel.domains, run.panel.tau, run.steps)
         costs.append(Cost("panel", run.clock.taken("panel trial"), training))

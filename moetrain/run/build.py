@@ -32,8 +32,8 @@ from moetrain.training.initialize import initial_model
 from moetrain.training.optimizer import make_optimizer
 from moetrain.training.parallel import compute_dtype, gather_objects, start_accelerator
 from moetrain.training.run_folder import RunFolder, open_run_folder
-from moetrain.training.sharding import distribute
-from moetrain.training.step import StepStatistics, bare
+from moetrain.training.sharding import bare, distribute
+from moetrain.training.step import StepStatistics
 from moetrain.training.throughput import Clock
 
 
@@ -74,9 +74,9 @@ class Run:
         return Surroundings(self.tokens_trained, float(self.newest.entropy_L.mean()), load_cv)
 
 
-def build(settings: Settings) -> Run:
-    """Processes, data, model and instruments of a run."""
-    accelerator = start_accelerator(settings)
+def build(settings: Settings, accelerator: Accelerator | None = None) -> Run:
+    """Data, model and instruments of a run, and its processes where they are not started yet."""
+    accelerator = accelerator or start_accelerator(settings)
     terminal = Terminal(speaks=accelerator.is_main_process)
     with accelerator.main_process_first():
         corpus = prepare_corpus(settings, terminal.preparing)

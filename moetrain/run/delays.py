@@ -24,7 +24,7 @@ from moetrain.probes.embeddings import item_text, mean_hidden_states, sentence_e
 from moetrain.routing.panel import SEEN
 from moetrain.routing.panel_monitor import PanelMonitor
 from moetrain.run.probing import BATCH_TOKENS, Probes
-from moetrain.training.step import bare
+from moetrain.training.sharding import bare
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from moetrain import __version__
@@ -16,7 +17,7 @@ from moetrain.routing.panel_monitor import memorization_summary
 from moetrain.routing.store import list_pieces
 from moetrain.run.build import Run
 from moetrain.run.delays import delays
-from moetrain.run.watch import MONITORING, note, show, store
+from moetrain.run.watch import MONITORING, gather_troubles, note, show, store, tell_troubles
 from moetrain.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -30,8 +31,7 @@ from moetrain.training.checkpoint import (
 from moetrain.training.guards import TrainingDivergedError
 from moetrain.training.optimizer import optimizer_state, start_optimizer_state
 from moetrain.training.parallel import gather_objects
-from moetrain.training.sharding import whole_state, whole_weights
-from moetrain.training.step import bare
+from moetrain.training.sharding import bare, whole_weights
 from moetrain.training.throughput import peak_memory
 
 
@@ -41,7 +41,9 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
     Returns whether it was written, on every process.
     """
     note(run, run.guards.settle())
-    store(run, step, everything=True)  # before the next line, where all processes meet: the manifest lists every piece
+    store(run, step, everything=True)  # before the next lines, where all processes meet: the manifest lists every piece
+    gather_troubles(run)
+    tell_troubles(run, outputs)  # a run that goes on from here would not hear of them again
     windows = run.monitor.state()  # of all processes
     parts = {"model": bare(run.model).state_dict(), "optimizer": optimizer_state(bare(run.model), run.optimizer)}
     saved = False
@@ -110,7 +112,7 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
     run.tokens_trained = checkpoint.record["tokens_trained"]
     run.met = stream_tokens(run.stream, len(run.met), 0, checkpoint.step)
     run.guards.load_state(checkpoint.record["guards"], run.accelerator.device)
-    run.monitor.not_finite = checkpoint.record["not_finite"]
+    run.monitor.not_finite = checkpoint.record["not_finite"] if run.accelerator.is_main_process else 0
     return checkpoint.step
 
 
@@ -123,10 +125,10 @@ def stop_diverged(run: Run, folder: Path) -> None:
     step = run.guards.last_skipped
     dump = folder / "dumps" / f"step_{step:08d}"
     see = f"see why with python tools/replay_step.py {dump}"
-    with whole_weights(run.model):
+    with whole_weights(run.model) as model:
         if run.accelerator.is_main_process and not dump.exists():  # a run that was run again comes to the same
             try:
-                _dump(run, dump, step)
+                _dump(replace(run, model=model), dump, step)
             except OSError as error:
                 see = f"no dump was written ({error})"
     gather_objects(None)  # none may end before the dump stands
@@ -144,13 +146,16 @@ def _dump(run: Run, dump: Path, step: int) -> None:
         "document": run.stream.samples.document[samples].tolist(),
         "piece": run.stream.samples.piece[samples].tolist(),
     }
-    states = {"model": whole_state(bare(run.model)), "balancing": run.balancing.state(), "batch": vars(rows)}
+    states = {"model": bare(run.model).state_dict(), "balancing": run.balancing.state(), "batch": vars(rows)}
     record = {"tokens_trained": run.tokens_trained, "corpus": run.corpus.fingerprint, "samples": named}
     write_checkpoint(dump, step, states, record, {})
 
 
 def finish(run: Run, outputs: Outputs) -> None:
-    """Write the summary, whose presence says that the run is finished, and print its table."""
+    """Write the summary, whose presence says that the run is finished, and print its table.
+
+    The run's model has to be whole, see `whole_weights`: the main process comes here alone.
+    """
     every, active = bare(run.model).parameter_counts()
     if run.panel is not None:
         for domain, memorized in memorization_summary(run.panel).items():

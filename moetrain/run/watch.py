@@ -25,8 +25,7 @@ from moetrain.training.evaluation import heldout_losses
 from moetrain.training.guards import Heard, Incident
 from moetrain.training.parallel import gather_objects
 from moetrain.training.schedule import learning_rate
-from moetrain.training.sharding import whole, whole_weights
-from moetrain.training.step import bare
+from moetrain.training.sharding import bare, whole, whole_weights
 from moetrain.training.suspects import merge, suspects
 from moetrain.training.throughput import peak_memory
 
@@ -54,20 +53,33 @@ def record(run: Run, step: int, recorded: list[tuple[Batch, Output]]) -> None:
 
 
 def note(run: Run, heard: Heard) -> None:
-    """Note what the guards have heard of, with the samples that were most involved."""
+    """Note what the guards have heard of, the same on all processes, with the samples that were most involved."""
     count = run.settings.guard.samples
     for incident, recorded in heard:
         mine = suspects(incident, recorded, run.stream.samples, list(run.settings.data.domains), count)
         worst = merge(gather_objects(mine), count)
-        run.troubles.append(replace(incident, details=incident.details | {"samples": worst}))
+        if run.accelerator.is_main_process:
+            run.troubles.append(replace(incident, details=incident.details | {"samples": worst}))
 
 
 def tell_troubles(run: Run, outputs: Outputs | None) -> None:
-    """Tell what went wrong and was survived."""
+    """Tell what went wrong and was survived, as far as the main process knows: `gather_troubles` brings it the rest."""
     if outputs is not None:
         for incident in run.troubles:
             outputs.guard(incident.step, incident.problem, kind=incident.kind, **incident.details)
-    run.troubles.clear()
+        run.troubles.clear()
+
+
+def gather_troubles(run: Run) -> None:
+    """Give the main process what the others ran into, each by itself, since this was last called; all come here."""
+    gathered = gather_objects((run.troubles, run.monitor.not_finite))
+    run.troubles = []
+    run.monitor.not_finite = 0
+    if run.accelerator.is_main_process:
+        for process, (troubles, not_finite) in enumerate(gathered):
+            where = f"process {process}: " if process else ""
+            run.troubles += [replace(each, problem=where + each.problem) for each in troubles]
+            run.monitor.not_finite += not_finite
 
 
 def store(run: Run, step: int, everything: bool = False) -> None:
@@ -131,9 +143,8 @@ def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
         accelerator = run.accelerator
         process = (accelerator.process_index, accelerator.num_processes)
         inputs = run.settings.panel.linear_kernel
-        with whole_weights(run.model):
-            model, panel = bare(run.model), run.panel.panel
-            reading = read_panel(model, panel, step, accelerator.device, *process, gather_objects, inputs)
+        with whole_weights(run.model) as model:
+            reading = read_panel(model, run.panel.panel, step, accelerator.device, *process, gather_objects, inputs)
         if outputs is None:
             return
         stored = as_stored(run.panel.panel, reading, run.panel.domains, gram_blocks(rows_LED), run.surroundings)
@@ -164,8 +175,8 @@ def ask(run: Run, probes: Probes) -> dict[str, TaskScore]:
     settings = run.settings.probes
     process = (run.accelerator.process_index, run.accelerator.num_processes)
     answers = settings.max_new_tokens if settings.generate else 0
-    with whole_weights(run.model):
-        return score(bare(run.model), probes.prepared, run.accelerator.device, *process, gather_objects, answers)
+    with whole_weights(run.model) as model:
+        return score(model, probes.prepared, run.accelerator.device, *process, gather_objects, answers)
 
 
 def probe(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
@@ -194,8 +205,8 @@ def probe(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
 
 def validate(run: Run, step: int, outputs: Outputs | None) -> None:
     """Held-out loss of each domain."""
-    with run.clock.measure("validate"), whole_weights(run.model):
-        losses = heldout_losses(run.accelerator, bare(run.model), run.validation, run.token_bytes)
+    with run.clock.measure("validate"), whole_weights(run.model) as model:
+        losses = heldout_losses(run.accelerator, model, run.validation, run.token_bytes)
     if outputs is not None:
         outputs.validation(step, losses)
 

@@ -6,6 +6,9 @@ those are cut back to them, so that a resumed run continues each file where the 
 
 Nothing in a checkpoint is code: tensors are safetensors, all else is JSON. A state of which processes hold parts is a
 folder with a file from each of them.
+
+Training waits while one is written: that takes less than 1% of a run (tools/results/faults.md), and to write beside
+the training would take a second copy of weights and moments in memory.
 """
 
 from __future__ import annotations

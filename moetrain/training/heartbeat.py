@@ -23,6 +23,7 @@ import torch.distributed as dist
 from moetrain.training.parallel import gather_objects
 
 _SILENCE = 20  # beats missed, of one a second
+_LONG_SILENCE = 3600  # the same, while data is prepared: that may hold the interpreter, and with it the beats
 _PATIENCE = timedelta(seconds=5)  # with the store
 
 
@@ -57,12 +58,22 @@ class Heartbeat:
         rank: this process.
         peers: the others.
         end: told who is lost and how, by a thread; ends this process.
+        preparing: nothing but a process that is gone ends this one, and not before it had the time to come to the same
+            error by itself.
         every: seconds between beats.
     """
 
     def __init__(
-        self, store: dist.Store, rank: int, peers: list[Peer], end: Callable[[str], object], every: float = 1.0
+        self,
+        store: dist.Store,
+        rank: int,
+        peers: list[Peer],
+        end: Callable[[str], object],
+        every: float = 1.0,
+        preparing: bool = False,
     ) -> None:
+        self._limit = _LONG_SILENCE if preparing else _SILENCE
+        self._delay = _SILENCE if preparing else 0  # beats after which a process counts as gone
         self._store, self._rank, self._peers, self._end, self._every = store, rank, peers, end, every
         self._seen = {peer.rank: peer.visible for peer in peers}
         self._heard = {peer.rank: (b"", 0) for peer in peers}  # newest beat, and for how many beats of ours
@@ -108,8 +119,8 @@ class Heartbeat:
             except RuntimeError:  # what the store raises when it cannot be reached: it is the main process's
                 silent += 1 + (time.monotonic() - began) / self._every
                 main = self._peers[0]
-                gone = self._seen[main.rank] and not main.visible
-                lost = f"{main} is gone" if gone else _unheard(main, silent, self._every)
+                gone = self._seen[main.rank] and not main.visible and silent >= self._delay
+                lost = f"{main} is gone" if gone else self._unheard(main, silent)
             self._rounds += 1
             if lost and not self._closing.is_set():
                 self._end(lost)
@@ -121,7 +132,7 @@ class Heartbeat:
         while not self._closing.wait(self._every):
             times = times + 1 if before == self._rounds else 0
             before = self._rounds
-            if lost := _unheard(self._peers[0], times, self._every):
+            if lost := self._unheard(self._peers[0], times):
                 self._end(lost)
                 return
 
@@ -133,17 +144,20 @@ class Heartbeat:
         if self._store.check([f"left/{peer.rank}"]):  # it has told why, and the others may be about to end as well
             return f"{peer} ended: {self._store.get(f'left/{peer.rank}').decode()}" if times >= _SILENCE else None
         if self._seen[peer.rank] and not peer.visible:
-            return f"{peer} is gone"
-        return _unheard(peer, times, self._every)
+            return f"{peer} is gone" if times >= self._delay else None
+        return self._unheard(peer, times)
 
-
-def _unheard(peer: Peer, beats: float, every: float) -> str | None:
-    return f"{peer} has not been heard of for {beats * every:.0f} s" if beats >= _SILENCE else None
+    def _unheard(self, peer: Peer, beats: float) -> str | None:
+        return f"{peer} has not been heard of for {beats * self._every:.0f} s" if beats >= self._limit else None
 
 
 @contextmanager
-def heartbeat() -> Iterator[None]:
-    """Meanwhile a process that is lost ends them all. They leave together; one alone has nothing to do here."""
+def heartbeat(preparing: bool = False) -> Iterator[None]:
+    """Meanwhile a process that is lost ends them all. They leave together; one alone has nothing to do here.
+
+    Args:
+        preparing: as `Heartbeat` has it.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         yield
         return
@@ -155,7 +169,8 @@ def heartbeat() -> Iterator[None]:
     if store is None:
         store = dist.TCPStore(host, port, is_master=False, timeout=_PATIENCE)
     everyone = [Peer(*told) for told in gather_objects((rank, os.getpid(), socket.gethostname()))]
-    beating = Heartbeat(store, rank, [peer for peer in everyone if peer.rank != rank], lambda lost: _end(rank, lost))
+    others = [peer for peer in everyone if peer.rank != rank]
+    beating = Heartbeat(store, rank, others, lambda lost: _end(rank, lost), preparing=preparing)
     gather_objects(None)
     beating.start()
     try:

@@ -66,34 +66,37 @@ def _mesh(sharding: Literal["fsdp", "hybrid"], device: torch.device) -> DeviceMe
     return init_device_mesh(device.type, (processes // local, local), mesh_dim_names=("copy", "shard"))
 
 
-@contextmanager
-def whole_weights(model: nn.Module) -> Iterator[None]:
-    """Meanwhile every process has all weights, for work that processes do unevenly; all of them have to come here.
+def bare(model: nn.Module) -> Transformer:
+    """The model itself, without what a launch wraps around it."""
+    inner = getattr(model, "module", model)
+    assert isinstance(inner, Transformer)
+    return inner
 
-    A copy of the weights, in the types in which they travel, takes its room on each device. Nothing happens where the
-    model is not sharded.
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[Transformer]:
+    """A model with all weights on every process, for forward passes of which processes make unequal numbers.
+
+    All of them have to come here. The model is one apart, not compiled: passes through the sharded one are noted by
+    torch, which guesses from them what backward fetches next, so that processes which made others would wait for each
+    other for ever. A copy of the weights, in the types in which they travel, takes its room on each device. One that
+    is not sharded is given as it is.
     """
     if not isinstance(model, FSDPModule):
-        yield
+        yield bare(model)
         return
+    sharded = bare(model)
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    model.set_reshard_after_forward(False)
     for part in parts:
         part.unshard()
     try:
-        yield
+        state = {**dict(sharded.named_parameters(remove_duplicate=False)), **dict(sharded.named_buffers())}
+        yield Transformer.from_state(sharded.settings, sharded.lm_head.out_features, sharded.dtype, state)
     finally:
         for part in parts:
             part.reshard()
-        model.set_reshard_after_forward(True)
-        model.set_reshard_after_forward(False, recurse=False)  # backward needs the root's weights at once
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor that may be sharded; then all processes have to ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights and buffers as `torch.nn.Module.state_dict` names them, within `whole_weights`."""
-    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}

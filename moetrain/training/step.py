@@ -15,7 +15,7 @@ from torch import nn
 
 from moetrain.config import Settings
 from moetrain.data.stream import Batch, Stream
-from moetrain.model.transformer import Output, Transformer
+from moetrain.model.transformer import Output
 from moetrain.training.balancing import Balancing
 from moetrain.training.parallel import sum_over_processes
 from moetrain.training.sharding import whole
@@ -131,10 +131,3 @@ def update(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return torch.where(made, norm, 0.0), made
-
-
-def bare(model: nn.Module) -> Transformer:
-    """The model itself, without what a launch wraps around it."""
-    inner = getattr(model, "module", model)
-    assert isinstance(inner, Transformer)
-    return inner

@@ -5,9 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -18,14 +21,16 @@ _context.set_forkserver_preload(["tests.fault.launch"])
 
 
 class Launched:
-    """A run's process. What it says is in ``log``."""
+    """A run's process. What it says is in ``log``; ``place`` is what a launcher would tell it in its environment."""
 
-    def __init__(self, overrides: list[str], log: Path, fault: str = "") -> None:
+    def __init__(
+        self, overrides: list[str], log: Path, fault: str = "", place: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.log = log
-        self._process = _context.Process(target=_run, args=(overrides, log, fault))
+        self._process = _context.Process(target=_run, args=(overrides, log, fault, dict(place)))
         self._process.start()
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 240) -> int:
         """Its exit status, negative for the signal that ended it."""
         self._process.join(seconds)
         if self._process.exitcode is None:
@@ -33,10 +38,14 @@ class Launched:
             raise TimeoutError(f"the run did not end:\n{self.log.read_text()}")
         return self._process.exitcode
 
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
     def signal(self, number: int) -> None:
         """Send it a signal, once it runs."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def kill_after(self, seconds: float) -> int:
         """Kill it after a time, or let it end before; its exit status."""
@@ -58,12 +67,24 @@ def run(overrides: list[str], log: Path, fault: str = "") -> int:
     return Launched(overrides, log, fault).wait()
 
 
-def _run(overrides: list[str], log: Path, fault: str) -> None:
+def launch(processes: int, overrides: list[str], log: Path, fault: str = "") -> list[Launched]:
+    """A run of several processes on this machine, without a launcher that would look after them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    everyone = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    everyone |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    return [Launched(overrides, log, fault, {**everyone, **rank}) for rank in ranks]
+
+
+def _run(overrides: list[str], log: Path, fault: str, place: dict[str, str]) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
+    os.environ |= place
     if fault:
         os.environ["MOETRAIN_FAULT"] = fault
     config = log.with_suffix(".yaml")

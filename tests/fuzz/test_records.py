@@ -155,6 +155,7 @@ def test_pieces_of_other_columns(reading, tmp_path_factory, data, which):
 def test_a_runs_settings(make_settings, data):
     """A run whose config.yaml cannot be read is left alone, and a new one begun."""
     settings = make_settings("train.resume=auto")
+    shutil.rmtree(settings.run.output_dir, ignore_errors=True)  # of an input that was given up halfway
     opened = open_run_folder(settings)
     opened.release()
     content = (opened.path / "config.yaml").read_bytes()

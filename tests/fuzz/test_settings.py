@@ -69,6 +69,9 @@ def test_damaged_files(file, content):
 
 @given(altered(BASE) | TREES)
 @fuzz
+@example({"\n": None})
+@example({"data": {"domains": {"a\nb": {"builtin": "math", "sizes": 3}, "c": {"x": "\n"}}}})
+@example({"run": {"name": "a\nb"}})
 def test_trees_with_other_things_in_them(file, tree):
     file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8", errors="surrogatepass")
     loads_or_says(file)

@@ -6,9 +6,12 @@ import torch
 
 from moetrain.train import main, train
 from moetrain.training.checkpoint import list_checkpoints
+from moetrain.training.guards import Guards
+from moetrain.training.signals import STOPPED_BY_SIGNAL
 from moetrain.training.step import update
 from tests.conftest import small_run
 from tests.run.reading import events, scalars
+from tests.run.test_resume import stop_after
 from tools import replay_step
 
 
@@ -85,3 +88,20 @@ def test_spikes_and_dead_experts_are_events_with_their_samples(make_settings, tm
 
 
 _KINDS = ("loss_spike", "dead_experts")
+
+
+def test_what_a_device_tells_a_step_late_is_told_before_a_checkpoint_and_once(make_settings, tmp_path, monkeypatch):
+    alarmed = ("guard.dead_steps=1", "guard.samples=1", "train.batch_rows=2", "train.max_steps=6")
+    alarmed += ("model.num_experts=32", "model.num_experts_per_tok=1", "train.checkpoint_every=2")
+    settings = make_settings(*alarmed)
+    assert train(settings) == 0
+    hear = Guards._hear
+    monkeypatch.setattr(Guards, "_hear", lambda self, waiting: hear(self, 1))  # as on CUDA: of a step during the next
+    monkeypatch.setattr(Guards, "settle", lambda self: hear(self, 0))
+    stop_after(monkeypatch, 4)
+    assert train(settings) == STOPPED_BY_SIGNAL
+    stop_after(monkeypatch, 10**9)
+    assert train(settings) == 0
+    at_once, late = (guard_events(tmp_path / "runs" / name) for name in ("run", "run-2"))
+    assert {4, 6} <= {event["step"] for event in at_once}  # a checkpoint's step, and the last
+    assert late == at_once

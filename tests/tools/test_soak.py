@@ -8,7 +8,7 @@ from tools import soak
 
 def samples(memory, threads=12, files=30):
     """Twenty minutes with a reading every 5 s."""
-    return [soak.Sample(5.0 * n, int(value), threads, files) for n, value in enumerate(memory)]
+    return [soak.Sample(5.0 * n, 4.0 * n, int(value), threads, files) for n, value in enumerate(memory)]
 
 
 def test_a_leak_has_a_slope_and_noise_and_a_filling_cache_have_none():
@@ -25,7 +25,7 @@ def test_a_leak_has_a_slope_and_noise_and_a_filling_cache_have_none():
 
 
 def test_threads_that_pile_up_are_seen():
-    piling = [soak.Sample(5.0 * n, 10**9, 12 + n // 20, 30) for n in range(240)]
+    piling = [soak.Sample(5.0 * n, 4.0 * n, 10**9, 12 + n // 20, 30) for n in range(240)]
     assert soak.trend(piling, "threads").grows
 
 
@@ -37,4 +37,6 @@ def test_the_command_trains_reads_off_and_stops_the_run(tmp_path, capsys):
     result = json.loads((tmp_path / "soak.json").read_text())
     assert result["trends"].keys() == {"memory", "threads", "files"}
     assert all(sample["memory"] > 50 * 2**20 and sample["files"] > 3 for sample in result["samples"])
+    assert result["steps"] > 0
+    assert result["processor_seconds"] > 1
     assert "slope an hour" in capsys.readouterr().out

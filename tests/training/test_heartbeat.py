@@ -54,6 +54,23 @@ def test_a_process_on_this_machine_that_is_gone_is_named_at_once(store, other):
     mine.close()
 
 
+def test_while_data_is_prepared_a_process_may_be_silent_and_one_that_is_gone_is_named_later(store, other):
+    lost = []
+    peer = Peer(1, other.pid, socket.gethostname())
+    store.set("beat/1", "1")
+    mine = Heartbeat(store, 0, [peer], lost.append, EVERY, preparing=True)
+    mine.start()
+    time.sleep(60 * EVERY)  # three times what it may miss in training
+    assert lost == []
+    store.set("beat/1", "2")
+    time.sleep(5 * EVERY)
+    other.kill()
+    time.sleep(5 * EVERY)
+    assert lost == []
+    assert wait_for(lost) == [f"process 1 (pid {other.pid} on {socket.gethostname()}) is gone"]
+    mine.close()
+
+
 def test_a_process_elsewhere_that_falls_silent_is_named(store):
     lost = []
     mine = listening(store, Peer(3, os.getpid(), "elsewhere"), lost)

@@ -28,7 +28,7 @@ from moetrain.config import Settings
 from moetrain.data.stream import Batch
 from moetrain.train import train_step
 from moetrain.training.parallel import compute_dtype
-from moetrain.training.step import bare
+from moetrain.training.sharding import bare
 
 OURS, OUR_DENSE = "moetrain", "moetrain dense"
 _TRIED = 2  # steps of each of transformers' variants, the first to warm up, before the fastest are chosen

@@ -32,7 +32,8 @@ from moetrain.run.watch import record, router_rows
 from moetrain.train import train_step
 from moetrain.training.parallel import compute_dtype
 from moetrain.training.schedule import learning_rate
-from moetrain.training.step import bare, forward_backward, update
+from moetrain.training.sharding import bare
+from moetrain.training.step import forward_backward, update
 from moetrain.training.throughput import peak_memory
 
 PARTS = ("data", "forward", "backward", "optimizer", "monitor")

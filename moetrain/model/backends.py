@@ -98,7 +98,7 @@ def call_uncompiled() -> None:
     """
     for module, names in (
         (attention, ("_batched", "_sdpa_by_document", "reference_attention")),
-        (experts, ("_loop", "_grouped_apart", "megablocks_experts")),
+        (experts, ("_loop", "_grouped_apart", "tiled_experts", "megablocks_experts")),
     ):
         for name in names:
             setattr(module, name, torch.compiler.disable(getattr(module, name)))

@@ -71,13 +71,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if wanted and ctx.needs_input_grad[1]:
             grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device)
         chunk = _chunk(weight_VD)
+        # One buffer for the logits of all chunks: fresh memory comes from the system page by page.
+        held_CV = hidden_ND.new_empty(min(chunk, len(hidden_ND)), len(weight_VD))
         for start in range(0, len(hidden_ND), chunk):
             here = slice(start, start + chunk)
-            logits_CV = hidden_ND[here] @ weight_VD.T
+            logits_CV = torch.mm(hidden_ND[here], weight_VD.T, out=held_CV[: len(hidden_ND) - start])
             losses.append(_losses(logits_CV, target_N[here], wanted))
             if grad_hidden is None:
                 continue
-            grad_hidden[here] = logits_CV @ weight_VD
+            torch.mm(logits_CV, weight_VD, out=grad_hidden[here])
             if grad_weight is not None:
                 grad_weight += logits_CV.T @ hidden_ND[here]
         loss_N = torch.cat(losses)

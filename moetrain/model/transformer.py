@@ -151,7 +151,7 @@ class MoE(nn.Module):
     ) -> tuple[torch.Tensor, LayerRouting]:
         decision, routing = self.gate(x_ND, masks)
         x_ND = x_ND.to(dtype)
-        gate_up, down = self.experts.gate_up_proj.to(dtype), self.experts.down_proj.to(dtype)
+        gate_up, down = self.experts.gate_up_proj, self.experts.down_proj
         out_ND = experts(x_ND, decision.index_NK, decision.weight_NK, gate_up, down, backend)
         if self.shared_expert is not None:
             out_ND = out_ND + self.shared_expert(x_ND)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from moetrain.model import experts as module
+from moetrain.model import tiled
 from moetrain.model.experts import experts
 
 
@@ -39,10 +40,33 @@ def test_grouped_mm_equals_the_loop_forward_and_backward(index):
 
 
 @pytest.mark.parametrize("index", CASES.values(), ids=CASES)
-def test_rows_as_they_are_arranged_on_cuda_give_the_same(index, monkeypatch):
-    monkeypatch.setattr(module, "_arrange", module._arrange_exactly)
+def test_grouped_mm_as_on_cuda_equals_the_loop(index, monkeypatch):
+    monkeypatch.setattr(module, "tiled_experts", module._grouped)
     for mine, reference in zip(run("grouped_mm", torch.float32, index), run("loop", torch.float32, index), strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 64, 10**6])
+@pytest.mark.parametrize("index", CASES.values(), ids=CASES)
+def test_tiles_of_any_size_give_the_same(index, rows, monkeypatch):
+    monkeypatch.setattr(tiled, "_ROWS", rows)
+    for mine, reference in zip(run("grouped_mm", torch.float32, index), run("loop", torch.float32, index), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_may_be_wider_than_what_is_multiplied():
+    torch.manual_seed(0)
+    x, index, weight = torch.randn(40, 32).bfloat16(), choices(40, 2), torch.rand(40, 2)
+    gate_up, down = torch.randn(6, 32, 32) / 6, torch.randn(6, 32, 16) / 4
+    for backend in ("grouped_mm", "loop"):
+        wide = [part.clone().requires_grad_() for part in (gate_up, down)]
+        cast = [part.bfloat16().requires_grad_() for part in (gate_up, down)]
+        outputs = [experts(x, index, weight, *parts, backend) for parts in (wide, cast)]
+        torch.testing.assert_close(*outputs, rtol=0, atol=0)
+        for output in outputs:
+            output.sum().backward()
+        for one, other in zip(wide, cast, strict=True):
+            torch.testing.assert_close(one.grad, other.grad.float(), rtol=0, atol=0)
 
 
 def test_bf16_is_close_to_fp32():

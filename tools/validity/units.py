@@ -73,7 +73,12 @@ def make_units(readings: pd.DataFrame, runs: Sequence[Planned]) -> pd.DataFrame:
         if "heldout_accuracy" not in frame:
             continue
         truth, times = _truth(frame)
-        row: dict[str, object] = {"run": run, "domain": domain, "part": planned[run].part, "variant": planned[run].variant}
+        row: dict[str, object] = {
+            "run": run,
+            "domain": domain,
+            "part": planned[run].part,
+            "variant": planned[run].variant,
+        }
         rows.append(row | {"kind": KINDS[domain]} | truth | times | _values(frame, times["memorized"]))
     return pd.DataFrame(rows)
 

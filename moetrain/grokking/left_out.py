@@ -6,6 +6,8 @@ at the token it follows, by kernel ridge regression on the other samples, which 
 what is answered alike, so that others tell the answer; what is only memorized is routed one by one, and they do not.
 It takes the routing and the answers of trained samples, and no held-out text.
 
+The last third of the layers is left out: there a token is routed by the answer it is about to give, memorized or not.
+
 Suffixes: A answer tokens, of all samples; L layers, E experts; P samples with a token at one place; V tokens found.
 """
 
@@ -24,7 +26,8 @@ def left_out(routing: Arrayish, sample: Arrayish, place: Arrayish, token: Arrayi
     """The share of samples whose whole answer comes out of the other samples' routing, with Wilson's 95% interval.
 
     Args:
-        routing: [A, L, E] router probabilities at the token that each answer token is predicted from.
+        routing: [A, L, E] router probabilities at the token that each answer token is predicted from; of L layers the
+            first L - L // 3 count.
         sample: [A] which sample an answer token belongs to, any integers.
         place: [A] its place in the answer, from 0; each sample has one token at a place.
         token: [A] its id.
@@ -36,6 +39,8 @@ def left_out(routing: Arrayish, sample: Arrayish, place: Arrayish, token: Arrayi
     """
     routing_ALE = finite(routing, "routing", "answer tokens, layers, experts")
     sample_A, place_A, token_A = (_labels(x, len(routing_ALE)) for x in (sample, place, token))
+    layers = routing_ALE.shape[1]
+    routing_ALE = routing_ALE[:, : layers - layers // 3]
     right_A = np.zeros(len(routing_ALE), bool)
     judged_A = np.zeros(len(routing_ALE), bool)
     for number in np.unique(place_A):

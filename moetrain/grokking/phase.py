@@ -59,8 +59,8 @@ class PhaseThresholds:
     learned: float = 0.8  # share of its highest reading that the loss must have fallen by before routing is judged
     window: int = 3  # readings of left-out accuracy that are averaged
     answers: int = 96  # samples with a marked answer below which left-out accuracy is not judged
-    generalizing: float = 0.42  # left-out accuracy from which on a domain is generalizing
-    memorizing: float = 0.38  # and up to which it is memorizing
+    generalizing: float = 0.13  # left-out accuracy from which on a domain is generalizing
+    memorizing: float = 0.11  # and up to which it is memorizing
     still: float = 0.05  # rise of left-out accuracy over a window up to which it has settled
 
     def __post_init__(self) -> None:

@@ -95,8 +95,8 @@ class PhaseSettings(Section):
     )
     window: int = Field(3, ge=1, description="Readings of left-out accuracy that are averaged.")
     answers: int = Field(96, ge=1, description="Samples with a marked answer below which it is not judged.")
-    generalizing: float = Field(0.42, ge=0, le=1, description="Left-out accuracy that speaks for generalizing.")
-    memorizing: float = Field(0.38, ge=0, le=1, description="Left-out accuracy up to which it speaks for memorizing.")
+    generalizing: float = Field(0.13, ge=0, le=1, description="Left-out accuracy that speaks for generalizing.")
+    memorizing: float = Field(0.11, ge=0, le=1, description="Left-out accuracy up to which it speaks for memorizing.")
     still: float = Field(0.05, gt=0, lt=1, description="Rise over a window up to which a domain has settled.")
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ def fitted_without(routing, token, ridge):
 
     Minimises sum (y - b - k a)^2 + penalty a K a, its constant unpenalised, by its normal equations.
     """
-    flat = routing.reshape(len(routing), -1)
+    flat = routing[:, : L - 1].reshape(len(routing), -1)  # a third of three layers is one
     squares = np.array([[sum((x - y) ** 2) for y in flat] for x in flat])
     kernel = np.exp(-squares / np.median([squares[i, j] for i in range(len(flat)) for j in range(i)]))
     centring = np.eye(len(flat)) - 1 / len(flat)
@@ -60,6 +60,17 @@ def test_samples_routed_alike_by_their_answer_tell_each_other_and_others_do_not(
     everywhere_alike = np.full((S, L, E), 1 / E)
     most = np.bincount(token).max() / S
     assert left_out(everywhere_alike, np.arange(S), np.zeros(S), token).mean <= most
+
+
+def test_the_last_third_of_the_layers_says_nothing():
+    token = np.random.default_rng(9).integers(0, 5, S)
+    late = np.random.default_rng(10).random((S, 6, E))
+    late /= late.sum(-1, keepdims=True)
+    early = left_out(late, np.arange(S), np.zeros(S), token)
+    late[:, 4:] = routed(token, 0.1)[:, :2]
+    assert left_out(late, np.arange(S), np.zeros(S), token) == early
+    late[:, 3] = routed(token, 0.1)[:, 0]
+    assert left_out(late, np.arange(S), np.zeros(S), token).mean > early.mean
 
 
 def test_every_token_of_an_answer_has_to_come_out():

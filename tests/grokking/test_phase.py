@@ -14,7 +14,7 @@ from moetrain.grokking import Phase
 
 UNDECIDED, LEARNING, MEMORIZING, GENERALIZING, SETTLED = Phase
 RULE = g.PhaseThresholds()
-LOW, HIGH = RULE.memorizing - 0.1, RULE.generalizing + 0.1
+LOW, HIGH = RULE.memorizing - 0.06, RULE.generalizing + 0.1
 
 
 def banded(value, width=0.05):

@@ -1,0 +1,128 @@
+"""The validity study's plan, truths, separation and error rates, on readings made up so that the answers are known."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import mannwhitneyu
+
+from moetrain.config import load_settings
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # as python tools/validate_monitor.py has it
+
+import validate_monitor as validate
+from validity import plan, readings, separation, units, verdicts
+
+STEPS = np.arange(0, 1700, 80)
+
+
+def made_up(runs, noise=0.0, seed=0):
+    """Readings of runs with a domain that generalizes and one that does not, as the study measures them."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    rise = np.clip((STEPS - 400) / 800, 0, 1)
+    for run in runs:
+        for domain, heldout, left_out in (("modular", rise, 0.4 * rise), ("random", 0.02 + 0 * rise, 0.03 + 0 * rise)):
+            values = {
+                "trained_accuracy": np.clip(STEPS / 500, 0, 1),
+                "heldout_accuracy": heldout,
+                "kernel/left_out": np.clip(left_out + noise * rng.normal(size=len(STEPS)), 0, 1),
+                "loss/panel_seen": 4 * np.exp(-STEPS / 150) + 0.1,
+                "pathway/d_path_norm": 0.7 + 0.01 * rng.normal(size=len(STEPS)),
+                "length": np.full(len(STEPS), 10.0),
+            }
+            for metric, curve in values.items():
+                rows += [(run, domain, int(step), metric, v, v, v, 128) for step, v in zip(STEPS, curve, strict=True)]
+        for metric in ("entropy", "load_cv"):
+            rows += [(run, "", int(step), metric, rng.random(), np.nan, np.nan, 1) for step in STEPS]
+    return pd.DataFrame(rows, columns=["run", "domain", "step", "metric", "value", "low", "high", "n"])
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return plan.read_plan()
+
+
+@pytest.fixture(scope="module")
+def judged(runs):
+    table = made_up([run.name for run in runs], noise=0.01)
+    found = units.make_units(table, runs)
+    return table, found, verdicts.judge(table, found)
+
+
+def test_the_plan_holds_runs_to_fit_and_others_to_test(runs):
+    parts = {part: [run for run in runs if run.part == part] for part in ("fit", "test")}
+    assert len(parts["fit"]) >= 12
+    assert len(parts["test"]) >= 21
+    assert len({run.seed for run in runs}) == len(runs)
+    assert {run.variant for run in parts["test"]} - {run.variant for run in parts["fit"]}
+
+
+def test_every_planned_run_has_settings_that_hold(runs, tmp_path):
+    for run in runs:
+        settings = load_settings(plan.STUDY / "base.yaml", [*run.overrides, f"run.output_dir={tmp_path}"])
+        assert settings.run.seed == run.seed
+        assert settings.panel.samples >= settings.phase.answers
+
+
+def test_a_run_is_called_what_it_is_by_its_held_out_accuracy(judged):
+    _, found, _ = judged
+    assert set(found.loc[found["domain"] == "modular", "truth"]) == {"generalizes"}
+    assert set(found.loc[found["domain"] == "random", "truth"]) == {"memorized"}
+    one = found[found["domain"] == "modular"].iloc[0]
+    assert one["memorized"] == 560  # the first reading whose mean with the one before reaches 0.9
+    assert one["half_rise"] == 800
+    assert one["kernel/left_out"] == pytest.approx(0.4, abs=0.02)
+
+
+def test_auc_is_mann_whitneys(judged):
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 6, 30), rng.integers(1, 8, 20)
+    assert separation.auc(a, b) == pytest.approx(mannwhitneyu(a, b).statistic / (30 * 20))
+    assert np.isnan(separation.auc(a, b[:0]))
+
+
+def test_a_measure_that_tells_and_one_that_does_not(judged, monkeypatch):
+    monkeypatch.setattr(separation, "RESAMPLES", 50)
+    _, found, _ = judged
+    table = separation.table(found).set_index("measure")
+    assert table.loc["left-out accuracy", "at the end auc"] == 1
+    assert table.loc["left-out accuracy", "at the end sign"] == "+"
+    distance = table.loc["D_path, normalised"]
+    assert distance["at the end low"] <= 0.5 <= distance["at the end high"]
+    assert 0 < distance["at the end low"] < distance["at the end auc"] < distance["at the end high"] < 1
+
+
+def test_verdicts_and_their_rates(judged):
+    _, _, rows = judged
+    test = rows[rows["part"] == "test"]
+    rates = verdicts.rates(test).set_index("rate")
+    assert rates.loc["of those, rightly", "share"] == 1
+    assert rates.loc["memorized units called generalizing at the end", "units"] == 0
+    assert rates.loc["memorized units called generalizing at the end", "high"] > 0  # none found is not none at all
+    early = test[test["truth"] == "generalizes"]
+    assert (early["since"] > early["half_rise"] - 500).all()
+    by_variant = verdicts.by_variant(test)
+    assert (by_variant["right"] == by_variant["units"]).all()
+
+
+def test_tables_are_kept_and_read_back(judged, tmp_path):
+    table, _, _ = judged
+    empty = pd.DataFrame({"run": ["a"], "domain": ["b"]})
+    readings.save({"readings": table} | dict.fromkeys(readings.TABLES[1:], empty), tmp_path)
+    again = readings.load(tmp_path)
+    np.testing.assert_allclose(again["readings"]["value"], table["value"], rtol=1e-6)
+    (tmp_path / "layers.parquet").unlink()
+    with pytest.raises(plan.StudyError, match=r"layers\.parquet: missing"):
+        readings.load(tmp_path)
+
+
+def test_what_is_asked_wrongly_is_said_in_one_line(capsys, tmp_path):
+    assert validate.main(["tables", "--results", str(tmp_path)]) == 2
+    assert "readings.parquet: missing" in capsys.readouterr().err
+    assert validate.main(["measure", "--output", str(tmp_path)]) == 2
+    assert "no finished run" in capsys.readouterr().err
+    assert validate.main(["run", "--only", "99_base"]) == 2
+    assert "99_base" in capsys.readouterr().err

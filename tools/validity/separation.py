@@ -25,9 +25,10 @@ def over_runs(
     units: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], seed: int = 0
 ) -> tuple[float, float, float]:
     """A statistic of units and its 95% interval: whole runs are drawn again, as a run's units are not independent."""
-    runs = [own for _, own in units.groupby("run")]
+    runs = list(units.groupby("run").indices.values())
     rng = np.random.default_rng(seed)
-    drawn = (statistic(pd.concat([runs[k] for k in rng.integers(len(runs), size=len(runs))])) for _ in range(RESAMPLES))
+    choices = (rng.integers(len(runs), size=len(runs)) for _ in range(RESAMPLES))
+    drawn = (statistic(units.iloc[np.concatenate([runs[k] for k in chosen])]) for chosen in choices)
     low, high = np.nanpercentile(list(drawn), [2.5, 97.5])
     return statistic(units), float(low), float(high)
 
@@ -55,7 +56,7 @@ def _columns(metric: str) -> dict[str, str]:
 
 
 def _judge(units: pd.DataFrame, column: str, resample: bool) -> dict[str, object]:
-    known = units[units[column].notna()]
+    known = units.loc[units[column].notna(), ["run", "part", "truth", column]]
     fit, test = (known[known["part"] == part] for part in ("fit", "test"))
     sign = 1 if not _auc(fit, column) < 0.5 else -1
     counts = [int((test["truth"] == truth).sum()) for truth in (GENERALIZES, MEMORIZED)]

@@ -47,7 +47,7 @@ def made(make_settings):
 def ruled(make_settings):
     """As `made`, with a domain whose documents mark their answers behind the tokens that are compared."""
     facts = ("builtin=modular", "repeats=20", "panel_tokens=4", "facts.modulus=97")
-    settings = make_settings(*(f"data.domains.rule.{fact}" for fact in facts), "panel.samples=24")
+    settings = make_settings(*(f"data.domains.rule.{fact}" for fact in facts), "panel.samples=24", "data.seq_len=60")
     corpus = prepare_corpus(settings)
     stream = training_stream(corpus, settings)
     torch.manual_seed(0)

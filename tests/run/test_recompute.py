@@ -37,7 +37,9 @@ def run(corpus_folder, tmp_path_factory):
         "panel.linear_kernel=true",
         "data.domains.rule.builtin=modular",
         "data.domains.rule.repeats=20",
+        "data.domains.rule.facts.modulus=97",
         "data.domains.rule.panel_tokens=4",
+        "data.seq_len=60",  # five facts fill a row, so that the first step meets many
     ]
     assert train(load_settings(None, [*base, *extra])) == 0
     return out / "runs" / "run"

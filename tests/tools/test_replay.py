@@ -31,7 +31,9 @@ LIVE = (
     "panel.linear_kernel=true",
     "data.domains.rule.builtin=modular",
     "data.domains.rule.repeats=20",
+    "data.domains.rule.facts.modulus=97",
     "data.domains.rule.panel_tokens=4",
+    "data.seq_len=60",  # five facts fill a row, so that the first step meets many
     "train.micro_batch_rows=4",
     "model.balancing=bias",
 )

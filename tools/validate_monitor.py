@@ -61,7 +61,7 @@ def report(
 ) -> dict[str, pd.DataFrame]:
     """Every table of the study by its title; with ``results`` also the figure, there."""
     units = make_units(tables["readings"], runs)
-    by_measure = separation.table(units)
+    by_aspect = separation.tables(units)
     judged = verdicts.judge(tables["readings"], units)
     test = judged[judged["part"] == "test"]
     if results is not None:
@@ -69,10 +69,10 @@ def report(
         from validity.figures import draw
 
         rule = PhaseThresholds()
-        draw(units, by_measure, (rule.memorizing, rule.generalizing), results / "separation.png")
+        draw(units, by_aspect["at the end"], (rule.memorizing, rule.generalizing), results / "separation.png")
     return {
         "units by truth": units.groupby(["part", "domain", "truth"]).size().unstack(fill_value=0).reset_index(),
-        "separation": by_measure,
+        **{f"AUC {aspect}": frame for aspect, frame in by_aspect.items()},
         "verdicts on the fit runs": verdicts.confusion(judged[judged["part"] == "fit"]),
         "verdicts on the test runs": verdicts.confusion(test),
         "error rates on the test runs": verdicts.rates(test),

@@ -294,7 +294,10 @@ def _read_matrices(path: Path) -> tuple[pa.Table, int, int]:
     table = read_piece(path)
     metadata = table.schema.metadata or {}
     try:
-        return table, int(metadata[b"layers"]), int(metadata[b"experts"])
+        layers, experts = int(metadata[b"layers"]), int(metadata[b"experts"])
+        if min(layers, experts) < 1:
+            raise ValueError(f"{layers} layers of {experts} experts")
+        return table, layers, experts
     except (KeyError, ValueError) as error:
         raise _damaged(path, error) from None
 

@@ -44,7 +44,7 @@ def test_every_chart_of_the_monitors_page_shows_tags_of_a_run(tmp_path):
     (category,) = layout.category
     assert category.title == "Grokking monitor"
     patterns = [pattern for chart in category.chart for pattern in chart.multiline.tag]
-    assert len(category.chart) == 16
+    assert len(category.chart) == 17
     for pattern in patterns:
         tag = pattern.removeprefix("^").removesuffix("$").replace("\\", "")
         assert re.search(pattern, tag)

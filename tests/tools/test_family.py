@@ -26,9 +26,11 @@ BAD = {
     "replay": ["PLACE", "--output", "OUT"],
     "replay_step": ["PLACE"],
     "report": ["PLACE"],
+    "restart": ["--times", "many"],
     "soak": ["--minutes", "many"],
     "theory_toy": ["--models", "1"],
     "train_tokenizer": ["PLACE.yaml"],
+    "validate_monitor": ["tables", "--results", "PLACE"],
 }
 
 

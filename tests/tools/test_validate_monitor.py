@@ -87,12 +87,12 @@ def test_auc_is_mann_whitneys(judged):
 def test_a_measure_that_tells_and_one_that_does_not(judged, monkeypatch):
     monkeypatch.setattr(separation, "RESAMPLES", 50)
     _, found, _ = judged
-    table = separation.table(found).set_index("measure")
-    assert table.loc["left-out accuracy", "at the end auc"] == 1
-    assert table.loc["left-out accuracy", "at the end sign"] == "+"
+    table = separation.tables(found)["at the end"].set_index("measure")
+    assert table.loc["left-out accuracy", "auc"] == 1
+    assert table.loc["left-out accuracy", "sign"] == "+"
     distance = table.loc["D_path, normalised"]
-    assert distance["at the end low"] <= 0.5 <= distance["at the end high"]
-    assert 0 < distance["at the end low"] < distance["at the end auc"] < distance["at the end high"] < 1
+    assert distance["low"] <= 0.5 <= distance["high"]
+    assert 0 < distance["low"] < distance["auc"] < distance["high"] < 1
 
 
 def test_verdicts_and_their_rates(judged):

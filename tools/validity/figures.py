@@ -23,7 +23,7 @@ def draw(units: pd.DataFrame, separation: pd.DataFrame, thresholds: tuple[float,
     for axis, metric in zip(axes, _SCATTERED, strict=False):
         _scatter(axis, units, metric)
     axes[0].axhspan(*thresholds, color="0.85", zorder=0)
-    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
     _ranking(axes[3], separation)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -42,13 +42,13 @@ def _scatter(axis: Axes, units: pd.DataFrame, metric: str) -> None:
 
 def _ranking(axis: Axes, separation: pd.DataFrame) -> None:
     """AUC at the end of the run on the test runs, with intervals; ours and the paper's dark, baselines light."""
-    rows = separation[separation["at the end auc"].notna()].iloc[::-1]
+    rows = separation[separation["auc"].notna()].iloc[::-1]
     places = np.arange(len(rows))
     baseline = rows["measure"].isin(BASELINES.values())
     for place, (_, row), light in zip(places, rows.iterrows(), baseline, strict=True):
         color = "0.6" if light else "#2166ac"
-        axis.plot([row["at the end low"], row["at the end high"]], [place, place], color=color, lw=1.6)
-        axis.plot(row["at the end auc"], place, "o", color=color, ms=5)
+        axis.plot([row["low"], row["high"]], [place, place], color=color, lw=1.6)
+        axis.plot(row["auc"], place, "o", color=color, ms=5)
     axis.axvline(0.5, color="0.7", lw=0.8, ls=":")
     axis.set_yticks(places, rows["measure"], fontsize=8)
     axis.set_xlim(0, 1.02)

@@ -33,26 +33,30 @@ def over_runs(
     return statistic(units), float(low), float(high)
 
 
-def table(units: pd.DataFrame, resample: bool = True) -> pd.DataFrame:
-    """One row a measure: which way it points (chosen on the fit runs), and its AUC on the test runs with interval.
+ASPECTS = {
+    "at the end": "{}",
+    "at like training loss": "band {}",
+    "change since memorization": "change {}",
+    "without loss, entropy, load and length": "rest",
+}
+"""What of a measure is judged, and the column of units that holds it."""
 
-    ``at the end``; ``at like loss``, over the readings within the band of training loss; ``change``, since
-    memorization; ``rest``, at the end with what training loss, entropy, load and sample length predict taken out. n is
-    the number of generalizing and memorized units of the test runs.
+
+def tables(units: pd.DataFrame, resample: bool = True) -> dict[str, pd.DataFrame]:
+    """A table for each of `ASPECTS`, a row a measure.
+
+    It says which way the measure points (chosen on the fit runs), its AUC on those, its AUC on the test runs with
+    interval, and how many generalizing and memorized units of the test runs went in.
     """
     judged = units[units["truth"].isin([GENERALIZES, MEMORIZED])]
-    rows = []
-    for metric, title in (METRICS | BASELINES).items():
-        row: dict[str, object] = {"measure": title}
-        for label, column in _columns(metric).items():
-            of = judged if label != "rest" else without(judged, metric)
-            row |= {f"{label} {key}": value for key, value in _judge(of, column, resample).items()}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _columns(metric: str) -> dict[str, str]:
-    return {"at the end": metric, "at like loss": f"band {metric}", "change": f"change {metric}", "rest": "rest"}
+    found = {}
+    for aspect, column in ASPECTS.items():
+        rows = []
+        for metric, title in (METRICS | BASELINES).items():
+            of = without(judged, metric) if column == "rest" else judged
+            rows.append({"measure": title} | _judge(of, column.format(metric), resample))
+        found[aspect] = pd.DataFrame(rows)
+    return found
 
 
 def _judge(units: pd.DataFrame, column: str, resample: bool) -> dict[str, object]:
@@ -66,7 +70,8 @@ def _judge(units: pd.DataFrame, column: str, resample: bool) -> dict[str, object
 
     value, low, high = over_runs(test, statistic) if resample and all(counts) else (statistic(test), np.nan, np.nan)
     fitted = statistic(fit)
-    return {"sign": "+" if sign > 0 else "-", "fit": fitted, "auc": value, "low": low, "high": high, "n": counts}
+    head = {"sign": "+" if sign > 0 else "-", "fit": fitted, "auc": value, "low": low, "high": high}
+    return head | {"generalize": counts[0], "memorized": counts[1]}
 
 
 def _auc(units: pd.DataFrame, column: str, sign: int = 1) -> float:

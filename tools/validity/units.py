@@ -64,14 +64,18 @@ def curves(readings: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
 
 
 def make_units(readings: pd.DataFrame, runs: Sequence[Planned]) -> pd.DataFrame:
-    """One row a unit: run, domain, part, variant, kind, truth, the accuracies at the end, when it was memorized and
-    when held-out accuracy had made half its rise (steps), and each metric: at the end (its name), its change since
-    memorization (``change METRIC``), and its mean where training loss lay within `BAND` (``band METRIC``)."""
+    """One row a unit, which is a domain whose facts are asked for.
+
+    Columns: run, domain, kind, part, variant, truth; trained and heldout, the accuracies at the end; memorized and
+    half_rise, the steps at which it was memorized and at which held-out accuracy had made half its rise; and of each
+    metric its value at the end (by its name), its change since memorization (``change METRIC``), and its mean where
+    training loss lay within `BAND` (``band METRIC``).
+    """
     planned = {run.name: run for run in runs}
     rows = []
     for (run, domain), frame in curves(readings).items():
-        if "heldout_accuracy" not in frame:
-            continue
+        if not {"trained_accuracy", "heldout_accuracy"} <= {*frame.dropna(axis=1, how="all").columns}:
+            continue  # text that states no facts: nobody can say what is true of it
         truth, times = _truth(frame)
         row: dict[str, object] = {
             "run": run,

@@ -48,7 +48,7 @@ def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
                         continue
                     record = dict(zip(batch.schema.names, values, strict=True))
                     yield wanted.pick(record, place, number, position)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         where = f"{path}, row {number + 1}" if number else f"{path}"
         reason = str(error).partition("\n")[0]
         raise DataError(f"{where}: the file ends or breaks here ({reason}): fetch it again") from None
@@ -58,7 +58,7 @@ def check_columns(place: str, schema: pa.Schema, wanted: Wanted) -> None:
     """Raise DataError where a column is missing, or the one of the text is no text."""
     for column in wanted.columns:
         if column not in schema.names:
-            known = ", ".join(schema.names)
+            known = " ".join(", ".join(schema.names).split())  # a damaged name may hold a line break
             remedy = "set text_field" if column == wanted.text_field else "correct the filter"
             raise DataError(f"{place}: no column {column!r} (columns: {known}): {remedy}")
     kind = schema.field(wanted.text_field).type

@@ -172,9 +172,11 @@ def read_reading(run: Path, step: int) -> StoredReading:
     beside = run / FOLDER / f"router_{step:08d}.parquet"
     table, layers, experts = _read_matrices(place)
     router, _, _ = _read_matrices(beside)
-    answers = _read_answers(run / FOLDER / f"answers_{step:08d}.parquet", table, layers, experts)
     try:
+        answers = _read_answers(run / FOLDER / f"answers_{step:08d}.parquet", table, layers, experts)
         return _as_reading(step, table, router, answers, layers, experts)
+    except StoreError:
+        raise
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException) as error:
         raise StoreError(f"{place} and {beside.name}: not a reading ({error}): remove both, it is lost") from None
 

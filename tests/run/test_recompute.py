@@ -36,9 +36,11 @@ def run(corpus_folder, tmp_path_factory):
         "panel.readings=6",
         "panel.linear_kernel=true",
         "data.domains.rule.builtin=modular",
-        "data.domains.rule.repeats=20",
+        "data.domains.rule.repeats=4",
         "data.domains.rule.facts.modulus=97",
         "data.domains.rule.panel_tokens=4",
+        "train.batch_rows=32",
+        "panel.samples=20",
         "data.seq_len=60",  # five facts fill a row, so that the first step meets many
     ]
     assert train(load_settings(None, [*base, *extra])) == 0

@@ -27,7 +27,7 @@ from benchmarks import (
 )
 from benchmarks.configs import load_configs
 
-from moetrain.model import experts
+from moetrain.model.experts import _grouped
 from moetrain.routing.panel import read_panel
 from moetrain.routing.store import as_stored, write_reading
 from moetrain.run.watch import stored_blocks
@@ -289,7 +289,7 @@ WIDE = ("model.hidden_size=64", "model.intermediate_size=64", "model.num_hidden_
 
 
 def as_on_a_gpu(x_ND, index_NK, weight_NK, gate_up_E2FD, down_EDF):
-    return experts._grouped(x_ND, index_NK, weight_NK, gate_up_E2FD.to(x_ND.dtype), down_EDF.to(x_ND.dtype))
+    return _grouped(x_ND, index_NK, weight_NK, gate_up_E2FD.to(x_ND.dtype), down_EDF.to(x_ND.dtype))
 
 
 @pytest.mark.parametrize("more", [(), ("train.micro_batch_rows=4",), ("train.activation_checkpointing=true",)])

@@ -70,7 +70,7 @@ def _judge(units: pd.DataFrame, column: str, resample: bool) -> dict[str, object
 
     value, low, high = over_runs(test, statistic) if resample and all(counts) else (statistic(test), np.nan, np.nan)
     fitted = statistic(fit)
-    head = {"sign": "+" if sign > 0 else "-", "fit": fitted, "auc": value, "low": low, "high": high}
+    head: dict[str, object] = {"sign": "+" if sign > 0 else "-", "fit": fitted, "auc": value, "low": low, "high": high}
     return head | {"generalize": counts[0], "memorized": counts[1]}
 
 

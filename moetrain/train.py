@@ -22,7 +22,7 @@ from moetrain.run.watch import log, measure, note, probe, read, record, router_r
 from moetrain.training.checkpoint import CheckpointError, load_checkpoint, set_aside_later
 from moetrain.training.guards import TrainingDivergedError
 from moetrain.training.heartbeat import heartbeat
-from moetrain.training.parallel import end_processes, start_accelerator
+from moetrain.training.parallel import end_processes, leave, start_accelerator
 from moetrain.training.run_folder import RunFolder
 from moetrain.training.schedule import learning_rate
 from moetrain.training.sharding import whole_weights
@@ -223,4 +223,4 @@ def train_step(run: Run, step: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -74,6 +75,19 @@ def end_processes() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with an exit status; one of several without the interpreter's own end.
+
+    What FSDP keeps of gloo's groups has threads until the very end, and there they abort a process now and then, after
+    all it had to do was written and closed.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(status)
+    sys.exit(status)
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from moetrain import grokking
 from moetrain.dashboard.summary import PREDICTORS, as_metric
@@ -161,10 +160,13 @@ def accuracy(run: OpenedRun) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for (domain, trained, step), own in answers.groupby(["domain", "trained", "step"], observed=True):
         right, items = int(own["correct"].sum()), len(own)
-        between = binomtest(right, items).proportion_ci(method="wilson")
+        found = grokking.share(right, items)
         head = {"domain": domain, "trained": bool(trained), "step": int(step), "tokens": run.tokens([step])[0]}
-        share = {"accuracy": right / items, "low": between.low, "high": between.high}
-        rows.append(head | share | {"items": items, "chance": own["chance"].astype(float).mean()})
+        rows.append(
+            head
+            | {"accuracy": found.mean, "low": found.low, "high": found.high}
+            | {"items": items, "chance": own["chance"].astype(float).mean()}
+        )
     return rows
 
 

@@ -16,7 +16,7 @@ from .consistency import (
 )
 from .correlation import Correlation, correlate, first_above_chance
 from .describe import describe
-from .estimate import Estimate, jackknife, mean_of_samples
+from .estimate import Estimate, jackknife, mean_of_samples, share
 from .generalization import generalized_at, generalized_groups, generalized_onsets
 from .kernel import (
     RiskBound,
@@ -118,6 +118,7 @@ __all__ = [
     "phases",
     "risk_bound",
     "routing_kernel",
+    "share",
     "sharing",
     "spread",
     "too_few",

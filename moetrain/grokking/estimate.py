@@ -79,6 +79,14 @@ def difference_of_means(a: Floats, b: Floats, seed: int = 0) -> Estimate:
     return Estimate(float(a.mean() - b.mean()), *percentiles(replicates_R, samples), samples, 0)
 
 
+def share(right: int, of: int) -> Estimate:
+    """A share of counted things with Wilson's 95% interval; all NaN of none."""
+    if not of:
+        return Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
+    between = stats.binomtest(right, of).proportion_ci(method="wilson")
+    return Estimate(right / of, float(between.low), float(between.high), of, 0)
+
+
 def jackknife(statistic: Callable[[Ints], float], samples: int, seed: int = 0) -> Estimate:
     """A statistic of a group of samples with its 95% interval by the delete-a-group jackknife (Shao and Tu 1995).
 

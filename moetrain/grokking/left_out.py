@@ -13,10 +13,9 @@ Suffixes: A answer tokens, of all samples; L layers, E experts; P samples with a
 
 import numpy as np
 from scipy.spatial.distance import cdist
-from scipy.stats import binomtest
 
 from ._arrays import Arrayish, Bools, Floats, Ints, finite
-from .estimate import Estimate
+from .estimate import Estimate, share
 
 RIDGE = 0.05  # the penalty, as a share of the centred kernel's mean eigenvalue
 LEAST_ANSWERS = 16  # fewer samples at a place teach nothing about each other
@@ -53,10 +52,7 @@ def left_out(routing: Arrayish, sample: Arrayish, place: Arrayish, token: Arrayi
     samples = np.unique(sample_A)
     judged = [judged_A[sample_A == one].all() for one in samples]
     right = [right_A[sample_A == one].all() for one in samples[judged]]
-    if not right:
-        return Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
-    between = binomtest(sum(right), len(right)).proportion_ci(method="wilson")
-    return Estimate(sum(right) / len(right), float(between.low), float(between.high), len(right), 0)
+    return share(sum(right), len(right))
 
 
 def _labels(values: Arrayish, length: int) -> Ints:

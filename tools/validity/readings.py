@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy.stats import binomtest
 
 import moetrain
 from moetrain.dashboard.open_run import OpenedRun
+from moetrain.grokking import share
 from moetrain.routing.panel_metrics import panel_metrics
 from validity.plan import FINISHED, Planned, StudyError
 
@@ -91,10 +91,9 @@ def _answers(run: OpenedRun) -> pd.DataFrame:
     answers = run.probes.merge(asked[["task", "trained"]], on="task")
     rows = []
     for (domain, trained, step), own in answers.groupby(["domain", "trained", "step"], observed=True):
-        right, items = int(own["correct"].sum()), len(own)
-        between = binomtest(right, items).proportion_ci(method="wilson")
+        found = share(int(own["correct"].sum()), len(own))
         name = "trained_accuracy" if trained else "heldout_accuracy"
-        rows.append((domain, int(step), name, right / items, between.low, between.high, items))
+        rows.append((domain, int(step), name, found.mean, found.low, found.high, found.samples))
     return _frame(rows)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from validity.units import BASELINES, GENERALIZES, MEMORIZED, METRICS
 
@@ -95,11 +94,3 @@ def without(units: pd.DataFrame, metric: str) -> pd.DataFrame:
         return known.assign(rest=np.nan)
     line, *_ = np.linalg.lstsq(design[fit], known.loc[fit, metric].to_numpy(), rcond=None)
     return known.assign(rest=known[metric] - design @ line)
-
-
-def wilson(right: int, of: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share; NaN of none."""
-    if not of:
-        return float("nan"), float("nan")
-    between = binomtest(right, of).proportion_ci(method="wilson")
-    return float(between.low), float(between.high)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from moetrain.grokking import History, Phase, PhaseThresholds, curve, phases
-from validity.separation import wilson
+from moetrain.grokking import History, Phase, PhaseThresholds, curve, phases, share
 from validity.units import GENERALIZES, MEMORIZED
 
 SAYS_GENERALIZES = (Phase.GENERALIZING, Phase.SETTLED)
@@ -75,7 +74,8 @@ def rates(judged: pd.DataFrame) -> pd.DataFrame:
         ),
         "generalizing units found by half the rise of held-out accuracy": (len(early), len(general)),
     }
-    rows = [(what, right, of, right / of if of else np.nan, *wilson(right, of)) for what, (right, of) in counts.items()]
+    shares = {what: share(*count) for what, count in counts.items()}
+    rows = [(what, *counts[what], each.mean, each.low, each.high) for what, each in shares.items()]
     late = (general["since"] - general["half_rise"]).dropna()
     found = pd.DataFrame(rows, columns=["rate", "units", "of", "share", "low", "high"])
     if len(late):

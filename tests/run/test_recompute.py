@@ -20,7 +20,7 @@ from moetrain.routing.panel import SEEN
 from moetrain.routing.panel_monitor import PanelMonitor
 from moetrain.routing.store import read_readings
 from moetrain.train import train
-from tests.conftest import small_run
+from tests.conftest import MARKED_ANSWERS, small_run
 from tests.run.reading import scalars
 
 
@@ -35,13 +35,7 @@ def run(corpus_folder, tmp_path_factory):
         "data.domains.stories.eps=5.0",
         "panel.readings=6",
         "panel.linear_kernel=true",
-        "data.domains.rule.builtin=modular",
-        "data.domains.rule.repeats=4",
-        "data.domains.rule.facts.modulus=97",
-        "data.domains.rule.panel_tokens=4",
-        "train.batch_rows=32",
-        "panel.samples=20",
-        "data.seq_len=60",  # five facts fill a row, so that the first step meets many
+        *MARKED_ANSWERS,
     ]
     assert train(load_settings(None, [*base, *extra])) == 0
     return out / "runs" / "run"

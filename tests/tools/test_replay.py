@@ -14,7 +14,7 @@ from moetrain.data.tokenizer_export import write_tokenizer
 from moetrain.routing.panel import CELLS, HELDOUT, SEEN
 from moetrain.routing.store import StoredReading, read_readings
 from moetrain.train import train
-from tests.conftest import sentences, small_run, sums
+from tests.conftest import MARKED_ANSWERS, sentences, small_run, sums
 from tests.run.reading import scalars
 from tests.tools.test_prepare_data import load_tool
 
@@ -29,13 +29,7 @@ LIVE = (
     "data.domains.sums.repeats=2",
     "data.domains.sums.eps=9.0",
     "panel.linear_kernel=true",
-    "data.domains.rule.builtin=modular",
-    "data.domains.rule.repeats=4",
-    "data.domains.rule.facts.modulus=97",
-    "data.domains.rule.panel_tokens=4",
-    "train.batch_rows=32",
-    "panel.samples=20",
-    "data.seq_len=60",  # five facts fill a row, so that the first step meets many
+    *MARKED_ANSWERS,
     "train.micro_batch_rows=4",
     "model.balancing=bias",
 )

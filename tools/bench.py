@@ -7,7 +7,7 @@
     python tools/bench.py plan CONFIG.yaml --gpus 8 --tokens 100e9 --measured train.json
 
 Every benchmark that trains takes a configuration and overrides as a training run does. Sides that are compared take
-turns in one process on the same fresh data; what is printed and written are medians, and ratios of medians.
+turns on the same fresh data; what is printed and written are medians, and ratios of medians.
 """
 
 from __future__ import annotations

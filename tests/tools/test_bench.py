@@ -166,8 +166,10 @@ def test_peers_compares_medians_of_steps_on_the_same_data(config, tmp_path):
     olmoe = [name for name in sides if name.startswith("transformers ") and name != dense]
     assert len(olmoe) == 2
     assert result["transformers_fastest"] == min(olmoe, key=lambda name: sides[name]["seconds"])
+    assert sum("float32 weights" in name for name in olmoe) == 1
     for key, side in (
         ("ratio_to_transformers", result["transformers_fastest"]),
+        ("ratio_to_transformers_float32_weights", next(name for name in olmoe if "float32 weights" in name)),
         ("ratio_to_dense", "moetrain dense"),
         ("ratio_to_transformers_dense", dense),
     ):

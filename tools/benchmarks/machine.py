@@ -14,6 +14,8 @@ import torch.nn.functional as F
 
 from benchmarks.timing import Timing, clock
 
+_TOLD = ("model name", "cpu family", "model")
+
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Processor, accelerator, threads and versions."""
@@ -44,13 +46,14 @@ def this_device() -> torch.device:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """The processor's name as far as the system tells, with family and model: one name is sold in several."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    parts = [told[key] if key == "model name" else f"{key} {told[key]}" for key in _TOLD if key in told]
+    return ", ".join(parts) or platform.machine()
 
 
 class MatrixRate:

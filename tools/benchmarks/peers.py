@@ -1,38 +1,45 @@
-"""A training step beside transformers' and beside dense models, on the same fresh data, in turns in one process.
+"""A training step beside transformers' and beside dense models, on the same fresh data, in turns.
+
+Each side has a process of its own, as a run has, and waits while another takes its turn.
 
 Ours is the step that a run takes, data and recording of routing included. transformers' OLMoE gets the batch ready made
 and may run as it is fastest here: each of its experts implementations, with its own attention or torch's, with weights
-in float32 under autocast or in bfloat16. Each is tried; the two fastest, and its fastest dense model, take the turns.
-All have a fused AdamW, clipping and a balancing loss.
+and optimizer state in float32 under autocast, as ours are, or all of it in bfloat16. Each is tried; the fastest of
+either kind, and its fastest dense model, take the turns. All have a fused AdamW, clipping and a balancing loss.
 
-`ratio_to_transformers` and `ratio_to_dense` (our own dense twin) say how many times as many tokens a second we train.
+`ratio_to_transformers` (the fastest of all), `ratio_to_transformers_float32_weights` (the fastest at our precision) and
+`ratio_to_dense` (our own dense twin) say how many times as many tokens a second we train.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
+from benchmarks.apart import Maker, apart
 from benchmarks.configs import add_configs, load_configs, open_run
 from benchmarks.figures import new_figure, save
 from benchmarks.flops import step_flops
 from benchmarks.machine import MatrixRate
-from benchmarks.timing import clock, ratio, take_turns
+from benchmarks.timing import clock, clocked, ratio, take_clocked_turns
 from benchmarks.transformers_peers import Peer, Variant, memory_refusal, variants
-from moetrain.config import Settings
+from moetrain.config import Settings, SettingsError
 from moetrain.data.stream import Batch
+from moetrain.model.transformer import Transformer
 from moetrain.train import train_step
 from moetrain.training.parallel import compute_dtype
 from moetrain.training.sharding import bare
 
 OURS, OUR_DENSE = "moetrain", "moetrain dense"
-_TRIED = 2  # steps of each of transformers' variants, the first to warm up, before the fastest are chosen
-_WARMUP = 2
+_TRIED = 3  # steps of each of transformers' variants, the last of which counts, before the fastest are chosen
+# The heap grows, and products of new shapes are compiled, for the first ten to fifteen steps.
+_WARMUP = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,45 +59,46 @@ def compare(settings: Settings, turns: int = 8) -> dict[str, Any]:
         SettingsError: too little data, or no transformers.
     """
     dense = settings.model_copy(update={"model": settings.model.model_copy(update={"experts": "dense"})})
-    with open_run(settings, turns + _WARMUP) as ours, open_run(dense, turns + _WARMUP) as twin:
+    with open_run(settings, turns + _WARMUP) as ours:
         device, rows = ours.accelerator.device, settings.train.batch_rows
         batches = [ours.stream.batch(step, 0, rows) for step in range(turns + _WARMUP)]
         vocab_size = ours.corpus.tokenizer.vocab_size
-        dtype = compute_dtype(settings, device)
-        tried: list[dict[str, Any]] = []
-        theirs = _fastest(variants(dtype, dense=False), 2, settings, vocab_size, device, batches, tried)
-        their_dense = _fastest(variants(dtype, dense=True), 1, settings, vocab_size, device, batches, tried)
-        peers = {variant.name: Peer(variant, settings, vocab_size, device) for variant in [*theirs, *their_dense]}
-        rate = MatrixRate(device, dtype)
-        sides: dict[str, Callable[[int], object]] = {
-            OURS: lambda turn: train_step(ours, turn + 1),
-            OUR_DENSE: lambda turn: train_step(twin, turn + 1),
-            **{name: _stepper(peer, batches) for name, peer in peers.items()},
-            "matrix rate": lambda turn: rate.turn(),
-        }
-        timings = take_turns(sides, turns, device, _WARMUP)
-        tokens = rows * settings.data.seq_len
-        flops = step_flops(bare(ours.model), tokens, batches[0].spans_N2)
-        parameters = {OURS: bare(ours.model).parameter_counts(), OUR_DENSE: bare(twin.model).parameter_counts()}
+        flops = step_flops(bare(ours.model), rows * settings.data.seq_len, batches[0].spans_N2)
+    dtype = compute_dtype(settings, device)
+    tried: list[dict[str, Any]] = []
+    choices = variants(dtype, dense=False)
+    theirs = {
+        weights: _fastest([v for v in choices if v.weights == weights], settings, vocab_size, device, batches, tried)
+        for weights in sorted({v.weights for v in choices}, reverse=True)
+    }
+    their_dense = _fastest(variants(dtype, dense=True), settings, vocab_size, device, batches, tried)
+    rate = MatrixRate(device, dtype)
+    makers: dict[str, tuple[Maker, tuple[Any, ...]]] = {
+        OURS: (_our_steps, (settings, len(batches))),
+        OUR_DENSE: (_our_steps, (dense, len(batches))),
+    }
+    for variant in (*theirs.values(), their_dense):
+        makers[variant.name] = _their_steps, (variant, settings, vocab_size, device, batches)
+    with apart(makers, device) as sides:
+        timings = take_clocked_turns({**sides, "matrix rate": clocked(lambda _: rate.turn(), device)}, turns, _WARMUP)
+    tokens = rows * settings.data.seq_len
     del timings["matrix rate"]
-    olmoe = min((v.name for v in theirs), key=lambda name: timings[name].seconds)
-    seconds = timings[OURS].wall
-    to_transformers, to_dense = ratio(timings[olmoe].wall, seconds), ratio(timings[OUR_DENSE].wall, seconds)
-    to_their_dense = ratio(timings[their_dense[0].name].wall, seconds)
+    olmoe = min((v.name for v in theirs.values()), key=lambda name: timings[name].seconds)
+    against = {
+        "ratio_to_transformers": olmoe,
+        "ratio_to_transformers_float32_weights": theirs["float32"].name,
+        "ratio_to_dense": OUR_DENSE,
+        "ratio_to_transformers_dense": their_dense.name,
+    }
+    ratios = {key: ratio(timings[side].wall, timings[OURS].wall) for key, side in against.items()}
     return {
         "shape": settings.model.model_dump(),
         "precision": str(dtype).removeprefix("torch."),
         "tokens_a_step": tokens,
         "samples_a_row": float((torch.stack([batch.samples_BS for batch in batches]) >= 0).sum() / len(batches) / rows),
-        "parameters": {name: {"all": counts[0], "active": counts[1]} for name, counts in parameters.items()},
-        "ratio_to_transformers": to_transformers["ratio"],
-        "ratio_to_dense": to_dense["ratio"],
-        "ratio_to_transformers_dense": to_their_dense["ratio"],
-        "quartiles_by_turn": {
-            "ratio_to_transformers": to_transformers["quartiles_by_turn"],
-            "ratio_to_dense": to_dense["quartiles_by_turn"],
-            "ratio_to_transformers_dense": to_their_dense["quartiles_by_turn"],
-        },
+        "parameters": {OURS: _parameters(settings, vocab_size), OUR_DENSE: _parameters(dense, vocab_size)},
+        **{key: spread["ratio"] for key, spread in ratios.items()},
+        "quartiles_by_turn": {key: spread["quartiles_by_turn"] for key, spread in ratios.items()},
         "transformers_fastest": olmoe,
         "sides": {
             name: {"tokens_per_second": tokens / timing.seconds, **timing.summary()} for name, timing in timings.items()
@@ -104,20 +112,39 @@ def compare(settings: Settings, turns: int = 8) -> dict[str, Any]:
     }
 
 
-def _stepper(peer: Peer, batches: list[Batch]) -> Callable[[int], object]:
-    return lambda turn: peer.step(batches[turn])
+@contextmanager
+def _our_steps(settings: Settings, steps: int) -> Iterator[Callable[[int], object]]:
+    with open_run(settings, steps) as run:
+        yield lambda turn: train_step(run, turn + 1)
+
+
+@contextmanager
+def _their_steps(
+    variant: Variant, settings: Settings, vocab_size: int, device: torch.device, batches: list[Batch]
+) -> Iterator[Callable[[int], object]]:
+    peer = Peer(variant, settings, vocab_size, device)
+    yield lambda turn: peer.step(batches[turn])
+
+
+def _parameters(settings: Settings, vocab_size: int) -> dict[str, int]:
+    with torch.device("meta"):
+        counts = Transformer(settings.model, vocab_size, torch.float32).parameter_counts()
+    return dict(zip(("all", "active"), counts, strict=True))
 
 
 def _fastest(
     choices: list[Variant],
-    keep: int,
     settings: Settings,
     vocab_size: int,
     device: torch.device,
     batches: list[Batch],
     tried: list[dict[str, Any]],
-) -> list[Variant]:
-    """Try each of transformers' variants for a few steps and note what each took; returns the fastest ones."""
+) -> Variant:
+    """Try each of transformers' variants for a few steps and note what each took; returns the fastest.
+
+    Raises:
+        SettingsError: none fits into memory.
+    """
     seconds: dict[Variant, float] = {}
     for variant in choices:
         refusal = memory_refusal(variant, settings, device)
@@ -128,7 +155,9 @@ def _fastest(
                 peer.step(batch)
                 seconds[variant] = clock(device)[0] - began
         tried.append({"name": variant.name, "seconds": seconds.get(variant), "left_out": refusal})
-    return sorted(seconds, key=lambda variant: seconds[variant])[:keep]
+    if not seconds:
+        raise SettingsError(f"none of transformers' {len(choices)} variants fits into memory: make the model smaller")
+    return min(seconds, key=lambda variant: seconds[variant])
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:

@@ -37,7 +37,7 @@ from moetrain.training.step import forward_backward, update
 from moetrain.training.throughput import peak_memory
 
 PARTS = ("data", "forward", "backward", "optimizer", "monitor")
-_WARMUP = 2
+_WARMUP = 6  # turns of two steps: the heap grows for the first ten to fifteen
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Timing that a busy machine does not fool: sides take turns in one process, medians, ratios of medians.
+"""Timing that a busy machine does not fool: sides take turns, medians, ratios of medians.
 
 Speeds of one machine move by tens of percent within minutes. What is compared is therefore run in turns, in an order
 that is reversed every time, and a ratio stands beside its spread over the turns.
@@ -66,15 +66,32 @@ def take_turns(
         sides: by name, what is timed; given the number of the turn (0 the first, warm-up included), so that every side
             can take the same fresh data.
     """
+    return take_clocked_turns({name: clocked(side, device) for name, side in sides.items()}, turns, warmup)
+
+
+def clocked(side: Callable[[int], object], device: torch.device) -> Callable[[int], tuple[float, float]]:
+    """A side that returns the wall and processor seconds of its turn."""
+
+    def take_turn(turn: int) -> tuple[float, float]:
+        wall, cpu = clock(device)
+        side(turn)
+        wall_after, cpu_after = clock(device)
+        return wall_after - wall, cpu_after - cpu
+
+    return take_turn
+
+
+def take_clocked_turns(
+    sides: Mapping[str, Callable[[int], tuple[float, float]]], turns: int, warmup: int = 1
+) -> dict[str, Timing]:
+    """`take_turns` of sides that time themselves: see `clocked`."""
     timings = {name: Timing() for name in sides}
     for turn in range(warmup + turns):
         order = list(sides) if turn % 2 == 0 else list(sides)[::-1]
         for name in order:
-            wall, cpu = clock(device)
-            sides[name](turn)
-            wall_after, cpu_after = clock(device)
+            seconds = sides[name](turn)
             if turn >= warmup:
-                timings[name].add(wall_after - wall, cpu_after - cpu)
+                timings[name].add(*seconds)
     return timings
 
 

@@ -24,6 +24,16 @@ def test_a_leak_has_a_slope_and_noise_and_a_filling_cache_have_none():
     assert not soak.trend(samples(leaking), "threads").grows
 
 
+def test_readings_that_belong_together_are_no_trend():
+    """Minutes differ by what falls into them; a reading every 5 s does not make more of them."""
+    draw = np.random.default_rng(3)
+    grows = 0
+    for _ in range(40):
+        level = 500 * 2**20 + 8 * 2**20 * np.repeat(draw.standard_normal(20), 12)
+        grows += soak.trend(samples(level), "memory").grows
+    assert grows <= 4  # 5% of each side, and the interval has to be above the tolerance too
+
+
 def test_threads_that_pile_up_are_seen():
     piling = [soak.Sample(5.0 * n, 4.0 * n, 10**9, 12 + n // 20, 30) for n in range(240)]
     assert soak.trend(piling, "threads").grows

@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
+try:
+    import pandas as pd
+except ModuleNotFoundError:
+    sys.exit("error: the study's tables need pandas: pip install 'moetrain[report]'")
 from validity import claims, readings, separation, verdicts
 from validity.plan import ROOT, Planned, StudyError, make_runs, read_plan
 from validity.units import make_units

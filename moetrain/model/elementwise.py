@@ -53,11 +53,13 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         x_ND, weight_D, inverse_N1 = ctx.saved_tensors
-        normed_ND = x_ND * inverse_N1
-        product_ND = grad_ND * normed_ND
-        along_N = torch.mv(product_ND, weight_D).div_(-x_ND.shape[-1])
-        grad_x_ND = (grad_ND * weight_D).addcmul_(normed_ND, along_N[:, None]).mul_(inverse_N1)
-        return grad_x_ND, product_ND.sum(0), None
+        # torch's one pass for LayerNorm, of mean 0; it takes the gradient's mean out of each row, which is put back.
+        size, no_mean_N1 = x_ND.shape[-1], torch.zeros_like(inverse_N1)
+        grad_x_ND, grad_weight_D, _ = torch.ops.aten.native_layer_norm_backward(
+            grad_ND, x_ND, [size], no_mean_N1, inverse_N1, weight_D, None, [True, True, False]
+        )
+        mean_N1 = torch.mv(grad_ND, weight_D)[:, None].mul_(inverse_N1).div_(size)
+        return grad_x_ND.add_(mean_N1), grad_weight_D, None
 
 
 class _Rotate(torch.autograd.Function):

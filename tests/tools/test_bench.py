@@ -157,6 +157,8 @@ def test_peers_compares_medians_of_steps_on_the_same_data(config, tmp_path):
         "train.batch_rows=4",
         "--turns",
         "2",
+        "--warmup",
+        "1",
         "--figure",
         str(figure),
     )

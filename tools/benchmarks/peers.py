@@ -45,23 +45,24 @@ _WARMUP = 12
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_configs(parser, "peers")
     parser.add_argument("--turns", type=int, default=8, help="steps of each side that count (default 8)")
+    parser.add_argument("--warmup", type=int, default=_WARMUP, help=f"steps before those (default {_WARMUP})")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """`compare` of the one configuration that the command line names."""
-    return compare(load_configs(options)[0], options.turns)
+    return compare(load_configs(options)[0], options.turns, options.warmup)
 
 
-def compare(settings: Settings, turns: int = 8) -> dict[str, Any]:
+def compare(settings: Settings, turns: int = 8, warmup: int = _WARMUP) -> dict[str, Any]:
     """Seconds of a step of each side, ratios of their medians, and utilization of the machine's matrix rate.
 
     Raises:
         SettingsError: too little data, or no transformers.
     """
     dense = settings.model_copy(update={"model": settings.model.model_copy(update={"experts": "dense"})})
-    with open_run(settings, turns + _WARMUP) as ours:
+    with open_run(settings, turns + warmup) as ours:
         device, rows = ours.accelerator.device, settings.train.batch_rows
-        batches = [ours.stream.batch(step, 0, rows) for step in range(turns + _WARMUP)]
+        batches = [ours.stream.batch(step, 0, rows) for step in range(turns + warmup)]
         vocab_size = ours.corpus.tokenizer.vocab_size
         flops = step_flops(bare(ours.model), rows * settings.data.seq_len, batches[0].spans_N2)
     dtype = compute_dtype(settings, device)
@@ -80,7 +81,7 @@ def compare(settings: Settings, turns: int = 8) -> dict[str, Any]:
     for variant in (*theirs.values(), their_dense):
         makers[variant.name] = _their_steps, (variant, settings, vocab_size, device, batches)
     with apart(makers, device) as sides:
-        timings = take_clocked_turns({**sides, "matrix rate": clocked(lambda _: rate.turn(), device)}, turns, _WARMUP)
+        timings = take_clocked_turns({**sides, "matrix rate": clocked(lambda _: rate.turn(), device)}, turns, warmup)
     tokens = rows * settings.data.seq_len
     del timings["matrix rate"]
     olmoe = min((v.name for v in theirs.values()), key=lambda name: timings[name].seconds)
@@ -94,6 +95,7 @@ def compare(settings: Settings, turns: int = 8) -> dict[str, Any]:
     return {
         "shape": settings.model.model_dump(),
         "precision": str(dtype).removeprefix("torch."),
+        "warmup": warmup,
         "tokens_a_step": tokens,
         "samples_a_row": float((torch.stack([batch.samples_BS for batch in batches]) >= 0).sum() / len(batches) / rows),
         "parameters": {OURS: _parameters(settings, vocab_size), OUR_DENSE: _parameters(dense, vocab_size)},

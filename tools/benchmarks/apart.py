@@ -25,6 +25,12 @@ _opened = ExitStack()
 _side: Callable[[int], tuple[float, float]]
 
 
+def elsewhere(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns, called in a process of its own, so that no memory of it stays here."""
+    with _pool() as pool:
+        return pool.submit(work, *arguments).result()
+
+
 @contextmanager
 def apart(
     makers: Mapping[str, tuple[Maker, tuple[Any, ...]]], device: torch.device
@@ -34,17 +40,17 @@ def apart(
     Errors of a side are raised here.
     """
     with ExitStack() as pools:
-        context, threads = get_context("spawn"), torch.get_num_threads()
-        pool = {
-            name: pools.enter_context(ProcessPoolExecutor(1, context, torch.set_num_threads, (threads,)))
-            for name in makers
-        }
+        pool = {name: pools.enter_context(_pool()) for name in makers}
         started = [pool[name].submit(_start, device, *maker) for name, maker in makers.items()]
         for start in started:
             start.result()
         yield {name: partial(_ask, pool[name]) for name in makers}
         for name in makers:
             pool[name].submit(_opened.close).result()
+
+
+def _pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (torch.get_num_threads(),))
 
 
 def _ask(pool: ProcessPoolExecutor, turn: int) -> tuple[float, float]:

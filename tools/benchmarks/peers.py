@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from benchmarks.apart import Maker, apart
+from benchmarks.apart import Maker, apart, elsewhere
 from benchmarks.configs import add_configs, load_configs, open_run
 from benchmarks.figures import new_figure, save
 from benchmarks.flops import step_flops
@@ -66,13 +66,13 @@ def compare(settings: Settings, turns: int = 8, warmup: int = _WARMUP) -> dict[s
         vocab_size = ours.corpus.tokenizer.vocab_size
         flops = step_flops(bare(ours.model), rows * settings.data.seq_len, batches[0].spans_N2)
     dtype = compute_dtype(settings, device)
-    tried: list[dict[str, Any]] = []
-    choices = variants(dtype, dense=False)
+    olmoes, denses = variants(dtype, dense=False), variants(dtype, dense=True)
+    tried = elsewhere(_try, [*olmoes, *denses], settings, vocab_size, device, batches[:_TRIED])
     theirs = {
-        weights: _fastest([v for v in choices if v.weights == weights], settings, vocab_size, device, batches, tried)
-        for weights in sorted({v.weights for v in choices}, reverse=True)
+        weights: _fastest([variant for variant in olmoes if variant.weights == weights], tried)
+        for weights in sorted({variant.weights for variant in olmoes}, reverse=True)
     }
-    their_dense = _fastest(variants(dtype, dense=True), settings, vocab_size, device, batches, tried)
+    their_dense = _fastest(denses, tried)
     rate = MatrixRate(device, dtype)
     makers: dict[str, tuple[Maker, tuple[Any, ...]]] = {
         OURS: (_our_steps, (settings, len(batches))),
@@ -110,7 +110,7 @@ def compare(settings: Settings, turns: int = 8, warmup: int = _WARMUP) -> dict[s
             "6n": flops.parameters / timings[OURS].seconds / rate.flops,
             "with_attention": flops.both / timings[OURS].seconds / rate.flops,
         },
-        "tried": tried,
+        "tried": [{"name": variant.name, **found} for variant, found in tried.items()],
     }
 
 
@@ -134,32 +134,33 @@ def _parameters(settings: Settings, vocab_size: int) -> dict[str, int]:
     return dict(zip(("all", "active"), counts, strict=True))
 
 
-def _fastest(
-    choices: list[Variant],
-    settings: Settings,
-    vocab_size: int,
-    device: torch.device,
-    batches: list[Batch],
-    tried: list[dict[str, Any]],
-) -> Variant:
-    """Try each of transformers' variants for a few steps and note what each took; returns the fastest.
-
-    Raises:
-        SettingsError: none fits into memory.
-    """
-    seconds: dict[Variant, float] = {}
+def _try(
+    choices: list[Variant], settings: Settings, vocab_size: int, device: torch.device, batches: list[Batch]
+) -> dict[Variant, dict[str, Any]]:
+    """The seconds of the last of a few steps of each of transformers' variants, or why it was left out."""
+    found: dict[Variant, dict[str, Any]] = {}
     for variant in choices:
-        refusal = memory_refusal(variant, settings, device)
+        refusal, seconds = memory_refusal(variant, settings, device), None
         if refusal is None:
             peer = Peer(variant, settings, vocab_size, device)
-            for batch in batches[:_TRIED]:
+            for batch in batches:
                 began, _ = clock(device)
                 peer.step(batch)
-                seconds[variant] = clock(device)[0] - began
-        tried.append({"name": variant.name, "seconds": seconds.get(variant), "left_out": refusal})
-    if not seconds:
+                seconds = clock(device)[0] - began
+        found[variant] = {"seconds": seconds, "left_out": refusal}
+    return found
+
+
+def _fastest(choices: list[Variant], tried: dict[Variant, dict[str, Any]]) -> Variant:
+    """The fastest of these variants.
+
+    Raises:
+        SettingsError: none of them fits into memory.
+    """
+    ran = [variant for variant in choices if tried[variant]["seconds"] is not None]
+    if not ran:
         raise SettingsError(f"none of transformers' {len(choices)} variants fits into memory: make the model smaller")
-    return min(seconds, key=lambda variant: seconds[variant])
+    return min(ran, key=lambda variant: tried[variant]["seconds"])
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:

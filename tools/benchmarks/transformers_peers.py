@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,25 +59,13 @@ class Peer:
     def step(self, batch: Batch) -> float:
         """Forward with all losses, backward, clip, update; returns the loss."""
         tokens_BT = batch.tokens_BT.to(self.device)
-        with freely_ordered(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             loss = self.model(input_ids=tokens_BT, labels=tokens_BT).loss
-        with freely_ordered():
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optim.grad_clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optim.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
-
-
-@contextmanager
-def freely_ordered() -> Iterator[None]:
-    """Without the deterministic algorithms that a run of ours may have asked for: nothing slows the other side."""
-    asked = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(asked)
 
 
 def make_model(variant: Variant, settings: Settings, vocab_size: int) -> nn.Module:

@@ -1,7 +1,9 @@
 """The benchmarks in small: real code on tiny shapes, what they write, and how a ratio is made."""
 
 import json
+import os
 import sys
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -14,12 +16,14 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # as python tools/
 
 import bench
 from benchmarks import (
+    apart,
     attention_backends,
     expert_backends,
     flops,
     memory,
     monitor,
     monitor_costs,
+    peers,
     plan,
     steps,
     timing,
@@ -145,7 +149,42 @@ def test_what_cannot_be_measured_is_one_line(config, capsys):
         assert said in complaint
 
 
-def test_peers_compares_medians_of_steps_on_the_same_data(config, tmp_path):
+@contextmanager
+def _ready(side):
+    yield lambda turn: side.append((turn, os.getpid()))
+
+
+@contextmanager
+def _broken():
+    raise RuntimeError("no such model")
+    yield
+
+
+def test_sides_apart_take_turns_in_processes_of_their_own_and_their_errors_are_told():
+    cpu, here = torch.device("cpu"), []
+    with apart.apart({"one": (_ready, (here,))}, cpu) as sides:
+        wall, processor = sides["one"](0)
+        assert 0 < wall < 10
+        assert processor >= 0
+    assert here == []  # what the side did, it did elsewhere
+    assert apart.elsewhere(os.getpid) != os.getpid()
+    with pytest.raises(RuntimeError, match="no such model"), apart.apart({"one": (_broken, ())}, cpu):
+        pass
+
+
+@contextmanager
+def _together(makers, device):
+    """As `apart`, in this process: starting five of them takes half a minute."""
+    with ExitStack() as opened:
+        yield {
+            name: timing.clocked(opened.enter_context(maker(*arguments)), device)
+            for name, (maker, arguments) in makers.items()
+        }
+
+
+def test_peers_compares_medians_of_steps_on_the_same_data(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "apart", _together)
+    monkeypatch.setattr(peers, "elsewhere", lambda work, *arguments: work(*arguments))
     pytest.importorskip("transformers")
     pytest.importorskip("matplotlib")
     figure = tmp_path / "peers.png"
@@ -252,8 +291,8 @@ def test_a_step_taken_apart_trains_as_a_whole_one_does(config):
         with steps.open_run(settings, 3) as made:
             take(made, 1)
             weights.append([p.detach().clone() for p in made.model.parameters()])
-    for whole, apart in zip(*weights, strict=True):
-        torch.testing.assert_close(whole, apart, rtol=0, atol=0)
+    for whole, split in zip(*weights, strict=True):
+        torch.testing.assert_close(whole, split, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

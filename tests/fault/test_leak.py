@@ -1,4 +1,4 @@
-"""A step keeps nothing: over the same few batches the process comes to hold not a byte more."""
+"""A step keeps nothing: over the same few batches the process comes to hold next to nothing more."""
 
 import ctypes
 import gc
@@ -47,7 +47,7 @@ def test_steps_on_the_same_batches_hold_no_more_memory(make_settings, precision)
         _pass_over(run, 4)
         before = held()
         _pass_over(run, 20)
-        # Buffers that fill once come to some 35 KiB, after which 1,000 steps add under 200 bytes (measured).
+        # Measured: 36,240 bytes after 400 steps in float32, 36,368 after 1,200; in bf16 7,856 and 8,512.
         assert held() - before < 48 * 1024, f"{(held() - before) / (20 * _BATCHES):.0f} bytes a step"
     finally:
         run.beside.close()

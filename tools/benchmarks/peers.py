@@ -27,7 +27,7 @@ from benchmarks.configs import add_configs, load_configs, open_run
 from benchmarks.figures import new_figure, save
 from benchmarks.flops import step_flops
 from benchmarks.machine import MatrixRate
-from benchmarks.timing import clock, clocked, ratio, take_clocked_turns
+from benchmarks.timing import clocked, ratio, take_clocked_turns
 from benchmarks.transformers_peers import Peer, Variant, memory_refusal, variants
 from moetrain.config import Settings, SettingsError
 from moetrain.data.stream import Batch
@@ -64,7 +64,8 @@ def compare(settings: Settings, turns: int = 8, warmup: int = _WARMUP) -> dict[s
         device, rows = ours.accelerator.device, settings.train.batch_rows
         batches = [ours.stream.batch(step, 0, rows) for step in range(turns + warmup)]
         vocab_size = ours.corpus.tokenizer.vocab_size
-        flops = step_flops(bare(ours.model), rows * settings.data.seq_len, batches[0].spans_N2)
+        tokens = rows * settings.data.seq_len
+        flops = step_flops(bare(ours.model), tokens, batches[0].spans_N2)
     dtype = compute_dtype(settings, device)
     olmoes, denses = variants(dtype, dense=False), variants(dtype, dense=True)
     tried = elsewhere(_try, [*olmoes, *denses], settings, vocab_size, device, batches[:_TRIED])
@@ -82,7 +83,6 @@ def compare(settings: Settings, turns: int = 8, warmup: int = _WARMUP) -> dict[s
         makers[variant.name] = _their_steps, (variant, settings, vocab_size, device, batches)
     with apart(makers, device) as sides:
         timings = take_clocked_turns({**sides, "matrix rate": clocked(lambda _: rate.turn(), device)}, turns, warmup)
-    tokens = rows * settings.data.seq_len
     del timings["matrix rate"]
     olmoe = min((v.name for v in theirs.values()), key=lambda name: timings[name].seconds)
     against = {
@@ -142,11 +142,9 @@ def _try(
     for variant in choices:
         refusal, seconds = memory_refusal(variant, settings, device), None
         if refusal is None:
-            peer = Peer(variant, settings, vocab_size, device)
-            for batch in batches:
-                began, _ = clock(device)
-                peer.step(batch)
-                seconds = clock(device)[0] - began
+            with _their_steps(variant, settings, vocab_size, device, batches) as step:
+                for turn in range(len(batches)):
+                    seconds, _ = clocked(step, device)(turn)
         found[variant] = {"seconds": seconds, "left_out": refusal}
     return found
 

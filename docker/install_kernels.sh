@@ -6,7 +6,7 @@
 # TORCH_CUDA_ARCH_LIST  the cards to build for, e.g. "9.0" for H100 and H200, "8.0;9.0" for A100 too;
 #                       unset: the card of this machine
 # MAX_JOBS              compilers that run at once; each may take 4 GB of memory (flash-attn: 8 GB)
-# CUDA_HOME             the toolkit, where it is not the one that nvcc lies in
+# CUDA_HOME             the toolkit, where it is not the one that nvcc itself names
 # PYTHON                the interpreter, default python
 #
 # Needs nvcc of the CUDA version that torch was built with (12.x and 13.x), and a C++ compiler. megablocks and
@@ -41,6 +41,9 @@ if [ -z "${TORCH_CUDA_ARCH_LIST:-}" ]; then
         || fail "no card here to build for: set TORCH_CUDA_ARCH_LIST, e.g. to 9.0"
 fi
 export TORCH_CUDA_ARCH_LIST
+# torch takes the folder above nvcc's for the toolkit, which is wrong where a wrapper of nvcc lies on the path.
+CUDA_HOME=${CUDA_HOME:-$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')}
+export CUDA_HOME
 # A toolkit may come without the libraries' headers; torch's own wheels bring them.
 headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu${cuda%%.*}/include
 [ -d "$headers" ] && export CPATH="$headers${CPATH:+:$CPATH}"

@@ -1,5 +1,6 @@
 """The validity study's plan, truths, separation and error rates, on readings made up so that the answers are known."""
 
+import runpy
 import sys
 from pathlib import Path
 
@@ -126,3 +127,9 @@ def test_what_is_asked_wrongly_is_said_in_one_line(capsys, tmp_path):
     assert "no finished run" in capsys.readouterr().err
     assert validate.main(["run", "--only", "99_base"]) == 2
     assert "99_base" in capsys.readouterr().err
+
+
+def test_without_pandas_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(SystemExit, match=r"moetrain\[report\]"):
+        runpy.run_path(validate.__file__)

@@ -37,11 +37,6 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     return F.silu(gate) * up
 
 
-def weighted_swiglu(gate_up_M2F: torch.Tensor, weight_NK: torch.Tensor, place_NK: torch.Tensor) -> torch.Tensor:
-    """`swiglu` of rows, each times the weight [N, K] of the choice that stands in it [N, K]; 0 in rows without one."""
-    return _WeightedSwiGLU.apply(gate_up_M2F, weight_NK, place_NK)
-
-
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
@@ -81,36 +76,3 @@ def _turned(x_NHd: torch.Tensor, cos_N1h: torch.Tensor, sin_N1h: torch.Tensor, s
     torch.mul(first, cos_N1h, out=out_first).addcmul_(second, sin_N1h, value=-sign)
     torch.mul(second, cos_N1h, out=out_second).addcmul_(first, sin_N1h, value=sign)
     return out_NHd
-
-
-class _WeightedSwiGLU(torch.autograd.Function):
-    """silu(gate) * up * weight, halves laid apart first: on CPU a pass over strided ones takes three times as long."""
-
-    @staticmethod
-    def forward(ctx: Any, gate_up_M2F: torch.Tensor, weight_NK: torch.Tensor, place_NK: torch.Tensor) -> torch.Tensor:
-        weight_M1 = gate_up_M2F.new_zeros(len(gate_up_M2F))
-        weight_M1 = weight_M1.index_copy_(0, place_NK.flatten(), weight_NK.flatten().to(gate_up_M2F.dtype))[:, None]
-        gate_MF, up_MF = halves = _apart(gate_up_M2F)
-        ctx.save_for_backward(halves, weight_M1, place_NK)
-        ctx.weight_dtype = weight_NK.dtype
-        return F.silu(gate_MF).mul_(up_MF).mul_(weight_M1)
-
-    @staticmethod
-    def backward(ctx: Any, grad_MF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        halves, weight_M1, place_NK = ctx.saved_tensors
-        gate_MF, up_MF = halves
-        activated_MF = F.silu(gate_MF)
-        grad_halves = torch.empty_like(halves)
-        grad_gate_MF, grad_up_MF = grad_halves
-        torch.mul(grad_MF, activated_MF, out=grad_up_MF)
-        grad_weight_M = torch.linalg.vecdot(grad_up_MF, up_MF)
-        grad_up_MF.mul_(weight_M1)
-        grad_hidden_MF = (grad_MF * weight_M1).mul_(up_MF)
-        torch.ops.aten.silu_backward.grad_input(grad_hidden_MF, gate_MF, grad_input=grad_gate_MF)
-        grad_weight_NK = grad_weight_M.index_select(0, place_NK.flatten()).view_as(place_NK).to(ctx.weight_dtype)
-        return grad_halves.transpose(0, 1).reshape(len(grad_MF), -1), grad_weight_NK, None
-
-
-def _apart(gate_up_M2F: torch.Tensor) -> torch.Tensor:
-    """Gate and up, each contiguous: [2, M, F]."""
-    return gate_up_M2F.view(len(gate_up_M2F), 2, -1).transpose(0, 1).contiguous()

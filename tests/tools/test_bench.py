@@ -31,7 +31,7 @@ from benchmarks import (
 )
 from benchmarks.configs import load_configs
 
-from moetrain.model.experts import _grouped
+from moetrain.model.grouped import grouped_experts
 from moetrain.routing.panel import read_panel
 from moetrain.routing.store import as_stored, write_reading
 from moetrain.run.watch import stored_blocks
@@ -331,14 +331,10 @@ def test_samples_and_routing_of_a_turn_are_whole_and_new_at_every_turn(config):
 WIDE = ("model.hidden_size=64", "model.intermediate_size=64", "model.num_hidden_layers=4", "model.attention=sdpa")
 
 
-def as_on_a_gpu(x_ND, index_NK, weight_NK, gate_up_E2FD, down_EDF):
-    return _grouped(x_ND, index_NK, weight_NK, gate_up_E2FD.to(x_ND.dtype), down_EDF.to(x_ND.dtype))
-
-
 @pytest.mark.parametrize("more", [(), ("train.micro_batch_rows=4",), ("train.activation_checkpointing=true",)])
 def test_planned_memory_is_what_a_step_takes(config, more, monkeypatch):
     # The plan is of a GPU's experts: those of the CPU keep less.
-    monkeypatch.setattr("moetrain.model.experts.tiled_experts", as_on_a_gpu)
+    monkeypatch.setattr("moetrain.model.experts.tiled_experts", grouped_experts)
     settings = settings_of([*config, *WIDE, "train.batch_rows=32", "train.precision=bf16", *more])
     with steps.open_run(settings, 3) as made:
         planned = memory.predict(settings, 320, logits_held=2**21)

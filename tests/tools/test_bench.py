@@ -349,6 +349,28 @@ def test_planned_memory_is_what_a_step_takes(config, more, monkeypatch):
     assert planned.peak - planned.parameters - planned.optimizer == pytest.approx(peak, rel=0.2)
 
 
+@pytest.mark.slow
+def test_what_is_planned_to_be_kept_when_compiled_is_what_inductor_keeps(config):
+    settings = settings_of([*config, "train.precision=bf16", "model.num_shared_experts=1"])
+    kept = []
+    with steps.open_run(settings, 1) as made:
+        batch = made.stream.batch(0, 0, 4)
+        for backend in (memory.as_compiled(), "inductor"):
+            torch.compiler.reset()
+            made.model.compile_layers(backend=backend)
+            kept.append(memory.kept_by(made.model, lambda: made.model(*batch.inputs())))
+        torch.compiler.reset()
+    assert kept[0] == pytest.approx(kept[1], rel=0.01)
+
+
+def test_what_is_kept_by_a_compiled_layer_is_what_the_compiler_chooses(config):
+    plain, compiled = (
+        memory.count_kept(settings_of([*config, f"train.compile={compile}"]), 320, 4, torch.bfloat16)
+        for compile in ("false", "true")
+    )
+    assert compiled.layer < plain.layer  # queries and keys before their norms in bf16 instead of float32
+
+
 def test_measured_peak_is_of_what_lives_at_once():
     def work():
         first = torch.empty(1000)

@@ -1,9 +1,9 @@
 """Memory of a training step: counted on the model itself before there is one, and measured on a run that trains.
 
 The count passes tensors that have shapes but no storage (torch's meta device) through the very model, and adds up what
-autograd keeps for backward; only attention and norms are stood in for, by what their CUDA kernels keep. So a change of
-the model changes the plan. Gradients, the optimizer and what
-comes and goes are reckoned.
+autograd keeps for backward. So a change of the model changes the plan. With `train.compile`, that is what torch.compile
+chooses to keep; without, attention and norms are stood in for, by what their CUDA kernels keep. Gradients, the
+optimizer and what comes and goes are reckoned.
 
 Shapes: N tokens of a micro-batch, D hidden size, V vocabulary, E experts, K experts a token, F width of an expert.
 """
@@ -11,7 +11,9 @@ Shapes: N tokens of a micro-batch, D hidden size, V vocabulary, E experts, K exp
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -126,12 +128,36 @@ def _kept(settings: Settings, layers: int, vocab_size: int, rows: int, dtype: to
         model = Transformer(shallow, vocab_size, dtype)
         tokens_BT = torch.zeros(rows, length, dtype=torch.int64)
     spans_N2 = torch.tensor([(row * length, length) for row in range(rows)])
-    with (
-        patch.object(model, "backends", lambda device: Backends("varlen", experts, ())),  # type: ignore[arg-type]
-        patch.object(attention, "torch_varlen", _FlashAttention.apply),
-        patch.object(transformer, "rms_norm", lambda x, w, eps: elementwise._RMSNorm.apply(x.float(), w.float(), eps)),
-    ):
+    with ExitStack() as stack:
+        backends = Backends("varlen", experts, ())  # type: ignore[arg-type]
+        stack.enter_context(patch.object(model, "backends", lambda device: backends))
+        if settings.train.compile:
+            model.compile_layers(backend=as_compiled())
+            stack.callback(torch.compiler.reset)
+        else:
+            stack.enter_context(patch.object(attention, "torch_varlen", _FlashAttention.apply))
+            norm = elementwise._RMSNorm.apply
+            stack.enter_context(
+                patch.object(transformer, "rms_norm", lambda x, w, eps: norm(x.float(), w.float(), eps))
+            )
         return kept_by(model, lambda: model(*[tokens_BT] * 5, spans_N2, 0))
+
+
+def as_compiled() -> Callable[..., Any]:
+    """A backend of torch.compile that keeps for backward what Inductor would, and generates no code."""
+    from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._inductor.decomposition import select_decomp_table
+
+    def as_it_is(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        return make_boxed_func(graph.forward)
+
+    return aot_autograd(
+        fw_compiler=as_it_is,
+        bw_compiler=as_it_is,
+        partition_fn=partial(min_cut_rematerialization_partition, compiler="inductor"),
+        decompositions=select_decomp_table(),
+    )
 
 
 def kept_by(model: Transformer, forward: Callable[[], Any]) -> int:
@@ -150,6 +176,11 @@ def kept_by(model: Transformer, forward: Callable[[], Any]) -> int:
     kept = sum(storage.nbytes() for storage in storages.values())
     del output
     return kept
+
+
+def _fused_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    """What torch's fused norm keeps, its input in float32: as the CPU's."""
+    return elementwise._RMSNorm.apply(x_ND.float(), weight_D.float(), eps)
 
 
 class _FlashAttention(torch.autograd.Function):

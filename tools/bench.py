@@ -5,6 +5,7 @@
     python tools/bench.py monitor                       # recording, streaming metrics and panel, as shares and seconds
     python tools/bench.py monitor --parts costs distances --json costs.json --figure costs.png
     python tools/bench.py plan CONFIG.yaml --gpus 8 --tokens 100e9 --measured train.json
+    python tools/bench.py card --output card            # all of it that needs a CUDA card, OLMoE-1B-7B's shape
 
 Every benchmark that trains takes a configuration and overrides as a training run does. Sides that are compared take
 turns on the same fresh data; what is printed and written are medians, and ratios of medians.
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks import attention_backends, expert_backends, monitor, peers, plan, steps
+from benchmarks import attention_backends, card, expert_backends, monitor, peers, plan, steps
 from benchmarks.machine import heading
 from rich.console import Console
 
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, tuple[ModuleType, str]] = {
     "attention": (attention_backends, "a layer's attention by backend"),
     "monitor": (monitor, "what recording, streaming metrics and panel cost"),
     "plan": (plan, "what a larger run would need"),
+    "card": (card, "all that is to be measured on one CUDA card"),
 }
 """By name, a module with `add_arguments`, `run`, `tables` and `draw`, and what it measures."""
 

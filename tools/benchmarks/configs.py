@@ -15,6 +15,7 @@ KNOWN = {
     "quickstart": _ROOT / "configs" / "quickstart.yaml",
     "peers": Path(__file__).parent / "peers.yaml",
     "wide_routing": Path(__file__).parent / "wide_routing.yaml",
+    "olmoe_shape": Path(__file__).parent / "olmoe_shape.yaml",
 }
 
 

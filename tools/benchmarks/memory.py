@@ -2,8 +2,8 @@
 
 The count passes tensors that have shapes but no storage (torch's meta device) through the very model, and adds up what
 autograd keeps for backward. So a change of the model changes the plan. With `train.compile`, that is what torch.compile
-chooses to keep; without, attention and norms are stood in for, by what their CUDA kernels keep. Gradients, the
-optimizer and what comes and goes are reckoned.
+chooses to keep; without, attention, norms and megablocks are stood in for, by what their CUDA kernels keep. Gradients,
+the optimizer and what comes and goes are reckoned.
 
 Shapes: N tokens of a micro-batch, D hidden size, V vocabulary, E experts, K experts a token, F width of an expert.
 """
@@ -18,11 +18,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 from moetrain.config import Settings
-from moetrain.model import attention, elementwise, loss, transformer
+from moetrain.model import attention, elementwise, experts, loss, transformer
 from moetrain.model.backends import Backends
 from moetrain.model.transformer import Transformer
 
@@ -122,15 +123,16 @@ def count_kept(settings: Settings, vocab_size: int, rows: int, dtype: torch.dtyp
 
 def _kept(settings: Settings, layers: int, vocab_size: int, rows: int, dtype: torch.dtype) -> int:
     shallow = settings.model.model_copy(update={"num_hidden_layers": layers})
-    experts = "dense" if shallow.experts == "dense" else "grouped_mm"
+    backend = shallow.experts if shallow.experts in ("dense", "megablocks") else "grouped_mm"
     length = settings.data.seq_len
     with torch.device("meta"):
         model = Transformer(shallow, vocab_size, dtype)
         tokens_BT = torch.zeros(rows, length, dtype=torch.int64)
     spans_N2 = torch.tensor([(row * length, length) for row in range(rows)])
     with ExitStack() as stack:
-        backends = Backends("varlen", experts, ())  # type: ignore[arg-type]
+        backends = Backends("varlen", backend, ())
         stack.enter_context(patch.object(model, "backends", lambda device: backends))
+        stack.enter_context(patch.object(experts, "megablocks_experts", _as_megablocks))
         if settings.train.compile:
             model.compile_layers(backend=as_compiled())
             stack.callback(torch.compiler.reset)
@@ -176,6 +178,21 @@ def kept_by(model: Transformer, forward: Callable[[], Any]) -> int:
     kept = sum(storage.nbytes() for storage in storages.values())
     del output
     return kept
+
+
+def _as_megablocks(
+    x_ND: torch.Tensor,
+    index_NK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    gate_up_E2FD: torch.Tensor,
+    down_EDF: torch.Tensor,
+) -> torch.Tensor:
+    """What megablocks keeps: every choice's rows before and after each product, and weights in the type of products."""
+    ends_E = torch.zeros(len(down_EDF), dtype=torch.int32, device=x_ND.device)
+    sent_MD = x_ND.index_select(0, index_NK.flatten())
+    hidden_MF = elementwise.swiglu(F.grouped_mm(sent_MD, gate_up_E2FD.transpose(1, 2), offs=ends_E))
+    output_MD = F.grouped_mm(hidden_MF, down_EDF.transpose(1, 2), offs=ends_E)
+    return (output_MD.view(*index_NK.shape, -1) * weight_NK[..., None].to(x_ND.dtype)).sum(1)
 
 
 def _fused_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:

@@ -37,27 +37,28 @@ from moetrain.training.step import forward_backward, update
 from moetrain.training.throughput import peak_memory
 
 PARTS = ("data", "forward", "backward", "optimizer", "monitor")
-_WARMUP = 6  # turns of two steps: the heap grows for the first ten to fifteen
+_WARMUP = 6  # turns of two steps: on CPU the heap grows for the first ten to fifteen
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_configs(parser, "peers")
     parser.add_argument("--turns", type=int, default=10, help="steps that count, of each kind (default 10)")
+    parser.add_argument("--warmup", type=int, default=_WARMUP, help="turns of two steps before (default %(default)s)")
     parser.add_argument("--operators", type=int, default=12, help="costliest operators to list (default 12)")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """`measure_steps` of the one configuration that the command line names."""
-    return measure_steps(load_configs(options)[0], options.turns, options.operators)
+    return measure_steps(load_configs(options)[0], options.turns, options.operators, options.warmup)
 
 
-def measure_steps(settings: Settings, turns: int = 10, operators: int = 12) -> dict[str, Any]:
+def measure_steps(settings: Settings, turns: int = 10, operators: int = 12, warmup: int = _WARMUP) -> dict[str, Any]:
     """Tokens a second, seconds of each part of a step, bytes, operations, and the costliest operators.
 
     Raises:
         SettingsError: too little data.
     """
-    needed = 2 * (turns + _WARMUP) + 1
+    needed = 2 * (turns + warmup) + 1
     with open_run(settings, needed) as run:
         device = run.accelerator.device
         before = peak_memory(device)
@@ -68,7 +69,7 @@ def measure_steps(settings: Settings, turns: int = 10, operators: int = 12) -> d
             "apart": lambda turn: split.append(step_apart(run, 2 * turn + 2)),
             "matrix rate": lambda turn: rate.turn(),
         }
-        timings = take_turns(sides, turns, device, _WARMUP)
+        timings = take_turns(sides, turns, device, warmup)
         memory = {"before": before, "peak": peak_memory(device), "state": state_bytes(run)}
         costliest = costliest_operators(run, needed, operators) if operators else []
         batch = run.stream.batch(0, 0, settings.train.batch_rows)
@@ -76,7 +77,7 @@ def measure_steps(settings: Settings, turns: int = 10, operators: int = 12) -> d
         flops = step_flops(bare(run.model), tokens, batch.spans_N2)
         every, active = bare(run.model).parameter_counts()
     seconds = timings["whole"].seconds
-    parts = {name: Timing([step[name] for step in split[_WARMUP:]]).seconds for name in PARTS}
+    parts = {name: Timing([step[name] for step in split[warmup:]]).seconds for name in PARTS}
     return {
         "shape": settings.model.model_dump(),
         "precision": str(compute_dtype(settings, device)).removeprefix("torch."),

@@ -1,0 +1,116 @@
+"""The benchmarks of a CUDA card in small, on a machine without one: what a part comes to, whatever it does."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moetrain.config import load_settings
+from tests.conftest import small_run
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # as python tools/bench.py has it
+
+import bench
+from benchmarks import card
+from benchmarks.configs import KNOWN
+
+GIB = 2**30
+
+
+@pytest.fixture
+def config(corpus_folder, tmp_path, tmp_path_factory):
+    """A file with all settings of a small run."""
+    path = tmp_path / "small.yaml"
+    path.write_text("run: {name: small}\n")
+    settings = load_settings(path, small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp()))
+    path.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_defaults=True)))
+    return path
+
+
+def test_without_a_card_it_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert bench.main(["card", "--output", str(tmp_path)]) == 2
+    assert "no CUDA device here" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_part_is_a_command_that_its_benchmark_takes():
+    for benchmark, options, overrides in card.PARTS.values():
+        if benchmark != "pytest":
+            assert bench.parse([benchmark, *options, "--", str(KNOWN["olmoe_shape"]), *overrides])
+            assert load_settings(KNOWN["olmoe_shape"], overrides)
+
+
+def test_its_shape_is_that_of_the_configuration():
+    ours, full = (load_settings(path).model for path in (KNOWN["olmoe_shape"], Path("configs/olmoe_1b_7b.yaml")))
+    assert ours == full
+
+
+def test_a_card_takes_as_many_layers_as_are_planned_to_fit():
+    settings = load_settings(KNOWN["olmoe_shape"], ["model.experts=grouped_mm"])
+    large, small, none = (card.layers_that_fit(settings, memory) for memory in (139 * GIB, 79 * GIB, GIB))
+    assert (large, none) == (16, 1)
+    assert 6 < small < 12
+    planned = card.predict(
+        settings.model_copy(update={"model": settings.model.model_copy(update={"num_hidden_layers": small + 1})}),
+        settings.tokenizer.vocab_size,
+    )
+    assert planned.peak > 0.93 * 79 * GIB
+    megablocks = load_settings(KNOWN["olmoe_shape"], ["model.experts=megablocks"])
+    assert card.layers_that_fit(megablocks, 79 * GIB) < small  # it keeps more
+
+
+@pytest.mark.parametrize(
+    ("part", "outcome"),
+    [
+        (card.Part("experts", ("--nonsense",)), "failed with status 2: .*--nonsense.*"),
+        (card.Part("train", (), ("train.batch_rows=0",)), "failed with status 2: error: .*batch_rows.*"),
+    ],
+)
+def test_a_part_that_fails_says_why(config, tmp_path, part, outcome):
+    found = card.take_part("part", part, config, tmp_path, 100)
+    assert set(found) == {"outcome"}
+    assert re.fullmatch(outcome, found["outcome"])
+    assert (tmp_path / "part.log").stat().st_size
+
+
+def test_a_part_that_takes_too_long_is_ended(config, tmp_path):
+    assert card.take_part("part", card.Part("experts"), config, tmp_path, 0.1) == {"outcome": "took longer than 0.1 s"}
+
+
+def test_tests_are_counted_by_what_became_of_them(tmp_path):
+    (tmp_path / "tests.xml").write_text(
+        '<testsuites><testsuite><testcase name="a"/><testcase name="b"><failure/></testcase>'
+        '<testcase name="c"><skipped/></testcase><testcase name="d"><error/></testcase></testsuite></testsuites>'
+    )
+    found = card.summary_of_tests(tmp_path / "tests.xml")
+    assert found == {"outcome": "1 passed, 2 failed, 1 skipped", "failed": ["b", "d"]}
+
+
+@pytest.mark.slow
+def test_all_kinds_of_parts_as_on_a_card(config, tmp_path, monkeypatch, capsys):
+    short = ("--turns", "1", "--warmup", "0")
+    parts = {
+        "tests": card.Part("pytest"),
+        "experts": card.Part("experts", ("--tokens", "64", "--turns", "1")),
+        "train": card.Part("train", short, ("model.experts=grouped_mm",)),
+        "megablocks": card.Part("train", short, ("model.experts=megablocks",)),
+        "monitor": card.Part("monitor", ("--parts", "share", "--pairs", "1", "--steps", "5")),
+    }
+    monkeypatch.setattr(card, "card_memory", lambda: 80 * GIB)
+    monkeypatch.setattr(card, "PARTS", parts)
+    figure = tmp_path / "rates.png"
+    assert bench.main(["card", str(config), "--output", str(tmp_path / "card"), "--figure", str(figure)]) == 0
+    found = json.loads((tmp_path / "card" / "card.json").read_text())["parts"]
+    assert found["tests"]["outcome"].startswith("0 passed, 0 failed")
+    assert found["experts"]["milliseconds"].keys() == {"grouped_mm", "loop"}
+    assert "megablocks" in found["experts"]["left_out"]
+    assert found["train"]["layers"] == load_settings(config).model.num_hidden_layers
+    assert found["train"]["tokens_per_second"] > 0
+    assert "CUDA" in found["megablocks"]["outcome"]
+    assert 0 < found["monitor"]["shares"]["small"]["share"] < 1
+    assert "tokens/s with" in " ".join(capsys.readouterr().out.split())
+    assert figure.exists()

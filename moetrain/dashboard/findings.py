@@ -288,7 +288,8 @@ def _of_training(run: OpenedRun) -> Iterator[str]:
     problems = run.events_of("guard")
     if problems:
         last = problems[-1]
-        yield f"{len(problems)} problems were survived, the last at step {last['step']:,}: {last['problem']}."
+        many = f"{len(problems)} problems were survived, the last" if len(problems) > 1 else "One problem was survived,"
+        yield f"{many} at step {last['step']:,}: {last['problem']}."
     for key, what in (
         ("skipped_updates", "updates were skipped"),
         ("samples_not_finite", "samples left out as not finite"),

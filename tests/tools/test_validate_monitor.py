@@ -120,6 +120,17 @@ def test_tables_are_kept_and_read_back(judged, tmp_path):
         readings.load(tmp_path)
 
 
+def test_runs_that_are_measured_again_replace_their_rows_and_leave_those_of_others(tmp_path):
+    def tables(*rows):
+        return dict.fromkeys(readings.TABLES, pd.DataFrame(rows, columns=["run", "value"]))
+
+    before, new = tables(("a", 1.0), ("a", 2.0), ("b", 3.0)), tables(("a", 4.0), ("c", 5.0))
+    assert readings.renew(new, tmp_path) is new
+    readings.save(before, tmp_path)
+    for frame in readings.renew(new, tmp_path).values():
+        assert list(frame.itertuples(index=False, name=None)) == [("b", 3.0), ("a", 4.0), ("c", 5.0)]
+
+
 def test_what_is_asked_wrongly_is_said_in_one_line(capsys, tmp_path):
     assert validate.main(["tables", "--results", str(tmp_path)]) == 2
     assert "readings.parquet: missing" in capsys.readouterr().err

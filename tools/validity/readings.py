@@ -54,6 +54,15 @@ def measure(
     return {name: pd.concat(listed, ignore_index=True) for name, listed in parts.items()}
 
 
+def renew(tables: dict[str, pd.DataFrame], folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables of a folder with these runs' rows new: runs measured before stay, wherever their own folders are."""
+    if not all((folder / f"{name}.parquet").is_file() for name in TABLES):
+        return tables
+    measured = set(tables["readings"]["run"])
+    kept = {name: frame[~frame["run"].isin(measured)] for name, frame in load(folder).items()}
+    return {name: pd.concat([kept[name], frame], ignore_index=True) for name, frame in tables.items()}
+
+
 def save(tables: dict[str, pd.DataFrame], folder: Path) -> None:
     """Write the tables, numbers in float32: six digits, which is more than any of them is sure of."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Does the monitor tell the truth? Runs with planted truth, what each measure says of them, how often the verdict errs.
 
     python tools/validate_monitor.py run --output runs/validity      # 37 runs of about 3 core-minutes, or what is left
-    python tools/validate_monitor.py measure --output runs/validity  # their readings, into those of tools/results/validity
+    python tools/validate_monitor.py measure --output runs/validity  # their readings, into tools/results/validity
     python tools/validate_monitor.py tables                          # every number of the report, from those alone
 
 `run --only 13_base 16_text` makes some of the runs; `tables --row "left-out accuracy"` gives one row of each table.

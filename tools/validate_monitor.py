@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="runs at once (a core each)")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="these of the planned runs")
     parser.add_argument("--row", metavar="TEXT", help="rows of the tables that hold this text")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="with tables: draw the figure here")
     options = parser.parse_args(arguments)
     terminal = Terminal()
     try:
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
             readings.save(readings.renew(tables, options.results), options.results)
             terminal.note(f"{tables['readings']['run'].nunique()} runs: {options.results}")
         else:
-            for title, frame in report(readings.load(options.results), runs, options.results).items():
+            for title, frame in report(readings.load(options.results), runs, options.figure).items():
                 _show(terminal, title, frame, options.row)
     except (StudyError, RunError, MissingPackageError, OSError) as error:
         terminal.error(str(error))
@@ -61,19 +62,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def report(
-    tables: dict[str, pd.DataFrame], runs: Sequence[Planned], results: Path | None = None
+    tables: dict[str, pd.DataFrame], runs: Sequence[Planned], figure: Path | None = None
 ) -> dict[str, pd.DataFrame]:
-    """Every table of the study by its title; with ``results`` also the figure, there."""
+    """Every table of the study by its title; with ``figure`` the figure is drawn there."""
     units = make_units(tables["readings"], runs)
     by_aspect = separation.tables(units)
     judged = verdicts.judge(tables["readings"], units)
     test = judged[judged["part"] == "test"]
-    if results is not None:
+    if figure is not None:
         need("matplotlib", "the figure")
         from validity.figures import draw
 
         rule = PhaseThresholds()
-        draw(units, by_aspect["at the end"], (rule.memorizing, rule.generalizing), results / "separation.png")
+        draw(units, by_aspect["at the end"], (rule.memorizing, rule.generalizing), figure)
     return {
         "units by truth": units.groupby(["part", "domain", "truth"]).size().unstack(fill_value=0).reset_index(),
         **{f"AUC {aspect}": frame for aspect, frame in by_aspect.items()},

@@ -25,6 +25,7 @@ from moetrain.settings.monitoring import MonitorSettings as MonitorSettings
 from moetrain.settings.monitoring import PanelSettings as PanelSettings
 from moetrain.settings.monitoring import PhaseSettings as PhaseSettings
 from moetrain.settings.monitoring import ProbeSettings as ProbeSettings
+from moetrain.settings.training import RUN_NAME
 from moetrain.settings.training import GuardSettings as GuardSettings
 from moetrain.settings.training import ModelSettings as ModelSettings
 from moetrain.settings.training import OptimSettings as OptimSettings
@@ -87,6 +88,7 @@ def load_settings(path: str | Path | None, overrides: Sequence[str] = ()) -> Set
     tree: dict[str, Any] = {}
     if path is not None:
         tree = _read_yaml(Path(path))
+        _name_after_file(tree, Path(path).stem)
     origin: dict[tuple[str, ...], str] = {}
     for override in overrides:
         keys, value = _parse_override(override)
@@ -175,6 +177,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _name_after_file(tree: dict[str, Any], stem: str) -> None:
+    """A run without a name is called as its configuration, where that is a name."""
+    run = tree.get("run")
+    if re.fullmatch(RUN_NAME, stem) and (run is None or (isinstance(run, dict) and "name" not in run)):
+        tree["run"] = {**(run or {}), "name": stem}
+
+
 def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     key, equals, text = override.partition("=")
     keys = tuple(key.strip().split("."))
@@ -221,9 +230,11 @@ def _one_line(error: ValidationError, place: str, origin: Mapping[tuple[str, ...
     while keys and not _is_setting(keys) and first["type"] != "extra_forbidden":
         keys = keys[:-1]
     key = ".".join(keys)
-    where = next((text for laid, text in origin.items() if laid == keys), place)
+    unknown = first["type"] == "extra_forbidden"  # perhaps a section of an override's key
+    laid_by = (text for laid, text in origin.items() if laid == keys or (unknown and laid[: len(keys)] == keys))
+    where = next(laid_by, place)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
+    if unknown:
         known = [name for name, *_ in describe_settings()] + list(Settings.model_fields)
         near = _nearest(keys, known)
         remedy = f"did you mean {near}?" if near else "--help lists every setting"
@@ -232,6 +243,24 @@ def _one_line(error: ValidationError, place: str, origin: Mapping[tuple[str, ...
     given = first.get("input")
     shown = f" (given {_shown(given)})" if isinstance(given, str | int | float | bool | type(None)) and keys else ""
     return f"{where}: {key + ': ' if key else ''}{message}{shown}{more}"
+
+
+# What other trainers call some settings.
+_ELSEWHERE = {
+    **dict.fromkeys(("lr", "max_lr"), "optim.learning_rate"),
+    **dict.fromkeys(("warmup", "lr_warmup_steps"), "optim.warmup_steps"),
+    **dict.fromkeys(("clip_grad", "max_grad_norm", "max_norm"), "optim.grad_clip"),
+    **dict.fromkeys(("steps", "training_steps", "train_iters", "max_duration"), "train.max_steps"),
+    **dict.fromkeys(("batch_size", "global_batch_size"), "train.batch_rows"),
+    **dict.fromkeys(("micro_batch_size", "local_batch_size"), "train.micro_batch_rows"),
+    **dict.fromkeys(("seq_length", "sequence_length", "max_seq_len", "context_length"), "data.seq_len"),
+    **dict.fromkeys(("top_k", "topk", "moe_top_k"), "model.num_experts_per_tok"),
+    **dict.fromkeys(("moe_num_experts", "experts_count"), "model.num_experts"),
+    **dict.fromkeys(("layers", "n_layers", "num_layers"), "model.num_hidden_layers"),
+    **dict.fromkeys(("heads", "n_heads", "num_heads"), "model.num_attention_heads"),
+    **dict.fromkeys(("dim", "d_model", "n_embd"), "model.hidden_size"),
+    **dict.fromkeys(("ffn_hidden_size", "moe_intermediate_size", "ffn_dim"), "model.intermediate_size"),
+}
 
 
 def _is_setting(keys: tuple[str, ...]) -> bool:
@@ -254,4 +283,7 @@ def _nearest(keys: tuple[str, ...], known: Sequence[str]) -> str | None:
     if near:
         return near[0]
     same_word = [name for name in known if name.rpartition(".")[2] == keys[-1]]
-    return same_word[0] if same_word else next(iter(difflib.get_close_matches(dotted, known, n=1)), None)
+    if same_word or keys[-1] in _ELSEWHERE:
+        return same_word[0] if same_word else _ELSEWHERE[keys[-1]]
+    settings = [name for name in known if "." in name] if len(keys) > 1 else known
+    return next(iter(difflib.get_close_matches(dotted, settings, n=1)), None)

@@ -23,6 +23,9 @@ def test_every_setting_has_a_meaning_and_a_default_that_loads():
         ("train.maxsteps=3", ["train.maxsteps", "did you mean train.max_steps?"]),
         ("trian.max_steps=3", ["trian", "did you mean train?"]),
         ("data.learning_rate=3", ["data.learning_rate", "did you mean optim.learning_rate?"]),
+        ("train.lr=3", ["train.lr", "did you mean optim.learning_rate?"]),
+        ("model.top_k=3", ["model.top_k", "did you mean model.num_experts_per_tok?"]),
+        ("modle.hidden_size=3", ["command line 'modle.hidden_size=3'", "modle", "did you mean model?"]),
         ("data.domains.code.biltin=x", ["data.domains.code.biltin", "did you mean data.domains.code.builtin?"]),
         ("train.max_steps=many", ["train.max_steps", "integer", "'many'"]),
         ("train.max_steps=0", ["train.max_steps", "greater than or equal to 1"]),
@@ -91,6 +94,23 @@ def test_a_missing_file_names_one_like_it(tmp_path):
     (tmp_path / "quickstart.yaml").write_text("")
     with pytest.raises(SettingsError, match=r"quikstart.yaml: no such configuration: did you mean .*quickstart.yaml"):
         load_settings(tmp_path / "quikstart.yaml")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "name"),
+    [
+        ("mine.yaml", "{}", "mine"),
+        ("mine.yaml", "run: {seed: 1}", "mine"),
+        ("mine.yaml", "run:", "mine"),
+        ("mine.yaml", "run: {name: other}", "other"),
+        ("what's mine.yaml", "{}", "run"),
+    ],
+)
+def test_a_run_without_a_name_is_called_as_its_file(tmp_path, file, text, name):
+    (tmp_path / file).write_text(text)
+    settings = load_settings(tmp_path / file, ["data.domains.code.builtin=code"])
+    assert settings.run.name == name
+    assert load_settings(tmp_path / file, ["data.domains.code.builtin=code", "run.name=third"]).run.name == "third"
 
 
 def test_overrides_are_laid_over_the_file_and_what_is_saved_loads_again(tmp_path):

@@ -155,7 +155,8 @@ def show(terminal: Terminal, trained: TrainedModel, found: Instructed) -> None:
     rows = [row for pair in zip(before, tuned_rows, strict=True) for row in pair]
     terminal.table(f"step {trained.step:,} of {trained.run}", columns, rows)
     for name, gained in found.change.items():
-        terminal.note(f"accuracy of {name} changed by {gained.value:+.3f}±{gained.error:.3f}, on the same items")
+        change = f"{gained.value:+.3f}±{gained.high - gained.value:.3f}"
+        terminal.note(f"accuracy of {name} changed by {change}, on the same items")
     if found.cut:
         terminal.note(f"longer than what the model was trained on, and cut from the left: {found.cut:,} examples")
     for line in notes(found.after):

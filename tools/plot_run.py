@@ -91,6 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--title", help="default: the run's name")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=".png, .svg or .pdf")
     given = parser.parse_args(arguments)
+    if given.output.suffix not in (".png", ".svg", ".pdf"):
+        parser.error(f"--output {given.output}: end it in .png, .svg or .pdf")
     terminal = Terminal()
     try:
         settings = load_settings(given.run / "config.yaml")
@@ -99,7 +101,10 @@ def main(arguments: list[str] | None = None) -> int:
         series = panel_series(given.run, settings, steps or 1, terminal) | probe_series(given.run, given.tasks)
         for metric in given.metrics:
             if metric not in series:
-                raise StoreError(f"{given.run}: no {metric}: there are {', '.join(sorted(series)) or 'none'}")
+                of_tasks = (
+                    f" of tasks like {given.tasks}" if metric.startswith("probes/") and given.tasks != "*" else ""
+                )
+                raise StoreError(f"{given.run}: no {metric}{of_tasks}: there are {', '.join(sorted(series)) or 'none'}")
     except (SettingsError, StoreError, OSError) as error:
         terminal.error(str(error))
         return 2

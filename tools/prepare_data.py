@@ -190,6 +190,12 @@ def main(arguments: list[str] | None = None) -> int:
         for domain in corpus.domains:
             for place in domain.report.bad_places:
                 terminal.note(f"skipped {place}")
+        for name, values in found.items():
+            if not values["heldout_documents"]:
+                terminal.note(
+                    f"{name}: none of its {values['documents']} documents is held out, which training refuses: give it "
+                    f"more documents, or raise data.heldout_share (now {settings.data.heldout_share})"
+                )
         for title, columns in (("documents", _DOCUMENTS), ("tokens", _TOKENS)):
             terminal.table(title, ["domain", *columns.values()], table_rows(found, columns))
         terminal.note(

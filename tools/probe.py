@@ -38,13 +38,13 @@ _METRICS = {
 
 
 def table_rows(scores: dict[str, TaskScore]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) of a table: each metric that some task has, with its standard error."""
+    """(columns, rows) of a table: each metric that some task has, with its 95% interval."""
     shown = {name: title for name, title in _METRICS.items() if any(name in each.metrics for each in scores.values())}
     rows = []
     for name, scored in scores.items():
         chance = "-" if scored.task.kind == "likelihood" else f"{scored.task.chance:.3f}"
         found = (scored.metrics.get(metric) for metric in shown)
-        numbers = [f"{each.value:.3f}±{each.error:.3f}" if each is not None else "-" for each in found]
+        numbers = [f"{each.value:.3f}±{each.high - each.value:.3f}" if each is not None else "-" for each in found]
         rows.append([name, f"{len(scored.task.items):,}", chance, *numbers])
     return ["task", "items", "chance", *shown.values()], rows
 

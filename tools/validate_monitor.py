@@ -1,7 +1,7 @@
 """Does the monitor tell the truth? Runs with planted truth, what each measure says of them, how often the verdict errs.
 
     python tools/validate_monitor.py run --output runs/validity      # 37 runs of about 3 core-minutes, or what is left
-    python tools/validate_monitor.py measure --output runs/validity  # their readings, into tools/results/validity
+    python tools/validate_monitor.py measure --output runs/validity  # their readings and tools/results/validity.json
     python tools/validate_monitor.py tables                          # every number of the report, from those alone
 
 `run --only 13_base 16_text` makes some of the runs; `tables --row "left-out accuracy"` gives one row of each table.
@@ -11,10 +11,12 @@ configs/study/plan.yaml says which runs there are, and tools/results/validity.md
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 try:
     import pandas as pd
@@ -41,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="runs at once (a core each)")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="these of the planned runs")
     parser.add_argument("--row", metavar="TEXT", help="rows of the tables that hold this text")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="with tables: write the main numbers here")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="with tables: draw the figure here")
     options = parser.parse_args(arguments)
     terminal = Terminal()
@@ -50,11 +53,17 @@ def main(arguments: list[str] | None = None) -> int:
             make_runs(runs, options.output, options.workers, terminal.preparing)
         elif options.what == "measure":
             tables = readings.measure(runs, options.output, terminal.preparing)
-            readings.save(readings.renew(tables, options.results), options.results)
+            tables = readings.renew(tables, options.results)
+            readings.save(tables, options.results)
+            _write_summary(report(tables, read_plan()), tables, options.results.with_suffix(".json"))
             terminal.note(f"{tables['readings']['run'].nunique()} runs: {options.results}")
         else:
-            for title, frame in report(readings.load(options.results), runs, options.figure).items():
+            tables = readings.load(options.results)
+            found = report(tables, runs, options.figure)
+            for title, frame in found.items():
                 _show(terminal, title, frame, options.row)
+            if options.json:
+                _write_summary(found, tables, options.json)
     except (StudyError, RunError, MissingPackageError, OSError) as error:
         terminal.error(str(error))
         return 2
@@ -84,6 +93,36 @@ def report(
         "verdicts by variant": verdicts.by_variant(test),
         "the paper's claims": claims.test_claims(tables, units),
     }
+
+
+def summary(found: dict[str, pd.DataFrame], tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """The study in a few numbers, of its test runs: shares with 95% intervals (AUC's over runs, the others Wilson's),
+    null where the runs measured so far do not give one."""
+    measured = [run.part for run in read_plan() if run.name in set(tables["readings"]["run"])]
+    left_out = found["AUC at the end"].set_index("measure").loc["left-out accuracy"]
+    rates = found["error rates on the test runs"].set_index("rate")
+    numbers: dict[str, Any] = {
+        "runs": {part: measured.count(part) for part in ("fit", "test")},
+        "units": {"generalizing": int(left_out["generalize"]), "memorized": int(left_out["memorized"])},
+        "auc_heldout": _number(left_out["auc"]),
+        "auc_heldout_interval": [_number(left_out[end]) for end in ("low", "high")],
+    }
+    for name, rate in (
+        ("verdict_share", verdicts.GIVEN),
+        ("right_share", verdicts.RIGHT),
+        ("false_alarm_rate", verdicts.FALSE_ALARMS),
+    ):
+        numbers[name] = _number(rates.loc[rate, "share"])
+        numbers[f"{name}_interval"] = [_number(rates.loc[rate, end]) for end in ("low", "high")]
+    return numbers
+
+
+def _number(value: float) -> float | None:
+    return None if pd.isna(value) else round(float(value), 6)
+
+
+def _write_summary(found: dict[str, pd.DataFrame], tables: dict[str, pd.DataFrame], path: Path) -> None:
+    path.write_text(json.dumps(summary(found, tables), indent=1) + "\n")
 
 
 def _chosen(runs: list[Planned], only: Sequence[str] | None) -> list[Planned]:

@@ -66,6 +66,16 @@ def data_rows(summary: Mapping[str, Mapping[str, float | int]]) -> list[list[str
     ]
 
 
+def short_lines(summary: Mapping[str, Mapping[str, float | int]], settings: Settings) -> list[str]:
+    """A line on each domain none of whose samples is long enough to be compared with others."""
+    return [
+        f"{name}: no sample has {settings.panel_tokens(name)} tokens, so none is compared: lower panel.tokens or "
+        f"data.domains.{name}.panel_tokens"
+        for name, domain in summary.items()
+        if settings.watches_routing and not domain["long_enough_share"]
+    ]
+
+
 def stream_line(stream: Stream, steps: int, settings: Settings) -> str:
     """Length of the run."""
     tokens = int(stream_tokens(stream, int(stream.samples.domain.max()) + 1, 0, steps).sum())

@@ -41,6 +41,8 @@ _DESCRIPTIONS = {
     "experts/entropy": "Entropy of the experts' load as a share of its maximum; 1 is perfect balance.",
     "experts/dead": "Experts of a layer that got no token since the last point.",
     "system/tokens_per_second": "Text and mark tokens trained on each second, time spent training alone.",
+    "system/mfu": "Share of the machine's matrix rate, measured at the start, that training reaches: 6 operations for "
+    "each token and active parameter; attention's own products are not counted.",
     "system/memory": "Largest memory held so far, bytes: the device's on CUDA, else the process's.",
     "system/monitor_share": "Share of the run's time spent on monitoring.",
     "system/monitor_panel": "Share of the run's time spent on reading the panel and on its metrics.",

@@ -325,6 +325,16 @@ class Transformer(nn.Module):
         angles_N1h = (positions_N[:, None].float() / self.settings.rope_theta**exponents)[:, None, :]
         return angles_N1h.cos(), angles_N1h.sin()
 
+    def operations_a_token(self) -> int:
+        """Floating-point operations of training on a token: 6 for each active parameter that takes part in products.
+
+        Those are all but the input embeddings, which are looked up (2001.08361). Attention's products with keys and
+        values, which no parameter counts, are not among them.
+        """
+        _, active = self.parameter_counts()
+        tied = self.settings.tie_word_embeddings
+        return 6 * (active if tied else active - self.model.embed_tokens.weight.numel())
+
     def parameter_counts(self) -> tuple[int, int]:
         """(all, active for one token) parameters; embeddings count as active."""
         every = sum(p.numel() for p in self.parameters())

@@ -21,6 +21,20 @@ PREFIX = "hub:"
 _MOST_BAD = 0.01
 
 
+def hub_task(entry: str, key: str) -> tuple[str, HubTask, str]:
+    """(name, task, path of a local copy or nothing) of an entry ``hub:NAME`` or ``hub:NAME=PATH``.
+
+    Raises:
+        DataError: an unknown name.
+    """
+    name, _, local = entry.removeprefix(PREFIX).partition("=")
+    if name not in HUB_TASKS:
+        nearest = difflib.get_close_matches(name, HUB_TASKS, n=1, cutoff=0.0)[0]
+        known = ", ".join(HUB_TASKS)
+        raise DataError(f"{key}: no hub task {name!r}: did you mean {PREFIX}{nearest}? There are {known}")
+    return name, HUB_TASKS[name], local
+
+
 def read_hub_items(entry: str, root: str, key: str) -> list[Item]:
     """The items of an entry ``hub:NAME``, from the hub, or ``hub:NAME=PATH``, from a local copy of it.
 
@@ -34,12 +48,7 @@ def read_hub_items(entry: str, root: str, key: str) -> list[Item]:
         DataError: an unknown name, a data set that cannot be loaded, or rows of another form.
         SettingsError: an environment variable that is not set.
     """
-    name, _, local = entry.removeprefix(PREFIX).partition("=")
-    if name not in HUB_TASKS:
-        nearest = difflib.get_close_matches(name, HUB_TASKS, n=1, cutoff=0.0)[0]
-        known = ", ".join(HUB_TASKS)
-        raise DataError(f"{key}: no hub task {name!r}: did you mean {PREFIX}{nearest}? There are {known}")
-    task = HUB_TASKS[name]
+    name, task, local = hub_task(entry, key)
     place = f"{key}: {PREFIX}{name} ({local or f'{task.path}, {task.split}'})"
     with one_line(place, f"correct the entry, or give a local copy as {PREFIX}{name}=PATH"):
         rows = _rows(task, Path(expand(root, "data.root"), expand(local, key)) if local else None, place)

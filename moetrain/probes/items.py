@@ -15,8 +15,22 @@ from moetrain.data.documents import BUILTIN_SIZE
 from moetrain.data.errors import DataError
 from moetrain.data.items import Item, read_all_items
 from moetrain.data.sources.files import named_files
-from moetrain.probes.hub import PREFIX, read_hub_items
+from moetrain.probes.hub import PREFIX, hub_task, read_hub_items
 from moetrain.probes.hub_tasks import HUB_TASKS
+
+
+def check_tasks(settings: Settings) -> None:
+    """Whether ``probes.tasks`` names files that are there and hub tasks that are known; none is read.
+
+    Raises:
+        DataError, SettingsError: as `read_entries`.
+    """
+    start = expand(settings.data.root, "data.root") if settings.probes.tasks else ""
+    for entry in settings.probes.tasks:
+        if entry.startswith(PREFIX):
+            hub_task(entry, "probes.tasks")
+        else:
+            _files(entry, start, "probes.tasks")
 
 
 def read_task_items(settings: Settings) -> list[Item]:
@@ -42,15 +56,19 @@ def read_entries(entries: Sequence[str], root: str, key: str) -> list[Item]:
         if entry.startswith(PREFIX):
             items += read_hub_items(entry, root, key)
             continue
-        pattern = os.path.join(start, expand(entry, key))
-        if entry in HUB_TASKS and not os.path.exists(pattern):
-            raise DataError(f"{key}: no file at {pattern}: correct the path, or write {PREFIX}{entry} for the hub's")
-        paths += named_files(pattern, key)
+        paths += _files(entry, start, key)
     items = read_all_items(paths) + items
     double = [key for key, count in Counter((item["task"], item["id"]) for item in items).items() if count > 1]
     if double:
         raise DataError(f"{key}: item {double[0][1]!r} of {double[0][0]} is given twice: leave one of the entries out")
     return items
+
+
+def _files(entry: str, start: str, key: str) -> list[Path]:
+    pattern = os.path.join(start, expand(entry, key))
+    if entry in HUB_TASKS and not os.path.exists(pattern):
+        raise DataError(f"{key}: no file at {pattern}: correct the path, or write {PREFIX}{entry} for the hub's")
+    return named_files(pattern, key)
 
 
 @dataclass

@@ -12,11 +12,13 @@ from torch import nn
 
 from moetrain import __version__
 from moetrain.config import Settings, SettingsError
-from moetrain.dashboard.preview import DATA_COLUMNS, data_rows, data_summary, model_line, stream_line
+from moetrain.dashboard.preview import DATA_COLUMNS, data_rows, data_summary, model_line, short_lines, stream_line
 from moetrain.dashboard.terminal import Terminal
 from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.stream import Stream, training_stream, validation_streams
 from moetrain.grokking import PhaseThresholds
+from moetrain.model.backends import choose_backends
+from moetrain.probes.items import check_tasks
 from moetrain.routing.beside import Beside
 from moetrain.routing.monitor import StreamMonitor, StreamPoints
 from moetrain.routing.panel import draw_panel
@@ -34,7 +36,7 @@ from moetrain.training.parallel import compute_dtype, gather_objects, start_acce
 from moetrain.training.run_folder import RunFolder, open_run_folder
 from moetrain.training.sharding import bare, distribute
 from moetrain.training.step import StepStatistics
-from moetrain.training.throughput import Clock
+from moetrain.training.throughput import Clock, matrix_rate
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Run:
     probes: Probes | None
     steps: int
     interval: Interval
+    matrix_rate: float  # operations a second of large products, over all processes
     token_bytes: torch.Tensor  # int64 [V], bytes of text that each token id stands for
     met: np.ndarray  # int64 [domains], text tokens trained on
     clock: Clock
@@ -78,6 +81,10 @@ def build(settings: Settings, accelerator: Accelerator | None = None) -> Run:
     """Data, model and instruments of a run, and its processes where they are not started yet."""
     accelerator = accelerator or start_accelerator(settings)
     terminal = Terminal(speaks=accelerator.is_main_process)
+    # What a setting asks for in vain is told before the data is prepared, which may take hours.
+    dtype = compute_dtype(settings, accelerator.device)
+    choose_backends(settings.model, accelerator.device, dtype)
+    check_tasks(settings)
     with accelerator.main_process_first():
         corpus = prepare_corpus(settings, terminal.preparing)
         probes = load_probes(settings, corpus, terminal.preparing)
@@ -86,7 +93,6 @@ def build(settings: Settings, accelerator: Accelerator | None = None) -> Run:
     rows = settings.train.micro_batch_rows or share
     validation = validation_streams(corpus, settings, rows)
     torch.manual_seed(settings.run.seed)
-    dtype = compute_dtype(settings, accelerator.device)
     transformer = initial_model(settings, corpus.tokenizer, dtype).to(accelerator.device)
     if settings.train.compile:
         transformer.compile_layers()
@@ -109,6 +115,7 @@ def build(settings: Settings, accelerator: Accelerator | None = None) -> Run:
         probes=probes,
         steps=steps,
         interval=Interval(names),
+        matrix_rate=accelerator.num_processes * matrix_rate(accelerator.device, dtype),
         token_bytes=torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(accelerator.device),
         met=np.zeros(len(names), np.int64),
         clock=Clock(accelerator.device),
@@ -149,6 +156,8 @@ def describe(run: Run) -> None:
             run.terminal.note(f"skipped {place}")
     summary = data_summary(run.corpus, run.stream, run.steps, run.settings)
     run.terminal.table("data", DATA_COLUMNS, data_rows(summary))
+    for line in short_lines(summary, run.settings):
+        run.terminal.note(line)
     if run.probes is not None:
         run.terminal.table("probes", COLUMNS, run.probes.rows())
     run.terminal.note(stream_line(run.stream, run.steps, run.settings))

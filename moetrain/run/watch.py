@@ -219,8 +219,10 @@ def log(run: Run, step: int, outputs: Outputs | None) -> None:
         return
     points["optim/learning_rate"] = learning_rate(step, run.steps, run.settings.optim)
     points |= {f"data/tokens/{domain.name}": float(n) for domain, n in zip(run.corpus.domains, run.met, strict=True)}
+    rate = run.clock.rate_since_last()
     system = {
-        "system/tokens_per_second": run.clock.rate_since_last(),
+        "system/tokens_per_second": rate,
+        "system/mfu": rate * bare(run.model).operations_a_token() / run.matrix_rate,
         "system/monitor_share": run.clock.share(*MONITORING),
         "system/monitor_panel": run.clock.share("panel"),
         "system/monitor_probes": run.clock.share("probes"),

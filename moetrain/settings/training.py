@@ -9,9 +9,16 @@ from pydantic import Field, field_validator, model_validator
 
 from moetrain.settings.base import Section
 
+RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""What a run may be called, as a pattern."""
+
 
 class RunSettings(Section):
-    name: str = Field("run", description="Name of the run: its folder under output_dir. Nothing is ever overwritten.")
+    name: str = Field(
+        "run",
+        description="Name of the run: its folder under output_dir; not given, the configuration file's own. Nothing "
+        "is ever overwritten.",
+    )
     output_dir: str = Field("runs", description="Folder that holds the runs.")
     seed: int = Field(0, ge=0, description="Seed of weights, data order and every sampled choice.")
     report: bool = Field(
@@ -26,7 +33,7 @@ class RunSettings(Section):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        if not re.fullmatch(RUN_NAME, name):
             raise ValueError("use letters, digits, '.', '_' and '-' only, beginning with a letter or digit")
         return name
 

@@ -1,12 +1,14 @@
-"""Tokens per second and memory, over the time spent training alone."""
+"""Tokens per second, memory and the machine's matrix rate, over the time spent training alone."""
 
 from __future__ import annotations
 
+import functools
 import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import median
 
 import torch
 
@@ -78,6 +80,27 @@ class Clock:
         """Tokens a second of training since the last call."""
         (tokens, seconds), self._last = self._last, (self.tokens, self.spent("train"))
         return (self.tokens - tokens) / (self._last[1] - seconds) if self.tokens > tokens else 0.0
+
+
+@functools.cache
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of one large square product, here and now: the median of three."""
+    size = 8192 if device.type == "cuda" else 2048
+    generator = torch.Generator(device).manual_seed(0)  # a run's own draws stay as they are
+    a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(4):
+        _wait_for(device)
+        begin = time.perf_counter()
+        a @ b
+        _wait_for(device)
+        seconds.append(time.perf_counter() - begin)
+    return 2 * size**3 / median(seconds[1:])
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def peak_memory(device: torch.device) -> int:

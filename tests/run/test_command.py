@@ -155,6 +155,7 @@ def test_every_tag_is_a_fixed_name_and_describes_itself(finished):
     for tag in [
         *FIXED,
         "system/tokens_per_second",
+        "system/mfu",
         "system/monitor_share",
         "system/monitor_stream",
         "system/monitor_panel",

@@ -6,6 +6,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from moetrain.config import SettingsError
+from moetrain.dashboard.preview import short_lines
+from moetrain.data.errors import DataError
+from moetrain.run.build import build
 from moetrain.train import train
 from moetrain.training.checkpoint import checkpoint_folder
 from tests.run.reading import scalars, states
@@ -38,6 +42,27 @@ def test_training_with_probes_is_training_without_bit_for_bit(runs):
     assert {tag: curves[tag] for tag in plain} == plain
     added = {tag.partition("/")[0] for tag in curves.keys() - plain.keys()}
     assert added <= {"probe", "correlation"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("probes.tasks=[nowhere.jsonl]", "no file at .*nowhere.jsonl"),
+        ("probes.tasks=[hub:scIq]", "no hub task 'scIq'"),
+        ("model.experts=megablocks", "model.experts=megablocks: it needs a CUDA device"),
+    ],
+)
+def test_what_is_asked_for_in_vain_is_told_before_data_is_prepared(make_settings, monkeypatch, asked, said):
+    monkeypatch.setattr("moetrain.run.build.prepare_corpus", lambda *_: pytest.fail("data was prepared"))
+    with pytest.raises((DataError, SettingsError), match=said):
+        build(make_settings(asked))
+
+
+def test_a_domain_of_short_samples_is_told(make_settings):
+    summary = {"stories": {"long_enough_share": 0.5}, "sums": {"long_enough_share": 0.0}}
+    (line,) = short_lines(summary, make_settings("data.domains.sums.panel_tokens=62"))
+    assert line.startswith("sums: no sample has 62 tokens")
+    assert short_lines(summary, make_settings("monitor.enabled=false")) == []
 
 
 def test_every_probe_number_comes_out_of_the_files_again(runs):

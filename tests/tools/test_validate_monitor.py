@@ -1,5 +1,6 @@
 """The validity study's plan, truths, separation and error rates, on readings made up so that the answers are known."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -129,6 +130,19 @@ def test_runs_that_are_measured_again_replace_their_rows_and_leave_those_of_othe
     readings.save(before, tmp_path)
     for frame in readings.renew(new, tmp_path).values():
         assert list(frame.itertuples(index=False, name=None)) == [("b", 3.0), ("a", 4.0), ("c", 5.0)]
+
+
+def test_the_main_numbers_are_those_of_the_tables():
+    tables = readings.load(validate.RESULTS)
+    found = validate.report(tables, plan.read_plan())
+    numbers = validate.summary(found, tables)
+    assert numbers["runs"] == {"fit": 15, "test": 22}
+    assert json.loads(validate.RESULTS.with_suffix(".json").read_text()) == numbers
+    low, high = numbers["auc_heldout_interval"]
+    assert 0.5 < low < numbers["auc_heldout"] < high <= 1
+    judged = found["verdicts on the test runs"].set_index("truth")
+    wrong = judged.loc["memorized", ["generalizing", "settled"]].sum()
+    assert numbers["false_alarm_rate"] == pytest.approx(wrong / judged.loc["memorized"].sum(), abs=1e-6)
 
 
 def test_what_is_asked_wrongly_is_said_in_one_line(capsys, tmp_path):

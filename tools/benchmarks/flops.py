@@ -24,16 +24,12 @@ class Flops:
 def step_flops(model: Transformer, tokens: int, spans_N2: torch.Tensor) -> Flops:
     """Operations of a step of ``tokens`` tokens in samples of the given (start, length).
 
-    "6N": N counts parameters active for one token (kept experts, router, attention, output layer), without the input
-    embeddings, which are looked up (2001.08361). "With attention" adds 12 * width * L for each pair of tokens that see
+    "6N" is the model's own count. "With attention" adds 12 * width * L for each pair of tokens that see
     each other: half of what the usual 12 * width * L * T a token counts, for attention is causal, and only within
     samples (after 2204.02311, appendix B).
     """
     settings = model.settings
-    _, active = model.parameter_counts()
-    if not settings.tie_word_embeddings:
-        active -= model.model.embed_tokens.weight.numel()
     lengths = spans_N2[:, 1].double()
     pairs = float((lengths * (lengths + 1) / 2).sum())
     width = settings.hidden_size
-    return Flops(6.0 * active * tokens, 12.0 * width * settings.num_hidden_layers * pairs)
+    return Flops(float(model.operations_a_token() * tokens), 12.0 * width * settings.num_hidden_layers * pairs)

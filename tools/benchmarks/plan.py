@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """`make_plan` of the one configuration that the command line names."""
     settings = load_configs(options)[0]
+    if settings.tokenizer.model is not None and options.vocab_size is None:
+        raise SettingsError(f"tokenizer.model is {settings.tokenizer.model}: say how many ids it has, by --vocab-size")
     vocab_size = options.vocab_size or settings.tokenizer.vocab_size
     if options.measured:
         rate = scaled_rate(settings, vocab_size, read_measured(options.measured), options.matrix_flops)

@@ -9,6 +9,8 @@ from moetrain.grokking import History, Phase, PhaseThresholds, curve, phases, sh
 from validity.units import GENERALIZES, MEMORIZED
 
 SAYS_GENERALIZES = (Phase.GENERALIZING, Phase.SETTLED)
+GIVEN, RIGHT = "units with a verdict", "of those, rightly"
+FALSE_ALARMS = "memorized units called generalizing at the end"
 
 
 def judge(readings: pd.DataFrame, units: pd.DataFrame, thresholds: PhaseThresholds | None = None) -> pd.DataFrame:
@@ -61,9 +63,9 @@ def rates(judged: pd.DataFrame) -> pd.DataFrame:
     decided = judged["verdict"].isin([*_GENERAL, "memorizing"])
     early = general[general["since"] <= general["half_rise"]]
     counts = {
-        "units with a verdict": (int(decided.sum()), len(judged)),
-        "of those, rightly": (int((decided & _right(judged)).sum()), int(decided.sum())),
-        "memorized units called generalizing at the end": (
+        GIVEN: (int(decided.sum()), len(judged)),
+        RIGHT: (int((decided & _right(judged)).sum()), int(decided.sum())),
+        FALSE_ALARMS: (
             int(memorized["verdict"].isin(_GENERAL).sum()),
             len(memorized),
         ),

@@ -46,6 +46,7 @@ def train(steps: int, every: int, batch: int, seed: int = 0) -> list[tuple[int, 
         num_experts_per_tok=2,
         output_router_logits=True,
         pad_token_id=None,
+        eos_token_id=None,
     )
     model = OlmoeForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

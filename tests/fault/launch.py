@@ -88,7 +88,7 @@ def _run(overrides: list[str], log: Path, fault: str, place: dict[str, str]) -> 
     if fault:
         os.environ["MOETRAIN_FAULT"] = fault
     config = log.with_suffix(".yaml")
-    config.touch()
+    config.write_text("run: {name: run}")
     status = main([str(config), *overrides])
     sys.stdout.flush()
     sys.exit(status)

@@ -20,7 +20,7 @@ LIMIT = 60.0
 
 @pytest.fixture
 def overrides(corpus_folder, tmp_path, tmp_path_factory):
-    (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "empty.yaml").write_text("run: {name: run}")
     run = small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())
     return [str(tmp_path / "empty.yaml"), *run, "train.max_steps=100", "train.checkpoint_every=1"]
 

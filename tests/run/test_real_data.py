@@ -20,6 +20,9 @@ def test_four_real_domains_train_and_their_loss_falls(tmp_path):
         "train.eval_tokens=2000",
         "train.log_every=4",
         "monitor.every=12",
+        "panel.readings=2",
+        "probes.readings=2",
+        "probes.items=30",
     ]
     sizes = [f"data.domains.{name}.size=300000" for name in ("math", "code", "general", "science")]
     model = ["model.hidden_size=64", "model.num_hidden_layers=2", "model.num_experts=8", "tokenizer.vocab_size=1024"]

@@ -132,6 +132,7 @@ def test_runs_that_are_measured_again_replace_their_rows_and_leave_those_of_othe
         assert list(frame.itertuples(index=False, name=None)) == [("b", 3.0), ("a", 4.0), ("c", 5.0)]
 
 
+@pytest.mark.slow
 def test_the_main_numbers_are_those_of_the_tables():
     tables = readings.load(validate.RESULTS)
     found = validate.report(tables, plan.read_plan())

@@ -1,5 +1,6 @@
 """One, two and four processes train the same model on the same rows."""
 
+import functools
 import json
 import os
 import socket
@@ -41,40 +42,41 @@ def launch(processes, overrides, machines=1):
         assert launcher.returncode == 0, said[-3000:]
 
 
+SEVERAL = pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+
+
 @pytest.fixture(scope="module")
-def runs(corpus_folder, tmp_path_factory):
+def run_of(corpus_folder, tmp_path_factory):
+    """The same run on a number of processes, by that number; trained when it is first asked for."""
     cache = tmp_path_factory.getbasetemp()
     folder = tmp_path_factory.mktemp("processes")
     (folder / "empty.yaml").write_text("")
-    found = {}
-    for processes in (1, 2, 4):
-        overrides = small_run(corpus_folder, folder, cache)
-        overrides += [
-            f"run.name=p{processes}",
-            f"train.max_steps={STEPS}",
-            "train.micro_batch_rows=2",
-            "monitor.every=5",
-        ]
-        overrides += ["train.checkpoint_every=1", "train.keep_checkpoints=99", "optim.learning_rate=0.003"]
+    often = ["train.checkpoint_every=1", "train.keep_checkpoints=99", "monitor.every=5"]
+    steps = [f"train.max_steps={STEPS}", "train.micro_batch_rows=2", "optim.learning_rate=0.003"]
+
+    @functools.cache
+    def train(processes):
+        overrides = [*small_run(corpus_folder, folder, cache), *often, *steps, f"run.name=p{processes}"]
         launch(processes, [str(folder / "empty.yaml"), *overrides])
-        found[processes] = folder / "runs" / f"p{processes}"
-    return found
+        return folder / "runs" / f"p{processes}"
+
+    return train
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_the_same_samples_come_in_the_same_order(runs, processes):
+@SEVERAL
+def test_the_same_samples_come_in_the_same_order(run_of, processes):
     for step in (1, 7, STEPS):
-        one, many = (states(checkpoint_folder(runs[p], step)) for p in (1, processes))
+        one, many = (states(checkpoint_folder(run_of(p), step)) for p in (1, processes))
         keys = [key for key in one if key.startswith("monitor/") and key.endswith((".sample", ".order", ".domain"))]
         assert len(keys) == 6
         for key in keys:
             assert torch.equal(one[key], many[key]), key
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@SEVERAL
 @pytest.mark.parametrize(("step", "tolerance"), [(1, 1e-5), (STEPS, 1e-3)])
-def test_weights_agree(runs, processes, step, tolerance):
-    one, many = (states(checkpoint_folder(runs[p], step)) for p in (1, processes))
+def test_weights_agree(run_of, processes, step, tolerance):
+    one, many = (states(checkpoint_folder(run_of(p), step)) for p in (1, processes))
     for key in one:
         if key.startswith("model/"):
             torch.testing.assert_close(
@@ -82,9 +84,9 @@ def test_weights_agree(runs, processes, step, tolerance):
             )
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_losses_and_metrics_agree_over_all_ranks(runs, processes):
-    one, many = scalars(runs[1]), scalars(runs[processes])
+@SEVERAL
+def test_losses_and_metrics_agree_over_all_ranks(run_of, processes):
+    one, many = scalars(run_of(1)), scalars(run_of(processes))
     assert one.keys() == many.keys()
     for tag, points in one.items():
         assert [step for step, _ in many[tag]] == [step for step, _ in points]
@@ -94,8 +96,9 @@ def test_losses_and_metrics_agree_over_all_ranks(runs, processes):
             assert theirs == pytest.approx(value, rel=tolerance, abs=1e-3), (tag, step)
 
 
-def test_only_one_process_writes(runs):
-    for run in runs.values():
+@SEVERAL
+def test_only_one_process_writes(run_of, processes):
+    for run in (run_of(1), run_of(processes)):
         assert len(list(run.glob("events.out.tfevents.*"))) == 1
         types = [json.loads(line)["type"] for line in (run / "events.jsonl").read_text().splitlines()]
         assert types == ["checkpoint"] * STEPS + ["memorized"] * 2  # by the finished run's rule, a domain each

@@ -40,6 +40,7 @@ def test_four_real_domains_train_and_their_loss_falls(tmp_path):
         assert domain["metrics"]["validation_loss"]["value"] < 6.8, name
 
 
+@pytest.mark.slow  # continuous integration runs the command itself
 def test_the_quickstart_takes_its_first_steps(tmp_path):
     small = [
         "train.max_steps=2",

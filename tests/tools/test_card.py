@@ -63,17 +63,10 @@ def test_a_card_takes_as_many_layers_as_are_planned_to_fit():
     assert card.layers_that_fit(megablocks, 79 * GIB) < small  # it keeps more
 
 
-@pytest.mark.parametrize(
-    ("part", "outcome"),
-    [
-        (card.Part("experts", ("--nonsense",)), "failed with status 2: .*--nonsense.*"),
-        (card.Part("train", (), ("train.batch_rows=0",)), "failed with status 2: error: .*batch_rows.*"),
-    ],
-)
-def test_a_part_that_fails_says_why(config, tmp_path, part, outcome):
-    found = card.take_part("part", part, config, tmp_path, 100)
+def test_a_part_that_fails_says_why(config, tmp_path):
+    found = card.take_part("part", card.Part("train", (), ("train.batch_rows=0",)), config, tmp_path, 100)
     assert set(found) == {"outcome"}
-    assert re.fullmatch(outcome, found["outcome"])
+    assert re.fullmatch("failed with status 2: error: .*batch_rows.*", found["outcome"])
     assert (tmp_path / "part.log").stat().st_size
 
 

@@ -8,6 +8,7 @@ and a sharded run computes what an unsharded one does. Gradients are summed in f
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -32,7 +33,9 @@ def distribute(model: Transformer, settings: Settings, accelerator: Accelerator)
         SettingsError: ``hybrid``, and machines with unequal numbers of processes.
     """
     if settings.train.sharding == "none" or accelerator.num_processes == 1:
-        return accelerator.prepare_model(model)
+        with warnings.catch_warnings():  # accelerate passes on a name that torch 2.13 calls by another
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return accelerator.prepare_model(model)
     shard(model, settings.train.sharding, accelerator.device)
     return model
 

@@ -87,6 +87,7 @@ def report(
     return {
         "units by truth": units.groupby(["part", "domain", "truth"]).size().unstack(fill_value=0).reset_index(),
         **{f"AUC {aspect}": frame for aspect, frame in by_aspect.items()},
+        "AUC with random answers as a yardstick": separation.yardstick(units),
         "verdicts on the fit runs": verdicts.confusion(judged[judged["part"] == "fit"]),
         "verdicts on the test runs": verdicts.confusion(test),
         "error rates on the test runs": verdicts.rates(test),

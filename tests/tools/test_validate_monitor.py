@@ -97,6 +97,22 @@ def test_a_measure_that_tells_and_one_that_does_not(judged, monkeypatch):
     assert 0 < distance["low"] < distance["auc"] < distance["high"] < 1
 
 
+def test_a_yardstick_takes_away_what_a_run_has_in_common():
+    rows = []
+    for run, level in enumerate((0.0, 0.3, 0.1, 0.6)):
+        part = "fit" if run < 2 else "test"
+        for domain, truth, more in (
+            ("random", "memorized", 0.0),
+            ("rule", "generalizes", 0.2),
+            ("other", "memorized", 0.1),
+        ):
+            rows.append((str(run), part, domain, truth, level + more))
+    made = pd.DataFrame(rows, columns=["run", "part", "domain", "truth", "kernel/left_out"])
+    found = separation.yardstick(made, resample=False).set_index("measure")
+    assert list(found["auc"]) == [0.75, 1.0]
+    assert list(found["generalize"]) == list(found["memorized"]) == [2, 2]
+
+
 def test_verdicts_and_their_rates(judged):
     _, _, rows = judged
     test = rows[rows["part"] == "test"]

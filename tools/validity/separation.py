@@ -32,6 +32,10 @@ def over_runs(
     return statistic(units), float(low), float(high)
 
 
+YARDSTICK = "random"
+"""The study's table of random answers, which has nothing to generalize whatever the run."""
+_LEFT_OUT = "kernel/left_out"
+
 ASPECTS = {
     "at the end": "{}",
     "at like training loss": "band {}",
@@ -56,6 +60,16 @@ def tables(units: pd.DataFrame, resample: bool = True) -> dict[str, pd.DataFrame
             rows.append({"measure": title} | _judge(of, column.format(metric), resample))
         found[aspect] = pd.DataFrame(rows)
     return found
+
+
+def yardstick(units: pd.DataFrame, resample: bool = True) -> pd.DataFrame:
+    """Left-out accuracy as it is, and less that of the run's own table of random answers; of all other domains."""
+    of_run = units[units["domain"] == YARDSTICK].set_index("run")[_LEFT_OUT]
+    others = units[units["truth"].isin([GENERALIZES, MEMORIZED]) & (units["domain"] != YARDSTICK)]
+    others = others.assign(beside=others[_LEFT_OUT] - others["run"].map(of_run))
+    columns = {"left-out accuracy": _LEFT_OUT, "less that of the run's random answers": "beside"}
+    rows = [{"measure": title} | _judge(others, column, resample) for title, column in columns.items()]
+    return pd.DataFrame(rows)
 
 
 def _judge(units: pd.DataFrame, column: str, resample: bool) -> dict[str, object]:

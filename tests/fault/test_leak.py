@@ -38,7 +38,7 @@ def test_what_is_kept_is_seen():
     assert held() - before >= sum(tensor.nbytes for tensor in kept)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 def test_steps_on_the_same_batches_hold_no_more_memory(make_settings, precision):
     # In bf16 oneDNN keeps each product it compiled, by its shape: with the same batches and a learning rate that moves
     # no token to another expert, shapes repeat.

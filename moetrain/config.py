@@ -283,7 +283,9 @@ def _nearest(keys: tuple[str, ...], known: Sequence[str]) -> str | None:
     if near:
         return near[0]
     same_word = [name for name in known if name.rpartition(".")[2] == keys[-1]]
-    if same_word or keys[-1] in _ELSEWHERE:
-        return same_word[0] if same_word else _ELSEWHERE[keys[-1]]
+    if same_word:
+        return same_word[0]
+    if keys[-1] in _ELSEWHERE:
+        return _ELSEWHERE[keys[-1]]
     settings = [name for name in known if "." in name] if len(keys) > 1 else known
     return next(iter(difflib.get_close_matches(dotted, settings, n=1)), None)

@@ -33,6 +33,7 @@ from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.errors import DataError
 from moetrain.data.items import Item, read_all_items
 from moetrain.data.packing import cut_samples
+from moetrain.data.stream import nothing_held_out
 from moetrain.probes.items import read_task_items
 
 _DOCUMENTS = {
@@ -192,10 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
                 terminal.note(f"skipped {place}")
         for name, values in found.items():
             if not values["heldout_documents"]:
-                terminal.note(
-                    f"{name}: none of its {values['documents']} documents is held out, which training refuses: give it "
-                    f"more documents, or raise data.heldout_share (now {settings.data.heldout_share})"
-                )
+                terminal.note(f"training will refuse {nothing_held_out(name, values['documents'], settings)}")
         for title, columns in (("documents", _DOCUMENTS), ("tokens", _TOKENS)):
             terminal.table(title, ["domain", *columns.values()], table_rows(found, columns))
         terminal.note(

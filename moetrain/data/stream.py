@@ -245,6 +245,14 @@ def _check_size(corpus: Corpus, samples: Samples, settings: Settings) -> None:
             )
 
 
+def nothing_held_out(name: str, documents: int, settings: Settings) -> str:
+    """What is wrong with a domain without held-out text, and what helps."""
+    return (
+        f"data.domains.{name}: none of its {documents} documents is held out: "
+        f"give it more documents, or raise data.heldout_share (now {settings.data.heldout_share})"
+    )
+
+
 def validation_streams(corpus: Corpus, settings: Settings, batch_rows: int) -> dict[str, Stream]:
     """By domain, a seeded choice of held-out samples of about ``train.eval_tokens`` tokens.
 
@@ -257,10 +265,7 @@ def validation_streams(corpus: Corpus, settings: Settings, batch_rows: int) -> d
     for number, domain in enumerate(corpus.domains):
         members = np.flatnonzero(samples.domain == number)
         if not len(members):
-            raise DataError(
-                f"data.domains.{domain.name}: none of its {domain.report.documents} documents is held out: "
-                f"give it more documents, or raise data.heldout_share (now {data.heldout_share})"
-            )
+            raise DataError(nothing_held_out(domain.name, domain.report.documents, settings))
         order = np.random.default_rng([settings.run.seed, 3, number]).permutation(members)
         within = np.cumsum(samples.row_lengths[order]) <= settings.train.eval_tokens
         within[0] = True

@@ -52,13 +52,12 @@ class _GroupedExperts(torch.autograd.Function):
         source_M: torch.Tensor,
         ends_E: torch.Tensor,
     ) -> torch.Tensor:
-        weight_M1 = x_ND.new_empty(len(source_M))
-        weight_M1 = weight_M1.index_copy_(0, place_NK.flatten(), weight_NK.flatten().to(x_ND.dtype))[:, None]
-        gate_up_M2F = _product(x_ND.index_select(0, source_M), gate_up_E2FD.transpose(1, 2), ends_E)
+        weight_M1 = weights_of_rows(weight_NK, place_NK, len(source_M), x_ND.dtype)
+        gate_up_M2F = product(x_ND.index_select(0, source_M), gate_up_E2FD.transpose(1, 2), ends_E)
         gate_MF, up_MF = gate_up_M2F.chunk(2, dim=-1)
         # The weight goes in before the last product: what combining needs for its gradient is then at hand.
         hidden_MF = F.silu(gate_MF).mul_(up_MF).mul_(weight_M1)
-        output_MD = _product(hidden_MF, down_EDF.transpose(1, 2), ends_E)
+        output_MD = product(hidden_MF, down_EDF.transpose(1, 2), ends_E)
         ctx.save_for_backward(x_ND, weight_M1, gate_up_E2FD, down_EDF, place_NK, source_M, ends_E, gate_up_M2F)
         ctx.weight_dtype = weight_NK.dtype
         return _sum_rows(output_MD, place_NK)
@@ -70,8 +69,8 @@ class _GroupedExperts(torch.autograd.Function):
         activated_MF = F.silu(gate_MF)
         unweighted_MF = activated_MF * up_MF
         grad_MD = grad_ND.index_select(0, source_M)
-        grad_down = _product(grad_MD.T, unweighted_MF * weight_M1, ends_E).to(down_EDF.dtype)
-        grad_MF = _product(grad_MD, down_EDF, ends_E)
+        grad_down = product(grad_MD.T, unweighted_MF * weight_M1, ends_E).to(down_EDF.dtype)
+        grad_MF = product(grad_MD, down_EDF, ends_E)
         del grad_MD
         grad_weight_M = torch.linalg.vecdot(grad_MF, unweighted_MF)
         del unweighted_MF
@@ -79,13 +78,19 @@ class _GroupedExperts(torch.autograd.Function):
         grad_gate_MF = torch.ops.aten.silu_backward(grad_MF * up_MF, gate_MF)
         grad_M2F = torch.cat([grad_gate_MF, activated_MF.mul_(grad_MF)], dim=-1)
         del grad_gate_MF, grad_MF, activated_MF
-        grad_gate_up = _product(grad_M2F.T, x_ND.index_select(0, source_M), ends_E).to(gate_up_E2FD.dtype)
-        grad_sent_MD = _product(grad_M2F, gate_up_E2FD, ends_E)
+        grad_gate_up = product(grad_M2F.T, x_ND.index_select(0, source_M), ends_E).to(gate_up_E2FD.dtype)
+        grad_sent_MD = product(grad_M2F, gate_up_E2FD, ends_E)
         grad_weight_NK = grad_weight_M.index_select(0, place_NK.flatten()).view_as(place_NK).to(ctx.weight_dtype)
         return _sum_rows(grad_sent_MD, place_NK), grad_weight_NK, grad_gate_up, grad_down, None, None, None
 
 
-def _product(a: torch.Tensor, b: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
+def weights_of_rows(weight_NK: torch.Tensor, place_NK: torch.Tensor, rows: int, dtype: torch.dtype) -> torch.Tensor:
+    """The routing weight of the choice in each row, [rows, 1]; 0 in rows without one."""
+    weight_M = torch.zeros(rows, dtype=dtype, device=weight_NK.device)
+    return weight_M.index_copy_(0, place_NK.flatten(), weight_NK.flatten().to(dtype))[:, None]
+
+
+def product(a: torch.Tensor, b: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
     """Each expert's product, in the type of a."""
     return F.grouped_mm(a, b.to(a.dtype), offs=ends_E)
 

@@ -25,7 +25,7 @@ def check_tasks(settings: Settings) -> None:
     Raises:
         DataError, SettingsError: as `read_entries`.
     """
-    start = expand(settings.data.root, "data.root") if settings.probes.tasks else ""
+    start = expand(settings.data.root, "data.root")
     for entry in settings.probes.tasks:
         if entry.startswith(PREFIX):
             hub_task(entry, "probes.tasks")

@@ -17,6 +17,7 @@ import bench
 from benchmarks import card
 from benchmarks.configs import KNOWN
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 GIB = 2**30
 
 
@@ -45,7 +46,7 @@ def test_every_part_is_a_command_that_its_benchmark_takes():
 
 
 def test_its_shape_is_that_of_the_configuration():
-    ours, full = (load_settings(path).model for path in (KNOWN["olmoe_shape"], Path("configs/olmoe_1b_7b.yaml")))
+    ours, full = (load_settings(path).model for path in (KNOWN["olmoe_shape"], CONFIGS / "olmoe_1b_7b.yaml"))
     assert ours == full
 
 

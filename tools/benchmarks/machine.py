@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from benchmarks.timing import Timing, clock
+from moetrain.training.throughput import large_product
 
 _TOLD = ("model name", "cpu family", "model")
 
@@ -59,13 +59,9 @@ def processor() -> str:
 class MatrixRate:
     """The rate of one large square product, a turn at a time, so that it can be measured among other things."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype = torch.bfloat16, size: int | None = None) -> None:
-        self.size = size or (8192 if device.type == "cuda" else 2048)
+    def __init__(self, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
         self.device = device
-        generator = torch.Generator(device).manual_seed(0)
-        self._a, self._b = (
-            torch.randn(self.size, self.size, generator=generator, device=device).to(dtype) for _ in range(2)
-        )
+        self._multiply, self._operations = large_product(device, dtype)
         self._multiply()
         self.timing = Timing()
 
@@ -77,10 +73,7 @@ class MatrixRate:
             wall_after, cpu_after = clock(self.device)
             self.timing.add(wall_after - wall, cpu_after - cpu)
 
-    def _multiply(self) -> torch.Tensor:
-        return F.linear(self._a, self._b)  # the form most products of a model have
-
     @property
     def flops(self) -> float:
         """Floating-point operations a second of the median product: 2 n^3 each."""
-        return 2 * self.size**3 / self.timing.seconds
+        return self._operations / self.timing.seconds

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from unittest.mock import patch
 
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
-from moetrain.config import Settings
+from moetrain.config import ModelSettings, Settings
 from moetrain.model import attention, elementwise, experts, loss, transformer
 from moetrain.model.backends import Backends
 from moetrain.model.transformer import Transformer
@@ -117,14 +117,16 @@ def count_parameters(settings: Settings, vocab_size: int) -> tuple[int, int]:
 
 def count_kept(settings: Settings, vocab_size: int, rows: int, dtype: torch.dtype) -> Kept:
     """What the forward pass of a micro-batch keeps, counted on models of one and of two layers."""
-    one, two = (_kept(settings, layers, vocab_size, rows, dtype) for layers in (1, 2))
+    shallow = (settings.model.model_copy(update={"num_hidden_layers": layers}) for layers in (1, 2))
+    compiled, length = settings.train.compile, settings.data.seq_len
+    one, two = (_kept(shape.model_dump_json(), compiled, vocab_size, rows, length, dtype) for shape in shallow)
     return Kept(two - one, 2 * one - two)
 
 
-def _kept(settings: Settings, layers: int, vocab_size: int, rows: int, dtype: torch.dtype) -> int:
-    shallow = settings.model.model_copy(update={"num_hidden_layers": layers})
+@cache  # a plan asks for many depths, shared out or not, which all keep the same
+def _kept(shape: str, compiled: bool, vocab_size: int, rows: int, length: int, dtype: torch.dtype) -> int:
+    shallow = ModelSettings.model_validate_json(shape)
     backend = shallow.experts if shallow.experts in ("dense", "megablocks") else "grouped_mm"
-    length = settings.data.seq_len
     with torch.device("meta"):
         model = Transformer(shallow, vocab_size, dtype)
         tokens_BT = torch.zeros(rows, length, dtype=torch.int64)
@@ -133,15 +135,12 @@ def _kept(settings: Settings, layers: int, vocab_size: int, rows: int, dtype: to
         backends = Backends("varlen", backend, ())
         stack.enter_context(patch.object(model, "backends", lambda device: backends))
         stack.enter_context(patch.object(experts, "megablocks_experts", _as_megablocks))
-        if settings.train.compile:
+        if compiled:
             model.compile_layers(backend=as_compiled())
             stack.callback(torch.compiler.reset)
         else:
             stack.enter_context(patch.object(attention, "torch_varlen", _FlashAttention.apply))
-            norm = elementwise._RMSNorm.apply
-            stack.enter_context(
-                patch.object(transformer, "rms_norm", lambda x, w, eps: norm(x.float(), w.float(), eps))
-            )
+            stack.enter_context(patch.object(transformer, "rms_norm", _fused_norm))
         return kept_by(model, lambda: model(*[tokens_BT] * 5, spans_N2, 0))
 
 

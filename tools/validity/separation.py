@@ -67,7 +67,7 @@ def yardstick(units: pd.DataFrame, resample: bool = True) -> pd.DataFrame:
     of_run = units[units["domain"] == YARDSTICK].set_index("run")[_LEFT_OUT]
     others = units[units["truth"].isin([GENERALIZES, MEMORIZED]) & (units["domain"] != YARDSTICK)]
     others = others.assign(beside=others[_LEFT_OUT] - others["run"].map(of_run))
-    columns = {"left-out accuracy": _LEFT_OUT, "less that of the run's random answers": "beside"}
+    columns = {METRICS[_LEFT_OUT]: _LEFT_OUT, "less that of the run's random answers": "beside"}
     rows = [{"measure": title} | _judge(others, column, resample) for title, column in columns.items()]
     return pd.DataFrame(rows)
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moetrain import _moved
+
 if TYPE_CHECKING:
-    from moetrain.dashboard.open_run import OpenedRun
+    from moetrain.report.open_run import OpenedRun
 
 __version__ = "0.1.0"
+
+_moved.install()
 
 
 def open_run(path: str | Path) -> OpenedRun:
@@ -16,6 +20,6 @@ def open_run(path: str | Path) -> OpenedRun:
 
     path: the folder of a run, finished or not. Raises RunError where it is none, MissingPackageError without pandas.
     """
-    from moetrain.dashboard import open_run as module  # here, or `import moetrain` would take seconds
+    from moetrain.report import open_run as module  # imported here: it would add seconds to `import moetrain`
 
     return module.open_run(path)

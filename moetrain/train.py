@@ -6,27 +6,27 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from moetrain.checkpoint.manager import CheckpointError, load_checkpoint, set_aside_later
+from moetrain.checkpoint.run_folder import RunFolder
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
-from moetrain.dashboard.outputs import Outputs
-from moetrain.dashboard.terminal import Terminal
-from moetrain.dashboard.trackers import check_trackers, start_trackers
 from moetrain.data.documents import DataError
 from moetrain.data.stream import Batch, stream_tokens
-from moetrain.model.transformer import Output
+from moetrain.distributed.launch import end_processes, leave, start_accelerator
+from moetrain.distributed.sharding import unsharded_copy
+from moetrain.distributed.signals import STOPPED_BY_SIGNAL, StopAgreement, StopSignals
+from moetrain.distributed.watchdog import heartbeat
+from moetrain.loggers.run_logger import Outputs
+from moetrain.loggers.terminal import Terminal
+from moetrain.loggers.trackers import check_trackers, start_trackers
+from moetrain.models.transformer import Output
+from moetrain.monitoring.budget import LEAST, keep_within_budget, measure_costs
+from moetrain.monitoring.build import Run, build, claim_folder, describe, sample_store
+from moetrain.monitoring.keep import finish, resume, save, stop_diverged
+from moetrain.monitoring.watch import log, measure, note, probe, read, record, router_rows, tell_troubles, validate
+from moetrain.optim.schedule import learning_rate
 from moetrain.routing.panel import reading_steps
 from moetrain.routing.store import remove_unlisted
-from moetrain.run.budget import LEAST, keep_within_budget, measure_costs
-from moetrain.run.build import Run, build, claim_folder, describe, sample_store
-from moetrain.run.keep import finish, resume, save, stop_diverged
-from moetrain.run.watch import log, measure, note, probe, read, record, router_rows, tell_troubles, validate
-from moetrain.training.checkpoint import CheckpointError, load_checkpoint, set_aside_later
 from moetrain.training.guards import TrainingDivergedError
-from moetrain.training.heartbeat import heartbeat
-from moetrain.training.parallel import end_processes, leave, start_accelerator
-from moetrain.training.run_folder import RunFolder
-from moetrain.training.schedule import learning_rate
-from moetrain.training.sharding import whole_weights
-from moetrain.training.signals import STOPPED_BY_SIGNAL, StopAgreement, StopSignals
 from moetrain.training.step import forward_backward, update
 from moetrain.training.throughput import peak_memory
 
@@ -163,7 +163,7 @@ def loop(run: Run, folder: RunFolder) -> int:
     run.terminal.end_training()
     if not saved:
         raise OSError("the last step could not be saved: free some space and run the same command again to continue")
-    with whole_weights(run.model) as model:
+    with unsharded_copy(run.model) as model:
         if outputs is not None:
             finish(replace(run, model=model), outputs)
     return 0

@@ -139,7 +139,7 @@ def small_run(corpus: Path, output: Path, cache: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def finished_run(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run with a panel, probes and a report; not to be written to."""
-    from tests.dashboard.runs import trained
+    from tests.report.runs import trained
 
     cache = tmp_path_factory.getbasetemp()
     return trained(corpus_folder, tmp_path_factory.mktemp("finished"), cache, "run.report=true")

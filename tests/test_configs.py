@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from moetrain.config import load_settings
-from moetrain.model.transformer import Transformer
+from moetrain.models.transformer import Transformer
 from moetrain.train import main
 from tests.conftest import small_run
 from tests.tools.test_prepare_data import load_tool

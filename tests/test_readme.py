@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from moetrain.routing.monitor import StreamMonitor
 from moetrain.routing.recorder import SampleRouting
+from moetrain.routing.stream import StreamMonitor
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 
 from moetrain.config import Settings, SettingsError, load_settings
-from moetrain.dashboard.terminal import Terminal
+from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import DataError, DomainReport, read_documents
-from moetrain.data.seen import SeenIds
+from moetrain.loggers.terminal import Terminal
 
 _FILES = 8
 _PREPARE = """

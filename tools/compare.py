@@ -14,12 +14,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from moetrain.dashboard.charts import short
-from moetrain.dashboard.compare import Comparison, Row, compare, comparison_page, write_overlay
-from moetrain.dashboard.open_run import MissingPackageError, RunError, open_run
-from moetrain.dashboard.page import in_yaml, within
-from moetrain.dashboard.terminal import Terminal
-from moetrain.durable import write_content
+from moetrain.atomic_io import write_file
+from moetrain.loggers.terminal import Terminal
+from moetrain.report.charts import short
+from moetrain.report.compare import Comparison, Row, compare, comparison_page, write_overlay
+from moetrain.report.open_run import MissingPackageError, RunError, open_run
+from moetrain.report.page import in_yaml, within
 from moetrain.routing.store import StoreError
 
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         comparison = compare([open_run(run, terminal.preparing) for run in options.runs], options.at)
         show(comparison, terminal)
         if options.html:
-            write_content(options.html, comparison_page(comparison))
+            write_file(options.html, comparison_page(comparison))
             terminal.note(f"page: {options.html}")
         if options.tensorboard:
             write_overlay(comparison, options.tensorboard)

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 
+from moetrain.checkpoint.manager import CheckpointError
+from moetrain.checkpoint.restore import TrainedModel, open_model
 from moetrain.config import SettingsError
-from moetrain.dashboard.terminal import Terminal
 from moetrain.data.tokenizer_export import write_tokenizer
-from moetrain.model.hf import SHARD_BYTES, OlmoeError, olmoe_config, write_weights
-from moetrain.training.checkpoint import CheckpointError
-from moetrain.training.restore import TrainedModel, open_model
+from moetrain.loggers.terminal import Terminal
+from moetrain.models.hf import SHARD_BYTES, OlmoeError, olmoe_config, write_weights
 
 
 def export(

@@ -22,13 +22,15 @@ from typing import Any
 import torch
 from probe import as_record, count, notes, table_rows
 
+from moetrain.atomic_io import write_file
+from moetrain.checkpoint.manager import CheckpointError
+from moetrain.checkpoint.restore import TrainedModel, open_model
 from moetrain.config import SettingsError
-from moetrain.dashboard.terminal import Terminal
 from moetrain.data.contamination import clean, contaminated
 from moetrain.data.errors import DataError
 from moetrain.data.instructions import Example, read_instructions
 from moetrain.data.sources.files import named_files
-from moetrain.durable import write_content
+from moetrain.loggers.terminal import Terminal
 from moetrain.probes.fine_tuning import (
     FineTuned,
     FineTuningError,
@@ -43,8 +45,6 @@ from moetrain.probes.fine_tuning import (
 from moetrain.probes.items import read_entries
 from moetrain.probes.scoring import Measured, TaskScore, prepare, score
 from moetrain.probes.tasks import Task, tasks_of
-from moetrain.training.checkpoint import CheckpointError
-from moetrain.training.restore import TrainedModel, open_model
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 16_384}  # half of what reading alone takes: training keeps what layers compute
 
@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
             record = as_instructed_record(trained, found, settings)
             record["instructions"] = [str(path) for path in files]
             record["contaminated"] = counts
-            write_content(options.json, json.dumps(record, indent=1, allow_nan=False) + "\n")
+            write_file(options.json, json.dumps(record, indent=1, allow_nan=False) + "\n")
     except (SettingsError, DataError, CheckpointError, FineTuningError, OSError) as error:
         terminal.error(str(error))
         return 2

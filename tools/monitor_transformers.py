@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from moetrain.routing.monitor import StreamMonitor, StreamReading
 from moetrain.routing.recorder import SampleRouting
+from moetrain.routing.stream import StreamMonitor, StreamReading
 
 LENGTH, VOCABULARY = 32, 64
 DOMAINS = ("counting", "noise")

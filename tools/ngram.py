@@ -29,10 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from moetrain.config import SettingsError, load_settings
-from moetrain.dashboard.terminal import Terminal
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.errors import DataError
 from moetrain.data.stream import Stream, training_stream, validation_streams
+from moetrain.loggers.terminal import Terminal
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from moetrain.config import Settings, SettingsError, load_settings
-from moetrain.dashboard.terminal import Terminal
 from moetrain.grokking import Estimate
+from moetrain.loggers.terminal import Terminal
 from moetrain.routing.panel_metrics import panel_metrics
 from moetrain.routing.store import StoreError, read_readings
 

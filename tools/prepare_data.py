@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from moetrain.config import Settings, SettingsError, load_settings
-from moetrain.dashboard.terminal import Terminal
 from moetrain.data.contamination import (
     ContaminationReport,
     TaskCount,
@@ -34,6 +33,7 @@ from moetrain.data.errors import DataError
 from moetrain.data.items import Item, read_all_items
 from moetrain.data.packing import cut_samples
 from moetrain.data.stream import nothing_held_out
+from moetrain.loggers.terminal import Terminal
 from moetrain.probes.items import read_task_items
 
 _DOCUMENTS = {

@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
+from moetrain.atomic_io import write_file
+from moetrain.checkpoint.manager import CheckpointError
+from moetrain.checkpoint.restore import TrainedModel, open_model
 from moetrain.config import SettingsError
-from moetrain.dashboard.terminal import Terminal
 from moetrain.data.errors import DataError
-from moetrain.durable import write_content
+from moetrain.loggers.terminal import Terminal
 from moetrain.probes.items import read_entries
 from moetrain.probes.scoring import TaskScore, prepare, score
 from moetrain.probes.tasks import ENOUGH, tasks_of
-from moetrain.training.checkpoint import CheckpointError
-from moetrain.training.restore import TrainedModel, open_model
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
 _METRICS = {
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         for line in [*notes(scores), f"{prepared.tokens:,} tokens in {seconds:,.1f} s"]:
             terminal.note(line)
         if options.json:
-            write_content(options.json, json.dumps(as_record(trained, scores), indent=1, allow_nan=False) + "\n")
+            write_file(options.json, json.dumps(as_record(trained, scores), indent=1, allow_nan=False) + "\n")
     except (SettingsError, DataError, CheckpointError, OSError) as error:
         terminal.error(str(error))
         return 2

@@ -20,16 +20,16 @@ import argparse
 import sys
 from pathlib import Path
 
+from moetrain.checkpoint.manager import CheckpointError, list_checkpoints
+from moetrain.checkpoint.restore import find_checkpoint
 from moetrain.config import ModelSettings, Settings, SettingsError, TokenizerSettings, load_settings
-from moetrain.dashboard.summary import summary_rows
-from moetrain.dashboard.terminal import Terminal
 from moetrain.data.errors import DataError
-from moetrain.model.hf import OlmoeError, find_olmoe, read_settings
+from moetrain.distributed.launch import start_accelerator
+from moetrain.loggers.summary import summary_rows
+from moetrain.loggers.terminal import Terminal
+from moetrain.models.hf import OlmoeError, find_olmoe, read_settings
+from moetrain.replay import own_model, replay, texts_of_documents, texts_of_run, transformers_model
 from moetrain.routing.store import StoreError
-from moetrain.run.replay import own_model, replay, texts_of_documents, texts_of_run, transformers_model
-from moetrain.training.checkpoint import CheckpointError, list_checkpoints
-from moetrain.training.parallel import start_accelerator
-from moetrain.training.restore import find_checkpoint
 
 _COLUMNS = {
     "loss/panel_seen": "loss, seen",

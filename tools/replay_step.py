@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from moetrain.checkpoint.manager import CheckpointError, load_checkpoint
+from moetrain.checkpoint.restore import open_model
 from moetrain.config import SettingsError
 from moetrain.data.stream import IGNORED, Batch
 from moetrain.training.balancing import Balancing
-from moetrain.training.checkpoint import CheckpointError, load_checkpoint
-from moetrain.training.restore import open_model
 from moetrain.training.step import part_of_loss
 
 _SHOWN = 10

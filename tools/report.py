@@ -12,9 +12,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from moetrain.dashboard.open_run import MissingPackageError, RunError
-from moetrain.dashboard.report import write_report
-from moetrain.dashboard.terminal import Terminal
+from moetrain.loggers.terminal import Terminal
+from moetrain.report.open_run import MissingPackageError, RunError
+from moetrain.report.report import write_report
 from moetrain.routing.store import StoreError
 
 

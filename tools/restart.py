@@ -22,7 +22,7 @@ from typing import IO
 
 import numpy as np
 
-from moetrain.training.signals import STOPPED_BY_SIGNAL
+from moetrain.distributed.signals import STOPPED_BY_SIGNAL
 
 _TRAIN = Path(__file__).parent.parent / "moetrain" / "train.py"
 _QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"

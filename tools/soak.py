@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import theilslopes
 
-from moetrain.training.checkpoint import list_checkpoints
-from moetrain.training.signals import STOPPED_BY_SIGNAL
+from moetrain.checkpoint.manager import list_checkpoints
+from moetrain.distributed.signals import STOPPED_BY_SIGNAL
 
 _TRAIN = Path(__file__).parent.parent / "moetrain" / "train.py"
 _QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"

@@ -47,8 +47,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import rankdata
 
-from moetrain.dashboard.terminal import Terminal
 from moetrain.grokking import d_eff, d_path_both, effective_dimension, routing_kernel
+from moetrain.loggers.terminal import Terminal
 
 Floats = NDArray[np.float64]
 

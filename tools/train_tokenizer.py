@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from moetrain.config import Settings, SettingsError, load_settings
-from moetrain.dashboard.terminal import Terminal
 from moetrain.data.corpus import prepare_tokenizer
+from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import DomainReport, read_documents
 from moetrain.data.errors import DataError
-from moetrain.data.seen import SeenIds
 from moetrain.data.tokenizer import Tokenizer
+from moetrain.loggers.terminal import Terminal
 
 _MEASURED = 500_000  # bytes of held-out text a domain; the tokenizer was not trained on them
 

@@ -26,9 +26,9 @@ from validity import claims, readings, separation, verdicts
 from validity.plan import ROOT, Planned, StudyError, make_runs, read_plan
 from validity.units import make_units
 
-from moetrain.dashboard.open_run import MissingPackageError, RunError, need
-from moetrain.dashboard.terminal import Terminal
 from moetrain.grokking import PhaseThresholds
+from moetrain.loggers.terminal import Terminal
+from moetrain.report.open_run import MissingPackageError, RunError, need
 
 RESULTS = ROOT / "tools" / "results" / "validity"
 

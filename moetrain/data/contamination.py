@@ -18,9 +18,9 @@ from typing import Any, Literal
 import numpy as np
 
 from moetrain.config import Settings
+from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import Document, DomainReport, read_documents
 from moetrain.data.items import Item, right_answer
-from moetrain.data.seen import SeenIds
 
 OVERLAP = 13
 SHORTEST = 4

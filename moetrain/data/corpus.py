@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from moetrain.config import Settings, expand
+from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import (
     BUILTIN_SIZE,
     PORTION_BYTES,
@@ -29,11 +30,10 @@ from moetrain.data.documents import (
     portions,
 )
 from moetrain.data.errors import DataError
-from moetrain.data.parts import INDEX as INDEX
-from moetrain.data.parts import TokenizerFile, join_parts, write_parts
-from moetrain.data.parts import token_dtype as token_dtype
 from moetrain.data.sample import Sample, sample_portion
-from moetrain.data.seen import SeenIds
+from moetrain.data.token_shards import INDEX as INDEX
+from moetrain.data.token_shards import TokenizerFile, join_parts, write_parts
+from moetrain.data.token_shards import token_dtype as token_dtype
 from moetrain.data.tokenizer import Tokenizer, check_lossless, train_tokenizer
 from moetrain.data.workers import run_tasks
 
@@ -41,7 +41,7 @@ FORMAT = 3
 _SECONDS_BETWEEN_WORDS = 0.1
 
 Progress = Callable[[str, int, int | None], None]
-"""Told (what is done, how far, of how much or None) now and then; see `moetrain.dashboard.terminal`."""
+"""Told (what is done, how far, of how much or None) now and then; see `moetrain.loggers.terminal`."""
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class Portion:
 
 
 class Seen(Protocol):
-    """A set of ids; see `moetrain.data.seen`."""
+    """A set of ids; see `moetrain.data.dedup`."""
 
     def __contains__(self, identity: Any, /) -> bool: ...
     def add(self, identity: Any, /) -> None: ...

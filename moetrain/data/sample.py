@@ -6,8 +6,8 @@ import heapq
 from hashlib import blake2b
 
 from moetrain.config import Settings
+from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import DomainReport, Portion, PortionReader
-from moetrain.data.seen import SeenIds
 from moetrain.data.workers import Tell
 
 _EVERY = 256  # documents between two words about how far it is

@@ -16,7 +16,7 @@ from moetrain.data.corpus import Corpus
 from moetrain.data.documents import DataError
 from moetrain.data.mixture import order_by_size, order_by_weights
 from moetrain.data.packing import MARKS, Rows, Samples, cut_samples, pack_rows
-from moetrain.transfer import to_device
+from moetrain.device_transfer import to_device
 
 IGNORED = -100
 """Target of a token that nothing is predicted from: a sample's end mark, and padding."""
@@ -35,10 +35,10 @@ class Batch:
     spans_N2: torch.Tensor  # int64 on the CPU: (start, length) of each sample and of each row's padding, in [B * T]
     samples_BS: torch.Tensor  # int64 on the CPU, number of the sample, -1 where the row has fewer
     domains_BS: torch.Tensor  # int64 on the CPU, -1 likewise
-    whole_BS: torch.Tensor  # bool on the CPU, whether the sample is long enough for its first tokens to be compared
+    compared_BS: torch.Tensor  # bool on the CPU, whether the sample is long enough for its first tokens to be compared
 
     def inputs(self, by_sample: bool = True) -> tuple[torch.Tensor | int, ...]:
-        """What `moetrain.model.transformer.Transformer` is called with.
+        """What `moetrain.models.transformer.Transformer` is called with.
 
         Without ``by_sample`` no routing is summed by sample, for where nobody reads it.
         """
@@ -69,7 +69,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch with what the model reads on ``device``; what only the host reads stays."""
-        host = ("spans_N2", "samples_BS", "domains_BS", "whole_BS")
+        host = ("spans_N2", "samples_BS", "domains_BS", "compared_BS")
         moved = {
             f.name: getattr(self, f.name) if f.name in host else to_device(getattr(self, f.name), device)
             for f in fields(self)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece as spm
 
+from moetrain.atomic_io import write_file
 from moetrain.data.errors import DataError
-from moetrain.durable import write_content
 
 _SPACE_SYMBOL = "\u2581"  # SentencePiece writes a space as this; the character itself must not become one
 _LONGEST_SENTENCE = 4000  # bytes; SentencePiece leaves out longer ones without a word
@@ -169,7 +169,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._processor.decode([int(i) for i in ids if i not in (self.begin_id, self.end_id)])
 
     def save_in(self, folder: Path) -> Path:
-        return write_content(folder / self.FILE, self.model)
+        return write_file(folder / self.FILE, self.model)
 
     def token_bytes(self) -> np.ndarray:
         sizes = np.zeros(self.vocab_size, np.int32)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from moetrain.atomic_io import write_file
 from moetrain.data.tokenizer import Tokenizer, refuse_surrogates
-from moetrain.durable import write_content
 
 _SPACE_SYMBOL = "\u2581"
 
@@ -107,8 +107,8 @@ class JsonTokenizer(Tokenizer):
     def save_in(self, folder: Path) -> Path:
         # Its marks stand beside it, so that they are found again without the settings that may have named them.
         marks = json.dumps(dict(zip(("bos_token", "eos_token"), self._marks, strict=True)), indent=1)
-        write_content(folder / "tokenizer_config.json", marks.encode())
-        return write_content(folder / "tokenizer.json", self.model)
+        write_file(folder / "tokenizer_config.json", marks.encode())
+        return write_file(folder / "tokenizer.json", self.model)
 
     def token_bytes(self) -> np.ndarray:
         sizes = np.zeros(self.vocab_size, np.int32)

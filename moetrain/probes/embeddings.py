@@ -14,7 +14,7 @@ from moetrain.config import SettingsError
 from moetrain.data.items import Item, right_answer
 from moetrain.data.sources.hub import one_line
 from moetrain.data.tokenizer import Tokenizer
-from moetrain.model.transformer import Transformer
+from moetrain.models.transformer import Transformer
 from moetrain.probes.requests import Request, RequestBatch, batch_hidden_states, pack_requests
 
 Encoder = Callable[[Sequence[str]], np.ndarray]

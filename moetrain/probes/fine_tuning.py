@@ -23,11 +23,11 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from moetrain.atomic_io import BESIDE, write_file
 from moetrain.data.instructions import Example
 from moetrain.data.tokenizer import Tokenizer
-from moetrain.durable import BESIDE, write_content
-from moetrain.model.loss import cross_entropy
-from moetrain.model.transformer import Transformer
+from moetrain.models.loss import cross_entropy
+from moetrain.models.transformer import Transformer
 from moetrain.probes.requests import Request, batch_hidden_states, make_requests, pack_requests
 
 _LARGEST_GRADIENT = 1.0  # norm, of a step
@@ -218,7 +218,7 @@ def save_adapters(adapted: Any, folder: Path) -> None:
     beside.mkdir(parents=True)
     try:
         content = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
-        write_content(beside / "adapter_model.safetensors", save(content, metadata={"format": "pt"}))
+        write_file(beside / "adapter_model.safetensors", save(content, metadata={"format": "pt"}))
         config.save_pretrained(beside)
         beside.rename(folder)
     except BaseException:

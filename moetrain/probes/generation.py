@@ -15,7 +15,7 @@ import torch
 
 from moetrain.data.items import Item
 from moetrain.data.tokenizer import Tokenizer
-from moetrain.model.transformer import Transformer
+from moetrain.models.transformer import Transformer
 from moetrain.probes.requests import Request, batch_hidden_states, pack_requests
 from moetrain.probes.tasks import Task
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from moetrain.data.tokenizer import Tokenizer
-from moetrain.model.transformer import Transformer
-from moetrain.transfer import to_device
+from moetrain.device_transfer import to_device
+from moetrain.models.transformer import Transformer
 
 _MULTIPLE = 64  # batch sizes are multiples of this, so that shapes, and with them kernels, repeat
 

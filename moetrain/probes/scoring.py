@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from moetrain.data.tokenizer import Tokenizer
-from moetrain.model.loss import log_probabilities
-from moetrain.model.transformer import Transformer
+from moetrain.models.loss import log_probabilities
+from moetrain.models.transformer import Transformer
 from moetrain.probes.generation import generate, is_exact, is_generated
 from moetrain.probes.requests import Request, RequestBatch, batch_hidden_states, make_requests, pack_requests
 from moetrain.probes.tasks import Task

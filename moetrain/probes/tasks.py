@@ -13,13 +13,13 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
+from moetrain.atomic_io import write_file
 from moetrain.config import Settings, expand
 from moetrain.data.contamination import ContaminationReport, TaskCount, all_documents, clean, contaminated
 from moetrain.data.corpus import Corpus, Progress
 from moetrain.data.documents import Document
 from moetrain.data.errors import DataError
 from moetrain.data.items import Item, right_answer
-from moetrain.durable import write_content
 from moetrain.probes.items import builtin_items, read_task_items
 
 ENOUGH = 100
@@ -171,7 +171,7 @@ def _contamination(
     told = _told(all_documents(settings), documents, progress)
     report = contaminated(items, told)
     with contextlib.suppress(OSError):  # a cache that can only be read: the text is read again next time
-        write_content(path, json.dumps(report.as_dict()))
+        write_file(path, json.dumps(report.as_dict()))
     return report
 
 

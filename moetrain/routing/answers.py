@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from moetrain.data.stream import Batch, Stream
-from moetrain.model.transformer import Transformer
+from moetrain.models.transformer import Transformer
 
 LONGEST_ANSWER = 16
 """Tokens of an answer above which it is not read: a long text does not come out whole, and would fill the disk."""

@@ -19,7 +19,7 @@ from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.packing import Samples, cut_samples, join_samples, pack_rows
 from moetrain.data.stream import Stream
-from moetrain.model.transformer import Transformer
+from moetrain.models.transformer import Transformer
 from moetrain.routing.answers import AnswerRouting, join_answers, no_answers, read_answers, short_answers
 from moetrain.routing.recorder import record_samples
 
@@ -206,14 +206,14 @@ def read_panel(
         loss[batch.samples_BS.numpy()[there]] = sums[there] / tokens[there]
         routing = output.routing
         records = record_samples(
-            routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.whole_BS, 0
+            routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.compared_BS, 0
         )
         even[records.sample] = records.even_SLE
         odd[records.sample] = records.odd_SLE
         counts[records.sample] = records.counts_SLE
         if inputs:
             pooled[records.sample] = _mean_inputs(
-                routing.inputs_LBRD, batch.whole_BS, records.even_SLE, records.odd_SLE
+                routing.inputs_LBRD, batch.compared_BS, records.even_SLE, records.odd_SLE
             )
         answers.append(read_answers(model, batch, panel.stream, answered, device))
     everywhere = gather([loss, even, odd, counts, pooled, *join_answers(answers).arrays()])
@@ -226,10 +226,10 @@ def read_panel(
 
 
 def _mean_inputs(
-    inputs_LBRD: torch.Tensor, whole_BS: torch.Tensor, even_SLE: np.ndarray, odd_SLE: np.ndarray
+    inputs_LBRD: torch.Tensor, compared_BS: torch.Tensor, even_SLE: np.ndarray, odd_SLE: np.ndarray
 ) -> np.ndarray:
     """Mean inputs of a batch's recorded samples, [S, L, D]; the probabilities of a token sum to 1 and so count them."""
-    slots = whole_BS.flatten().nonzero()[:, 0].to(inputs_LBRD.device)
+    slots = compared_BS.flatten().nonzero()[:, 0].to(inputs_LBRD.device)
     layers, rows, halves, width = inputs_LBRD.shape
     sums_SLD = inputs_LBRD.view(layers, rows * halves // 2, 2, width).sum(2)[:, slots].transpose(0, 1).cpu().numpy()
     return sums_SLD / (even_SLE + odd_SLE).sum(-1, keepdims=True)

@@ -19,7 +19,7 @@ from moetrain.routing.panel_metrics import (
     panel_metrics,
     seen_members,
 )
-from moetrain.routing.store import StoredReading, Surroundings
+from moetrain.routing.store import StoredReading, TrainingContext
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class PanelMonitor:
         return np.stack(rows)
 
     def _judge(
-        self, metrics: Mapping[str, Estimate], surroundings: Surroundings
+        self, metrics: Mapping[str, Estimate], surroundings: TrainingContext
     ) -> tuple[dict[str, Verdict], dict[str, PhaseChange]]:
         verdicts, changed = {}, {}
         for domain, history in self._history.items():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-from moetrain.transfer import HostCopy, to_device
+from moetrain.device_transfer import HostCopy, to_device
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ def record_samples(
     counts_LBRE: torch.Tensor,
     samples_BS: torch.Tensor,
     domains_BS: torch.Tensor,
-    whole_BS: torch.Tensor,
+    compared_BS: torch.Tensor,
     first_order: int,
 ) -> SampleRouting:
     """The routing of a micro-batch's samples, as by `start_record`, waited for."""
-    return start_record(sums_LBRE, counts_LBRE, samples_BS, domains_BS, whole_BS, first_order).wait()
+    return start_record(sums_LBRE, counts_LBRE, samples_BS, domains_BS, compared_BS, first_order).wait()
 
 
 def start_record(
@@ -101,7 +101,7 @@ def start_record(
     counts_LBRE: torch.Tensor,
     samples_BS: torch.Tensor,
     domains_BS: torch.Tensor,
-    whole_BS: torch.Tensor,
+    compared_BS: torch.Tensor,
     first_order: int,
 ) -> ComingRouting:
     """Begin to bring the routing of a micro-batch's samples that are long enough to be compared to the host.
@@ -110,10 +110,10 @@ def start_record(
         sums_LBRE: probabilities summed by half of sample, R = 2S with the even half of a sample before its odd one.
         counts_LBRE: tokens sent to each expert, likewise.
         samples_BS, domains_BS: what stands in each slot of each row.
-        whole_BS: which slots hold a sample whose first panel tokens were recorded.
+        compared_BS: which slots hold a sample whose first panel tokens were recorded.
         first_order: place in the stream of the micro-batch's first slot; slots follow row by row.
     """
-    slots = whole_BS.flatten().nonzero()[:, 0]
+    slots = compared_BS.flatten().nonzero()[:, 0]
     layers, rows, halves, experts = sums_LBRE.shape
     shape = (layers, rows * halves // 2, 2, experts)
     on_device = to_device(slots, sums_LBRE.device)

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moetrain.durable import BESIDE, write_whole
-from moetrain.faults import fault_point
+from moetrain.atomic_io import BESIDE, write_atomically
+from moetrain.fault_injection import fault_point
 from moetrain.routing.answers import AnswerRouting, no_answers
 from moetrain.routing.panel import CELLS, Panel, PanelReading
 
@@ -33,7 +33,7 @@ class StoreError(ValueError):
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class TrainingContext:
     """What the training itself says at a reading: the scale of time, and controls."""
 
     tokens: int = 0  # trained on so far
@@ -59,7 +59,7 @@ class StoredReading:
     inputs: np.ndarray  # float16 [P, L, D], mean inputs of each layer; D is 0 without panel.linear_kernel
     blocks: tuple[np.ndarray, np.ndarray]  # float32 [L, E, E] and [L - 1, E, E]
     answers: AnswerRouting  # weights float16 [A, L, E]
-    surroundings: Surroundings = Surroundings()
+    surroundings: TrainingContext = TrainingContext()
 
     @cached_property
     def whole(self) -> np.ndarray:
@@ -83,12 +83,12 @@ class StoredReading:
             return even / even.sum(-1, keepdims=True), odd / odd.sum(-1, keepdims=True)
 
 
-def as_stored(
+def to_stored(
     panel: Panel,
     reading: PanelReading,
     domains: Collection[str],
     blocks: tuple[np.ndarray, np.ndarray],
-    surroundings: Surroundings = Surroundings(),
+    surroundings: TrainingContext = TrainingContext(),
 ) -> StoredReading:
     """A reading, rounded as it will stand on disk."""
     names = np.array(list(domains), dtype=object)
@@ -225,9 +225,9 @@ def _as_reading(
     )
 
 
-def _surroundings(metadata: Mapping[bytes, bytes]) -> Surroundings:
+def _surroundings(metadata: Mapping[bytes, bytes]) -> TrainingContext:
     entropy, load_cv = (metadata.get(name, b"") for name in (b"router_entropy", b"load_cv"))
-    return Surroundings(
+    return TrainingContext(
         int(metadata.get(b"tokens", 0)), float(entropy) if entropy else None, float(load_cv) if load_cv else None
     )
 
@@ -274,7 +274,9 @@ def write_piece(path: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
     path.parent.mkdir(exist_ok=True)
     named = table.replace_schema_metadata(metadata)
     # Checksums by page: a flipped bit is found when the piece is read.
-    return write_whole(path, lambda beside: pq.write_table(named, beside, compression="zstd", write_page_checksum=True))
+    return write_atomically(
+        path, lambda beside: pq.write_table(named, beside, compression="zstd", write_page_checksum=True)
+    )
 
 
 def read_piece(path: Path, columns: list[str] | None = None) -> pa.Table:

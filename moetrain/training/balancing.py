@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 
 from moetrain.config import ModelSettings
-from moetrain.model.router import Router
-from moetrain.model.transformer import Routing, Transformer
+from moetrain.models.router import Router
+from moetrain.models.transformer import Routing, Transformer
 
 
 class Balancing:

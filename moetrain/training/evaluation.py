@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from moetrain.data.stream import IGNORED, Stream
-from moetrain.model.transformer import Transformer
-from moetrain.training.parallel import sum_over_processes
+from moetrain.distributed.collectives import all_reduce_sum
+from moetrain.models.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -49,5 +49,5 @@ def heldout_losses(
             sums[number, 0] += output.loss_BT.double().sum()
             sums[number, 1] += len(predicted)
             sums[number, 2] += token_bytes[predicted].sum()
-    totals = sum_over_processes(sums).tolist()
+    totals = all_reduce_sum(sums).tolist()
     return {name: HeldOutLoss(nats, int(n), int(size)) for name, (nats, n, size) in zip(streams, totals, strict=True)}

@@ -15,8 +15,8 @@ import torch
 
 from moetrain.config import GuardSettings
 from moetrain.data.stream import Batch
-from moetrain.model.transformer import Output
-from moetrain.transfer import HostCopy
+from moetrain.device_transfer import HostCopy
+from moetrain.models.transformer import Output
 
 
 class TrainingDivergedError(Exception):

@@ -8,8 +8,8 @@ import torch
 
 from moetrain.config import ModelSettings, Settings, SettingsError
 from moetrain.data.tokenizer import Tokenizer
-from moetrain.model.hf import OlmoeError, find_olmoe, read_olmoe, read_settings
-from moetrain.model.transformer import Transformer
+from moetrain.models.hf import OlmoeError, find_olmoe, read_olmoe, read_settings
+from moetrain.models.transformer import Transformer
 
 # What makes the same weights another model.
 _MUST_AGREE = (

@@ -15,10 +15,10 @@ from torch import nn
 
 from moetrain.config import Settings
 from moetrain.data.stream import Batch, Stream
-from moetrain.model.transformer import Output
+from moetrain.distributed.collectives import all_reduce_sum
+from moetrain.distributed.sharding import whole
+from moetrain.models.transformer import Output
 from moetrain.training.balancing import Balancing
-from moetrain.training.parallel import sum_over_processes
-from moetrain.training.sharding import whole
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def forward_backward(
             (loss * accelerator.num_processes).backward()
         sums.append(_flat_sums(batch, output, len(settings.data.domains)))
         record(batch, output)
-    total = sum_over_processes(torch.stack(sums).sum(0))
+    total = all_reduce_sum(torch.stack(sums).sum(0))
     return _statistics(total, settings, balancing, real)
 
 

@@ -19,11 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moetrain.config import load_settings
-from moetrain.data import digests, documents, parts
+from moetrain.data import digests, documents
+from moetrain.data import token_shards as parts
 from moetrain.data.corpus import prepare_corpus, prepare_tokenizer
+from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import DataError, DomainReport, document_id, read_documents
 from moetrain.data.sample import Sample
-from moetrain.data.seen import SeenIds
 from moetrain.data.stream import training_stream
 from moetrain.data.tokenizer import train_tokenizer
 from moetrain.data.workers import run_tasks
@@ -383,7 +384,7 @@ def test_a_sample_is_the_lowest_hashes_up_to_the_budget_in_any_order_and_split(i
 def test_seen_ids_are_a_set(steps):
     seen, known = SeenIds(), set()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("moetrain.data.seen._NEWEST", 4)
+        patch.setattr("moetrain.data.dedup._NEWEST", 4)
         for at_once, ids in steps:
             if at_once:
                 wanted = [i not in known and i not in ids[:n] for n, i in enumerate(ids)]

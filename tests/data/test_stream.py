@@ -55,7 +55,7 @@ def test_rows_do_not_depend_on_how_a_step_is_split(made):
                 "slots_BT",
                 "recorded_BT",
                 "samples_BS",
-                "whole_BS",
+                "compared_BS",
             ):
                 assert torch.equal(getattr(part, name), getattr(whole, name)[first : first + split])
 
@@ -90,7 +90,7 @@ def test_the_first_panel_tokens_of_long_enough_samples_are_recorded_and_no_mark(
     for row, slot in zip(*np.nonzero(batch.samples_BS.numpy() >= 0), strict=True):
         halves = [int((batch.recorded_BT[row] == 2 * slot + parity).sum()) for parity in (0, 1)]
         long_enough = stream.samples.length[batch.samples_BS[row, slot]] >= settings.panel.tokens
-        assert bool(batch.whole_BS[row, slot]) == long_enough
+        assert bool(batch.compared_BS[row, slot]) == long_enough
         assert halves == ([8, 8] if long_enough else [0, 0])
         seen += long_enough
     assert seen > 0

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from moetrain.config import SettingsError, describe_settings, load_settings
+from moetrain.config.data import FACTS_TAKEN, FactSettings
 from moetrain.data import builtin
 from moetrain.data.builtin import modular, random_answers
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.documents import DataError
 from moetrain.data.packing import cut_samples
-from moetrain.data.parts import shuffle
 from moetrain.data.stream import training_stream, validation_streams
+from moetrain.data.token_shards import shuffle
 from moetrain.data.tokenizer import train_tokenizer
-from moetrain.settings.data import FACTS_TAKEN, FactSettings
 
 ALL = 10**9
 OPERATIONS = ("add", "subtract", "multiply", "divide")

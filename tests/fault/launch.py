@@ -63,7 +63,7 @@ class Launched:
 
 
 def run(overrides: list[str], log: Path, fault: str = "") -> int:
-    """Exit status of a run, with a fault point of `moetrain.faults` switched on."""
+    """Exit status of a run, with a fault point of `moetrain.fault_injection` switched on."""
     return Launched(overrides, log, fault).wait()
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from moetrain.checkpoint.manager import list_checkpoints, load_checkpoint
 from moetrain.routing.store import list_pieces
-from moetrain.training.checkpoint import list_checkpoints, load_checkpoint
-from tests.run.reading import events, states
+from tests.trainer.reading import events, states
 
 _OF_THE_CLOCK = ("tokens_per_second", "monitor_share", "seconds", "peak_memory_bytes")
 

@@ -5,13 +5,13 @@ import subprocess
 
 import pytest
 
-from moetrain import faults
+from moetrain import fault_injection as faults
+from moetrain.checkpoint.manager import checkpoint_folder, list_checkpoints, load_checkpoint
 from moetrain.train import train
-from moetrain.training.checkpoint import checkpoint_folder, list_checkpoints, load_checkpoint
 from tests.conftest import small_run
 from tests.fault.launch import run
 from tests.fault.sameness import different
-from tests.run.reading import events, scalars, states
+from tests.trainer.reading import events, scalars, states
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from moetrain.training.checkpoint import checkpoint_folder
+from moetrain.checkpoint.manager import checkpoint_folder
 from tests.conftest import small_run
 from tests.fault.launch import Launched, run
 from tests.fault.sameness import different, left_behind

@@ -6,7 +6,7 @@ import gc
 import pytest
 import torch
 
-from moetrain.run.build import build
+from moetrain.monitoring.build import build
 from moetrain.train import train_step
 
 _BATCHES = 5

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from moetrain.training.checkpoint import list_checkpoints
+from moetrain.checkpoint.manager import list_checkpoints
 from tests.conftest import small_run
-from tests.run.test_processes import TRAIN, start
+from tests.distributed.test_ranks import TRAIN, start
 
 pytestmark = pytest.mark.fault
 LIMIT = 60.0

@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from moetrain.training.checkpoint import list_checkpoints
-from moetrain.training.signals import STOPPED_BY_SIGNAL
+from moetrain.checkpoint.manager import list_checkpoints
+from moetrain.distributed.signals import STOPPED_BY_SIGNAL
 from tests.conftest import small_run
 from tests.fault.launch import run
 from tests.fault.sameness import different

@@ -11,13 +11,13 @@ import time
 import pytest
 import torch
 
-from moetrain.routing.samples import read_samples
-from moetrain.training.checkpoint import list_checkpoints, load_checkpoint
-from moetrain.training.signals import STOPPED_BY_SIGNAL
+from moetrain.checkpoint.manager import list_checkpoints, load_checkpoint
+from moetrain.distributed.signals import STOPPED_BY_SIGNAL
+from moetrain.routing.sample_store import read_samples
 from tests.conftest import small_run
 from tests.fault.launch import Launched, launch, run
 from tests.fault.sameness import different, left_behind
-from tests.run.reading import events, scalars
+from tests.trainer.reading import events, scalars
 from tools import replay_step
 
 SETTINGS = (

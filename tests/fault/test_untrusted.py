@@ -11,12 +11,12 @@ import torch
 import yaml
 
 import moetrain
+from moetrain.atomic_io import file_hash
+from moetrain.checkpoint.manager import CheckpointError, _hash_manifest, load_checkpoint, save_checkpoint
 from moetrain.config import DomainSettings, SettingsError, load_settings
-from moetrain.dashboard.tensorboard import cut_run_files
 from moetrain.data.errors import DataError
 from moetrain.data.sources import hub
-from moetrain.durable import hash_file
-from moetrain.training.checkpoint import CheckpointError, _hash_manifest, load_checkpoint, save_checkpoint
+from moetrain.loggers.tensorboard import cut_run_files
 
 SOURCE = Path(moetrain.__file__).parent
 
@@ -58,7 +58,7 @@ def test_checkpoints_run_no_code_even_where_their_hashes_are_right(tmp_path, tra
     if name != "manifest.json":
         manifest = json.loads((folder / "manifest.json").read_text())
         del manifest["hash"]
-        manifest["files"][name] = hash_file(folder / name)
+        manifest["files"][name] = file_hash(folder / name)
         (folder / "manifest.json").write_text(json.dumps(manifest | {"hash": _hash_manifest(manifest)}))
     with pytest.raises(CheckpointError):
         load_checkpoint(folder).states["model"]

@@ -11,12 +11,12 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from moetrain.atomic_io import file_hash
+from moetrain.checkpoint.manager import CheckpointError, _hash_manifest, load_checkpoint, save_checkpoint
+from moetrain.checkpoint.run_folder import open_run_folder
 from moetrain.config import SettingsError
-from moetrain.durable import hash_file
 from moetrain.routing.panel import HELDOUT, SEEN
 from moetrain.routing.store import StoreError, read_reading, write_reading
-from moetrain.training.checkpoint import CheckpointError, _hash_manifest, load_checkpoint, save_checkpoint
-from moetrain.training.run_folder import open_run_folder
 from tests.fuzz.inputs import TREES, altered, check_refusal, damaged, fuzz
 from tests.routing.test_bad_input import a_reading
 
@@ -79,7 +79,7 @@ def test_checkpoints_that_somebody_made_to_harm(checkpoint, copy, data, name):
     write_again(checkpoint, copy, name, content)
     if isinstance(manifest, dict):
         if name != "manifest.json":
-            manifest["files"][name] = hash_file(copy / name)
+            manifest["files"][name] = file_hash(copy / name)
         manifest.pop("hash", None)
         manifest["hash"] = _hash_manifest(manifest)
     (copy / "manifest.json").write_text(json.dumps(manifest))

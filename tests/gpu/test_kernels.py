@@ -6,9 +6,9 @@ import torch
 from moetrain.config import ModelSettings
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
-from moetrain.model.backends import Shape, choose_backends, compare_attention, compare_experts
+from moetrain.models.backends import Shape, choose_backends, compare_attention, compare_experts
 from tests.gpu.common import DEVICE, GPU, PACKAGES, needs
-from tests.model.test_transformer import gradients, make_model
+from tests.models.test_transformer import gradients, make_model
 
 pytestmark = GPU
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from moetrain.checkpoint.manager import checkpoint_folder
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
+from moetrain.device_transfer import HostCopy, to_device
+from moetrain.monitoring.build import build
 from moetrain.routing.recorder import record_samples
-from moetrain.run.build import build
 from moetrain.train import train, train_step
-from moetrain.training.checkpoint import checkpoint_folder
-from moetrain.transfer import HostCopy, to_device
 from tests.gpu.common import DEVICE, GPU
-from tests.model.test_transformer import make_model
-from tests.run.reading import scalars, states
+from tests.models.test_transformer import make_model
+from tests.trainer.reading import scalars, states
 
 pytestmark = GPU
 
@@ -58,7 +58,7 @@ def test_routing_recorded_on_cuda_is_that_recorded_on_cpu(make_settings):
         with torch.no_grad():
             routing = model(*batch.to(device).inputs()).routing
         sums, counts = routing.sums_LBRE, routing.counts_LBRE
-        found.append(record_samples(sums, counts, batch.samples_BS, batch.domains_BS, batch.whole_BS, 0))
+        found.append(record_samples(sums, counts, batch.samples_BS, batch.domains_BS, batch.compared_BS, 0))
     cpu, cuda = found
     assert len(cpu) > 8
     for name in ("order", "sample", "domain"):

@@ -7,7 +7,7 @@ import torch
 
 from moetrain.config import ModelSettings
 from moetrain.data.tokenizer import train_tokenizer
-from moetrain.model.transformer import Transformer
+from moetrain.models.transformer import Transformer
 from tests.conftest import sentences, sums
 
 

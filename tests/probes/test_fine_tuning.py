@@ -207,7 +207,7 @@ def test_a_folder_of_adapters_is_whole_or_absent(tokenizer, tmp_path, monkeypatc
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(fine_tuning, "write_content", full)
+    monkeypatch.setattr(fine_tuning, "write_file", full)
     with pytest.raises(OSError, match="no space left"):
         save_adapters(adapted, tmp_path / "adapters")
     assert list(tmp_path.iterdir()) == []

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from moetrain import grokking
 from moetrain.routing.answers import AnswerRouting
-from moetrain.routing.monitor import StreamMonitor
 from moetrain.routing.panel import HELDOUT, SEEN, TO_COME
 from moetrain.routing.panel_metrics import dimension_by_layer, distance_by_layer, load_by_layer, panel_metrics
 from moetrain.routing.panel_monitor import PanelMonitor
 from moetrain.routing.recorder import SampleRouting
-from moetrain.routing.store import StoredReading, Surroundings, read_reading, write_reading
+from moetrain.routing.store import StoredReading, TrainingContext, read_reading, write_reading
+from moetrain.routing.stream import StreamMonitor
 
 DOMAINS = ["a", "b"]
 shapes = st.tuples(st.integers(1, 4), st.sampled_from([1, 2, 8, 300]))
@@ -127,7 +127,7 @@ def test_a_monitor_lives_through_any_readings(shape, losses, eps, seed):
     monitor = PanelMonitor(FixedPanel(10), DOMAINS, 0.7, 40, dict.fromkeys(DOMAINS, 0.5 if eps else None))
     for step, broken in enumerate(losses, start=1):
         stored = a_reading(rng, *shape, cells, broken, broken, step)
-        points = monitor.take(replace(stored, surroundings=Surroundings(100 * step)))
+        points = monitor.take(replace(stored, surroundings=TrainingContext(100 * step)))
         assert all(math.isfinite(estimate.mean) for estimate in points.metrics.values())
         assert set(points.phases) == set(DOMAINS)
     again = PanelMonitor(FixedPanel(10), DOMAINS, 0.7, 40, dict.fromkeys(DOMAINS, 0.5 if eps else None))

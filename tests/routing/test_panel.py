@@ -7,26 +7,26 @@ import pytest
 import torch
 
 from moetrain import grokking
-from moetrain.dashboard.events import as_event
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
-from moetrain.model.router import Router
-from moetrain.model.transformer import Transformer
+from moetrain.loggers.events import as_event
+from moetrain.models.router import Router
+from moetrain.models.transformer import Transformer
 from moetrain.routing.panel import HELDOUT, SEEN, TO_COME, draw_panel, read_panel, reading_steps
 from moetrain.routing.panel_metrics import panel_metrics
 from moetrain.routing.panel_monitor import PanelMonitor
 from moetrain.routing.store import (
     StoreError,
-    Surroundings,
-    as_stored,
+    TrainingContext,
     list_pieces,
     read_reading,
     read_readings,
     remove_unlisted,
+    to_stored,
     write_reading,
 )
 from moetrain.train import train
-from tests.run.reading import scalars
+from tests.trainer.reading import scalars
 
 STEPS = 40
 DOMAINS = ["stories", "sums"]
@@ -58,7 +58,7 @@ def ruled(make_settings):
 def ruled_reading(ruled, step=20):
     settings, _, _, model, panel = ruled
     reading = read_panel(model, panel, step, torch.device("cpu"))
-    return as_stored(panel, reading, list(settings.data.domains), grokking.gram_blocks(router_rows(model)))
+    return to_stored(panel, reading, list(settings.data.domains), grokking.gram_blocks(router_rows(model)))
 
 
 def router_rows(model):
@@ -68,7 +68,7 @@ def router_rows(model):
 def reading_of(made, step=20):
     _, _, _, model, panel = made
     reading = read_panel(model, panel, step, torch.device("cpu"))
-    return reading, as_stored(panel, reading, DOMAINS, grokking.gram_blocks(router_rows(model)))
+    return reading, to_stored(panel, reading, DOMAINS, grokking.gram_blocks(router_rows(model)))
 
 
 def test_cells_hold_what_they_say_with_every_copy(made):
@@ -267,7 +267,7 @@ def test_processes_share_a_reading(ruled):
 
 
 def test_what_is_stored_comes_back_bit_for_bit(made, tmp_path):
-    stored = replace(reading_of(made)[1], surroundings=Surroundings(12345, 1.25, 1 / 3))
+    stored = replace(reading_of(made)[1], surroundings=TrainingContext(12345, 1.25, 1 / 3))
     write_reading(tmp_path, stored)
     back = read_reading(tmp_path, 20)
     assert back.surroundings == stored.surroundings
@@ -344,7 +344,7 @@ def test_domains_read_over_other_lengths_are_not_compared(make_settings):
     panel = draw_panel(corpus, stream, settings, 40, rows=4)
     reading = read_panel(model, panel, 8, torch.device("cpu"))
     found = panel_metrics(
-        as_stored(panel, reading, DOMAINS, grokking.gram_blocks(router_rows(model))), DOMAINS, 0.7, 12
+        to_stored(panel, reading, DOMAINS, grokking.gram_blocks(router_rows(model))), DOMAINS, 0.7, 12
     )
     assert "pathway/d_path/sums" in found
     assert not any(tag.startswith("pathway/sharing") for tag in found)
@@ -354,7 +354,9 @@ def test_results_come_in_order_and_state_restores_the_losses(made):
     _, _, _, _, panel = made
     monitor = PanelMonitor(panel, DOMAINS, 0.7, STEPS, {"stories": 10.0, "sums": None})
     steps = (0, 10, 20, 30)
-    points = [monitor.take(replace(reading_of(made, step)[1], surroundings=Surroundings(step * 100))) for step in steps]
+    points = [
+        monitor.take(replace(reading_of(made, step)[1], surroundings=TrainingContext(step * 100))) for step in steps
+    ]
     assert [p.step for p in points] == [0, 10, 20, 30]
     assert points[-1].metrics["memorized/fraction/stories"].mean == 1.0  # nothing moved, and 10 nats are easily met
     assert not any("fraction/sums" in tag for p in points for tag in p.metrics)
@@ -390,7 +392,7 @@ def test_a_phase_is_judged_once_there_are_readings_enough(made):
     for number in range(24):
         loss = stored.loss * max(0.1, 1 - 0.2 * number)
         reading = replace(stored, step=40 + number, loss=loss.astype(np.float32))
-        points.append(monitor.take(replace(reading, surroundings=Surroundings(1000 * number, 1.5, 0.2))))
+        points.append(monitor.take(replace(reading, surroundings=TrainingContext(1000 * number, 1.5, 0.2))))
     told = [(change.before.name, change.after.name) for p in points for change in p.changes.values()]
     assert told.count(("UNDECIDED", "LEARNING")) == len(DOMAINS)
     assert points[-1].phases["stories"].phase is grokking.Phase.UNDECIDED
@@ -433,7 +435,7 @@ def test_the_linear_kernel_takes_mean_inputs_of_each_layer(made, tmp_path):
         hook.remove()
     for layer, x_ND in enumerate(seen):  # the begin mark does not count
         assert np.allclose(reading.inputs[member, layer], x_ND[1:].mean(0), atol=1e-5)
-    stored = as_stored(panel, reading, DOMAINS, grokking.gram_blocks(router_rows(model)))
+    stored = to_stored(panel, reading, DOMAINS, grokking.gram_blocks(router_rows(model)))
     write_reading(tmp_path, stored)
     back = read_reading(tmp_path, 20)
     assert np.array_equal(back.inputs, stored.inputs)
@@ -471,7 +473,7 @@ def test_an_answer_behind_the_compared_tokens_is_still_what_the_loss_is_of(make_
     panel = draw_panel(corpus, stream, settings, 12, rows=4)
     reading = read_panel(model, panel, 1, torch.device("cpu"))
     names = list(settings.data.domains)
-    stored = as_stored(panel, reading, names, grokking.gram_blocks(router_rows(model)))
+    stored = to_stored(panel, reading, names, grokking.gram_blocks(router_rows(model)))
     members = np.flatnonzero(stored.domain == "rule")
     assert len(members)
     assert set(stored.tokens[members].tolist()) == {4}

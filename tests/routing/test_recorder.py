@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from moetrain import grokking
-from moetrain.routing.monitor import StreamMonitor
 from moetrain.routing.recorder import SampleRouting, mean_routing, record_samples
+from moetrain.routing.stream import StreamMonitor
 
 
 def test_recorded_samples_are_those_long_enough_in_the_streams_order():

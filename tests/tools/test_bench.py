@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # as python tools/
 
 import bench
 from benchmarks import (
-    apart,
     attention_backends,
     expert_backends,
     flops,
@@ -26,15 +25,16 @@ from benchmarks import (
     peers,
     plan,
     steps,
+    subprocess_bench,
     timing,
     transformers_peers,
 )
 from benchmarks.configs import load_configs
 
-from moetrain.model.grouped import grouped_experts
+from moetrain.models.experts_grouped import grouped_experts
+from moetrain.monitoring.watch import stored_blocks
 from moetrain.routing.panel import read_panel
-from moetrain.routing.store import as_stored, write_reading
-from moetrain.run.watch import stored_blocks
+from moetrain.routing.store import to_stored, write_reading
 
 
 @pytest.fixture
@@ -162,13 +162,16 @@ def _broken():
 
 def test_sides_apart_take_turns_in_processes_of_their_own_and_their_errors_are_told():
     cpu, here = torch.device("cpu"), []
-    with apart.apart({"one": (_ready, (here,))}, cpu) as sides:
+    with subprocess_bench.in_subprocesses({"one": (_ready, (here,))}, cpu) as sides:
         wall, processor = sides["one"](0)
         assert 0 < wall < 10
         assert processor >= 0
     assert here == []  # what the side did, it did elsewhere
-    assert apart.elsewhere(os.getpid) != os.getpid()
-    with pytest.raises(RuntimeError, match="no such model"), apart.apart({"one": (_broken, ())}, cpu):
+    assert subprocess_bench.call_in_subprocess(os.getpid) != os.getpid()
+    with (
+        pytest.raises(RuntimeError, match="no such model"),
+        subprocess_bench.in_subprocesses({"one": (_broken, ())}, cpu),
+    ):
         pass
 
 
@@ -183,8 +186,8 @@ def _together(makers, device):
 
 
 def test_peers_compares_medians_of_steps_on_the_same_data(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(peers, "apart", _together)
-    monkeypatch.setattr(peers, "elsewhere", lambda work, *arguments: work(*arguments))
+    monkeypatch.setattr(peers, "in_subprocesses", _together)
+    monkeypatch.setattr(peers, "call_in_subprocess", lambda work, *arguments: work(*arguments))
     pytest.importorskip("transformers")
     pytest.importorskip("matplotlib")
     figure = tmp_path / "peers.png"
@@ -334,7 +337,7 @@ WIDE = ("model.hidden_size=64", "model.intermediate_size=64", "model.num_hidden_
 @pytest.mark.parametrize("more", [(), ("train.micro_batch_rows=4",), ("train.activation_checkpointing=true",)])
 def test_planned_memory_is_what_a_step_takes(config, more, monkeypatch):
     # The plan is of a GPU's experts: those of the CPU keep less.
-    monkeypatch.setattr("moetrain.model.experts.tiled_experts", grouped_experts)
+    monkeypatch.setattr("moetrain.models.experts.tiled_experts", grouped_experts)
     settings = settings_of([*config, *WIDE, "train.batch_rows=32", "train.precision=bf16", *more])
     with steps.open_run(settings, 3) as made:
         planned = memory.predict(settings, 320, logits_held=2**21)
@@ -406,7 +409,7 @@ def test_planned_bytes_on_disk_are_those_of_a_reading(config, tmp_path):
     with steps.open_run(settings, 1) as made:
         members = made.panel.panel
         reading = read_panel(made.model, members, 0, torch.device("cpu"))
-        stored = as_stored(members, reading, made.panel.domains, stored_blocks(made))
+        stored = to_stored(members, reading, made.panel.domains, stored_blocks(made))
         pieces = write_reading(tmp_path, stored)
     planned = plan.reading_bytes(settings, len(members))
     assert planned == pytest.approx(sum(pq.read_table(path).nbytes for path in pieces), rel=0.1)

@@ -6,15 +6,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from moetrain.config import load_settings
-from moetrain.dashboard.compare import Cell, Row, compare, comparison_page, differing_settings, labels
-from moetrain.dashboard.open_run import RunError, open_run
-from moetrain.dashboard.page import Number
+from moetrain.report.compare import Cell, Row, compare, comparison_page, differing_settings, labels
+from moetrain.report.open_run import RunError, open_run
+from moetrain.report.page import Number
 from moetrain.train import train
 from tests.conftest import small_run
-from tests.dashboard.runs import PROBES, left_unfinished
-from tests.dashboard.test_report import HARM, Page
-from tests.run.reading import scalars
+from tests.report.runs import PROBES, left_unfinished
+from tests.report.test_report import HARM, Page
 from tests.tools.test_prepare_data import load_tool
+from tests.trainer.reading import scalars
 
 tool = load_tool("compare")
 

@@ -6,16 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moetrain.checkpoint.restore import open_model
 from moetrain.config import SettingsError, load_settings
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.train import train
 from moetrain.training.initialize import initial_model
-from moetrain.training.restore import open_model
 from tests.conftest import small_run
-from tests.model.test_hf import random_olmoe
-from tests.run.reading import scalars
+from tests.models.test_hf import random_olmoe
 from tests.tools.test_prepare_data import load_tool
+from tests.trainer.reading import scalars
 
 transformers = pytest.importorskip("transformers")
 export_hf = load_tool("export_hf")

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from moetrain.checkpoint.restore import open_model
 from moetrain.config import load_settings
 from moetrain.data.instructions import read_instructions
 from moetrain.probes.fine_tuning import LoraSettings
 from moetrain.probes.items import read_entries
 from moetrain.probes.tasks import tasks_of
 from moetrain.train import train
-from moetrain.training.restore import open_model
 from tests.conftest import small_run
 
 pytest.importorskip("peft", reason="the extra 'instruct' is not installed")

@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
+from moetrain.checkpoint.restore import open_model
 from moetrain.config import load_settings
 from moetrain.train import train
-from moetrain.training.restore import open_model
 from tests.conftest import small_run
 from tests.tools.test_prepare_data import load_tool
 

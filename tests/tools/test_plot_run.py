@@ -6,7 +6,7 @@ import pytest
 from moetrain.config import load_settings
 from moetrain.train import train
 from tests.conftest import small_run
-from tests.run.reading import scalars
+from tests.trainer.reading import scalars
 from tools.plot_run import main, panel_series, probe_series
 
 

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from moetrain.checkpoint.restore import open_model
 from moetrain.config import load_settings
 from moetrain.train import train
-from moetrain.training.restore import open_model
 from tests.conftest import small_run
 from tests.probes.conftest import some_items
 from tests.probes.references import log_probability

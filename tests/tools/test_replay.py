@@ -15,8 +15,8 @@ from moetrain.routing.panel import CELLS, HELDOUT, SEEN
 from moetrain.routing.store import StoredReading, read_readings
 from moetrain.train import train
 from tests.conftest import MARKED_ANSWERS, sentences, small_run, sums
-from tests.run.reading import scalars
 from tests.tools.test_prepare_data import load_tool
+from tests.trainer.reading import scalars
 
 replay = load_tool("replay")
 
@@ -121,7 +121,7 @@ def test_one_checkpoint_can_be_read_on_another_panel(run, tmp_path):
 def documents(tmp_path_factory):
     """Three models of transformers with a tokenizer, documents that they are said to have met, and others."""
     pytest.importorskip("transformers")
-    from tests.model.test_hf import random_olmoe
+    from tests.models.test_hf import random_olmoe
 
     folder = tmp_path_factory.mktemp("documents")
     rng = random.Random(9)
@@ -244,7 +244,7 @@ def test_what_is_wrong_is_one_line(run, documents, tmp_path, capsys, arguments, 
 @pytest.fixture
 def others(documents, tmp_path):
     """A series of three: another shape at the second, weights cut off at the third."""
-    from tests.model.test_hf import random_olmoe
+    from tests.models.test_hf import random_olmoe
 
     folder, *_ = documents
     random_olmoe(tmp_path / "step30", num_experts=4, vocab_size=352)

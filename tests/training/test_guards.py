@@ -8,10 +8,10 @@ import torch
 from moetrain.config import GuardSettings
 from moetrain.data.packing import Samples
 from moetrain.data.stream import IGNORED, Batch
-from moetrain.model.transformer import Output, Routing
+from moetrain.models.transformer import Output, Routing
 from moetrain.training import guards as module
 from moetrain.training.guards import Guards, Incident
-from moetrain.training.suspects import merge, suspects
+from moetrain.training.incident_samples import merge, suspects
 
 LOAD = torch.ones(2, 3)
 

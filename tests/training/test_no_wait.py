@@ -13,15 +13,15 @@ import torch
 
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
-from moetrain.model.backends import Backends
-from moetrain.model.transformer import Transformer
-from moetrain.routing.monitor import StreamMonitor
+from moetrain.models.backends import Backends
+from moetrain.models.transformer import Transformer
+from moetrain.optim.builder import make_optimizer
 from moetrain.routing.recorder import start_record
+from moetrain.routing.stream import StreamMonitor
 from moetrain.training.balancing import Balancing
-from moetrain.training.curves import Interval
 from moetrain.training.guards import Guards
-from moetrain.training.optimizer import make_optimizer
 from moetrain.training.step import forward_backward, update
+from moetrain.training.train_metrics import Interval
 
 META = torch.device("meta")
 
@@ -74,7 +74,7 @@ def test_a_step_reads_nothing_off_the_device(make_settings, more):
     for batch, output in recorded:
         routing = output.routing
         coming = start_record(
-            routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.whole_BS, 0
+            routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.compared_BS, 0
         )
         coming.copy._arrived = SimpleNamespace(query=lambda: False)  # on CUDA it would still be on its way
         monitor.add(coming)

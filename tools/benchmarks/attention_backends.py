@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.backends import Step, add_arguments, compare, draw, tables
 from moetrain.config import Settings
-from moetrain.model.attention import Backend, attention, make_layout
-from moetrain.training.parallel import compute_dtype
+from moetrain.distributed.launch import compute_dtype
+from moetrain.models.attention import Backend, attention, make_layout
 
 __all__ = ["add_arguments", "draw", "run", "tables"]
 

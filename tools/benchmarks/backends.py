@@ -19,7 +19,7 @@ from benchmarks.configs import add_configs, load_configs
 from benchmarks.figures import new_figure, save
 from benchmarks.machine import this_device
 from benchmarks.timing import ratio, take_turns
-from moetrain.training.parallel import compute_dtype
+from moetrain.distributed.launch import compute_dtype
 
 _WARMUP = 2
 Step = Callable[[int], object]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from moetrain.config import Settings, SettingsError, load_settings
-from moetrain.run.build import Run, build
+from moetrain.monitoring.build import Run, build
 
 _ROOT = Path(__file__).parents[2]
 KNOWN = {

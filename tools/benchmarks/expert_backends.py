@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.backends import Step, add_arguments, compare, draw, tables
 from moetrain.config import ModelSettings, Settings
-from moetrain.model.experts import Backend, experts
-from moetrain.training.parallel import compute_dtype
+from moetrain.distributed.launch import compute_dtype
+from moetrain.models.experts import Backend, experts
 
 __all__ = ["add_arguments", "draw", "run", "tables"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from moetrain.model.transformer import Transformer
+from moetrain.models.transformer import Transformer
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 from moetrain.config import ModelSettings, Settings
-from moetrain.model import attention, elementwise, experts, loss, transformer
-from moetrain.model.backends import Backends
-from moetrain.model.transformer import Transformer
+from moetrain.models import attention, elementwise, experts, loss, transformer
+from moetrain.models.backends import Backends
+from moetrain.models.transformer import Transformer
 
 _MOMENTS = {"fp32": 8, "bf16": 4}  # bytes a parameter of AdamW's two numbers
 _FLOAT32 = 4

@@ -22,9 +22,9 @@ from benchmarks import monitor_costs
 from benchmarks.configs import add_configs, load_configs, open_run
 from benchmarks.timing import Timing, clock, share_with_interval, take_turns
 from moetrain.config import Settings, SettingsError
-from moetrain.dashboard.outputs import Outputs
-from moetrain.run.build import Run
-from moetrain.run.watch import measure, read, show
+from moetrain.loggers.run_logger import Outputs
+from moetrain.monitoring.build import Run
+from moetrain.monitoring.watch import measure, read, show
 from moetrain.train import train_step
 
 PARTS = ("share", "sums", "panel", "costs", "distances")

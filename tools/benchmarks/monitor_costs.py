@@ -20,8 +20,8 @@ from rich.table import Table
 from benchmarks.figures import new_figure, save
 from benchmarks.timing import ratio, repeat, take_turns
 from moetrain.grokking import d_path, gram_blocks, pathways
-from moetrain.routing.monitor import stream_metrics
 from moetrain.routing.recorder import record_samples
+from moetrain.routing.stream import stream_metrics
 
 USUAL = {"samples": 64, "layers": 16, "experts": 64}
 VARIED = {"samples": (16, 64, 256, 1024), "layers": (4, 16, 32, 64), "experts": (8, 64, 256)}

@@ -22,19 +22,19 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from benchmarks.apart import Maker, apart, elsewhere
 from benchmarks.configs import add_configs, load_configs, open_run
 from benchmarks.figures import new_figure, save
 from benchmarks.flops import step_flops
 from benchmarks.machine import MatrixRate
+from benchmarks.subprocess_bench import Maker, call_in_subprocess, in_subprocesses
 from benchmarks.timing import clocked, ratio, take_clocked_turns
 from benchmarks.transformers_peers import Peer, Variant, memory_refusal, variants
 from moetrain.config import Settings, SettingsError
 from moetrain.data.stream import Batch
-from moetrain.model.transformer import Transformer
+from moetrain.distributed.launch import compute_dtype
+from moetrain.distributed.sharding import bare
+from moetrain.models.transformer import Transformer
 from moetrain.train import train_step
-from moetrain.training.parallel import compute_dtype
-from moetrain.training.sharding import bare
 
 OURS, OUR_DENSE = "moetrain", "moetrain dense"
 _TRIED = 3  # steps of each of transformers' variants, the last of which counts, before the fastest are chosen
@@ -68,7 +68,7 @@ def compare(settings: Settings, turns: int = 8, warmup: int = _WARMUP) -> dict[s
         flops = step_flops(bare(ours.model), tokens, batches[0].spans_N2)
     dtype = compute_dtype(settings, device)
     olmoes, denses = variants(dtype, dense=False), variants(dtype, dense=True)
-    tried = elsewhere(_try, [*olmoes, *denses], settings, vocab_size, device, batches[:_TRIED])
+    tried = call_in_subprocess(_try, [*olmoes, *denses], settings, vocab_size, device, batches[:_TRIED])
     theirs = {
         weights: _fastest([variant for variant in olmoes if variant.weights == weights], tried)
         for weights in sorted({variant.weights for variant in olmoes}, reverse=True)
@@ -81,7 +81,7 @@ def compare(settings: Settings, turns: int = 8, warmup: int = _WARMUP) -> dict[s
     }
     for variant in (*theirs.values(), their_dense):
         makers[variant.name] = _their_steps, (variant, settings, vocab_size, device, batches)
-    with apart(makers, device) as sides:
+    with in_subprocesses(makers, device) as sides:
         timings = take_clocked_turns({**sides, "matrix rate": clocked(lambda _: rate.turn(), device)}, turns, warmup)
     del timings["matrix rate"]
     olmoe = min((v.name for v in theirs.values()), key=lambda name: timings[name].seconds)

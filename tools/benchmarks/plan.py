@@ -22,7 +22,7 @@ from benchmarks.figures import new_figure, save
 from benchmarks.flops import step_flops
 from benchmarks.memory import Memory, count_parameters, predict
 from moetrain.config import Settings, SettingsError
-from moetrain.model.transformer import Transformer
+from moetrain.models.transformer import Transformer
 
 _CELLS = 3
 _ROW_BYTES = 38  # of a panel sample beside its routing: numbers, loss, domain, cell

@@ -26,13 +26,13 @@ from benchmarks.machine import MatrixRate
 from benchmarks.timing import Timing, clock, take_turns
 from moetrain.config import Settings
 from moetrain.data.stream import Batch
-from moetrain.model.transformer import Output
-from moetrain.run.build import Run
-from moetrain.run.watch import record, router_rows
+from moetrain.distributed.launch import compute_dtype
+from moetrain.distributed.sharding import bare
+from moetrain.models.transformer import Output
+from moetrain.monitoring.build import Run
+from moetrain.monitoring.watch import record, router_rows
+from moetrain.optim.schedule import learning_rate
 from moetrain.train import train_step
-from moetrain.training.parallel import compute_dtype
-from moetrain.training.schedule import learning_rate
-from moetrain.training.sharding import bare
 from moetrain.training.step import forward_backward, update
 from moetrain.training.throughput import peak_memory
 

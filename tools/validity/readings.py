@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import moetrain
-from moetrain.dashboard.open_run import OpenedRun
 from moetrain.grokking import share
+from moetrain.report.open_run import OpenedRun
 from moetrain.routing.panel_metrics import panel_metrics
 from validity.plan import FINISHED, Planned, StudyError
 

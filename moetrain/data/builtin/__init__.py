@@ -3,7 +3,7 @@
 `math` is arithmetic, `commonsense` a small world of people and things, `chemistry` the names of organic compounds.
 
 The planted domains are for studies: what can be known of them is known. `modular` and `formal` have a rule, of which a
-share is held out; `random_answers` has none. They take options (see `moetrain.settings.data.FactSettings`), and which
+share is held out; `random_answers` has none. They take options (see `moetrain.config.data.FactSettings`), and which
 of their facts are trained depends on options and seed: give the same ones to all functions here.
 """
 

@@ -1,0 +1,93 @@
+"""A trained model taken out of its run: weights, tokenizer and settings, for tools that train no further."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from moetrain.checkpoint.manager import CheckpointError, load_checkpoint, newest_whole
+from moetrain.config import Settings, load_settings
+from moetrain.data.tokenizer import Tokenizer
+from moetrain.distributed.launch import compute_dtype
+from moetrain.models.transformer import Transformer
+
+_MANIFEST, _CONFIG = "manifest.json", "config.yaml"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The model of a checkpoint, in evaluation mode, and what it was trained with."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    settings: Settings
+    step: int
+    tokens_trained: int
+    corpus: str  # fingerprint of the data it was trained on
+    checkpoint: Path
+    run: Path
+
+
+def open_model(
+    checkpoint: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> TrainedModel:
+    """The model of a checkpoint.
+
+    Args:
+        checkpoint: RUN/checkpoints/step_XXXXXXXX, or RUN for its newest unharmed one.
+        dtype: what products run in; null: as the run's ``train.precision`` says, on this device.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it is altered, or its run lacks something, in one line.
+        SettingsError: the run's config.yaml cannot be read.
+    """
+    device = torch.device(device)
+    folder, run = find_checkpoint(Path(checkpoint))
+    settings = load_settings(run / _CONFIG)
+    loaded = load_checkpoint(folder, owners=("model",))
+    tokenizer = _open_tokenizer(run, settings)
+    dtype = dtype or compute_dtype(settings, device)
+    state = loaded.states["model"]
+    # A model that began as a transformers folder may have rows for more ids than its tokenizer has.
+    rows = len(state["model.embed_tokens.weight"])
+    try:
+        if rows < tokenizer.vocab_size:
+            raise ValueError(f"it has {rows} embeddings, the tokenizer {tokenizer.vocab_size} ids")
+        model = Transformer.from_state(settings.model, rows, dtype, state)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: its weights do not fit {run / _CONFIG}: {error}") from None
+    tokens, corpus = loaded.record["tokens_trained"], loaded.record["corpus"]
+    return TrainedModel(model.to(device), tokenizer, settings, loaded.step, tokens, corpus, folder, run)
+
+
+def find_checkpoint(given: Path) -> tuple[Path, Path]:
+    """The folder of a checkpoint, or of a run's newest unharmed one, and the run it belongs to.
+
+    Raises:
+        CheckpointError: there is none, or its run's config.yaml is missing.
+    """
+    given = given.expanduser()
+    if not given.is_dir():
+        raise CheckpointError(f"{given}: no such folder: give RUN or RUN/checkpoints/step_XXXXXXXX")
+    folder = given.resolve()
+    if not (folder / _MANIFEST).is_file() and (folder / "checkpoints").is_dir():
+        folder, _ = newest_whole(folder, owners=("model",))
+    if not (folder / _MANIFEST).is_file():
+        raise CheckpointError(f"{given}: no checkpoint here: give RUN or RUN/checkpoints/step_XXXXXXXX")
+    # A checkpoint that a resumed run went past lies a level deeper, in checkpoints/superseded.
+    for run in folder.parents[1:3]:
+        if (run / _CONFIG).is_file():
+            return folder, run
+    raise CheckpointError(f"{given}: the run's {_CONFIG} is missing: put it into {folder.parents[1]}")
+
+
+def _open_tokenizer(run: Path, settings: Settings) -> Tokenizer:
+    try:
+        return Tokenizer.load_from(run)
+    except FileNotFoundError:
+        remedy = settings.tokenizer.model or "tokenizer-*/tokenizer.model of data.cache_dir"
+        raise CheckpointError(f"{run}: the run's tokenizer is missing: copy {remedy} there") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{run}: the run's tokenizer cannot be used: {error}") from None

@@ -1,0 +1,145 @@
+"""Which folder a run writes to, and which checkpoint it goes on from. Nothing is ever overwritten."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from moetrain.atomic_io import write_file
+from moetrain.checkpoint.manager import list_checkpoints, load_checkpoint, newest_whole
+from moetrain.config import Settings, SettingsError, expand, load_settings
+
+# What `monitor.budget: auto` measures anew for each run.
+_CALIBRATED = ("panel.readings", "probes.readings")
+
+# Settings in which a run may differ from the one it continues.
+_MAY_DIFFER = (
+    "train.resume",
+    "train.keep_checkpoints",
+    "train.keep_every",
+    "train.sharding",
+    "run.output_dir",
+    "run.name",
+    "run.report",
+    "run.trackers",
+    "data.cache_dir",
+    "data.workers",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder, and the checkpoint to go on from, if any."""
+
+    path: Path
+    checkpoint: Path | None
+    notes: list[str]  # what to tell the user about the choice
+    lock: int  # an open file: the run is held until it is closed, or the process ends, however it ends
+
+    def release(self) -> None:
+        """Let other processes have the run."""
+        os.close(self.lock)
+
+
+def open_run_folder(settings: Settings) -> RunFolder:
+    """Choose, create and lock the run's folder by ``train.resume``.
+
+    Raises:
+        SettingsError: a given checkpoint that belongs to no run, or to one with other settings or in use.
+        CheckpointError: a checkpoint that is harmed or cannot be read; each file was checked against its hash.
+    """
+    base = Path(expand(settings.run.output_dir, "run.output_dir"))
+    base.mkdir(parents=True, exist_ok=True)
+    if settings.train.resume not in ("auto", "never"):
+        return _from_checkpoint(Path(expand(settings.train.resume, "train.resume")), settings)
+    earlier = _runs_named(base, settings.run.name)
+    notes = []
+    for run in reversed(earlier) if settings.train.resume == "auto" else ():
+        reason = _cannot_continue(run, settings)
+        lock = None if reason else _lock(run)
+        if lock is not None:
+            checkpoint, complaints = newest_whole(run)
+            return RunFolder(run, checkpoint, [*complaints, f"continuing {run} from {checkpoint.name}"], lock)
+        notes.append(f"{run} {reason or 'is being written by another process'}")
+    name = settings.run.name
+    path = base / (name if not earlier else f"{name}-{_number(earlier[-1], name) + 1}")
+    path.mkdir()
+    lock = _lock(path)
+    assert lock is not None
+    write_file(path / "config.yaml", settings.to_yaml())
+    return RunFolder(path, None, [f"{notes[0]}: starting a new run, {path}"] if notes else [], lock)
+
+
+def _from_checkpoint(folder: Path, settings: Settings) -> RunFolder:
+    run = folder.resolve().parent.parent
+    if not (run / "config.yaml").is_file():
+        raise SettingsError(f"train.resume: {folder} is in no run: give RUN/checkpoints/step_XXXXXXXX")
+    if (run / "summary.json").exists():
+        raise SettingsError(f"train.resume: {run} is finished: go on in a copy of it without summary.json")
+    different = _differences(run, settings)
+    if different:
+        raise SettingsError(f"train.resume: {run} was run with another {different[0]}: resume it with its config.yaml")
+    lock = _lock(run)
+    if lock is None:
+        raise SettingsError(f"train.resume: {run} is being written by another process: stop it first")
+    load_checkpoint(folder)
+    return RunFolder(run, folder, [f"continuing {run} from {folder.name}"], lock)
+
+
+def _cannot_continue(run: Path, settings: Settings) -> str | None:
+    if (run / "summary.json").exists():
+        return "is finished"
+    if not (run / "config.yaml").is_file():
+        return "holds no run"
+    try:
+        different = _differences(run, settings)
+    except SettingsError as error:
+        return f"holds settings that cannot be read ({error})"
+    if different:
+        return f"was run with another {different[0]}"
+    if not list_checkpoints(run):
+        return "has no checkpoint to continue from"
+    return None
+
+
+def _differences(run: Path, settings: Settings) -> list[str]:
+    """Dotted keys in which a run's settings differ from these.
+
+    Raises:
+        SettingsError: the run's settings cannot be read.
+    """
+    theirs = load_settings(run / "config.yaml")  # settings that it does not know stand at their defaults
+    a, b = dict(_flatten(theirs.model_dump())), dict(_flatten(settings.model_dump()))
+    free = (*_MAY_DIFFER, *_CALIBRATED) if settings.monitor.budget == "auto" else _MAY_DIFFER
+    return sorted(key for key in a.keys() | b.keys() if key not in free and a.get(key) != b.get(key))
+
+
+def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
+    pairs: list[tuple[str, object]] = []
+    for key, value in tree.items():
+        pairs += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return pairs
+
+
+def _runs_named(base: Path, name: str) -> list[Path]:
+    """Runs called NAME, NAME-2, NAME-3, ..., in that order."""
+    found = [path for path in base.iterdir() if re.fullmatch(re.escape(name) + r"(-[1-9]\d*)?", path.name)]
+    return sorted(found, key=lambda path: _number(path, name))
+
+
+def _number(path: Path, name: str) -> int:
+    return int(path.name.removeprefix(name).lstrip("-") or 1)
+
+
+def _lock(run: Path) -> int | None:
+    """An open file that holds the run; None where another process holds it."""
+    handle = os.open(run / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle

@@ -1,0 +1,27 @@
+"""Every setting of a run: typed, documented, and checked when it is loaded."""
+
+from moetrain.config.data import DataSettings, DomainSettings, FactSettings, TokenizerSettings
+from moetrain.config.loading import Settings, SettingsError, describe_settings, expand, load_settings
+from moetrain.config.monitoring import MonitorSettings, PanelSettings, PhaseSettings, ProbeSettings
+from moetrain.config.training import GuardSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
+
+__all__ = [
+    "DataSettings",
+    "DomainSettings",
+    "FactSettings",
+    "GuardSettings",
+    "ModelSettings",
+    "MonitorSettings",
+    "OptimSettings",
+    "PanelSettings",
+    "PhaseSettings",
+    "ProbeSettings",
+    "RunSettings",
+    "Settings",
+    "SettingsError",
+    "TokenizerSettings",
+    "TrainSettings",
+    "describe_settings",
+    "expand",
+    "load_settings",
+]

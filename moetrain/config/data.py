@@ -1,0 +1,257 @@
+"""Settings of data: domains and where they come from, mixture, packing, tokenizer."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from moetrain.config.base import Section
+from moetrain.expression import parse_filter
+
+
+class FactSettings(Section):
+    """What a planted built-in domain states; each setting is taken by the domains that its meaning names."""
+
+    like: Literal["modular", "math", "chemistry"] | None = Field(
+        None, description="random_answers: the domain whose form and answers it imitates (default modular)."
+    )
+    modulus: int | None = Field(
+        None, ge=5, le=199, description="modular, random_answers like modular: a prime (default 59)."
+    )
+    operation: Literal["add", "subtract", "multiply", "divide"] | None = Field(
+        None, description="modular, random_answers like modular: what is done modulo the prime (default add)."
+    )
+    rule: Literal["copy", "reverse", "brackets"] | None = Field(
+        None, description="formal: what is asked about a string (default reverse)."
+    )
+    length: int | None = Field(None, ge=5, le=32, description="formal: symbols of a string (default 6).")
+    count: int | None = Field(
+        None, ge=2, description="formal, random_answers like math or chemistry: facts, held out or not (default 2000)."
+    )
+    trained_share: float | None = Field(
+        None, gt=0, lt=1, description="All planted domains: share of the facts that is trained (default 0.6)."
+    )
+    sign: str | None = Field(
+        None,
+        description="modular (default + - * /), random_answers like modular or math (default @): the sign of the "
+        "operation, one character in quotes; domains of one run that would state the same need different ones.",
+    )
+
+    @field_validator("modulus")
+    @classmethod
+    def _prime(cls, modulus: int | None) -> int | None:
+        if modulus is not None and any(modulus % divisor == 0 for divisor in range(2, modulus)):
+            raise ValueError("the modulus must be a prime such as 59, 97 or 113")
+        return modulus
+
+    @field_validator("sign")
+    @classmethod
+    def _one_sign(cls, sign: str | None) -> str | None:
+        if sign is not None and (len(sign) != 1 or sign.isdigit() or sign.isspace() or not sign.isprintable()):
+            raise ValueError("the sign is one visible character, no digit")
+        return sign
+
+    def given(self) -> dict[str, Any]:
+        """The settings that are not null: the options of the built-in domain."""
+        return self.model_dump(exclude_none=True)
+
+
+FACTS_TAKEN: dict[str, tuple[str, ...]] = {
+    "modular": ("modulus", "operation", "trained_share", "sign"),
+    "random_answers": ("like", "modulus", "operation", "trained_share", "sign"),
+    "random_answers like math": ("like", "count", "trained_share", "sign"),
+    "random_answers like chemistry": ("like", "count", "trained_share"),
+    "formal": ("rule", "length", "count", "trained_share"),
+}
+
+
+class DomainSettings(Section):
+    """Where one domain's documents come from: exactly one of ``path``, ``builtin`` and ``hub``."""
+
+    path: str | list[str] | None = Field(
+        None,
+        description="Files or patterns, read by what they end in: .jsonl, .json, .parquet, or plain text and source "
+        "code (.txt, .md, .py, ...: a file is a document), also with .gz; a folder is every such file below it. "
+        "Relative to data.root.",
+    )
+    builtin: str | None = Field(
+        None,
+        description="A built-in domain that needs no files: code, math, commonsense, chemistry; for studies modular, "
+        "random_answers, formal.",
+    )
+    hub: str | None = Field(
+        None, description="A data set read through `datasets`: a name on the Hugging Face hub, or a local folder."
+    )
+    hub_config: str | None = Field(None, description="Which of the hub data set's configurations to read.")
+    hub_revision: str | None = Field(None, description="Commit or tag of the hub data set; null takes its newest.")
+    split: str = Field("train", description="Split of the hub data set.")
+    streaming: bool = Field(
+        False,
+        description="Read the hub data set as it arrives, without keeping it; twice, unless tokenizer.model is given.",
+    )
+    text_field: str = Field(
+        "text", description="Field of a JSON line, or column of a Parquet file or hub data set, that holds the text."
+    )
+    filter: str | None = Field(
+        None,
+        description="Which rows to take, by their fields: names, constants, comparisons, and, or, not, len(), e.g. "
+        "language == 'en' and score >= 3.",
+    )
+    limit: int | None = Field(
+        None, ge=1, description="Distinct documents to take, the first ones; null takes all. It is read by one process."
+    )
+    size: int | None = Field(
+        None,
+        ge=1,
+        description="Bytes of distinct text to take (built-in: to produce, default 4,000,000; a planted domain ends "
+        "with its table of facts: see repeats); null takes all.",
+    )
+    weight: float | None = Field(None, gt=0, description="Share of the stream, with data.mixture: weights.")
+    repeats: int = Field(1, ge=1, description="Copies of each document in the stream, each with an id of its own.")
+    repeats_within: float = Field(
+        1.0, gt=0, le=1, description="Share of the stream that all copies of one document lie within; 1: anywhere."
+    )
+    eps: float | None = Field(
+        None,
+        gt=0,
+        description="Loss in nats at or below which a panel sample counts as memorized while the run goes on; take it "
+        "from an earlier run's summary. null: no memorized/fraction.",
+    )
+    facts: FactSettings | None = Field(None, description="What a planted built-in domain states.")
+    shuffled: bool = Field(
+        False, description="Whether the tokens of each document stand in a random order, the same one each time."
+    )
+    panel_tokens: int | None = Field(
+        None, ge=1, description="Tokens of a sample that distances compare, for this domain; null takes panel.tokens."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DomainSettings:
+        if sum(source is not None for source in (self.path, self.builtin, self.hub)) != 1:
+            raise ValueError("give exactly one of path, builtin and hub")
+        if self.path == [] or self.path == "" or self.hub == "":
+            raise ValueError("path or hub is empty: give a file, a folder, a pattern or a data set")
+        if self.builtin is not None and self.filter is not None:
+            raise ValueError("filter has no effect on a built-in domain, which has no columns: remove it")
+        if self.repeats_within < 1 and self.repeats == 1:
+            raise ValueError("repeats_within has no effect on documents that stand once: remove it, or raise repeats")
+        if self.hub is None:
+            for name in ("hub_config", "hub_revision", "split", "streaming"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} has no effect without hub: remove it, or give hub")
+        return self
+
+    @field_validator("filter")
+    @classmethod
+    def _parsable(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_filter(text)
+        return text
+
+    @model_validator(mode="after")
+    def _facts_that_are_taken(self) -> DomainSettings:
+        given = self.facts.given() if self.facts is not None else {}
+        source = f"builtin {self.builtin}" if self.builtin is not None else "path" if self.path is not None else "hub"
+        kind = f"{self.builtin} like {given.get('like')}"
+        taken = FACTS_TAKEN.get(kind, FACTS_TAKEN.get(self.builtin or "", ()))
+        if kind in FACTS_TAKEN:
+            source = f"builtin {kind}"
+        if unused := [key for key in given if key not in taken]:
+            takes = f"facts.{', facts.'.join(taken)}" if taken else "no facts"
+            raise ValueError(f"facts.{unused[0]} has no effect with {source}: remove it ({source} takes {takes})")
+        return self
+
+
+class MixturePhase(Section):
+    """A later part of the stream with weights of its own, such as an annealing phase."""
+
+    from_tokens: int = Field(ge=1, description="Tokens of the stream, marks included, after which it begins.")
+    weights: dict[str, float] = Field(description="Weight by domain; a domain that is not named is left out.")
+
+
+class DataSettings(Section):
+    domains: dict[str, DomainSettings] = Field(
+        default_factory=dict, description="The domains by name, each with its source (data.domains.NAME.KEY)."
+    )
+    root: str = Field("", description="Folder that relative paths of domains start from; environment variables expand.")
+    cache_dir: str = Field(
+        "~/.cache/moetrain", description="Where tokenizers and token files are kept, found again by content hash."
+    )
+    seq_len: int = Field(512, ge=8, description="Tokens in a packed row; a sample is at most this long.")
+    mixture: Literal["by_size", "weights"] = Field(
+        "by_size", description="by_size: every document once. weights: by each domain's weight, no document twice."
+    )
+    phases: list[MixturePhase] = Field(
+        default_factory=list,
+        description="With mixture: weights: a list of {from_tokens, weights: {DOMAIN: WEIGHT}}, each from there on.",
+    )
+    heldout_share: float = Field(
+        0.01, gt=0, lt=0.5, description="Share of documents held out of training, chosen by a hash of their content."
+    )
+    max_bad_share: float = Field(
+        0.001, ge=0, le=1, description="Share of a domain's lines or rows that may be unusable before it is an error."
+    )
+    workers: int | None = Field(
+        None, ge=1, description="Processes that prepare the data; null: one a CPU core, or one where there is little."
+    )
+    pack_window: int = Field(4096, ge=1, description="Samples that best-fit packing looks at together.")
+
+    @field_validator("domains")
+    @classmethod
+    def _plain_domains(cls, domains: dict[str, DomainSettings]) -> dict[str, DomainSettings]:
+        for name in domains:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                raise ValueError(
+                    f"domain name {name!r}: use letters, digits, '_' and '-' only, it becomes part of tags"
+                )
+        return domains
+
+    @model_validator(mode="after")
+    def _phases_follow_each_other(self) -> DataSettings:
+        if self.phases and self.mixture != "weights":
+            raise ValueError("phases have no effect with by_size: set data.mixture=weights and each domain's weight")
+        starts = [phase.from_tokens for phase in self.phases]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"phases begin at {starts} tokens: put them in growing order")
+        for number, phase in enumerate(self.phases):
+            unknown = [name for name in phase.weights if name not in self.domains]
+            if unknown:
+                near = difflib.get_close_matches(unknown[0], list(self.domains), n=1, cutoff=0.0)
+                hint = f": did you mean {near[0]}?" if near else ""
+                raise ValueError(f"phases.{number}.weights: no domain {unknown[0]!r}{hint}")
+            if any(weight < 0 for weight in phase.weights.values()) or not any(phase.weights.values()):
+                raise ValueError(f"phases.{number}.weights: none may be negative, and one has to be above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _weights(self) -> DataSettings:
+        missing = [name for name, domain in self.domains.items() if domain.weight is None]
+        if self.mixture == "weights" and missing:
+            raise ValueError(f"mixture: weights needs data.domains.{missing[0]}.weight")
+        given = [name for name, domain in self.domains.items() if domain.weight is not None]
+        if self.mixture == "by_size" and given:
+            raise ValueError(f"data.domains.{given[0]}.weight has no effect with by_size: set data.mixture=weights")
+        return self
+
+
+class TokenizerSettings(Section):
+    model: str | None = Field(
+        None, description="A SentencePiece .model or a tokenizer.json to use; null trains one on the corpus."
+    )
+    begin_token: str | None = Field(
+        None, description="Mark before a document, of a tokenizer.json; null: what its files or common names say."
+    )
+    end_token: str | None = Field(None, description="Mark after a document, of a tokenizer.json; null: likewise.")
+    vocab_size: int = Field(4096, ge=300, le=2**31 - 1, description="Size of the vocabulary that is trained.")
+    sample_bytes: int = Field(
+        20_000_000, ge=1000, description="Bytes of text, spread evenly over the domains, that it is trained on."
+    )
+
+    @model_validator(mode="after")
+    def _marks(self) -> TokenizerSettings:
+        if (self.begin_token or self.end_token) and not (self.model or "").endswith(".json"):
+            raise ValueError("begin_token and end_token are for a tokenizer.json: set tokenizer.model to one")
+        return self

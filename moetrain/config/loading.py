@@ -1,0 +1,280 @@
+"""All settings of a run in one place: loaded, checked, overridden and described.
+
+A run is described by a YAML file and ``section.key=value`` overrides. Whatever is wrong with them comes out as one
+line that names the file (or the command line), the key and the remedy. The sections are in `moetrain.config`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from moetrain.config.base import Section
+from moetrain.config.data import DataSettings, DomainSettings, FactSettings, TokenizerSettings
+from moetrain.config.monitoring import MonitorSettings, PanelSettings, PhaseSettings, ProbeSettings
+from moetrain.config.training import RUN_NAME, GuardSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
+
+_LONGEST_SHOWN = 200  # characters of a value in a message
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message is one line naming place, key and remedy."""
+
+
+class Settings(Section):
+    """All settings of a run."""
+
+    run: RunSettings = Field(default_factory=RunSettings)
+    data: DataSettings = Field(default_factory=DataSettings)
+    tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    optim: OptimSettings = Field(default_factory=OptimSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    guard: GuardSettings = Field(default_factory=GuardSettings)
+    monitor: MonitorSettings = Field(default_factory=MonitorSettings)
+    panel: PanelSettings = Field(default_factory=PanelSettings)
+    phase: PhaseSettings = Field(default_factory=PhaseSettings)
+    probes: ProbeSettings = Field(default_factory=ProbeSettings)
+
+    @property
+    def watches_routing(self) -> bool:
+        """Whether there is a router and something that reads it."""
+        return self.monitor.enabled and self.model.experts != "dense"
+
+    def panel_tokens(self, domain: str) -> int:
+        """Text tokens of a sample of this domain that distances compare."""
+        return self.data.domains[domain].panel_tokens or self.panel.tokens
+
+    @model_validator(mode="after")
+    def _across_sections(self) -> Settings:
+        for name in self.data.domains:
+            if self.panel_tokens(name) > self.data.seq_len - 2:
+                raise ValueError(
+                    f"panel tokens of {name} ({self.panel_tokens(name)}) exceed data.seq_len - 2 "
+                    f"({self.data.seq_len - 2}): lower panel.tokens or data.domains.{name}.panel_tokens"
+                )
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved settings as YAML that `load_settings` reads back to the same values."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def load_settings(path: str | Path | None, overrides: Sequence[str] = ()) -> Settings:
+    """Settings from a YAML file (none: all defaults) with ``section.key=value`` overrides laid over it.
+
+    Raises:
+        SettingsError: an unreadable file, an unknown key, a wrong type or an impossible combination, in one line.
+    """
+    place = str(path) if path is not None else "settings"
+    tree: dict[str, Any] = {}
+    if path is not None:
+        tree = _read_yaml(Path(path))
+        _name_after_file(tree, Path(path).stem)
+    origin: dict[tuple[str, ...], str] = {}
+    for override in overrides:
+        keys, value = _parse_override(override)
+        _lay_over(tree, keys, value, override)
+        origin[keys] = f"command line {_shown(override)}"
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(_printable(_one_line(error, place, origin))) from None
+    if not settings.data.domains:
+        raise SettingsError(
+            f"{place}: data.domains is empty: name at least one domain, e.g. data.domains.code.builtin=code"
+        )
+    return settings
+
+
+def expand(path: str, key: str) -> str:
+    """A path with ``~`` and environment variables filled in.
+
+    Raises:
+        SettingsError: a variable that is not set, naming the setting ``key`` it stands in.
+    """
+    expanded = os.path.expandvars(os.path.expanduser(path))
+    unset = re.search(r"\$\{?(\w+)\}?", expanded)
+    if unset:
+        raise SettingsError(f"{key}: environment variable {unset[1]} is not set: set it, or override {key}=FOLDER")
+    return expanded
+
+
+def describe_settings() -> Iterator[tuple[str, str, str, str]]:
+    """Each setting as (dotted key, type, default, meaning), in order, for ``--help``."""
+    yield from _describe(Settings, "")
+
+
+def _describe(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    for name, field in section.model_fields.items():
+        key = prefix + name
+        if section_type := _section_type(field.annotation):
+            yield from _describe(section_type, key + ".")
+            continue
+        default = field.get_default(call_default_factory=True, validated_data={})
+        shown = yaml.safe_dump(default, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+        yield key, _type_name(field.annotation), shown, field.description or ""
+        if name == "domains":
+            yield from _describe(DomainSettings, key + ".NAME.")
+
+
+def _section_type(annotation: Any) -> type[BaseModel] | None:
+    """The section that a setting holds, also where it may be null."""
+    for part in (annotation, *get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part if annotation is part or type(None) in get_args(annotation) else None
+    return None
+
+
+def _type_name(annotation: Any) -> str:
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    choices = re.fullmatch(r"(typing\.Optional\[)?typing\.Literal\[(.*?)\]+", text)
+    if choices:
+        names = [choice.strip(" '") for choice in choices[2].split(",")]
+        return " | ".join([*names, "null"] if choices[1] else names)
+    return re.sub(r"(\w+\.)+", "", text).replace("None", "null")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = difflib.get_close_matches(str(path), near, n=1, cutoff=0.3)
+        remedy = f"did you mean {hint[0]}?" if hint else "give the path of a YAML file"
+        raise SettingsError(f"{path}: no such configuration: {remedy}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read ({error}): give a UTF-8 YAML file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise SettingsError(f"{path}{line}: not valid YAML: {problem}") from None
+    except (ValueError, RecursionError) as error:  # a date that there is none of, or more digits or depth than are read
+        raise SettingsError(f"{path}: a value cannot be read ({error}): put text in quotes") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{path}: holds a {type(tree).__name__}, not sections of settings such as 'model:'")
+    return tree
+
+
+def _name_after_file(tree: dict[str, Any], stem: str) -> None:
+    """A run without a name is called as its configuration, where that is a name."""
+    run = tree.get("run")
+    if re.fullmatch(RUN_NAME, stem) and (run is None or (isinstance(run, dict) and "name" not in run)):
+        tree["run"] = {**(run or {}), "name": stem}
+
+
+def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
+    key, equals, text = override.partition("=")
+    keys = tuple(key.strip().split("."))
+    if not equals or not all(keys) or len(keys) < 2:
+        raise SettingsError(f"command line {_shown(override)}: write section.key=value, e.g. train.max_steps=100")
+    try:
+        return keys, yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        if text[:1] in "[{'\"":
+            raise SettingsError(
+                f"command line {_shown(override)}: the value is not valid YAML: close what it opens"
+            ) from None
+        return keys, text  # a pattern such as *.jsonl is an alias to YAML, and text to us
+
+
+def _lay_over(tree: dict[str, Any], keys: tuple[str, ...], value: Any, override: str) -> None:
+    for depth, key in enumerate(keys[:-1]):
+        node = tree.setdefault(key, {})
+        if node is None:
+            node = tree[key] = {}
+        if not isinstance(node, dict):
+            raise SettingsError(
+                f"command line {_shown(override)}: {'.'.join(keys[: depth + 1])} is a value, not a section"
+            )
+        tree = node
+    tree[keys[-1]] = value
+
+
+def _shown(value: Any) -> str:
+    """A value as a message quotes it: not all of a long one."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+
+
+def _printable(line: str) -> str:
+    """A line with what is no visible character escaped: a key may hold anything that YAML can."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
+
+
+def _one_line(error: ValidationError, place: str, origin: Mapping[tuple[str, ...], str]) -> str:
+    first = error.errors()[0]
+    keys = tuple(str(part) for part in first["loc"])
+    # A union (path: text or list) adds the tried branch to the location: keep what names a setting.
+    while keys and not _is_setting(keys) and first["type"] != "extra_forbidden":
+        keys = keys[:-1]
+    key = ".".join(keys)
+    unknown = first["type"] == "extra_forbidden"  # perhaps a section of an override's key
+    laid_by = (text for laid, text in origin.items() if laid == keys or (unknown and laid[: len(keys)] == keys))
+    where = next(laid_by, place)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if unknown:
+        known = [name for name, *_ in describe_settings()] + list(Settings.model_fields)
+        near = _nearest(keys, known)
+        remedy = f"did you mean {near}?" if near else "--help lists every setting"
+        return f"{where}: {key}: unknown key: {remedy}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f" (given {_shown(given)})" if isinstance(given, str | int | float | bool | type(None)) and keys else ""
+    return f"{where}: {key + ': ' if key else ''}{message}{shown}{more}"
+
+
+# What other trainers call some settings.
+_ELSEWHERE = {
+    **dict.fromkeys(("lr", "max_lr"), "optim.learning_rate"),
+    **dict.fromkeys(("warmup", "lr_warmup_steps"), "optim.warmup_steps"),
+    **dict.fromkeys(("clip_grad", "max_grad_norm", "max_norm"), "optim.grad_clip"),
+    **dict.fromkeys(("steps", "training_steps", "train_iters", "max_duration"), "train.max_steps"),
+    **dict.fromkeys(("batch_size", "global_batch_size"), "train.batch_rows"),
+    **dict.fromkeys(("micro_batch_size", "local_batch_size"), "train.micro_batch_rows"),
+    **dict.fromkeys(("seq_length", "sequence_length", "max_seq_len", "context_length"), "data.seq_len"),
+    **dict.fromkeys(("top_k", "topk", "moe_top_k"), "model.num_experts_per_tok"),
+    **dict.fromkeys(("moe_num_experts", "experts_count"), "model.num_experts"),
+    **dict.fromkeys(("layers", "n_layers", "num_layers"), "model.num_hidden_layers"),
+    **dict.fromkeys(("heads", "n_heads", "num_heads"), "model.num_attention_heads"),
+    **dict.fromkeys(("dim", "d_model", "n_embd"), "model.hidden_size"),
+    **dict.fromkeys(("ffn_hidden_size", "moe_intermediate_size", "ffn_dim"), "model.intermediate_size"),
+}
+
+
+def _is_setting(keys: tuple[str, ...]) -> bool:
+    dotted = ".".join(keys)
+    if len(keys) >= 3 and keys[:2] == ("data", "domains"):
+        fact = len(keys) == 5 and keys[3] == "facts" and keys[4] in FactSettings.model_fields
+        return len(keys) == 3 or (len(keys) == 4 and keys[3] in DomainSettings.model_fields) or fact
+    return dotted in Settings.model_fields or any(name == dotted for name, *_ in describe_settings())
+
+
+def _nearest(keys: tuple[str, ...], known: Sequence[str]) -> str | None:
+    """The known key closest in spelling: in the same section first, then the same last word anywhere."""
+    dotted = ".".join(keys)
+    if len(keys) in (4, 5) and keys[:2] == ("data", "domains"):
+        fields = DomainSettings.model_fields if len(keys) == 4 else FactSettings.model_fields
+        near = difflib.get_close_matches(keys[-1], list(fields), n=1)
+        return ".".join((*keys[:-1], near[0])) if near else None
+    section = [name for name in known if name.rpartition(".")[0] == dotted.rpartition(".")[0]]
+    near = difflib.get_close_matches(dotted, section, n=1, cutoff=0.75)
+    if near:
+        return near[0]
+    same_word = [name for name in known if name.rpartition(".")[2] == keys[-1]]
+    if same_word:
+        return same_word[0]
+    if keys[-1] in _ELSEWHERE:
+        return _ELSEWHERE[keys[-1]]
+    settings = [name for name in known if "." in name] if len(keys) > 1 else known
+    return next(iter(difflib.get_close_matches(dotted, settings, n=1)), None)

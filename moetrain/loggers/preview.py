@@ -1,0 +1,85 @@
+"""What is about to be trained, in words and a table, before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from moetrain.config import Settings
+from moetrain.data.corpus import Corpus
+from moetrain.data.stream import Stream, stream_tokens
+from moetrain.models.transformer import Transformer
+
+DATA_COLUMNS = ("domain", "docs", "held out", "twice", "bad", "train tokens", "bytes/token", "long", "copies", "unused")
+
+
+def model_line(model: Transformer) -> str:
+    """Size and kind of the model."""
+    every, active = model.parameter_counts()
+    settings = model.settings
+    mlp = (
+        "dense"
+        if settings.experts == "dense"
+        else f"{settings.num_experts} experts, top {settings.num_experts_per_tok}"
+    )
+    dtype = str(model.dtype).removeprefix("torch.")
+    size = f"{every / 1e6:.1f}M parameters, {active / 1e6:.1f}M active"
+    return f"{size}, {settings.num_hidden_layers} layers, {mlp}, {dtype}"
+
+
+def data_summary(corpus: Corpus, stream: Stream, steps: int, settings: Settings) -> dict[str, dict[str, float | int]]:
+    """By domain: what was read and dropped, what is trained on, repeated and left unused; for ``summary.json``."""
+    met = stream_tokens(stream, len(corpus.domains), 0, steps)
+    found: dict[str, dict[str, float | int]] = {}
+    for number, domain in enumerate(corpus.domains):
+        length = stream.samples.length[stream.samples.domain == number]
+        report, index = domain.report, domain.index
+        first_copies = index["length"][~index["repeated"]]
+        found[domain.name] = {
+            "documents": report.documents,
+            "heldout_documents": report.heldout_documents,
+            "duplicates_dropped": report.duplicates,
+            "bad_dropped": report.bad,
+            "empty_dropped": report.empty,
+            "train_tokens": int(length.sum()),
+            "met_tokens": int(met[number]),
+            "unused_share": 1 - float(met[number]) / float(length.sum()),
+            "copies": settings.data.domains[domain.name].repeats,
+            "bytes_per_token": report.text_bytes / max(1, int(first_copies.sum())),
+            "long_enough_share": float((length >= settings.panel_tokens(domain.name)).mean()),
+        }
+    return found
+
+
+def data_rows(summary: Mapping[str, Mapping[str, float | int]]) -> list[list[str]]:
+    """The rows of the table under `DATA_COLUMNS`."""
+    counted = ("documents", "heldout_documents", "duplicates_dropped", "bad_dropped", "train_tokens")
+    return [
+        [
+            name,
+            *(f"{domain[key]:,}" for key in counted),
+            f"{domain['bytes_per_token']:.2f}",
+            f"{domain['long_enough_share']:.0%}",
+            f"{domain['copies']}",
+            f"{domain['unused_share']:.0%}",
+        ]
+        for name, domain in summary.items()
+    ]
+
+
+def short_lines(summary: Mapping[str, Mapping[str, float | int]], settings: Settings) -> list[str]:
+    """A line on each domain none of whose samples is long enough to be compared with others."""
+    return [
+        f"{name}: no sample has {settings.panel_tokens(name)} tokens, so none is compared: lower panel.tokens or "
+        f"data.domains.{name}.panel_tokens"
+        for name, domain in summary.items()
+        if settings.watches_routing and not domain["long_enough_share"]
+    ]
+
+
+def stream_line(stream: Stream, steps: int, settings: Settings) -> str:
+    """Length of the run."""
+    tokens = int(stream_tokens(stream, int(stream.samples.domain.max()) + 1, 0, steps).sum())
+    return (
+        f"{steps:,} steps of {settings.train.batch_rows} rows of {settings.data.seq_len} tokens: {tokens:,} text "
+        f"tokens; rows are {stream.fullness():.1%} full"
+    )

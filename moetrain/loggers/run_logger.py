@@ -1,0 +1,213 @@
+"""A run's files and display, on its main process: TensorBoard, events, terminal, and the newest values by domain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from moetrain.checkpoint.manager import Checkpoint, checkpoint_folder
+from moetrain.grokking import Estimate
+from moetrain.loggers.events import Events, as_event
+from moetrain.loggers.heat_map import heat_map
+from moetrain.loggers.summary import as_metric
+from moetrain.loggers.tensorboard import TensorBoard, cut_run_files, event_file_sizes
+from moetrain.loggers.terminal import Terminal
+from moetrain.loggers.trackers import Points, Tracker
+from moetrain.probes.scoring import TaskScore
+from moetrain.probes.tasks import Task
+from moetrain.routing.panel_monitor import PanelPoints
+from moetrain.routing.stream import StreamReading
+from moetrain.training.evaluation import HeldOutLoss
+
+
+class Outputs:
+    """Takes what the run found, at a step, to every place that shows it.
+
+    ``domains`` holds, by domain, the newest value of each metric in the form of ``summary.json``, and ``tasks`` that of
+    each probe; they are part of a checkpoint, so that a resumed run's summary is the straight run's.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        domains: Sequence[str],
+        checkpoint: Checkpoint | None,
+        terminal: Terminal,
+        tasks: Sequence[Task] = (),
+        trackers: Mapping[str, Tracker] | None = None,
+    ) -> None:
+        if checkpoint is not None:
+            cut_run_files(folder, checkpoint.run_files)
+        self.folder = folder
+        self.domains: dict[str, dict[str, Any]] = {name: {"metrics": {}} for name in domains}
+        self.tasks: dict[str, dict[str, Any]] = {}
+        self._terminal = terminal
+        self._full = False  # whether the disk had no room for points and events when they were last written
+        self._events = Events(folder)
+        self._points = Points(trackers or {}, terminal.note)
+        self._board = TensorBoard(folder, purge_step=checkpoint.step + 1 if checkpoint else None)
+        self._board.lay_out(domains, [task.name for task in tasks], [task.name for task in tasks if task.trained])
+        if checkpoint is not None:
+            self.domains = checkpoint.record["domains"]
+            self.tasks = checkpoint.record["tasks"]
+            self._events.write("resume", checkpoint.step)
+        self._flush(checkpoint.step if checkpoint else 0)
+
+    def training(self, step: int, points: Mapping[str, float], system: Mapping[str, float]) -> None:
+        """A point of the training curves, and what it cost."""
+        for tag, value in {**points, **system}.items():
+            self._scalar(tag, value, step)
+        shown: dict[str, dict[str, float]] = {}
+        for name in self.domains:
+            loss = points.get(f"loss/train/{name}")
+            if loss is not None:
+                self._note(name, "train_loss", loss, None)
+                before = self.domains[name]["metrics"].get("train_loss_average", {"value": loss})["value"]
+                self._note(name, "train_loss_average", 0.9 * before + 0.1 * loss, None)
+                shown[name] = {"loss": loss}
+        self._terminal.training(step, points["loss/train"], system["system/tokens_per_second"], shown)
+        self._flush(step)
+
+    def validation(self, step: int, losses: Mapping[str, HeldOutLoss]) -> None:
+        """Held-out loss by domain."""
+        for name, heldout in losses.items():
+            self._scalar(f"loss/validation/{name}", heldout.loss, step)
+            self._scalar(f"loss/validation_bpb/{name}", heldout.bits_per_byte, step)
+            self._note(name, "validation_loss", heldout.loss, heldout.tokens)
+            self._note(name, "bits_per_byte", heldout.bits_per_byte, heldout.tokens)
+            self._terminal.values(name, {"held-out": heldout.loss, "bits/byte": heldout.bits_per_byte})
+
+    def streaming(self, step: int, readings: Sequence[StreamReading]) -> None:
+        """The streaming metrics by domain; one without a value has no point."""
+        for reading in readings:
+            for metric, estimate in reading.metrics.items():
+                self._note(reading.domain, f"stream/{metric}", estimate, None)
+                if estimate.mean == estimate.mean:
+                    self._scalar(f"stream/{metric}/{reading.domain}", estimate.mean, step)
+            shown = {"D_path": reading.metrics["d_path"].mean, "cosine": reading.metrics["cosine"].mean}
+            self._terminal.values(reading.domain, shown)
+
+    def panel(self, points: PanelPoints) -> None:
+        """The metrics of a panel reading."""
+        for tag, estimate in points.metrics.items():
+            self._scalar(tag, estimate.mean, points.step)
+            metric, _, domain = tag.rpartition("/")
+            self._note(domain, metric, estimate, None)
+            if metric in ("memorized/gap_heldout", "pathway/spread"):
+                self._terminal.values(domain, {metric.rpartition("/")[2]: estimate.mean})
+        for tag, matrix in points.matrices.items():
+            self._board.image(tag, heat_map(matrix, 0.0, _heat_map_top(tag)), points.step)
+        for tag, values in points.distributions.items():
+            self._board.histogram(tag, values, points.step)
+        for domain, verdict in points.phases.items():
+            self._scalar(f"phase/{domain}", float(verdict.phase), points.step)
+            self.domains[domain]["phase"] = verdict.phase.name.lower()
+        for domain, change in points.changes.items():
+            self._events.write("phase", points.step, domain=domain, **as_event(change))
+            self._terminal.note(
+                f"step {points.step}: {domain} is {change.after.name.lower()}: {change.verdict.sentence}"
+            )
+        if points.broken:
+            self.guard(points.step, f"routing or loss of {points.broken} panel samples is not finite: left out")
+        for domain, memorized in points.memorized.items():
+            self.memorized(points.step, domain, {"rule": "online", **asdict(memorized)})
+        self._flush(points.step)
+
+    def probes(self, step: int, scores: Mapping[str, TaskScore]) -> None:
+        """A reading of the probes, by task."""
+        for name, scored in scores.items():
+            metrics = {}
+            for metric, measured in scored.metrics.items():
+                estimate = Estimate(measured.value, measured.low, measured.high, measured.n, 0)
+                metrics[metric] = as_metric(estimate)
+                few = f"Too few items to say much: {measured.n}." if scored.too_few else f"{measured.n} items."
+                self._scalar(f"probe/{name}/{metric}", measured.value, step, remark=few)
+            about = {"trained": scored.task.trained, "chance": scored.task.chance, "domain": scored.task.domain}
+            found = {**about, "metrics": metrics, "cut": scored.cut, "too_few": scored.too_few}
+            self.tasks[name] = found
+            self._events.write("probe", step, task=name, **found)
+            accuracy = scored.metrics.get("accuracy")
+            if accuracy is not None and scored.task.domain in self.domains:
+                self._terminal.values(scored.task.domain, {name: accuracy.value})
+        self._flush(step)
+
+    def correlations(self, step: int, domain: str, values: Mapping[str, float]) -> None:
+        """Rank correlation of a domain's probe accuracy with each predictor, as far as there is one."""
+        for predictor, value in values.items():
+            self._scalar(f"correlation/{predictor}/{domain}", value, step)
+
+    def delay(self, step: int, domain: str, steps: float | None, found: Mapping[str, Any]) -> None:
+        """How many steps a domain's generalization followed its memorization by, and the pairs behind that."""
+        self.domains[domain]["delay"] = dict(found)
+        if steps is not None:
+            self._scalar(f"delay/{domain}", steps, step)
+
+    def memorized(self, step: int, domain: str, found: Mapping[str, Any]) -> None:
+        """What of a domain's seen samples counts as memorized, and by which rule."""
+        self._events.write("memorized", step, domain=domain, **found)
+
+    def checkpoint(self, step: int, write: Callable[[dict[str, int]], object]) -> bool:
+        """Have a checkpoint written, given the sizes its manifest needs; whether it was.
+
+        The event stands before the sizes are taken, so that a resumed run keeps it; where the writing fails, for
+        instance on a full disk, it is taken back, the run is told so, and goes on.
+        """
+        before = None
+        try:
+            self._events.flush()
+            before = self._events.size
+            self._events.write("checkpoint", step, folder=checkpoint_folder(Path(), step).as_posix())
+            self._events.flush(durable=True)
+            self._board.flush(durable=True)
+            write(event_file_sizes(self.folder) | {"events.jsonl": self._events.size})
+        except OSError as error:
+            if before is not None:
+                self._events.cut(before)
+            self.guard(step, f"no checkpoint was written ({error}); the one before it stands")
+            return False
+        return True
+
+    def guard(self, step: int, problem: str, **details: Any) -> None:
+        """Something that went wrong and that training survived; ``details`` are what JSON can hold."""
+        self._terminal.note(f"step {step}: {problem}")
+        self._events.write("guard", step, problem=problem, **details)
+        self._flush(step)
+
+    def close(self) -> None:
+        """Write what still waits, and end the runs of trackers.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        self._points.finish()
+        self._events.flush(durable=True)
+        self._board.flush(durable=True)
+
+    def _scalar(self, tag: str, value: float, step: int, remark: str = "") -> None:
+        self._board.scalar(tag, value, step, remark)
+        self._points.add(tag, value, step)
+
+    def _flush(self, step: int) -> None:
+        """Write points and events; those that the disk has no room for wait for the next time, which is told once."""
+        self._points.send()
+        try:
+            self._events.flush()
+            self._board.flush()
+        except OSError as error:
+            if not self._full:
+                self._terminal.note(f"step {step}: {error}: points and events wait in memory until there is room")
+            self._full = True
+        else:
+            self._full = False
+
+    def _note(self, domain: str, metric: str, value: Any, n: int | None) -> None:
+        self.domains[domain]["metrics"][metric] = as_metric(value, n)
+
+
+def _heat_map_top(tag: str) -> float:
+    """The value that stands for the brightest colour."""
+    if tag.startswith("experts/load"):
+        return 2.0  # twice an even share
+    return 64.0 if tag.startswith("kernel/d_eff") else 1.0

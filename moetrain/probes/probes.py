@@ -1,0 +1,80 @@
+"""The probes of a run: which tasks it reads, their readings, and what they say about the router's metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from moetrain.config import Settings
+from moetrain.data.corpus import Corpus, Progress
+from moetrain.monitoring.probe_correlations import Relations
+from moetrain.probes.history import ProbeHistory
+from moetrain.probes.scoring import PreparedTasks, TaskScore, prepare
+from moetrain.probes.tasks import Tasks, load_tasks
+from moetrain.routing.store import FOLDER, write_piece
+
+COLUMNS = ("probe", "domain", "items", "of", "in training text", "cut", "chance")
+BATCH_TOKENS = 4096  # of a forward pass over probe items, about
+
+
+@dataclass
+class Probes:
+    """Tasks as they are read, and what the readings said so far."""
+
+    tasks: Tasks
+    prepared: PreparedTasks
+    history: ProbeHistory
+    relations: Relations
+
+    def rows(self) -> list[list[str]]:
+        """The rows of the table under `COLUMNS`."""
+        rows = []
+        for task, members in zip(self.prepared.tasks, self.prepared.members, strict=True):
+            cut = sum(any(self.prepared.requests[r].cut for r in own) for own in members)
+            size = f"{len(task.items):,}" + (" (too few)" if task.too_few else "")
+            numbers = (f"{task.available:,}", f"{task.contaminated:,}", f"{cut:,}", f"{task.chance:.1%}")
+            rows.append([task.name, task.domain, size, *numbers])
+        read = {task.name for task in self.prepared.tasks}
+        for name, count in self.tasks.contamination.tasks.items():
+            if name not in read:
+                rows.append([name, "-", "0", f"{count.items:,}", f"{count.contaminated:,}", "-", "-"])
+        return rows
+
+
+def load_probes(settings: Settings, corpus: Corpus, progress: Progress) -> Probes | None:
+    """The probes of a run; none where no task has items."""
+    tasks = load_tasks(settings, corpus, progress)
+    if not tasks.tasks:
+        return None
+    prepared = prepare(tasks.tasks, corpus.tokenizer, settings.data.seq_len, BATCH_TOKENS)
+    history = ProbeHistory(tasks.tasks)
+    return Probes(tasks, prepared, history, Relations(list(settings.data.domains), history))
+
+
+def write_scores(run: Path, step: int, scores: dict[str, TaskScore]) -> Path:
+    """A reading of the probes on disk, by item: whether it was right, and the log-probability of each choice.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    rows: dict[str, list[Any]] = {name: [] for name in ("task", "domain", "item", "correct", "log_probs")}
+    for name, scored in scores.items():
+        size = len(scored.task.items)
+        rows["task"] += [name] * size
+        rows["domain"] += [scored.task.domain] * size
+        rows["item"] += [str(item["id"]) for item in scored.task.items]
+        rows["correct"] += [None] * size if scored.correct is None else scored.correct.tolist()
+        rows["log_probs"] += [values.tolist() for values in scored.log_probs]
+    columns = {
+        "step": np.full(len(rows["task"]), step),
+        "task": pa.array(rows["task"]).dictionary_encode(),
+        "domain": pa.array(rows["domain"]).dictionary_encode(),
+        "item": rows["item"],
+        "correct": pa.array(rows["correct"], pa.bool_()),
+        "log_probs": pa.array(rows["log_probs"], pa.list_(pa.float64())),
+    }
+    return write_piece(run / FOLDER / f"probe_{step:08d}.parquet", pa.table(columns), {})

@@ -1,0 +1,262 @@
+"""Charts for a page: small SVGs of one idea each, in colors that the page's style sheet decides.
+
+Colors are names of CSS variables, such as "d0" or "ink", so that one picture serves light, dark and print. Titles and
+legends are the page's: a chart holds data and axes alone, and stays readable at a phone's width.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from moetrain.report.open_run import need
+from moetrain.report.trend import Trend
+
+COLORS = 8
+"""d0 to d7, of domains or of runs; more begin anew."""
+DASHES = ("solid", "dashed", "dotted")
+_NAMES = (
+    "ink",
+    "accent",
+    "second",
+    "faint",
+    "grid",
+    *(f"d{n}" for n in range(COLORS)),
+    *(f"phase{n}" for n in range(5)),
+)
+# matplotlib takes no variables: each name goes through it as a color that nothing else has.
+_PLACEHOLDERS = {name: f"#0a{number:02x}f7" for number, name in enumerate(_NAMES)}
+_WIDTH, _HEIGHT = 3.5, 2.1  # inches; an em of the text is 8 points
+_MAP = "viridis"
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "font.size": 8,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": _PLACEHOLDERS["faint"],
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "text.color": _PLACEHOLDERS["ink"],
+    "axes.labelcolor": _PLACEHOLDERS["faint"],
+    "xtick.color": _PLACEHOLDERS["faint"],
+    "ytick.color": _PLACEHOLDERS["faint"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": _PLACEHOLDERS["grid"],
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+}
+_DASHES: dict[str, Any] = dict(zip(DASHES, ("-", (0, (4, 2)), (0, (1, 1.6))), strict=True))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: x and y [T], a color by name, and its interval, at each point or at the last one."""
+
+    x: np.ndarray
+    y: np.ndarray
+    color: str
+    dash: str = "solid"
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    last: tuple[float, float] | None = None  # low and high of the newest value
+
+
+@dataclass(frozen=True)
+class Points:
+    """A cloud [T] in order of time, the newest the darkest; and a trend through it with its interval."""
+
+    x: np.ndarray
+    y: np.ndarray
+    color: str
+    trend: Trend | None = None
+
+
+@dataclass(frozen=True)
+class Link:
+    """Two events on a row, how many each stands for, and how far off either may be."""
+
+    start: float
+    end: float
+    start_size: int
+    end_size: int
+    reach: float
+    color: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A matrix [rows, columns] over x [columns]; what is not a number stays empty."""
+
+    x: np.ndarray
+    values: np.ndarray
+    low: float
+    high: float
+    rows: Sequence[int] = field(default_factory=tuple)  # names of the rows; none: 0, 1, 2, ...
+
+
+def short(number: float) -> str:
+    """A count as an axis names it: 1500 is 1.5k."""
+    if not math.isfinite(number):
+        return "-"
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def lines(
+    curves: Sequence[Line], label: str, unit: str, bounds: tuple[float, float] | None = None, log: bool = False
+) -> str:
+    """Curves over one axis of time.
+
+    Args:
+        label: what there is to see, for those who do not see it.
+        unit: of the x axis.
+        bounds: of the y axis; those of the data where None.
+    """
+
+    def draw(axes: Any) -> None:
+        for each in curves:
+            color, dash = _PLACEHOLDERS[each.color], _DASHES[each.dash]
+            if each.low is not None and each.high is not None:
+                axes.fill_between(each.x, each.low, each.high, color=color, alpha=0.16, linewidth=0)
+            axes.plot(each.x, each.y, color=color, linestyle=dash, linewidth=1.4, solid_capstyle="round")
+            if each.last is not None and len(each.x) and np.isfinite(each.last).all():
+                axes.plot([each.x[-1]] * 2, each.last, color=color, linewidth=2.4, alpha=0.55)
+            if np.isfinite(each.y).sum() == 1:
+                axes.plot(each.x, each.y, ".", color=color)
+        if log:
+            _logarithmic(axes)
+        if bounds is not None:
+            axes.set_ylim(*bounds)
+        _time_axis(axes, unit)
+
+    return _svg(draw, label)
+
+
+def scatter(clouds: Sequence[Points], label: str, x_unit: str = "", bounds: tuple[float, float] | None = None) -> str:
+    """Clouds of points with their trends.
+
+    Args:
+        bounds: of the y axis; those of the data where None.
+    """
+
+    def draw(axes: Any) -> None:
+        for each in clouds:
+            color = _PLACEHOLDERS[each.color]
+            if each.trend is not None:
+                x, value, low, high = each.trend
+                axes.fill_between(x, low, high, color=color, alpha=0.14, linewidth=0)
+                axes.plot(x, value, color=color, linewidth=1.2)
+            for place, (x, y) in enumerate(zip(each.x, each.y, strict=True)):
+                newer = (place + 1) / len(each.x)
+                axes.plot([x], [y], "o", color=color, alpha=0.25 + 0.75 * newer, markersize=3.2, markeredgewidth=0)
+        axes.set_xlabel(x_unit, loc="right", labelpad=1)
+        axes.margins(0.06)
+        if bounds is not None:
+            axes.set_ylim(*bounds)
+        axes.xaxis.set_major_locator(need("matplotlib.ticker", "the report").MaxNLocator(5))
+
+    return _svg(draw, label)
+
+
+def links(pairs: Sequence[Link], label: str, unit: str) -> str:
+    """Pairs of events, a row each: hollow the first, full the second, as large as what they stand for."""
+
+    def draw(axes: Any) -> None:
+        for row, pair in enumerate(pairs):
+            color = _PLACEHOLDERS[pair.color]
+            axes.plot([pair.end - pair.reach, pair.end + pair.reach], [row, row], color=color, linewidth=5, alpha=0.16)
+            axes.plot([pair.start, pair.end], [row, row], color=color, linewidth=1.1)
+            sizes = (2.5 + 1.1 * math.sqrt(size) for size in (pair.start_size, pair.end_size))
+            for x, size, fill in zip((pair.start, pair.end), sizes, ("none", color), strict=True):
+                axes.plot([x], [row], "o", color=color, markerfacecolor=fill, markersize=size, markeredgewidth=1.1)
+        axes.set_yticks([])
+        axes.set_ylim(len(pairs) - 0.4, -0.6)
+        axes.spines["left"].set_visible(False)
+        _time_axis(axes, unit)
+
+    return _svg(draw, label, height=max(1.0, 0.5 + 0.16 * len(pairs)))
+
+
+def heat(grid: Grid, label: str, unit: str) -> str:
+    """A matrix as colored cells, its first row at the bottom."""
+
+    def draw(axes: Any) -> None:
+        x, rows = grid.x, len(grid.values)
+        half = np.diff(x) / 2 if len(x) > 1 else np.ones(1)
+        edges = np.concatenate([[x[0] - half[0]], x[:-1] + np.diff(x) / 2, [x[-1] + half[-1]]])
+        values = np.ma.masked_invalid(grid.values)
+        axes.pcolormesh(
+            edges,
+            np.arange(rows + 1) - 0.5,
+            values,
+            cmap=_MAP,
+            vmin=grid.low,
+            vmax=grid.high,
+            edgecolors="face",
+            linewidth=0.3,
+        )
+        axes.grid(visible=False)
+        names = list(grid.rows) or list(range(rows))
+        shown = range(0, rows, max(1, rows // 8))
+        axes.set_yticks(list(shown), [str(names[row]) for row in shown])
+        axes.set_xlim(max(0.0, edges[0]), edges[-1])
+        _time_axis(axes, unit)
+
+    return _svg(draw, label)
+
+
+def map_colors(steps: int = 9) -> list[str]:
+    """The colors of `heat`, from low to high, for a legend."""
+    colors = need("matplotlib", "the report").colormaps[_MAP](np.linspace(0, 1, steps))
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in color[:3]) for color in colors]
+
+
+def _logarithmic(axes: Any) -> None:
+    """A logarithmic y axis whose ticks are plain numbers."""
+    ticker = need("matplotlib.ticker", "the report")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, place: f"{value:g}"))
+
+
+def _time_axis(axes: Any, unit: str) -> None:
+    ticker = need("matplotlib.ticker", "the report")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, place: short(value)))
+    axes.set_xlabel(unit, loc="right", labelpad=1)
+
+
+def _svg(draw: Callable[[Any], None], label: str, width: float = _WIDTH, height: float = _HEIGHT) -> str:
+    """A figure as an SVG element whose colors are variables, and whose names clash with no other's of the page."""
+    matplotlib, figures = need("matplotlib", "the report"), need("matplotlib.figure", "the report")
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": label}):
+        figure = figures.Figure(figsize=(width, height), layout="constrained")
+        draw(figure.add_subplot())
+        written = io.StringIO()
+        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+    text = written.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style type=\"text/css\">.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<g id=\"[^\"]*\"", "<g", text)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r"font-family: [^;\"]*;?", "", text)
+    for name, placeholder in _PLACEHOLDERS.items():
+        text = text.replace(placeholder, f"var(--{name})")
+    box = re.search(r"viewBox=\"[^\"]*\"", text)
+    assert box is not None
+    opening = f'<svg {box[0]} role="img" aria-label="{escape(label)}">'
+    return re.sub(r"\n\s*", "\n", opening + text[text.index(">") + 1 :])

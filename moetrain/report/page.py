@@ -1,0 +1,202 @@
+"""What pages about runs are made of: groups of charts with legends, numbers in words, and templates.
+
+Templates escape whatever they are given; only charts, made here, go in as they are. A page is one file without scripts,
+and its policy forbids a browser to fetch or run anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from moetrain.grokking import Phase
+from moetrain.report import charts
+from moetrain.report.open_run import need
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from moetrain.report.open_run import OpenedRun
+
+
+@dataclass(frozen=True)
+class Number:
+    """A value, its 95% interval where it has one, and what it was taken over."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: float = math.nan
+
+    @property
+    def half(self) -> float:
+        """Half the width of the interval."""
+        return (self.high - self.low) / 2
+
+    def __bool__(self) -> bool:
+        return math.isfinite(self.value)
+
+
+NOTHING = Number(math.nan)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One chart with its title and a short caption."""
+
+    title: str
+    svg: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What a color and a dash stand for."""
+
+    label: str
+    color: str
+    dash: str = "solid"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures that are read together."""
+
+    figures: Sequence[Figure]
+    legend: Sequence[Legend] = ()
+    missing: str = ""  # why there are none, or not all
+    scale: Sequence[float] = field(default_factory=tuple)  # of heat maps: the values of both ends
+
+    @property
+    def drawn(self) -> list[Legend]:
+        """The legend without colors that no figure here has: a reader would look for them."""
+        return [entry for entry in self.legend if any(f"var(--{entry.color})" in each.svg for each in self.figures)]
+
+
+TITLES = {
+    "d_path": "Pathway distance, edits",
+    "d_path_norm": "Pathway distance, normalised",
+    "spread": "Spread of routing",
+    "effective_rank": "Effective rank of routing",
+    "layer_cka": "Agreement of consecutive layers (CKA)",
+    "cosine": "Cosine of consecutive layers",
+    "consistency": "Pathway consistency",
+    "sharing": "Sharing: closer than to other domains",
+    "individuality": "Individuality: beyond a sample's own halves",
+    "d_eff": "Effective dimension of routing",
+    "left_out": "Left-out accuracy",
+    "train_loss": "Training loss",
+    "train_loss_average": "Moving average of training loss",
+    "validation_loss": "Held-out loss",
+    "loss_seen": "Fall of the loss over the last readings",
+    "router_entropy": "Entropy of the router",
+    "load_cv": "Load of the experts, variation",
+    "gap": "Gap to samples to come",
+    "gap_heldout": "Gap to held-out samples",
+}
+"""What readers call a quantity."""
+_NONE = "–"
+PHASES = [Legend(phase.name.lower(), f"phase{int(phase)}") for phase in Phase]
+
+
+def color(run: OpenedRun, domain: str) -> str:
+    """The color that a domain has all over the page."""
+    return f"d{run.domains.index(domain) % charts.COLORS}"
+
+
+def domain_legend(run: OpenedRun, domains: Sequence[str] | None = None) -> list[Legend]:
+    return [Legend(domain, color(run, domain)) for domain in (run.domains if domains is None else domains)]
+
+
+def counts_tokens(run: OpenedRun) -> bool:
+    """Whether the run's records say how many tokens its steps stand for."""
+    return bool(np.isfinite(run.tokens([1])).all())
+
+
+def time_of(run: OpenedRun, steps: Any) -> np.ndarray:
+    """Steps on the page's axis of time: text tokens, or steps where the run counts none."""
+    return run.tokens(steps) if counts_tokens(run) else np.asarray(list(steps), float)
+
+
+def times(run: OpenedRun, curve: pd.DataFrame) -> np.ndarray:
+    """The axis of time for the points of a curve."""
+    return curve["tokens" if counts_tokens(run) else "step"].to_numpy(float)
+
+
+def unit(run: OpenedRun) -> str:
+    return "tokens" if counts_tokens(run) else "steps"
+
+
+def plain(number: Any, digits: int = 3) -> str:
+    """A number with that many digits that say something, a count whole; a dash where there is none."""
+    if number is None or not math.isfinite(number):
+        return _NONE
+    if float(number).is_integer():
+        return _minus(f"{number:,.0f}")
+    if not 1e-4 <= abs(number) < 1e6:
+        return _minus(f"{number:.{digits - 1}e}")
+    return _minus(f"{number:.{max(0, digits - 1 - math.floor(math.log10(abs(number))))}f}")
+
+
+def within(number: Number) -> tuple[str, str]:
+    """A value and its interval in words, to the digits that the interval leaves; the second empty without one."""
+    if not number or not math.isfinite(number.half):
+        return plain(number.value), ""
+    half = number.half or 1.0  # none at all where all samples agree
+    places = min(4, max(0 if half >= 10 else 2, -math.floor(math.log10(half))))
+    return _minus(f"{number.value:.{places}f}"), _minus(_ends(number, places))
+
+
+def _ends(number: Number, places: int) -> str:
+    """An interval as ± where the value lies in its middle, else by its ends."""
+    if abs((number.low + number.high) / 2 - number.value) <= 0.1 * number.half:
+        return f"±{number.half:.{places}f}"
+    return f"[{number.low:.{places}f}, {number.high:.{places}f}]"
+
+
+def two(number: float) -> str:
+    """A coefficient between -1 and 1."""
+    return _minus(f"{number:.2f}") if math.isfinite(number) else _NONE
+
+
+def in_yaml(value: Any) -> str:
+    """A setting as YAML writes it on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("\n").removesuffix("\n...")
+
+
+def _minus(text: str) -> str:
+    """A number with the sign that type setters have for it; one that rounds to 0 has none."""
+    return text.replace("-", "−") if text.strip("-0.%") else text.replace("-", "")
+
+
+@functools.cache
+def _templates() -> Any:
+    jinja2 = need("jinja2", "the page")
+    loader = jinja2.PackageLoader("moetrain.report", "templates")
+    templates = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    templates.filters |= {
+        "svg": need("markupsafe", "the page").Markup,
+        "plain": plain,
+        "within": within,
+        "short": charts.short,
+        "two": two,
+        "yaml": in_yaml,
+    }
+    return templates
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template of the folder ``templates``.
+
+    Raises:
+        MissingPackageError: jinja2 is not installed.
+    """
+    return str(_templates().get_template(template).render(**values))

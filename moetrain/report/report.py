@@ -1,0 +1,220 @@
+"""The report of a run: one HTML page that holds all it needs, to be read anywhere, printed and passed on.
+
+It can be made at any time, of a finished run or of one that still trains, and shows numbers of `open_run` alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moetrain import __version__
+from moetrain.atomic_io import write_file
+from moetrain.grokking.paper import CORRELATIONS
+from moetrain.loggers.summary import PREDICTORS
+from moetrain.loggers.terminal import Terminal
+from moetrain.report import findings, learning_figures, routing_figures
+from moetrain.report.charts import map_colors, short
+from moetrain.report.open_run import MissingPackageError, OpenedRun, Tell, open_run
+from moetrain.report.page import PHASES, TITLES, Group, Number, color, counts_tokens, in_yaml, render, time_of, unit
+
+FILE = "report.html"
+
+_FIGURES: dict[str, Callable[[OpenedRun], Group]] = {
+    "memorization": learning_figures.memorization,
+    "losses": learning_figures.losses,
+    "gaps": learning_figures.gaps,
+    "pairs": learning_figures.pairs,
+    "distance": routing_figures.distance_and_loss,
+    "routing": routing_figures.routing,
+    "layers": routing_figures.by_layer,
+    "consistency": routing_figures.consistency,
+    "accuracy": learning_figures.accuracy,
+    "controls": routing_figures.control,
+    "training": routing_figures.training,
+}
+_COSTS = {
+    "train": "training",
+    "validate": "held-out loss",
+    "panel": "panel",
+    "probes": "probes",
+    "stream": "recording and streaming metrics",
+    "record": "recording and streaming metrics",
+    "checkpoint": "checkpoints",
+}
+_PLACES = ("run.output_dir", "data.root", "data.cache_dir")  # where a run lies says nothing of what it is
+
+
+def write_report(path: str | Path, output: Path | None = None, tell: Tell = lambda what, done, total: None) -> Path:
+    """Write the report of a run; returns its file, ``report.html`` in the run's folder where none is given.
+
+    Raises:
+        RunError, StoreError: the folder is no run, or a file of it is damaged.
+        MissingPackageError: pandas, matplotlib or jinja2 is not installed.
+        OSError: it could not be written.
+    """
+    run = open_run(path, tell)
+    return write_file(output or run.path / FILE, report(run))
+
+
+def report_or_say_why(folder: Path, terminal: Terminal) -> None:
+    """Write the report of a run that has just ended, or say in a line why there is none."""
+    try:
+        written = write_report(folder, tell=terminal.preparing)
+    except MissingPackageError as missing:
+        terminal.note(f"no report: {missing}")
+    # Whatever it is, the run is finished and kept, and must not end as one that failed: a queue would start it anew.
+    except Exception as error:
+        terminal.note(f"no report ({type(error).__name__}: {error}): tools/report.py {folder} says more")
+    else:
+        terminal.note(f"report: {written}")
+
+
+def report(run: OpenedRun) -> str:
+    """The report of an opened run as HTML."""
+    groups = {}
+    for number, (key, make) in enumerate(_FIGURES.items()):
+        run.tell("drawing figures", number, len(_FIGURES))
+        groups[key] = make(run)
+    table = correlation_table(run)
+    return render(
+        "report.html.j2",
+        run=run,
+        version=__version__,
+        reached=reached(run),
+        facts=facts(run),
+        unit=unit(run),
+        verdicts=findings.verdicts(run),
+        colors={domain: color(run, domain) for domain in run.domains},
+        stretches=routing_figures.phase_stretches(run, unit(run)),
+        phases=PHASES,
+        warnings=findings.warnings(run),
+        groups=groups,
+        map_colors=map_colors(),
+        correlations=table,
+        related=list(dict.fromkeys(name for by_domain in table.values() for name in by_domain)),
+        paper=CORRELATIONS,
+        titles=TITLES,
+        controls=findings.controls(run),
+        changes=phase_changes(run),
+        data=run.outcome.get("data", {}),
+        tasks=task_table(run),
+        settings=changed_settings(run),
+        costs=costs(run),
+        problems=run.events_of("guard"),
+        resumes=run.events_of("resume"),
+    )
+
+
+def reached(run: OpenedRun) -> dict[str, Any]:
+    """How far the run has come: its newest step, the text tokens by then, and when that was logged."""
+    scalars = run.scalars
+    if not len(scalars):
+        return {"step": 0, "tokens": math.nan, "time": ""}
+    step = int(scalars["step"].max())
+    return {
+        "step": step,
+        "tokens": float(run.tokens([step])[0]),
+        "time": scalars["time"].max().strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def facts(run: OpenedRun) -> list[tuple[str, str]]:
+    """What was trained, in a few words each, with the number first."""
+    found = []
+    parameters = run.outcome.get("parameters")
+    if parameters:
+        found.append((short(parameters["all"]), f"parameters, {short(parameters['active'])} active"))
+    if run.setting("model.experts") == "dense":
+        found.append((str(run.setting("model.num_hidden_layers")), "layers without experts"))
+    else:
+        experts, top = run.setting("model.num_experts"), run.setting("model.num_experts_per_tok")
+        found.append((f"{experts}", f"experts, top {top}, in {run.setting('model.num_hidden_layers')} layers"))
+    now = reached(run)
+    if counts_tokens(run):
+        found.append((short(now["tokens"]), f"text tokens in {now['step']:,} steps"))
+    else:
+        found.append((f"{now['step']:,}", "steps"))
+    speed = run.curve("system/tokens_per_second")["value"]
+    if len(speed):
+        found.append((short(run.outcome.get("tokens_per_second", speed.iloc[-1])), "tokens a second"))
+    share = run.curve("system/monitor_share")["value"]
+    if len(share):
+        found.append((f"{run.outcome.get('monitor_share', share.iloc[-1]):.1%}", "of the time spent on monitoring"))
+    return found
+
+
+def correlation_table(run: OpenedRun) -> dict[str, dict[str, dict[tuple[str, str], dict[str, Any]]]]:
+    """By predictor and domain, each correlation by (series, method); only what has been computed."""
+    table: dict[str, dict[str, dict[tuple[str, str], dict[str, Any]]]] = {}
+    for row in run.correlations.to_dict("records"):
+        if row["predictor"]:
+            by_domain = table.setdefault(row["predictor"], {})
+            number = Number(row["value"], row["low"], row["high"], row["n"])
+            kind = row["series"], row["method"]
+            by_domain.setdefault(row["domain"], {})[kind] = {"number": number, "p": row["p"], "note": row["note"]}
+    return {name: table[name] for name in PREDICTORS if name in table}
+
+
+def phase_changes(run: OpenedRun) -> dict[str, list[dict[str, Any]]]:
+    """By domain its changes of phase, the newest first, each with the time at which it came and its evidence."""
+    found: dict[str, list[dict[str, Any]]] = {domain: [] for domain in run.domains}
+    for event in reversed(run.events_of("phase")):
+        evidence = [
+            {**item, "shown": _evidence(item), "title": TITLES.get(item["name"], item["name"])}
+            for item in event["evidence"]
+        ]
+        at = float(time_of(run, [event["step"]])[0])
+        found.setdefault(event["domain"], []).append({**event, "evidence": evidence, "at": at})
+    return {domain: changes for domain, changes in found.items() if changes}
+
+
+def _evidence(item: dict[str, Any]) -> str:
+    """A number of the evidence with its interval, in its unit."""
+    if item["value"] is None:
+        return "no value"
+    form, what = {
+        "share": ("{:.0%}", " of the fall so far"),
+        "ratio": ("×{:.3g}", " of the reference"),
+        "difference": ("{:+.3g}", ""),
+        "level": ("{:.3g}", ""),
+    }[item["unit"]]
+    ends = "" if item["low"] is None else f" [{form.format(item['low'])}, {form.format(item['high'])}]"
+    return (form.format(item["value"]) + ends).replace("-", "−") + what
+
+
+def task_table(run: OpenedRun) -> list[dict[str, Any]]:
+    """Each probe with its newest metrics."""
+    rows = []
+    for task in run.tasks.to_dict("records"):
+        own = run.summary[run.summary["task"] == task["task"]]
+        metrics = {
+            row["metric"]: Number(row["value"], row["low"], row["high"], row["n"]) for row in own.to_dict("records")
+        }
+        rows.append({**task, "metrics": metrics})
+    return rows
+
+
+def changed_settings(run: OpenedRun) -> list[tuple[str, str, str]]:
+    """Settings that are not the default: (name, value, default); what a run calls itself and where it lies left out."""
+    rows = []
+    for name, value, default in run.settings.itertuples(index=False):
+        if value != default and name not in _PLACES and name != "run.name":
+            rows.append((name, in_yaml(value), in_yaml(default)))
+    return rows
+
+
+def costs(run: OpenedRun) -> list[tuple[str, float]]:
+    """Shares of the run's time by what it was spent on; of an unfinished run, those of its monitoring alone."""
+    seconds = run.outcome.get("seconds")
+    if not seconds:
+        parts = {"panel": "panel", "probes": "probes", "stream": "recording and streaming metrics"}
+        curves = {title: run.curve(f"system/monitor_{name}")["value"] for name, title in parts.items()}
+        return [(title, float(curve.iloc[-1])) for title, curve in curves.items() if len(curve)]
+    found: dict[str, float] = {}
+    for name, spent in seconds.items():
+        title = _COSTS.get(name, name)
+        found[title] = found.get(title, 0.0) + spent / sum(seconds.values())
+    return sorted(found.items(), key=lambda item: -item[1])

@@ -1,0 +1,173 @@
+"""Figures of a run's routing: distance against loss, over time, by layer, consistency, and the controls beside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moetrain import grokking
+from moetrain.grokking import Phase
+from moetrain.report import charts
+from moetrain.report.charts import Grid, Line, Points
+from moetrain.report.findings import metric
+from moetrain.report.page import TITLES, Figure, Group, Legend, color, domain_legend, time_of, times, unit
+from moetrain.report.trend import Trend, trend
+
+if TYPE_CHECKING:
+    from moetrain.report.open_run import OpenedRun
+
+_KERNEL = ("effective_rank", "d_eff")
+_TOO_EARLY = "There are fewer than two readings of panel samples trained on."
+
+
+def sign(name: str) -> str:
+    """What more and less of a quantity mean, from its description."""
+    found = re.search(r"\*\*Sign:\*\*(.*?)\n- \*\*", grokking.describe(name), re.DOTALL)
+    assert found is not None  # each description has it
+    text = " ".join(found[1].replace("`", "").split())
+    return text[0].upper() + text[1:]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Readings in a row with one phase, from the reading before to the last of them."""
+
+    phase: Phase
+    start: float
+    end: float
+
+
+def phase_stretches(run: OpenedRun, by: str) -> dict[str, list[Stretch]]:
+    """The phases of each domain over time, by tokens or steps; nothing where none are judged."""
+    found: dict[str, list[Stretch]] = {}
+    for domain in run.domains:
+        curve = run.curve(f"phase/{domain}")
+        at = curve["tokens" if by == "tokens" else "step"].to_numpy(float)
+        for start, end, value in zip(at, at[1:], curve["value"].iloc[1:], strict=False):
+            own = found.setdefault(domain, [])
+            if own and own[-1].phase == value:
+                own[-1] = replace(own[-1], end=float(end))
+            else:
+                own.append(Stretch(Phase(int(value)), float(start), float(end)))
+    return found
+
+
+def distance_and_loss(run: OpenedRun) -> Group:
+    """Pathway distance over loss at each reading, all domains and each (as Figure 4 of the paper)."""
+    clouds = {}
+    for domain in run.domains:
+        tags = f"pathway/d_path/{domain}", f"loss/panel_seen/{domain}"
+        distance, loss = (run.curve(tag).set_index("step")["value"] for tag in tags)
+        both = distance.index.intersection(loss.index)
+        if len(both) > 1:
+            clouds[domain] = loss[both].to_numpy(), distance[both].to_numpy()
+    figures = []
+    if len(clouds) > 1:
+        points = [Points(*cloud, color(run, domain)) for domain, cloud in clouds.items()]
+        nothing = np.zeros(0)
+        points.append(Points(nothing, nothing, "ink", _trend_of_all(list(clouds.values()))))
+        svg = charts.scatter(points, "pathway distance against loss, all domains", "loss, nats")
+        figures.append(Figure("All domains", svg))
+    for domain, (x, y) in clouds.items():
+        points = [Points(x, y, color(run, domain), trend(x, y))]
+        figures.append(Figure(domain, charts.scatter(points, f"{domain}: pathway distance against loss", "loss, nats")))
+    return Group(figures, domain_legend(run, list(clouds)), "" if figures else _TOO_EARLY)
+
+
+def _trend_of_all(clouds: Sequence[tuple[np.ndarray, np.ndarray]]) -> Trend | None:
+    """The trend through all domains' readings, those of one moment side by side, so that a block holds every domain."""
+    longest = max(len(x) for x, _ in clouds)
+    ordered = [(x[t], y[t]) for t in range(longest) for x, y in clouds if t < len(x)]
+    x_T, y_T = np.array(ordered).T
+    return trend(x_T, y_T)
+
+
+def routing(run: OpenedRun) -> Group:
+    """The routing metrics of samples trained on over time, all domains in one chart each."""
+    figures = _over_time(run, ("d_path_norm", "spread", "effective_rank", "layer_cka", "d_eff"))
+    return Group(figures, domain_legend(run), "" if figures else _TOO_EARLY)
+
+
+def consistency(run: OpenedRun) -> Group:
+    """Pathway consistency and the cosine that it divides away (as Figure 6 of the paper)."""
+    figures = _over_time(run, ("consistency", "cosine"))
+    return Group(figures, domain_legend(run), "" if figures else _TOO_EARLY)
+
+
+def _over_time(run: OpenedRun, names: Sequence[str]) -> list[Figure]:
+    figures = []
+    for name in names:
+        start = f"{'kernel' if name in _KERNEL else 'pathway'}/{name}"
+        curves = []
+        for domain in run.domains:
+            curve = run.curve(f"{start}/{domain}")
+            if len(curve):
+                newest = metric(run, domain, start)
+                last = (newest.low, newest.high)
+                curves.append(Line(times(run, curve), curve["value"].to_numpy(), color(run, domain), last=last))
+        if curves:
+            svg = charts.lines(curves, f"{TITLES[name]} by domain", unit(run), log=name == "spread")
+            figures.append(Figure(TITLES[name], svg, sign(name)))
+    return figures
+
+
+def by_layer(run: OpenedRun) -> Group:
+    """By domain, the distance within each layer over time (as Figure 5 of the paper)."""
+    rows = run.by_layer
+    known = rows[np.isfinite(rows["d_path"].astype(float))]
+    scale = (float(known["d_path"].min()), float(known["d_path"].max())) if len(known) else ()
+    figures = []
+    for domain in run.domains:
+        own = known[known["domain"] == domain]
+        if own["step"].nunique() > 1:
+            table = own.pivot_table(index="layer", columns="step", values="d_path")
+            grid = Grid(time_of(run, table.columns), table.to_numpy(), *scale)
+            figures.append(Figure(domain, charts.heat(grid, f"{domain}: distance by layer over the run", unit(run))))
+    return Group(figures, (), "" if figures else _TOO_EARLY, scale)
+
+
+def control(run: OpenedRun) -> Group:
+    """What else moves pathways: the same in held-out samples, and what the router and the optimizer did."""
+    figures = []
+    for domain in run.domains:
+        curves = []
+        for kind, hue in (("pathway", "ink"), ("pathway_heldout", "accent")):
+            curve = run.curve(f"{kind}/d_path_norm/{domain}")
+            if len(curve):
+                curves.append(Line(times(run, curve), curve["value"].to_numpy(), hue))
+        if len(curves) > 1:
+            svg = charts.lines(curves, f"{domain}: distance in samples trained on and held out", unit(run))
+            figures.append(Figure(domain, svg, TITLES["d_path_norm"] + "."))
+    figures += _over_time(run, ("individuality", "sharing"))
+    whole = {"experts/load_cv": "Load of the experts, variation", "optim/learning_rate": "Learning rate"}
+    figures += [figure for tag, title in whole.items() for figure in _of_the_model(run, tag, title)]
+    legend = [Legend("trained on", "ink"), Legend("held out", "accent"), *domain_legend(run)]
+    return Group(figures, legend, "" if figures else "The run has no panel.")
+
+
+def training(run: OpenedRun) -> Group:
+    """Loss by domain, and speed."""
+    shown = {"loss/train": "Training loss, nats a token", "loss/validation_bpb": "Held-out loss, bits a byte"}
+    figures = []
+    for tag, title in shown.items():
+        found = {domain: run.curve(f"{tag}/{domain}") for domain in run.domains}
+        curves = [
+            Line(times(run, curve), curve["value"].to_numpy(), color(run, domain))
+            for domain, curve in found.items()
+            if len(curve)
+        ]
+        if curves:
+            figures.append(Figure(title, charts.lines(curves, f"{title}, by domain", unit(run))))
+    figures += _of_the_model(run, "system/tokens_per_second", "Tokens a second, training alone")
+    return Group(figures, domain_legend(run), "" if figures else "Nothing has been logged yet.")
+
+
+def _of_the_model(run: OpenedRun, tag: str, title: str) -> list[Figure]:
+    curve = run.curve(tag)
+    if not len(curve):
+        return []
+    return [Figure(title, charts.lines([Line(times(run, curve), curve["value"].to_numpy(), "ink")], title, unit(run)))]

@@ -1,1 +1,0 @@
-"""The sections of a run's settings; `moetrain.config` joins and loads them."""

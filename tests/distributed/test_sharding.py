@@ -1,0 +1,162 @@
+"""Sharded over processes, a run is the run of one process; its checkpoints serve any number of them."""
+
+import shutil
+
+import pytest
+import torch
+
+from moetrain.checkpoint.manager import checkpoint_folder, load_checkpoint
+from moetrain.config import load_settings
+from moetrain.train import train
+from tests.conftest import small_run
+from tests.distributed.test_ranks import launch
+from tests.trainer.reading import scalars, states
+
+STEPS = 8
+SETTINGS = (
+    f"train.max_steps={STEPS}",
+    "train.micro_batch_rows=2",
+    "train.checkpoint_every=1",
+    "train.keep_checkpoints=99",
+    "train.activation_checkpointing=true",
+    "model.balancing=bias",
+    "model.tie_word_embeddings=true",
+    "optim.learning_rate=0.003",
+    "monitor.every=4",
+)
+# By name: machines, processes on each, and what is set.
+SHARDED = {
+    "fsdp-2": (1, 2, "train.sharding=fsdp"),
+    "fsdp-4": (1, 4, "train.sharding=fsdp"),
+    "hybrid-2x2": (2, 2, "train.sharding=hybrid"),
+}
+EACH = ["fsdp-2", *(pytest.param(name, marks=pytest.mark.slow) for name in SHARDED if name != "fsdp-2")]
+
+
+class Runs:
+    """Runs by name, each trained when it is first asked for."""
+
+    def __init__(self, corpus, folder, cache):
+        self.folder = folder
+        self._base = [*small_run(corpus, folder, cache), *SETTINGS]
+        self._done = {}
+        (folder / "empty.yaml").write_text("")
+
+    def overrides(self, name, *more):
+        return [*self._base, f"run.name={name}", *more]
+
+    def launch(self, machines, processes, overrides):
+        launch(processes, [str(self.folder / "empty.yaml"), *overrides], machines)
+
+    def one(self, *more):
+        name = "one" + "".join(more).replace("=", "-")
+        if name not in self._done:
+            torch.set_num_threads(1)
+            assert train(load_settings(None, self.overrides(name, *more))) == 0
+            self._done[name] = self.folder / "runs" / name
+        return self._done[name]
+
+    def sharded(self, name, *more):
+        machines, processes, sharding = SHARDED[name]
+        called = name + "".join(more).replace("=", "-")
+        if called not in self._done:
+            self.launch(machines, processes, self.overrides(called, sharding, *more))
+            self._done[called] = self.folder / "runs" / called
+        return self._done[called]
+
+
+@pytest.fixture(scope="module")
+def runs(corpus_folder, tmp_path_factory):
+    return Runs(corpus_folder, tmp_path_factory.mktemp("sharding"), tmp_path_factory.getbasetemp())
+
+
+def assert_close(mine, theirs, owners, tolerance):
+    assert mine.keys() == theirs.keys()
+    for key in mine:
+        if key.startswith(owners):
+            close = {"rtol": tolerance, "atol": tolerance, "msg": lambda m, k=key: f"{k}: {m}"}
+            torch.testing.assert_close(mine[key], theirs[key], **close)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_weights_and_moments_are_those_of_one_process(runs, name):
+    for step, tolerance in ((1, 1e-5), (STEPS, 1e-3)):
+        mine, theirs = (states(checkpoint_folder(run, step)) for run in (runs.sharded(name), runs.one()))
+        assert_close(mine, theirs, ("model/", "optimizer/", "balancing/"), tolerance)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_losses_and_metrics_are_those_of_one_process(runs, name):
+    mine, theirs = scalars(runs.sharded(name)), scalars(runs.one())
+    assert mine.keys() == theirs.keys()
+    assert {"loss/validation/sums", "loss/panel_seen/sums", "pathway/spread/sums", "loss/train"} <= mine.keys()
+    for tag, points in theirs.items():
+        assert [step for step, _ in mine[tag]] == [step for step, _ in points]
+        for (step, value), (_, same) in zip(points, mine[tag], strict=True):
+            discrete = tag.startswith(("stream/", "experts/"))
+            tolerance = 0.02 if discrete else 1e-5 if step <= 1 else 1e-3
+            assert same == pytest.approx(value, rel=tolerance, abs=1e-3), (tag, step)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_each_process_writes_its_part(runs, name):
+    machines, processes, _ = SHARDED[name]
+    folder = checkpoint_folder(runs.sharded(name), STEPS)
+    shards = machines * processes if name.startswith("fsdp") else processes
+    for owner in ("model", "optimizer"):
+        assert not (folder / f"{owner}.safetensors").exists()
+        assert len(list((folder / owner).glob("shard-*.safetensors"))) >= shards
+    sizes = [path.stat().st_size for path in (folder / "optimizer").iterdir()]
+    assert max(sizes) < 0.7 * sum(sizes)
+
+
+def test_a_flipped_bit_in_a_shard_is_named(runs, tmp_path):
+    folder = shutil.copytree(checkpoint_folder(runs.sharded("fsdp-2"), STEPS), tmp_path / "step_00000008")
+    path = sorted((folder / "optimizer").iterdir())[1]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"optimizer/{path.name}: its content is altered"):
+        load_checkpoint(folder)
+
+
+def resumable(run, name, step):
+    """A copy of a run that ends with a step."""
+    copy = shutil.copytree(run, run.with_name(name))
+    (copy / "summary.json").unlink()
+    for folder in (copy / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("step_")) > step:
+            shutil.rmtree(folder)
+    return copy
+
+
+def test_what_two_processes_saved_in_shards_one_goes_on_with(runs):
+    copy = resumable(runs.sharded("fsdp-2"), "two-to-one", 5)
+    assert train(load_settings(None, runs.overrides("two-to-one"))) == 0
+    assert (checkpoint_folder(copy, STEPS) / "model.safetensors").is_file()
+    mine, theirs = (states(checkpoint_folder(run, STEPS)) for run in (copy, runs.one()))
+    assert_close(mine, theirs, ("model/", "optimizer/"), 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "after"), [("one", "fsdp-2"), ("fsdp-2", "fsdp-4"), ("fsdp-4", "hybrid-2x2"), ("hybrid-2x2", "fsdp-2")]
+)
+def test_any_number_of_processes_goes_on_with_what_any_other_saved(runs, before, after):
+    name = f"{before}-to-{after}"
+    copy = resumable(runs.one() if before == "one" else runs.sharded(before), name, 5)
+    machines, processes, sharding = SHARDED[after]
+    runs.launch(machines, processes, runs.overrides(name, sharding))
+    mine, theirs = (states(checkpoint_folder(run, STEPS)) for run in (copy, runs.one()))
+    assert_close(mine, theirs, ("model/", "optimizer/"), 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["train.precision=bf16", "optim.state_precision=bf16"])
+def test_in_bf16_too(runs, more):
+    """Weights travel in the type that products read anyway; moments that are kept in bf16 stay so."""
+    mine, theirs = (states(checkpoint_folder(run, 1)) for run in (runs.sharded("fsdp-2", more), runs.one(more)))
+    wide = [{key: value.float() for key, value in each.items()} for each in (mine, theirs)]
+    assert_close(*wide, ("optimizer/",), 1e-4)
+    losses = [[v for _, v in scalars(run)["loss/train"]] for run in (runs.sharded("fsdp-2", more), runs.one(more))]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)

@@ -1,0 +1,164 @@
+import io
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from moetrain.grokking import Estimate
+from moetrain.loggers.events import Events
+from moetrain.loggers.heat_map import heat_map
+from moetrain.loggers.summary import as_metric, summary_rows, write_summary
+from moetrain.loggers.tensorboard import TensorBoard, cut_run_files, describe_tag, event_file_sizes
+from moetrain.loggers.terminal import Terminal
+from tests.trainer.reading import scalars
+
+
+def test_points_and_descriptions_arrive(tmp_path):
+    board = TensorBoard(tmp_path)
+    board.scalars({"loss/train": 2.5, "stream/d_path/math": 30.0}, 1)
+    board.scalar("loss/train", 1.5, 2)
+    board.flush()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert scalars(tmp_path) == {"loss/train": [(1, 2.5), (2, 1.5)], "stream/d_path/math": [(1, 30.0)]}
+    for tag in ("loss/train", "stream/d_path/math"):
+        assert events.SummaryMetadata(tag).summary_description == describe_tag(tag)
+
+
+def test_every_chart_of_the_monitors_page_shows_tags_of_a_run(tmp_path):
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    board = TensorBoard(tmp_path)
+    board.lay_out(["math", "code"])
+    board.flush()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    (category,) = layout.category
+    assert category.title == "Grokking monitor"
+    patterns = [pattern for chart in category.chart for pattern in chart.multiline.tag]
+    assert len(category.chart) == 17
+    for pattern in patterns:
+        tag = pattern.removeprefix("^").removesuffix("$").replace("\\", "")
+        assert re.search(pattern, tag)
+        assert not re.search(pattern, tag + "/worst")
+        assert describe_tag(tag)
+
+
+def test_an_unknown_tag_has_no_description():
+    with pytest.raises(ValueError, match="no description of 'nothing/known'"):
+        describe_tag("nothing/known")
+
+
+def test_files_are_cut_to_what_a_checkpoint_knew(tmp_path):
+    events = Events(tmp_path)
+    events.write("checkpoint", 1)
+    events.flush()
+    board = TensorBoard(tmp_path)
+    board.scalar("loss/train", 1.0, 1)
+    board.flush()
+    sizes = event_file_sizes(tmp_path) | {"events.jsonl": events.size}
+    board.scalar("loss/train", 1.0, 2)
+    board.flush()
+    events.write("checkpoint", 2)
+    events.flush()
+    later = TensorBoard(tmp_path)
+    later.scalar("loss/train", 9.0, 3)
+    later.flush()
+    cut_run_files(tmp_path, sizes)
+    assert scalars(tmp_path) == {"loss/train": [(1, 1.0)]}
+    assert [json.loads(line)["step"] for line in events.path.read_text().splitlines()] == [1]
+    with pytest.raises(OSError, match=r"events\.jsonl: shorter than at the checkpoint"):
+        cut_run_files(tmp_path, sizes | {"events.jsonl": 10**6})
+
+
+def test_an_event_without_a_number_is_refused_not_written_as_nan(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        Events(tmp_path).write("guard", 1, value=math.nan)
+    assert Events(tmp_path).size == 0
+
+
+def test_metrics_in_the_summary_are_null_where_unknown(tmp_path):
+    known = as_metric(Estimate(1.0, 0.5, 1.5, 64, 2016))
+    assert known == {"value": 1.0, "low": 0.5, "high": 1.5, "n": 64}
+    assert as_metric(Estimate(math.nan, math.nan, math.nan, 1, 0))["value"] is None
+    domains = {"math": {"metrics": {"d_path": known, "loss": as_metric(2.0, 10)}}}
+    write_summary(tmp_path, {"domains": domains})
+    assert json.loads((tmp_path / "summary.json").read_text())["domains"] == domains
+    columns = {"loss": "loss", "d_path": "D_path", "cosine": "cosine"}
+    assert summary_rows(domains, columns) == [["math", "2.000", "1.000 ±0.500", "-"]]
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_summary(tmp_path / "other", {"x": math.inf})
+    assert not (tmp_path / "other" / "summary.json").exists()
+
+
+def terminal(width=120, is_terminal=False):
+    shown = Terminal()
+    shown.console = Console(record=True, width=width, force_terminal=is_terminal, highlight=False, file=io.StringIO())
+    shown.live = is_terminal
+    return shown
+
+
+def test_plain_lines_where_there_is_no_terminal():
+    shown = terminal()
+    shown.preparing("tokenizing math", 10, None)
+    shown.preparing("tokenizing math", 20, None)
+    shown.start_training(0, 10)
+    shown.training(10, 2.5, 1234.0, {"math": {"loss": 2.25}})
+    shown.end_training()
+    text = shown.console.export_text()
+    assert text.count("tokenizing math") == 1
+    assert "step 10/10  loss 2.500  1,234 tokens/s  (math 2.250)" in text
+
+
+def test_a_live_display_with_a_table_by_domain():
+    shown = terminal(is_terminal=True)
+    shown.preparing("tokenizing [math]", 10, None)
+    shown.preparing("tokenizing code", 5, 10)
+    shown.note("a [note] in brackets")
+    shown.start_training(2, 10)
+    shown.values("math", {"bits/byte": 1.5})
+    shown.training(10, 2.5, 1234.0, {"math": {"loss": 2.25}, "code": {"loss": 3.0}})
+    shown.end_training()
+    text = shown.console.export_text()
+    for part in ("a [note] in brackets", "10/10", "loss 2.500", "bits/byte", "1.500", "2.250", "-"):
+        assert part in text
+
+
+def test_other_processes_say_nothing(capsys):
+    quiet = Terminal(speaks=False)
+    quiet.note("hello")
+    quiet.preparing("x", 1, None)
+    quiet.start_training(0, 1)
+    quiet.training(1, 1.0, 1.0, {})
+    quiet.end_training()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_heat_map_goes_from_dark_to_bright_and_shows_nothing_as_grey():
+    pixels = heat_map(np.array([[0.0, 0.5], [1.0, np.nan]]), cell=2)
+    assert pixels.shape == (4, 4, 3)
+    assert pixels.dtype == np.uint8
+    light = pixels.astype(int) @ [299, 587, 114]
+    assert light[0, 0] < light[0, 3] < light[3, 0]
+    assert pixels[3, 3].tolist() == [230, 230, 230]
+    assert (heat_map(np.full((1, 3), np.nan)) == 230).all()
+    assert (heat_map(np.ones((1, 2))) == heat_map(np.ones((1, 2)))[0, 0]).all()
+    assert np.array_equal(heat_map(np.array([[5.0]]), 0, 2), heat_map(np.array([[2.0]]), 0, 2))
+    with pytest.raises(ValueError, match="shows a matrix, got shape"):
+        heat_map(np.zeros(3))
+
+
+def test_pictures_are_written(tmp_path):
+    board = TensorBoard(tmp_path)
+    board.image("experts/load", np.zeros((4, 5, 3), np.uint8), 1)
+    board.flush()
+    assert sum(event_file_sizes(tmp_path).values()) > 100

@@ -1,0 +1,114 @@
+"""How backends are chosen: what is named, what `auto` takes, and what is refused and why."""
+
+import pytest
+import torch
+
+from moetrain.config import ModelSettings, SettingsError
+from moetrain.models import backends
+from moetrain.models import experts_megablocks as megablocks
+from moetrain.models.backends import (
+    Shape,
+    UnusableError,
+    check_attention,
+    check_experts,
+    choose,
+    choose_backends,
+    compare_attention,
+    compare_experts,
+)
+from tests.models import stand_ins
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SHAPE = Shape(hidden_size=64, heads=4, groups=2, num_experts=6, num_experts_per_tok=2, intermediate_size=32)
+PRECISIONS = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def _packages(monkeypatch):
+    megablocks._module.cache_clear()
+    stand_ins.put_megablocks(monkeypatch)
+    stand_ins.put_flash_attn(monkeypatch)
+    stand_ins.put_varlen(monkeypatch)
+    yield
+    megablocks._module.cache_clear()
+
+
+def test_on_cpu_auto_takes_what_is_fast_there_without_a_check(monkeypatch):
+    monkeypatch.setattr(backends, "compare_experts", None)
+    monkeypatch.setattr(backends, "compare_attention", None)
+    chosen = choose_backends(ModelSettings(), CPU, torch.bfloat16)
+    assert (chosen.attention, chosen.experts) == ("batched", "grouped_mm")
+    assert chosen.notes == ("attention: batched", "experts: grouped_mm")
+
+
+@pytest.mark.parametrize("section", ["experts: megablocks", "attention: flash_attn", "attention: varlen"])
+def test_what_needs_cuda_and_is_named_on_cpu_is_one_error_with_a_remedy(section):
+    what, name = section.split(": ")
+    with pytest.raises(SettingsError, match=rf"model\.{what}={name}: it needs a CUDA device: set model\.{what}=auto"):
+        choose_backends(ModelSettings(**{what: name}), CPU, torch.bfloat16)
+
+
+@pytest.mark.parametrize("check", [check_experts, check_attention])
+def test_foreign_kernels_are_not_tried_in_fp32(check):
+    for name in ("megablocks", "flash_attn", "varlen"):
+        with pytest.raises(UnusableError, match=r"computes in bf16, and train\.precision gives fp32"):
+            check(name, SHAPE, CUDA, torch.float32)
+
+
+def test_auto_takes_the_first_that_passes_and_says_why_not_the_others():
+    def check(name):
+        if name == "first":
+            raise ModuleNotFoundError("No module named 'first.kernels'", name="first.kernels")
+        if name == "second":
+            raise RuntimeError("no kernel image\nis available")
+
+    name, note = choose("experts", "auto", ("first", "second", "third", "fourth"), check)
+    assert name == "third"
+    assert note == (
+        "experts: third; first not taken: first.kernels is not installed; "
+        "second not taken: RuntimeError: no kernel image is available"
+    )
+    assert choose("experts", "fourth", (), check) == ("fourth", "experts: fourth, as set")
+    with pytest.raises(SettingsError, match=r"model\.experts=first: first\.kernels is not installed: set"):
+        choose("experts", "first", (), check)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("name", ["megablocks", "grouped_mm", "loop"])
+def test_right_experts_pass(name, dtype):
+    compare_experts(name, SHAPE, CPU, dtype)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("name", ["flash_attn", "varlen", "sdpa", "batched"])
+def test_right_attention_passes(name, dtype):
+    compare_attention(name, SHAPE, CPU, dtype)
+
+
+@pytest.mark.parametrize("reading", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_compared_even_where_none_are_kept(reading):
+    with reading():
+        compare_experts("megablocks", SHAPE, CPU, torch.bfloat16)
+        compare_attention("varlen", SHAPE, CPU, torch.bfloat16)
+
+
+def test_experts_that_mix_up_a_gradient_are_refused(monkeypatch):
+    def wrong(a, b, batch_sizes, trans_a=False, trans_b=False, c=None):
+        out = stand_ins_gmm(a, b, batch_sizes, trans_a, trans_b, c)
+        if trans_a:  # an expert without tokens keeps what was in memory
+            out[batch_sizes == 0] = torch.nan
+        return out
+
+    stand_ins_gmm = stand_ins.gmm
+    monkeypatch.setattr(stand_ins, "gmm", wrong)
+    with pytest.raises(UnusableError, match="its gradient of gate_up_proj is off by nan"):
+        compare_experts("megablocks", SHAPE, CPU, torch.bfloat16)
+
+
+def test_attention_that_sees_ahead_is_refused(monkeypatch):
+    kernel = stand_ins.flash_attn_varlen_func
+    stand_ins.put(
+        monkeypatch, flash_attn={"flash_attn_varlen_func": lambda *a, causal, **k: kernel(*a, causal=False, **k)}
+    )
+    with pytest.raises(UnusableError, match="its output is off by"):
+        compare_attention("flash_attn", SHAPE, CPU, torch.bfloat16)

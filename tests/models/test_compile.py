@@ -1,0 +1,60 @@
+"""Layers under torch.compile: on CUDA's path one graph without a break, and everywhere the results of plain layers."""
+
+import pytest
+import torch
+
+from moetrain.data.corpus import prepare_corpus
+from moetrain.data.stream import training_stream
+from moetrain.models.attention import make_layout
+from moetrain.models.backends import Backends
+from moetrain.models.router import RecordingMasks
+from tests.models.test_transformer import gradients, make_model
+
+META = torch.device("meta")
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def test_a_layer_on_a_device_is_one_graph_for_any_number_of_samples():
+    """Traced on the meta device, which takes the same way through the code as CUDA."""
+    model = make_model(dtype=torch.bfloat16, num_shared_experts=1, num_key_value_heads=2).to(META)
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    layer, length = model.model.layers[0], 128
+    model.compile_layers(fullgraph=True, backend=keep)
+    for samples in (3, 5, 9, 40):
+        cuts = torch.linspace(0, length, samples + 1).long()
+        layout = make_layout(torch.stack([cuts[:-1], cuts.diff()], 1), "varlen", META, longest=length)
+        tokens = torch.zeros(1, length, dtype=torch.int64, device=META)
+        x = torch.zeros(length, 32, device=META, requires_grad=True)
+        rotary, masks = model._rotary(tokens.flatten()), RecordingMasks.make(tokens, tokens, 8)
+        out, routing = layer(x, torch.bfloat16, rotary, layout, masks, Backends("varlen", "grouped_mm", ()))
+        (out.sum() + routing.z + routing.probs_E.sum()).backward()
+    # One for the first number of samples, one for any other.
+    assert len(graphs) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_layers_give_what_plain_ones_give(make_settings, recompute):
+    settings = make_settings()
+    stream = training_stream(prepare_corpus(settings), settings)
+    plain, compiled = make_model(recompute=recompute), make_model(recompute=recompute)
+    compiled.compile_layers()
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+    for step in range(3):
+        batch = stream.batch(step, 0, 4)
+        (mine, my_gradients), (reference, its_gradients) = gradients(compiled, batch), gradients(plain, batch)
+        torch.testing.assert_close(mine.loss_BT, reference.loss_BT, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mine.routing.sums_LBRE, reference.routing.sums_LBRE, rtol=1e-5, atol=1e-5)
+        for name, gradient in its_gradients.items():
+            torch.testing.assert_close(my_gradients[name], gradient, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,33 @@
+import torch
+import torch.nn.functional as F
+
+from moetrain.models.elementwise import rms_norm, rotate
+
+
+def compare(own, reference, *inputs):
+    results = []
+    for function in (own, reference):
+        leaves = [x.detach().clone().requires_grad_() for x in inputs]
+        out = function(*leaves)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_rms_norm_equals_torchs_forward_and_backward():
+    torch.manual_seed(0)
+    x = torch.randn(50, 24) * torch.logspace(-3, 2, 50)[:, None]
+    x[7] = 0
+    compare(lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: F.rms_norm(x, (24,), w, 1e-5), x, torch.randn(24))
+
+
+def test_rotation_equals_the_complex_one_forward_and_backward():
+    torch.manual_seed(0)
+    angles = torch.randn(30, 1, 6)
+
+    def reference(x):
+        turned = torch.complex(*x.chunk(2, -1)) * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat([turned.real, turned.imag], -1)
+
+    compare(lambda x: rotate(x, angles.cos(), angles.sin()), reference, torch.randn(30, 4, 12))

@@ -1,0 +1,69 @@
+import torch
+
+from moetrain.models.router import RecordingMasks, Router
+
+
+def made(**changes):
+    torch.manual_seed(0)
+    options = {"num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": False, "selection_bias": False} | changes
+    router = Router(8, **options)
+    torch.nn.init.normal_(router.weight)
+    return router
+
+
+def masks(rows=2, length=10, most_samples=3):
+    slots = torch.full((rows, length), -1)
+    recorded = torch.full((rows, length), -1)
+    slots[0, :4], slots[0, 4:9] = 0, 1
+    recorded[0, 1:3] = torch.tensor([0, 1])
+    recorded[0, 5:8] = torch.tensor([2, 3, 2])
+    slots[1, :] = 0
+    return RecordingMasks.make(slots, recorded, most_samples)
+
+
+def test_what_is_recorded_equals_a_plain_count():
+    router, x = made(), torch.randn(20, 8)
+    decision, routing = router(x, masks())
+    probs = (x @ router.weight.T).softmax(-1)
+    chosen = probs.topk(2).indices
+    assert torch.equal(decision.index_NK, chosen)
+    torch.testing.assert_close(decision.weight_NK, probs.gather(1, chosen))
+    sent = torch.zeros(20, 6).scatter_(1, chosen, 1.0)
+    assert routing.sums_BRE.shape == (2, 6, 6)
+    for half, tokens in {0: [1], 1: [2], 2: [5, 7], 3: [6], 4: [], 5: []}.items():
+        torch.testing.assert_close(routing.sums_BRE[0, half], probs[tokens].sum(0))
+        torch.testing.assert_close(routing.counts_BRE[0, half], sent[tokens].sum(0))
+    assert (routing.sums_BRE[1] == 0).all()
+    real = [*range(9), *range(10, 20)]
+    logits = x[real] @ router.weight.T
+    torch.testing.assert_close(routing.probs_E, probs[real].sum(0))
+    torch.testing.assert_close(routing.load_E, sent[real].sum(0))
+    torch.testing.assert_close(routing.z, logits.logsumexp(-1).square().sum())
+    torch.testing.assert_close(routing.entropy, -(probs[real] * probs[real].log()).sum())
+
+
+def test_only_the_losses_inputs_carry_gradients():
+    _, routing = made()(torch.randn(20, 8, requires_grad=True), masks())
+    assert routing.probs_E.requires_grad
+    assert routing.z.requires_grad
+    assert not any(x.requires_grad for x in (routing.sums_BRE, routing.counts_BRE, routing.load_E, routing.entropy))
+
+
+def test_the_router_computes_in_float32_from_bf16_input():
+    decision, routing = made()(torch.randn(20, 8).bfloat16(), masks())
+    assert decision.weight_NK.dtype == routing.sums_BRE.dtype == torch.float32
+
+
+def test_a_selection_bias_moves_the_choice_and_not_the_weights():
+    router = made(selection_bias=True)
+    x = torch.randn(20, 8)
+    router.selection_bias[3] = 10.0
+    decision, _ = router(x, masks())
+    assert (decision.index_NK == 3).any(1).all()
+    probs = (x @ router.weight.T).softmax(-1)
+    torch.testing.assert_close(decision.weight_NK, probs.gather(1, decision.index_NK))
+
+
+def test_normalised_weights_sum_to_one():
+    decision, _ = made(norm_topk_prob=True)(torch.randn(20, 8), masks())
+    torch.testing.assert_close(decision.weight_NK.sum(1), torch.ones(20))

@@ -1,0 +1,90 @@
+import json
+
+import numpy as np
+import pytest
+
+from moetrain import grokking
+from moetrain.loggers.summary import PREDICTORS
+from moetrain.monitoring.probe_correlations import Relations
+from moetrain.probes.history import ProbeHistory
+from moetrain.probes.scoring import Measured, TaskScore
+from moetrain.probes.tasks import Task
+
+ITEMS, READINGS = 200, 14
+
+
+def a_task(name, domain, **more):
+    items = tuple({"id": n, "choices": ["a", "b", "c", "d"], "answer": 0} for n in range(ITEMS))
+    return Task(name, domain, "choice", items, **more)
+
+
+def filled(accuracy, predictor=None):
+    """Relations whose accuracy in `math` rises as given; one predictor follows a series, the others are missing."""
+    tasks = [a_task("quiz", "math"), a_task("quiz_trained", "math", trained=True), a_task("other", "elsewhere")]
+    history = ProbeHistory(tasks)
+    relations = Relations(["math", "code"], history)
+    for reading, share in enumerate(accuracy):
+        correct = np.arange(ITEMS) < round(share * ITEMS)
+        scores = {
+            task.name: TaskScore(
+                task,
+                [],
+                correct if task.name == "quiz" else np.ones(ITEMS, bool),
+                {"accuracy": Measured.of(correct)},
+                0,
+            )
+            for task in tasks
+        }
+        history.add(100 * reading, 1000 * reading, scores)
+        value = {} if predictor is None else {"pathway/d_path": {"value": float(predictor[reading])}}
+        relations.add({"math": {"metrics": value}, "code": {"metrics": {}}})
+    return relations
+
+
+RISING = np.concatenate([[0.25, 0.25], np.linspace(0.4, 0.9, READINGS - 2)])
+FALLING = np.concatenate([[50.0, 49.0], np.linspace(40, 20, READINGS - 2) + np.sin(np.arange(READINGS - 2))])
+
+
+def test_correlation_begins_where_accuracy_leaves_chance():
+    relations = filled(RISING, FALLING)
+    accuracy, chance, items = relations.accuracy("math")
+    assert (chance, items) == (0.25, ITEMS)
+    assert np.allclose(accuracy, RISING, atol=0.003)  # of the task that is not of trained facts
+    found = relations.correlations("math")["d_path"]
+    expected = grokking.correlate(FALLING[2:], accuracy[2:], 1000.0 * np.arange(2, READINGS))
+    assert repr(found) == repr(expected)
+    assert found["raw", "spearman"].value < -0.9
+    assert found["raw", "spearman"].n == READINGS - 2
+
+
+def test_a_predictor_without_values_says_that_they_are_too_few():
+    found = filled(RISING, FALLING).correlations("math")
+    assert set(found) == set(PREDICTORS)
+    assert found["d_eff"]["raw", "pearson"].note == "too few"
+
+
+def test_a_domain_without_tasks_or_above_chance_says_so_in_words():
+    assert filled(RISING).as_dict("code") == {"note": "no task of this domain that is answered right or wrong"}
+    flat = filled(np.full(READINGS, 0.25), FALLING).as_dict("math")
+    assert "did not exceed chance" in flat["note"]
+    assert len(flat["accuracy"]) == READINGS
+
+
+def test_the_reading_before_the_first_step_is_left_out():
+    found = filled(np.linspace(0.5, 0.9, READINGS), FALLING).correlations("math")
+    assert found["d_path"]["raw", "pearson"].n == READINGS - 1
+
+
+def test_the_table_is_json_without_nan():
+    text = json.dumps(filled(RISING, FALLING).as_dict("math"), allow_nan=False)
+    assert json.loads(text)["predictors"]["d_path"]["raw spearman"]["n"] == READINGS - 2
+
+
+def test_state_comes_back():
+    relations = filled(RISING, FALLING)
+    again = Relations(["math", "code"], relations._history)
+    again.load_state(relations.state())
+    assert again.as_dict("math") == relations.as_dict("math")
+    assert pytest.approx(np.nan_to_num(again.state()["math"].numpy())) == np.nan_to_num(
+        relations.state()["math"].numpy()
+    )

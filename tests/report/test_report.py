@@ -1,0 +1,407 @@
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import yaml
+
+from moetrain import grokking
+from moetrain.config import load_settings
+from moetrain.grokking.paper import CORRELATIONS
+from moetrain.report import charts, findings, open_run, page, report, routing_figures
+from moetrain.report.charts import Grid, Line, Link, Points
+from moetrain.report.page import Number
+from moetrain.report.trend import trend
+from moetrain.train import train
+from tests.conftest import small_run
+from tests.loggers.test_loggers import terminal
+from tests.report.runs import left_unfinished
+from tests.tools.test_prepare_data import load_tool
+
+VOID = {"meta", "br", "link", "img", "input", "hr", "base"}
+HARM = '<script>alert("1")</script><b>bold</b>'
+
+
+class Page(HTMLParser):
+    """Elements, texts and addresses of a page, which has to close what it opens."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.addresses, self.texts = [], [], [], [], []
+        self.attributes = set()
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.handle_startendtag(tag, attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            self.attributes.add(name)
+            if name == "id":
+                self.ids.append(value)
+            if name in ("href", "src", "xlink:href"):
+                self.addresses.append(value)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if self.open[-1:] != ["style"]:
+            self.texts.append(text)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def written(finished_run):
+    """The page that the run wrote at its end."""
+    return (finished_run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def run(finished_run):
+    return open_run.open_run(finished_run)
+
+
+def test_a_run_ends_with_its_report_which_the_tool_writes_again(finished_run, written, tmp_path, capsys):
+    tool = load_tool("report")
+    assert tool.main([str(finished_run), "--output", str(tmp_path / "again.html")]) == 0
+    assert "again.html: 0." in capsys.readouterr().out
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == written
+
+
+def test_the_page_needs_nothing_beside_it_and_runs_nothing(written):
+    found = Page(written)
+    assert not {"script", "link", "img", "iframe", "object", "image"} & set(found.tags)
+    assert not any(name.startswith("on") for name in found.attributes)
+    outside = [address for address in found.addresses if not address.startswith("#")]
+    assert outside == ["https://arxiv.org/abs/2506.21551"]
+    assert "default-src 'none'" in written
+    assert "url(" not in re.sub(r"url\(#\w+\)", "", written)
+
+
+def test_every_place_that_is_pointed_to_is_there_once(written):
+    found = Page(written)
+    assert len(found.ids) == len(set(found.ids))
+    pointed = {address[1:] for address in found.addresses if address.startswith("#")}
+    pointed |= set(re.findall(r"url\(#(\w+)\)", written))
+    assert pointed <= set(found.ids)
+
+
+def test_the_headline_holds_the_numbers_of_the_frames(run, written):
+    text = Page(written).text
+    head = text[text.index("Verdict by domain") : text.rindex("Before you quote this")]
+    rows = run.summary.set_index(["domain", "task", "metric"])
+    for domain in run.domains:
+        for metric in ("loss/panel_seen", "loss/panel_heldout", "memorized/gap", "memorized/gap_heldout"):
+            value, low, high, n = rows.loc[(domain, "", metric)]
+            told = " ".join(page.within(Number(value, low, high, n)))
+            assert told in head
+            assert abs(float(told.split()[0].replace("−", "-")) - value) < 0.006
+    for domain, task in (("sums", "adding"), ("stories", "owners")):
+        right = run.probes[(run.probes["step"] == 12) & (run.probes["task"] == task)]["correct"]
+        assert page.within(Number(right.mean(), *run.accuracy.iloc[-1][["low", "high"]]))[0] in head
+        assert f"n = {len(right)}" in head
+        assert domain in head
+
+
+def test_the_page_shows_what_was_trained_and_what_it_cost(run, written):
+    text = Page(written).text
+    share = run.outcome["seconds"]["train"] / sum(run.outcome["seconds"].values())
+    assert f"training {100 * share:.1f}%" in text
+    assert f"{run.outcome['data']['sums']['met_tokens']:,}" in text
+    assert "model.num_experts 8 16" in text
+    assert "data.domains.sums.path sums.jsonl null" in text
+    assert "run.output_dir" not in text
+
+
+def test_warnings_say_what_is_too_few(run, written):
+    text = Page(written).text
+    met = run.panel.query("cell == 'seen' and step == 12 and 0 < first_step").groupby("domain", observed=True).size()
+    for said in (
+        f"Fewer than 64 samples trained on in the panel: stories ({met['stories']}), sums ({met['sums']}).",
+        "Probes of fewer than 100 items say little: adding (60), owners (15).",
+        "Only 5 readings of the probes: below 8 nothing is correlated.",
+    ):
+        assert said in text
+    assert "Finished." in text
+
+
+def altered(run, copy, change):
+    shutil.copytree(run, copy)
+    change(copy)
+    return open_run.open_run(copy)
+
+
+def with_curves(run, **tags):
+    """The run with its curves of some tags replaced."""
+    kept = run.scalars[~run.scalars["tag"].isin(tags)]
+    rows = [
+        {"tag": tag, "step": step, "tokens": 100.0 * step, "value": value}
+        for tag, values in tags.items()
+        for step, value in enumerate(values, start=4)
+    ]
+    run.scalars = open_run.need("pandas", "a test").concat([kept, open_run._frame(rows)], ignore_index=True)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("seen", "unmet", "said"),
+    [
+        ((0.5, 0.45, 0.3), (0.6, 0.5, 0.45), "moved alike"),
+        ((0.5, 0.45, 0.3), (0.6, 0.6, 0.55), "moved apart"),
+        ((0.5, 0.45, 0.3), (0.6, 0.7, 0.8), "moved apart"),
+        ((0.5, 0.5, 0.5), (0.6, 0.7, 0.8), "hardly moved"),
+    ],
+)
+def test_controls_tell_a_change_that_held_out_samples_share(finished_run, seen, unmet, said):
+    run = open_run.open_run(finished_run)
+    run.summary.loc[run.summary["metric"] == "pathway/d_path_norm", ["low", "high"]] = [0.29, 0.31]
+    tags = {"pathway/d_path_norm/sums": seen, "pathway_heldout/d_path_norm/sums": unmet}
+    found = [
+        c for c in findings.controls(with_curves(run, **tags)) if (c.domain, "Pathway" in c.quantity) == ("sums", True)
+    ]
+    assert [(each.verdict, each.seen, each.unmet) for each in found] == [(said, seen[::2], unmet[::2])]
+    told = [text for text in findings.warnings(run) if "pathway distance" in text and "sums" in text]
+    assert bool(told) == (said == "moved alike")
+
+
+@pytest.mark.parametrize(
+    ("phase", "accuracy", "said"),
+    [(2, 0.9, "memorizing by its routing, but 0.90"), (3, 0.25, "generalizing by its routing, but 0.25"), (3, 0.9, "")],
+)
+def test_a_verdict_that_the_probes_do_not_share_is_told(finished_run, phase, accuracy, said):
+    run = with_curves(open_run.open_run(finished_run), **{"phase/sums": [phase]})
+    row = run.accuracy["domain"] == "sums"
+    run.accuracy.loc[row, ["accuracy", "low", "high"]] = [accuracy, accuracy - 0.1, accuracy + 0.1]
+    told = [text for text in findings.warnings(run) if text.startswith("Verdict and probes disagree in sums")]
+    assert len(told) == bool(said)
+    assert all(said in text for text in told)
+
+
+def test_a_correlation_that_is_only_a_trend_is_told(finished_run):
+    run = open_run.open_run(finished_run)
+    steps = np.arange(1, 13)
+    columns = ["domain", "predictor", "series", "method", "value", "low", "high", "p", "n", "note"]
+    rng = np.random.default_rng(1)
+    noise, other = rng.normal(size=(2, 12)) * 0.02
+    rising = np.linspace(0.3, 0.9, 12)
+    tables = {
+        "d_path": grokking.correlate(-rising + noise, rising + other, 1000 * steps),
+        "cosine": grokking.correlate(rising + other, rising + other, 1000 * steps),
+    }
+    rows = [
+        ("sums", predictor, *kind, each.value, each.low, each.high, each.p, each.n, each.note)
+        for predictor, table in tables.items()
+        for kind, each in table.items()
+    ]
+    run.correlations = open_run._frame(rows, columns)
+    (told,) = [text for text in findings.warnings(run) if "in the raw series alone" in text]
+    assert told.startswith("In sums accuracy correlates strongly with pathway distance in the raw series alone")
+    table = report.correlation_table(run)
+    assert list(table) == ["d_path", "cosine"]
+    assert table["cosine"]["sums"]["raw", "spearman"]["number"].value == pytest.approx(1)
+    text = Page(report.report(run)).text
+    raw = tables["d_path"]["raw", "spearman"]
+    assert f"Pathway distance, edits {page.two(raw.value)} [{page.two(raw.low)}, {page.two(raw.high)}]" in text
+    theirs = CORRELATIONS["d_path"]["code"]
+    assert f"{page.two(theirs['raw spearman'])} r {page.two(theirs['raw pearson'])}" in text
+
+
+def test_names_and_texts_from_outside_are_escaped(finished_run, written, tmp_path):
+    def harm(copy):
+        tree = yaml.safe_load((copy / "config.yaml").read_text())
+        tree["data"]["domains"][HARM] = {"path": HARM}
+        (copy / "config.yaml").write_text(yaml.safe_dump(tree))
+        summary = json.loads((copy / "summary.json").read_text())
+        task = {**summary["probes"]["adding"], "domain": HARM}
+        summary["probes"][HARM] = task
+        summary["domains"][HARM] = {**summary["domains"]["sums"], "phase": HARM}
+        summary["domains"][HARM]["correlations"] = {"note": HARM}
+        summary["data"][HARM] = summary["data"]["sums"]
+        (copy / "summary.json").write_text(json.dumps(summary))
+        evidence = {"name": HARM, "role": HARM, "unit": "level", "value": 1.0, "low": None, "high": None, "vote": 0}
+        change = {"type": "phase", "step": 4, "domain": HARM, "before": HARM, "after": HARM, "why": HARM}
+        change |= {"sentence": HARM, "evidence": [evidence]}
+        problem = {"type": "guard", "step": 3, "problem": HARM}
+        with open(copy / "events.jsonl", "a") as file:
+            file.write(json.dumps(change) + "\n" + json.dumps(problem) + "\n")
+
+    run = altered(finished_run, tmp_path / HARM.replace("/", "_"), harm)
+    text = report.report(run)
+    assert HARM in run.domains
+    assert "script" not in Page(text).tags
+    assert Page(text).tags.count("b") == Page(written).tags.count("b") + 1
+    assert "<script" not in text
+    assert "<b>bold" not in text
+    assert text.count("&lt;b&gt;bold") > 10
+
+
+def test_a_run_that_still_trains_has_a_report(finished_run, tmp_path, capsys):
+    copy = left_unfinished(finished_run, tmp_path / "growing")
+    assert load_tool("report").main([str(copy)]) == 0
+    text = Page((copy / "report.html").read_text(encoding="utf-8")).text
+    assert "Not finished: as of step 12." in text
+    assert "The run is not finished: these are its newest numbers." in text
+    assert "Groups are paired at the end of a run that reads probes." in text
+    assert "recording and streaming metrics" in text
+
+
+def test_a_run_without_router_panel_and_probes_has_a_report(corpus_folder, tmp_path, tmp_path_factory):
+    base = small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())
+    few = ["model.experts=dense", "train.max_steps=4", "run.report=true", "probes.builtin=false"]
+    assert train(load_settings(None, [*base, *few])) == 0
+    text = Page((tmp_path / "runs" / "run" / "report.html").read_text(encoding="utf-8")).text
+    for said in (
+        "layers without experts",
+        "No probes were read",
+        "The run has no panel",
+        "Training loss, nats a token",
+    ):
+        assert said in text
+
+
+def test_without_matplotlib_a_run_ends_well_and_says_so(finished_run, tmp_path, monkeypatch):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    (copy / "report.html").unlink()
+
+    def missing(package, what):
+        if package == "matplotlib":
+            raise open_run.MissingPackageError("the report needs matplotlib: pip install 'moetrain[report]'")
+        return open_run.need(package, what)
+
+    monkeypatch.setattr(charts, "need", missing)
+    shown = terminal()
+    report.report_or_say_why(copy, shown)
+    said = shown.console.export_text().strip().splitlines()[-1]
+    assert said == "no report: the report needs matplotlib: pip install 'moetrain[report]'"
+    assert not (copy / "report.html").exists()
+
+
+def test_a_report_that_fails_does_not_fail_the_run(finished_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(report.findings, "warnings", lambda run: [][0])
+    shown = terminal()
+    report.report_or_say_why(shutil.copytree(finished_run, tmp_path / "copy"), shown)
+    assert "no report (IndexError: list index out of range): tools/report.py" in shown.console.export_text()
+
+
+def test_what_cannot_be_reported_is_one_clear_error(finished_run, tmp_path, capsys):
+    tool = load_tool("report")
+    assert tool.main([str(tmp_path)]) == 2
+    assert "no config.yaml there" in " ".join(capsys.readouterr().err.split())
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    (copy / "routing" / "panel_00000012.parquet").write_bytes(b"PAR1")
+    assert tool.main([str(copy)]) == 2
+    assert "panel_00000012.parquet: cut off or altered" in " ".join(capsys.readouterr().err.split())
+
+
+def test_charts_take_their_colors_from_the_page_and_say_what_they_show():
+    x = np.array([0.0, 1e6, 2e6])
+    whole = Line(x, x / 1e6, "d0", "dashed", x * 0, x, (1.9, 2.1))
+    drawn = [
+        charts.lines([whole, Line(x[:1], x[:1], "ink")], "<a> & b", "tokens", (0, 3)),
+        charts.lines([Line(x + 1, x + 1, "d7")], "log", "steps", log=True),
+        charts.scatter([Points(x, x, "d1", (x, x, x, x))], "cloud", "loss", (0, 1)),
+        charts.links([Link(0.0, 1.0, 3, 4, 0.1, "d2")], "pairs", "tokens"),
+        charts.heat(Grid(x, np.array([[0.1, np.nan, 0.3]]), 0.0, 1.0), "map", "tokens"),
+    ]
+    for svg in drawn:
+        Page(svg)
+        assert svg.startswith('<svg viewBox="0 0 ')
+        assert "#0a" not in svg
+        assert "font-family" not in svg
+        assert "mathdefault" not in svg
+    assert 'aria-label="&lt;a&gt; &amp; b"' in drawn[0]
+    assert "var(--d0)" in drawn[0]
+    assert "2M" in drawn[0]
+    assert "var(--d2)" in drawn[3]
+    assert len(charts.map_colors(5)) == 5
+
+
+def test_numbers_in_words():
+    assert page.within(Number(0.15, 0.0446, 0.367)) == ("0.15", "[0.04, 0.37]")
+    assert page.within(Number(1.5, 1.49, 1.51)) == ("1.50", "±0.01")
+    assert page.within(Number(0.00391, 0.00361, 0.00421)) == ("0.0039", "±0.0003")
+    assert page.within(Number(-0.001, -0.05, 0.048)) == ("0.00", "±0.05")
+    assert page.within(Number(1.0, 1.0, 1.0)) == ("1.00", "±0.00")
+    assert page.within(Number(128.4, 100.0, 156.8)) == ("128", "±28")
+    assert page.within(page.NOTHING) == ("–", "")
+    assert [page.plain(value) for value in (1234567.0, 0.12345, -12.345, 0.0, 3e-7, None)] == [
+        "1,234,567",
+        "0.123",
+        "−12.3",
+        "0",
+        "3.00e−07",
+        "–",
+    ]
+    assert [charts.short(value) for value in (0, 950, 1500, 2_127_512, 4.1e10, float("nan"))] == [
+        "0",
+        "950",
+        "1.5k",
+        "2.13M",
+        "41B",
+        "-",
+    ]
+    assert [page.in_yaml(value) for value in (1, True, None, 0.5, [1, "a"], {})] == [
+        "1",
+        "true",
+        "null",
+        "0.5",
+        "[1, a]",
+        "{}",
+    ]
+
+
+def test_phases_in_a_row_are_one_stretch(finished_run):
+    run = with_curves(open_run.open_run(finished_run), **{"phase/sums": [0, 1, 1, 4]})
+    found = routing_figures.phase_stretches(run, "steps")["sums"]
+    assert [(each.phase.name, each.start, each.end) for each in found] == [("LEARNING", 4, 6), ("SETTLED", 6, 7)]
+
+
+def test_a_trend_is_the_least_squares_line_with_an_interval_that_holds_it():
+    rng = np.random.default_rng(0)
+    x = np.linspace(0, 1, 30)
+    y = 2 * x + 1 + rng.normal(size=30) * 0.1
+    y[3] = np.nan
+    at, line, low, high = trend(x, y)
+    slope, base = np.polyfit(x[np.isfinite(y)], y[np.isfinite(y)], 1)
+    assert np.allclose(line, slope * at + base)
+    assert (low <= line).all()
+    assert (line <= high).all()
+    assert (high - low).max() < 0.3
+    assert trend(x[:7], y[:7]) is None
+    assert trend(np.ones(10), np.arange(10.0)) is None
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_page_on_a_phone_and_on_a_desk(written, tmp_path):
+    import subprocess
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    (tmp_path / "page.html").write_text(written, encoding="utf-8")
+    for width in (390, 1200):
+        picture = tmp_path / f"{width}.png"
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            f"--window-size={width},2000",
+        ]
+        command = [chromium, *flags, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}"]
+        shown = subprocess.run(
+            [*command, f"file://{tmp_path / 'page.html'}"], capture_output=True, text=True, timeout=100
+        )
+        assert "CONSOLE" not in shown.stderr
+        assert picture.stat().st_size > 50_000

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moetrain.atomic_io import write_file
-from moetrain.checkpoint.manager import list_checkpoints, load_checkpoint, newest_whole
+from moetrain.checkpoint.manager import CheckpointError, list_checkpoints, load_checkpoint, newest_whole
 from moetrain.config import Settings, SettingsError, expand, load_settings
+from moetrain.distributed.collectives import all_gather_objects
 
 # What `monitor.budget: auto` measures anew for each run.
 _CALIBRATED = ("panel.readings", "probes.readings")
@@ -42,6 +43,22 @@ class RunFolder:
     def release(self) -> None:
         """Let other processes have the run."""
         os.close(self.lock)
+
+
+def claim_run_folder(settings: Settings, is_main: bool) -> RunFolder:
+    """`open_run_folder` on the main rank; every rank gets the same folder, or the same error. All ranks must call."""
+    folder: RunFolder | None = None
+    error: Exception | None = None
+    if is_main:
+        try:
+            folder = open_run_folder(settings)
+        except (SettingsError, CheckpointError, OSError) as caught:
+            error = caught
+    folder, error = all_gather_objects((folder, error))[0]
+    if error is not None:
+        raise error
+    assert folder is not None
+    return folder
 
 
 def open_run_folder(settings: Settings) -> RunFolder:

@@ -4,12 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from moetrain import __version__
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.stream import Stream, stream_tokens
+from moetrain.loggers.terminal import Terminal
 from moetrain.models.transformer import Transformer
 
 DATA_COLUMNS = ("domain", "docs", "held out", "twice", "bad", "train tokens", "bytes/token", "long", "copies", "unused")
+
+
+def print_preview(
+    terminal: Terminal,
+    model: Transformer,
+    ranks: int,
+    corpus: Corpus,
+    stream: Stream,
+    steps: int,
+    settings: Settings,
+) -> None:
+    """Print the model, its backends, and the table of the data."""
+    terminal.note(f"moetrain {__version__}: {model_line(model)}, {ranks} process{'es' * (ranks > 1)}")
+    for line in model.backends(model.lm_head.weight.device).notes:
+        terminal.note(line)
+    for domain in corpus.domains:
+        for place in domain.report.bad_places:
+            terminal.note(f"skipped {place}")
+    summary = data_summary(corpus, stream, steps, settings)
+    terminal.table("data", DATA_COLUMNS, data_rows(summary))
+    for line in short_lines(summary, settings):
+        terminal.note(line)
 
 
 def model_line(model: Transformer) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from moetrain.atomic_io import write_file
-from moetrain.grokking import Estimate
 
 PREDICTORS = {
     "d_path": "pathway/d_path",
@@ -28,24 +26,24 @@ PREDICTORS = {
 """What the accuracy of probes is correlated with, and the metric of ``summary.json`` that it is the newest value of."""
 
 
-def as_metric(value: Estimate | float, n: int | None = None) -> dict[str, float | int | None]:
-    """A metric as ``summary.json`` holds it: value, 95% interval and what it was taken over; null where unknown."""
-    fields: dict[str, float | int | None]
-    if isinstance(value, Estimate):
-        fields = {"value": value.mean, "low": value.low, "high": value.high, "n": value.samples}
-    else:
-        fields = {"value": value, "low": None, "high": None, "n": n}
-    return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in fields.items()}
-
-
 def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
     """Write ``summary.json`` whole or not at all: its presence says that the run is finished."""
     write_file(run / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
 
 
-def summary_rows(domains: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> list[list[str]]:
-    """Rows of the final table: by domain the metrics behind ``columns``, with intervals where they have one."""
-    return [[name, *(_shown(domain["metrics"].get(metric)) for metric in columns)] for name, domain in domains.items()]
+_RESULTS = {
+    "bits_per_byte": "bits/byte",
+    "validation_loss": "held-out loss",
+    "train_loss": "train loss",
+    "stream/d_path": "D_path",
+    "stream/cosine": "cosine",
+}
+RESULT_COLUMNS = ["domain", *_RESULTS.values()]
+
+
+def summary_rows(domains: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of the final table under `RESULT_COLUMNS`: one per domain, values with intervals where they have one."""
+    return [[name, *(_shown(domain["metrics"].get(metric)) for metric in _RESULTS)] for name, domain in domains.items()]
 
 
 def _shown(metric: Mapping[str, Any] | None) -> str:

@@ -1,7 +1,7 @@
-"""Work beside the training: one thread, first in first out, so that its timing shows in no number.
+"""Computation in the background of training: one thread, first in, first out.
 
-A full queue makes the training wait; the wait is the training's to count as cost, the thread's own time comes with each
-result.
+The order is fixed, so its timing affects no number. A full queue makes training wait, which is charged as overhead; the
+thread's own processor time is returned with each result.
 """
 
 from __future__ import annotations
@@ -15,44 +15,44 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-_QUEUE = 4
+_QUEUE_SIZE = 4
 
 
 @dataclass(frozen=True)
-class Done(Generic[T]):
-    """A result, and the processor time in seconds that the thread took for it."""
+class Result(Generic[T]):
+    """A value, and the processor time in seconds that the thread took to compute it."""
 
     value: T
     seconds: float
 
 
-class Beside(Generic[T]):
-    """Computes what it is given in order, on a thread of its own; an error there is raised where results are taken."""
+class BackgroundWorker(Generic[T]):
+    """Computes what is submitted, in order, on a thread of its own; its errors are raised by `results`."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="beside-training")
-        self._pending: deque[Future[Done[T]]] = deque()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="background")
+        self._pending: deque[Future[Result[T]]] = deque()
 
     def submit(self, compute: Callable[..., T], *arguments: Any) -> None:
-        """Queue ``compute(*arguments)``; waits while four are unfinished. What is given must not change any more."""
+        """Queue ``compute(*arguments)``; waits while four are unfinished. The arguments must not change afterwards."""
         unfinished = [future for future in self._pending if not future.done()]
-        if len(unfinished) >= _QUEUE:
+        if len(unfinished) >= _QUEUE_SIZE:
             unfinished[0].exception()
         self._pending.append(self._pool.submit(_timed, compute, arguments))
 
-    def results(self, wait: bool = False) -> list[Done[T]]:
-        """What is done and was not taken yet, in order; with ``wait``, all that was queued."""
-        done = []
+    def results(self, wait: bool = False) -> list[Result[T]]:
+        """Results that are ready and were not returned before, in order; with ``wait``, all that were submitted."""
+        ready = []
         while self._pending and (wait or self._pending[0].done()):
-            done.append(self._pending.popleft().result())
-        return done
+            ready.append(self._pending.popleft().result())
+        return ready
 
     def close(self) -> None:
-        """Drop what has not begun, and wait for what has."""
+        """Discard what has not started, and wait for what has."""
         self._pool.shutdown(cancel_futures=True)
 
 
-def _timed(compute: Callable[..., T], arguments: tuple[Any, ...]) -> Done[T]:
+def _timed(compute: Callable[..., T], arguments: tuple[Any, ...]) -> Result[T]:
     begin = time.thread_time()
     value = compute(*arguments)
-    return Done(value, time.thread_time() - begin)
+    return Result(value, time.thread_time() - begin)

@@ -1,112 +1,109 @@
 """How long generalization follows memorization: groups of training samples paired with groups of probe items.
 
-For a finished run and by domain: panel samples memorized at one reading (``Pretrain@t*``) and items of the domain's
-tasks generalized at one reading (``Test@t#``) are matched one to one by how alike their texts are (METRICS, section 4).
+For a finished run and per domain: panel samples memorized at one reading (``Pretrain@t*``) and items of the domain's
+tasks generalized at one reading (``Test@t#``) are matched one to one by the similarity of their texts (METRICS,
+section 4).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
-from torch import nn
+import torch
 
 from moetrain import grokking
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.items import Item
-from moetrain.distributed.sharding import bare
 from moetrain.grokking import Delay, GroupPair
 from moetrain.grokking.memorization import MIN_TAIL_IN_RUNS
+from moetrain.models.transformer import Transformer
+from moetrain.monitoring.state import MonitorState
 from moetrain.probes.embeddings import item_text, mean_hidden_states, sentence_encoder
-from moetrain.probes.probes import BATCH_TOKENS, Probes
-from moetrain.routing.panel import SEEN
-from moetrain.routing.panel_monitor import PanelMonitor
+from moetrain.probes.probes import BATCH_TOKENS
+from moetrain.routing.panel import SEEN, Panel
 
 
 @dataclass(frozen=True)
 class DomainDelay:
-    """The pairs of a domain's groups, each with its delay, and the mean of these by items."""
+    """The pairs of a domain's groups, each with its delay, and their mean weighted by items.
+
+    Without pairs, ``note`` says why.
+    """
 
     pairs: list[tuple[GroupPair, Delay]]
     mean: Delay | None
-    note: str  # why there is no delay, or nothing
+    note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """As ``summary.json`` holds it; readings of the groups stand as the pair has them."""
+        """As ``summary.json`` holds it; the readings of the groups are numbers of readings."""
         pairs = [{**asdict(pair), "delay": asdict(delay)} for pair, delay in self.pairs]
         return {"pairs": pairs, "mean": asdict(self.mean) if self.mean else None, "note": self.note}
 
 
-class Watched(Protocol):
-    """A run that has ended, or a series of saved models that was read."""
+def delays(
+    model: Transformer, state: MonitorState, settings: Settings, corpus: Corpus, device: torch.device
+) -> dict[str, DomainDelay]:
+    """Per domain, how long generalization followed memorization in a finished run; empty without panel or probes.
 
-    @property
-    def settings(self) -> Settings: ...
-
-    @property
-    def corpus(self) -> Corpus: ...
-
-    @property
-    def panel(self) -> PanelMonitor | None: ...
-
-    @property
-    def probes(self) -> Probes | None: ...
-
-    @property
-    def model(self) -> nn.Module | None: ...
-
-    @property
-    def accelerator(self) -> Accelerator: ...
-
-
-def delays(run: Watched) -> dict[str, DomainDelay]:
-    """By domain, how long generalization followed memorization in a run that has ended."""
-    if run.panel is None or run.probes is None:
+    Args:
+        model: the newest; its mean hidden states embed the texts, unless ``probes.embeddings`` names an encoder.
+    """
+    if state.panel is None or state.probes is None or state.correlations is None:
         return {}
-    return {name: _domain_delay(run, number) for number, name in enumerate(run.settings.data.domains)}
+
+    def embed(panel: Panel, members: np.ndarray, items: Sequence[Item]) -> np.ndarray:
+        """Vectors of panel members and of probe items with their right answer, [members + items, width]."""
+        tokens = [panel.stream.sequence(member)[1:-1].tolist() for member in members]
+        texts = [item_text(item) for item in items]
+        if settings.probes.embeddings is not None:
+            encode = sentence_encoder(settings.probes.embeddings)
+            return encode([*map(corpus.tokenizer.decode, tokens), *texts])
+        tokens += corpus.tokenizer.encode_all(texts)
+        return mean_hidden_states(model, tokens, corpus.tokenizer, device, settings.data.seq_len, BATCH_TOKENS)
+
+    found = {}
+    for number, domain in enumerate(settings.data.domains):
+        losses_ST = state.panel.losses(number)[1]
+        tasks = state.correlations.tasks(domain)
+        if not losses_ST.size or not tasks:
+            note = "no seen panel samples, or no task that is answered right or wrong"
+            found[domain] = DomainDelay([], None, note)
+            continue
+        accuracy_T, chance, count = state.correlations.accuracy(domain)
+        correct_IT = np.concatenate([state.probes.history.correct(task.name) for task in tasks])
+        groups = _groups(losses_ST, accuracy_T, chance, count, correct_IT)
+        if isinstance(groups, str):
+            found[domain] = DomainDelay([], None, groups)
+            continue
+        memorized, generalized = groups
+        items = [item for task in tasks for item in task.items]
+        vectors = embed(state.panel.panel, state.panel.panel.members(number, SEEN), items)
+        samples = losses_ST.shape[0]
+        pairs = grokking.pair_groups(memorized, generalized, vectors[:samples], vectors[samples:])
+        times = state.panel.times, state.probes.history.times
+        each = [(pair, grokking.delay(pair, *times)) for pair in pairs]
+        found[domain] = DomainDelay(each, grokking.mean_delay(pairs, *times))
+    return found
 
 
-def _domain_delay(run: Watched, number: int) -> DomainDelay:
-    assert run.panel is not None
-    assert run.probes is not None
-    panel, history = run.panel, run.probes.history
-    losses_ST = panel.losses(number)[1]
-    tasks = run.probes.relations.tasks(panel.domains[number])
-    if not losses_ST.size or not tasks:
-        return DomainDelay([], None, "no seen panel samples, or no task that is answered right or wrong")
-    accuracy_T, chance, items = run.probes.relations.accuracy(panel.domains[number])
+Groups = dict[int, np.ndarray]
+"""Members per reading."""
+
+
+def _groups(
+    losses_ST: np.ndarray, accuracy_T: np.ndarray, chance: float, items: int, correct_IT: np.ndarray
+) -> tuple[Groups, Groups] | str:
+    """Samples memorized and items generalized, each per reading; a sentence where there are none."""
     if grokking.first_above_chance(accuracy_T, chance, items) is None:
-        return DomainDelay([], None, "accuracy did not exceed chance: which items are right is luck")
+        return "accuracy did not exceed chance: which items are right is luck"
     eps = grokking.choose_eps(losses_ST, min_tail=MIN_TAIL_IN_RUNS)
     if eps is None:
-        return DomainDelay([], None, "fewer than a fifth of the seen samples were memorized, whatever the threshold")
-    memorized = grokking.memorized_groups(losses_ST, eps, min_tail=MIN_TAIL_IN_RUNS)
-    correct_IT = np.concatenate([history.correct(task.name) for task in tasks])
+        return "fewer than a fifth of the seen samples were memorized, whatever the threshold"
     generalized = grokking.generalized_groups(correct_IT, min_tail=MIN_TAIL_IN_RUNS)
     if not generalized:
-        return DomainDelay([], None, "no item was answered right from some reading on, with three to follow")
-    vectors = _embeddings(run, panel.panel.members(number, SEEN), [item for task in tasks for item in task.items])
-    samples = losses_ST.shape[0]
-    pairs = grokking.pair_groups(memorized, generalized, vectors[:samples], vectors[samples:])
-    times = panel.times, history.times
-    found = [(pair, grokking.delay(pair, *times)) for pair in pairs]
-    return DomainDelay(found, grokking.mean_delay(pairs, *times), "")
-
-
-def _embeddings(run: Watched, members: np.ndarray, items: Sequence[Item]) -> np.ndarray:
-    """Vectors of panel members and of probe items, the right answer with each, [members + items, width]."""
-    assert run.panel is not None
-    stream, tokenizer = run.panel.panel.stream, run.corpus.tokenizer
-    tokens = [stream.sequence(member)[1:-1].tolist() for member in members]
-    texts = [item_text(item) for item in items]
-    if run.settings.probes.embeddings is not None:
-        encode = sentence_encoder(run.settings.probes.embeddings)
-        return encode([*map(tokenizer.decode, tokens), *texts])
-    tokens += tokenizer.encode_all(texts)
-    seq_len = run.settings.data.seq_len
-    assert run.model is not None
-    return mean_hidden_states(bare(run.model), tokens, tokenizer, run.accelerator.device, seq_len, BATCH_TOKENS)
+        return "no item was answered right from some reading on, with three to follow"
+    return grokking.memorized_groups(losses_ST, eps, min_tail=MIN_TAIL_IN_RUNS), generalized

@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus, Progress
-from moetrain.monitoring.probe_correlations import Relations
 from moetrain.probes.history import ProbeHistory
 from moetrain.probes.scoring import PreparedTasks, TaskScore, prepare
 from moetrain.probes.tasks import Tasks, load_tasks
@@ -28,7 +27,6 @@ class Probes:
     tasks: Tasks
     prepared: PreparedTasks
     history: ProbeHistory
-    relations: Relations
 
     def rows(self) -> list[list[str]]:
         """The rows of the table under `COLUMNS`."""
@@ -51,8 +49,7 @@ def load_probes(settings: Settings, corpus: Corpus, progress: Progress) -> Probe
     if not tasks.tasks:
         return None
     prepared = prepare(tasks.tasks, corpus.tokenizer, settings.data.seq_len, BATCH_TOKENS)
-    history = ProbeHistory(tasks.tasks)
-    return Probes(tasks, prepared, history, Relations(list(settings.data.domains), history))
+    return Probes(tasks, prepared, ProbeHistory(tasks.tasks))
 
 
 def write_scores(run: Path, step: int, scores: dict[str, TaskScore]) -> Path:

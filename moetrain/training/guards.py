@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,20 +16,7 @@ from moetrain.config import GuardSettings
 from moetrain.data.stream import Batch
 from moetrain.device_transfer import HostCopy
 from moetrain.models.transformer import Output
-
-
-class TrainingDivergedError(Exception):
-    """So many updates in a row were skipped that training cannot go on."""
-
-
-@dataclass(frozen=True)
-class Incident:
-    """Something that went wrong at a step and was survived: a line for people, and details that JSON can hold."""
-
-    step: int
-    kind: Literal["not_finite", "loss_spike", "dead_experts", "storage"]
-    problem: str
-    details: dict[str, Any] = field(default_factory=dict)
+from moetrain.training.incidents import Incident
 
 
 Recorded = Sequence[tuple[Batch, Output]]

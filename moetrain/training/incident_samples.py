@@ -13,7 +13,8 @@ import numpy as np
 
 from moetrain.data.packing import Samples
 from moetrain.models.transformer import Output
-from moetrain.training.guards import Incident, Recorded
+from moetrain.training.guards import Recorded
+from moetrain.training.incidents import Incident
 
 
 def suspects(

@@ -1,4 +1,4 @@
-"""Tokens per second, memory and the machine's matrix rate, over the time spent training alone."""
+"""Tokens per second of training alone, the time spent on everything else, memory, and the machine's matmul rate."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-_QUEUED = ("train", "record")  # what leaves its work to the device and goes on
+_QUEUED = ("train", "record")  # work that is queued on the device without waiting
 
 
 class Clock:
-    """Splits a run's wall time by what it was spent on, and counts tokens against the time spent training.
+    """Splits a run's wall time by purpose, and counts tokens against the time spent training.
 
-    On CUDA training only queues its work. Whatever is measured beside it first waits for that work, as time spent
-    training, or it would be charged with the waiting.
+    On CUDA, training only queues its work. Everything else that is measured first waits for that work and charges the
+    wait to training.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -31,7 +31,7 @@ class Clock:
 
     @contextmanager
     def measure(self, what: str) -> Iterator[None]:
-        """Count the time inside as spent on ``what``."""
+        """Charge the time inside to ``what``."""
         if what not in _QUEUED:
             self.settle()
         begin = time.perf_counter()
@@ -43,7 +43,7 @@ class Clock:
             self.seconds[what] = self.spent(what) + time.perf_counter() - begin
 
     def settle(self) -> None:
-        """Wait for what training has queued, as time spent training."""
+        """Wait for what training has queued, and charge the wait to training."""
         if self._device is None:
             return
         begin = time.perf_counter()
@@ -54,15 +54,15 @@ class Clock:
         if self._device is not None:
             _wait_for(self._device)
 
-    def add_beside(self, what: str, seconds: float) -> None:
-        """Count processor time that a thread beside the training took: it is cost too."""
+    def add_background(self, what: str, seconds: float) -> None:
+        """Charge processor time of the background thread: it is overhead too."""
         self.seconds[what] = self.spent(what) + seconds
 
     def spent(self, what: str) -> float:
         return self.seconds.get(what, 0.0)
 
-    def taken(self, what: str) -> float:
-        """Time spent on ``what``, which is forgotten: it was a trial and belongs to no run's cost."""
+    def pop(self, what: str) -> float:
+        """Time spent on ``what``, and forget it: a trial is no part of a run's overhead."""
         return self.seconds.pop(what, 0.0)
 
     def share(self, *what: str) -> float:
@@ -74,19 +74,19 @@ class Clock:
         self.tokens += tokens
 
     def rate(self) -> float:
-        """Tokens a second of training, since this process began."""
+        """Tokens per second of training since this process started."""
         return self.tokens / self.spent("train") if self.tokens else 0.0
 
     def rate_since_last(self) -> float:
-        """Tokens a second of training since the last call."""
+        """Tokens per second of training since the last call."""
         (tokens, seconds), self._last = self._last, (self.tokens, self.spent("train"))
         return (self.tokens - tokens) / (self._last[1] - seconds) if self.tokens > tokens else 0.0
 
 
 @functools.cache
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of one large square product, here and now: the median of three."""
-    multiply, operations = large_product(device, dtype)
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of one large square matmul on this machine: the median of three."""
+    multiply, flops = large_matmul(device, dtype)
     seconds = []
     for _ in range(4):
         _wait_for(device)
@@ -94,15 +94,15 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
         multiply()
         _wait_for(device)
         seconds.append(time.perf_counter() - begin)
-    return operations / median(seconds[1:])
+    return flops / median(seconds[1:])
 
 
-def large_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], torch.Tensor], int]:
-    """A product of square matrices large enough to run at the machine's rate, and its floating-point operations."""
+def large_matmul(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], torch.Tensor], int]:
+    """A matmul of square matrices large enough to reach the machine's rate, and its FLOPs."""
     size = 8192 if device.type == "cuda" else 2048
-    generator = torch.Generator(device).manual_seed(0)  # a run's own draws stay as they are
+    generator = torch.Generator(device).manual_seed(0)  # leaves the run's own random state alone
     a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
-    return lambda: F.linear(a, b), 2 * size**3  # the form most products of a model have
+    return lambda: F.linear(a, b), 2 * size**3  # the form of most matmuls of a model
 
 
 def _wait_for(device: torch.device) -> None:
@@ -111,7 +111,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest number of bytes this process has held: of the device's memory on CUDA, else of the machine's."""
+    """Peak bytes held by this process: of device memory on CUDA, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

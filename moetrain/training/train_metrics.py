@@ -12,7 +12,7 @@ import torch
 from moetrain.training.step import StepStatistics
 
 
-class Interval:
+class TrainMetrics:
     """Sums over the steps since the last point; nothing is read off the device before `points`."""
 
     def __init__(self, domains: Sequence[str]) -> None:

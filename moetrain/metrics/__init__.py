@@ -1,0 +1,1 @@
+"""Metrics as rows of one table, and the newest value of each."""

@@ -1,0 +1,266 @@
+"""What is measured of a model, in a run and in a replay of saved models: held-out loss, stream, panel, probes.
+
+Every method that reads the model is collective: all ranks must call it. Files, curves and derived metrics are the main
+rank's, which has a logger.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from moetrain.config import Settings
+from moetrain.data.corpus import Corpus
+from moetrain.data.stream import Stream
+from moetrain.distributed.collectives import all_gather_objects
+from moetrain.distributed.sharding import bare, unsharded_copy, whole
+from moetrain.grokking import gram_blocks
+from moetrain.loggers.run_logger import RunLogger
+from moetrain.models.router import Router
+from moetrain.models.transformer import Transformer
+from moetrain.monitoring.background import BackgroundWorker
+from moetrain.monitoring.delays import delays
+from moetrain.monitoring.state import MonitorState
+from moetrain.probes.probes import write_scores
+from moetrain.probes.scoring import TaskScore, score
+from moetrain.routing.panel import read_panel
+from moetrain.routing.panel_metrics import panel_metrics
+from moetrain.routing.panel_monitor import PanelPoints, memorization_summary
+from moetrain.routing.store import StoredReading, TrainingContext, to_stored, write_reading
+from moetrain.routing.stream import StreamPoints, stream_points
+from moetrain.training.evaluation import heldout_losses
+from moetrain.training.incidents import IncidentLog
+from moetrain.training.throughput import Clock
+
+CLOCKED = ("record", "stream", "panel", "probes")
+"""The clock's entries that are the monitor's overhead."""
+
+_LARGEST_ROUTER_WEIGHT = 1e18  # times sqrt(hidden size): a sum of squares stays finite in float32
+
+
+class Monitor:
+    """Measures a model and hands the results to the state, the files and the logger.
+
+    Args:
+        state: what is known so far; updated in place.
+        validation: held-out rows per domain.
+        panel_domains: names of the domain numbers of the panel's samples.
+        clock: what the time is charged to.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        corpus: Corpus,
+        accelerator: Accelerator,
+        state: MonitorState,
+        validation: dict[str, Stream],
+        panel_domains: list[str],
+        clock: Clock,
+    ) -> None:
+        self.settings, self.corpus, self.state = settings, corpus, state
+        self.accelerator, self.clock = accelerator, clock
+        self.incidents = IncidentLog()
+        self.logger: RunLogger | None = None
+        self.background: BackgroundWorker[StreamPoints | PanelPoints] = BackgroundWorker()
+        self._validation, self._panel_domains = validation, panel_domains
+        self._token_bytes = torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(accelerator.device)
+        self._folder = Path()
+
+    def open(self, folder: Path, logger: RunLogger | None) -> None:
+        """From now on write to a run's folder; ``logger`` is None on all ranks but the main one."""
+        self._folder, self.logger = folder, logger
+
+    def close(self) -> None:
+        """Drop what has not been computed, and end the background thread."""
+        self.background.close()
+
+    def synchronize(self) -> None:
+        """Bring the other ranks' incidents and counts to the main rank; all ranks must call."""
+        is_main, stream = self.accelerator.is_main_process, self.state.stream
+        self.incidents.gather(is_main)
+        dropped = sum(all_gather_objects(stream.not_finite))
+        stream.not_finite = dropped if is_main else 0
+
+    def report_incidents(self) -> None:
+        """Log the incidents that the main rank knows of."""
+        if self.logger is not None:
+            self.incidents.report(self.logger.incident)
+
+    def validate(self, model: nn.Module, step: int) -> None:
+        """Held-out loss of each domain."""
+        if not self._validation:
+            return
+        with self.clock.measure("validate"), unsharded_copy(model) as unsharded:
+            losses = heldout_losses(self.accelerator, unsharded, self._validation, self._token_bytes)
+        if self.logger is None:
+            return
+        for domain, heldout in losses.items():
+            self.state.latest.set(domain, "validation_loss", heldout.loss, heldout.tokens)
+            self.state.latest.set(domain, "bits_per_byte", heldout.bits_per_byte, heldout.tokens)
+        self.logger.validation(step, losses)
+
+    def measure_stream(self, model: nn.Module, step: int) -> None:
+        """Have the streaming metrics of each domain computed in the background."""
+        if not self.settings.watches_routing:
+            return
+        with self.clock.measure("stream"):
+            rows_LED = self._router_rows(model, step)
+            if rows_LED is None:
+                return
+            snapshot = self.state.stream.snapshot(rows_LED)
+            if self.logger is None:
+                return
+            self.background.submit(stream_points, step, snapshot)
+        self.publish()
+
+    def read_panel(self, model: nn.Module, step: int, context: TrainingContext) -> None:
+        """Read the panel, store the reading, and have its metrics computed in the background."""
+        panel = self.state.panel
+        if panel is None:
+            return
+        with self.clock.measure("panel"):
+            rows_LED = self._router_rows(model, step)
+            if rows_LED is None:
+                return
+            stored = self._panel_reading(model, step, rows_LED, context, self.settings.panel.linear_kernel)
+            if self.logger is None:
+                return
+            try:
+                write_reading(self._folder, stored)
+            except OSError as error:
+                self.logger.guard(step, f"the panel reading was not stored ({error}); its metrics are shown")
+            self.background.submit(panel.take, stored)
+        self.publish()
+
+    def run_probes(self, model: nn.Module, step: int, tokens: int) -> None:
+        """Score all tasks, store the answers, and correlate accuracy with the router's metrics.
+
+        Args:
+            tokens: trained on so far.
+        """
+        probes, correlations = self.state.probes, self.state.correlations
+        if probes is None or correlations is None:
+            return
+        with self.clock.measure("probes"):
+            scores = self._scores(model)
+            probes.history.add(step, tokens, scores)
+        if self.logger is None:
+            return
+        self.publish(wait=True)  # which values are the newest must not depend on the background thread's speed
+        with self.clock.measure("probes"):
+            try:
+                write_scores(self._folder, step, scores)
+            except OSError as error:
+                self.logger.guard(step, f"the answers of the probes were not stored ({error}); their scores are shown")
+            self.state.latest.tasks.update({name: scored.summary() for name, scored in scores.items()})
+            self.logger.probes(step, scores)
+            correlations.add(self.state.latest)
+            for domain in correlations.domains:
+                self.logger.correlations(step, domain, correlations.rank_correlations(domain))
+
+    def publish(self, wait: bool = False) -> None:
+        """Log what the background thread has computed; with ``wait``, everything that was submitted."""
+        if self.logger is None:
+            return
+        with self.clock.measure("panel"):  # nobody waits for streaming metrics
+            done = self.background.results(wait)
+        latest = self.state.latest
+        for result in done:
+            match result.value:
+                case StreamPoints(step, readings):
+                    self.clock.add_background("stream", result.seconds)
+                    for reading in readings:
+                        for metric, estimate in reading.metrics.items():
+                            latest.set(reading.domain, f"stream/{metric}", estimate)
+                    self.logger.streaming(step, readings)
+                case PanelPoints() as points:
+                    self.clock.add_background("panel", result.seconds)
+                    for tag, estimate in points.metrics.items():
+                        metric, _, domain = tag.rpartition("/")
+                        latest.set(domain, metric, estimate)
+                    for domain, verdict in points.phases.items():
+                        latest.domains[domain]["phase"] = verdict.phase.name.lower()
+                    self.logger.panel(points)
+
+    def finish(self, model: Transformer, step: int) -> None:
+        """What only the end of a run tells: memorized groups, generalized items, correlations, delays."""
+        logger, state = self.logger, self.state
+        if logger is None:
+            return
+        domains = state.latest.domains
+        if state.panel is not None:
+            for domain, memorized in memorization_summary(state.panel).items():
+                domains[domain]["memorized"] = memorized
+                logger.memorized(step, domain, {"rule": "finished run", **memorized})
+        if state.probes is None or state.correlations is None:
+            return
+        for name, task in state.latest.tasks.items():
+            task["generalized"] = state.probes.history.group_sizes(name)
+        for domain, found in domains.items():
+            found["correlations"] = state.correlations.as_dict(domain)
+        for domain, delay in delays(model, state, self.settings, self.corpus, self.accelerator.device).items():
+            domains[domain]["delay"] = delay.as_dict()
+            logger.delay(step, domain, delay.mean.steps if delay.mean else None)
+
+    def time_stream(self, model: nn.Module) -> float:
+        """Seconds of one computation of the streaming metrics; nothing is kept."""
+        with self.clock.measure("stream trial"):
+            if self.settings.watches_routing:
+                self.state.stream.measure(router_rows(model))
+        return self.clock.pop("stream trial")
+
+    def time_panel(self, model: nn.Module, steps: int) -> float:
+        """Seconds of one reading of the panel with its metrics, of a run of ``steps`` steps; nothing is kept."""
+        panel = self.state.panel
+        assert panel is not None
+        with self.clock.measure("panel trial"):
+            stored = self._panel_reading(model, 0, router_rows(model), TrainingContext(), layer_inputs=False)
+            panel_metrics(stored, panel.domains, panel.tau, steps)
+        return self.clock.pop("panel trial")
+
+    def time_probes(self, model: nn.Module) -> float:
+        """Seconds of one reading of the probes; nothing is kept."""
+        with self.clock.measure("probes trial"):
+            self._scores(model)
+        return self.clock.pop("probes trial")
+
+    def _panel_reading(
+        self, model: nn.Module, step: int, rows_LED: np.ndarray, context: TrainingContext, layer_inputs: bool
+    ) -> StoredReading:
+        assert self.state.panel is not None
+        panel, accelerator = self.state.panel.panel, self.accelerator
+        ranks = (accelerator.process_index, accelerator.num_processes)
+        with unsharded_copy(model) as unsharded:
+            reading = read_panel(
+                unsharded, panel, step, accelerator.device, *ranks, all_gather_objects, layer_inputs
+            )
+        return to_stored(panel, reading, self._panel_domains, gram_blocks(rows_LED), context)
+
+    def _scores(self, model: nn.Module) -> dict[str, TaskScore]:
+        assert self.state.probes is not None
+        settings, accelerator = self.settings.probes, self.accelerator
+        ranks = (accelerator.process_index, accelerator.num_processes)
+        new_tokens = settings.max_new_tokens if settings.generate else 0
+        with unsharded_copy(model) as unsharded:
+            return score(
+                unsharded, self.state.probes.prepared, accelerator.device, *ranks, all_gather_objects, new_tokens
+            )
+
+    def _router_rows(self, model: nn.Module, step: int) -> np.ndarray | None:
+        """`router_rows`; None, which is logged, where they are so large that matmuls of them overflow."""
+        rows_LED = router_rows(model)
+        if np.abs(rows_LED).max() < _LARGEST_ROUTER_WEIGHT / rows_LED.shape[-1] ** 0.5:
+            return rows_LED
+        if self.logger is not None:
+            self.logger.guard(step, "the routers' weights are too large to compare: their metrics are left out")
+        return None
+
+
+def router_rows(model: nn.Module) -> np.ndarray:
+    """The routers' weights, float32 [L, E, D], gathered where they are sharded; all ranks must call."""
+    return np.stack([whole(m.weight.detach()).cpu().numpy() for m in bare(model).modules() if isinstance(m, Router)])

@@ -1,0 +1,79 @@
+"""The routing of the samples of each step, into the stream's windows and, where asked for, onto disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from moetrain.config import Settings
+from moetrain.data.stream import Batch, Stream
+from moetrain.models.transformer import Output
+from moetrain.routing.recorder import start_record
+from moetrain.routing.sample_store import SampleStore
+from moetrain.routing.stream import StreamMonitor
+from moetrain.training.incidents import Incident, IncidentLog
+
+
+class StreamRecorder:
+    """Takes the routing of this rank's micro-batches off the device without waiting for it.
+
+    Args:
+        stream: the training stream.
+        windows: where the newest samples are kept.
+        incidents: where samples left out and failed writes are noted.
+    """
+
+    def __init__(
+        self, settings: Settings, stream: Stream, windows: StreamMonitor, rank: int, world_size: int, incidents: IncidentLog
+    ) -> None:
+        self._settings, self._stream, self._windows, self._incidents = settings, stream, windows, incidents
+        self._rank, self._world_size = rank, world_size
+        self._store: SampleStore | None = None
+
+    def open_store(self, folder: Path) -> None:
+        """From now on write the routing of every training sample, with ``monitor.store_top``."""
+        settings = self._settings
+        if not (settings.watches_routing and settings.monitor.store_top):
+            return
+        top = min(settings.monitor.store_top, settings.model.num_experts)
+        slots_per_step = settings.train.batch_rows * self._stream.most_samples
+        domains = list(settings.data.domains)
+        self._store = SampleStore(folder, self._rank, top, self._stream.samples, domains, slots_per_step)
+        self._windows.keeps = True
+
+    def record(self, step: int, outputs: Sequence[tuple[Batch, Output]]) -> None:
+        """Record this rank's micro-batches of a step (1 the first)."""
+        before = self._windows.not_finite
+        rows, slots = self._settings.train.batch_rows, self._stream.most_samples
+        row = (step - 1) * rows + self._rank * (rows // self._world_size)
+        for batch, output in outputs:
+            routing = output.routing
+            assert routing is not None
+            pending = start_record(
+                routing.sums_LBRE,
+                routing.counts_LBRE,
+                batch.samples_BS,
+                batch.domains_BS,
+                batch.compared_BS,
+                first_order=row * slots,
+            )
+            self._windows.add(pending)
+            row += len(batch.samples_BS)
+        self.write(step)
+        if dropped := self._windows.not_finite - before:
+            problem = f"the routing of {dropped} samples was not finite: they are left out of the streaming metrics"
+            self._incidents.add(Incident(step, "not_finite", problem))
+
+    def write(self, step: int, flush: bool = False) -> None:
+        """Write samples to disk once a file is full; with ``flush``, down to the last sample."""
+        if self._store is None:
+            return
+        if flush:
+            self._windows.settle()
+        for records in self._windows.kept():
+            self._store.add(records)
+        try:
+            self._store.write(flush)
+        except OSError as error:
+            problem = f"routing of training samples was not stored ({error}): it is tried again"
+            self._incidents.add(Incident(step, "storage", problem))

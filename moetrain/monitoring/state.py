@@ -1,0 +1,101 @@
+"""What the monitor knows of a run so far; part of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moetrain.config import Settings
+from moetrain.data.corpus import Corpus
+from moetrain.data.stream import Stream
+from moetrain.grokking import PhaseThresholds
+from moetrain.metrics.latest import LatestMetrics
+from moetrain.monitoring.probe_correlations import ProbeCorrelations
+from moetrain.probes.probes import Probes
+from moetrain.routing.panel import Panel, draw_panel
+from moetrain.routing.panel_monitor import PanelMonitor
+from moetrain.routing.stream import Gather, StreamMonitor
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass
+class MonitorState:
+    """The newest samples of the stream, all readings of panel and probes, and the newest value of each metric.
+
+    Attributes:
+        stream: one window of samples per domain; each rank holds the samples of its own rows.
+        panel: None without a router, with ``monitor.enabled=false``, or where no sample is long enough.
+        probes: None without any task.
+        latest: kept up to date on the main rank alone.
+    """
+
+    stream: StreamMonitor
+    panel: PanelMonitor | None
+    probes: Probes | None
+    correlations: ProbeCorrelations | None
+    latest: LatestMetrics
+
+    @classmethod
+    def build(
+        cls, settings: Settings, panel: PanelMonitor | None, probes: Probes | None, gather: Gather = lambda value: [value]
+    ) -> MonitorState:
+        """The state before the first reading."""
+        domains = list(settings.data.domains)
+        return cls(
+            stream=StreamMonitor(domains, settings.monitor.window, settings.monitor.tau, gather),
+            panel=panel,
+            probes=probes,
+            correlations=ProbeCorrelations(domains, probes.history) if probes is not None else None,
+            latest=LatestMetrics(domains),
+        )
+
+    def tensors(self) -> dict[str, Tensors]:
+        """Tensors per part, for a checkpoint; all ranks must call."""
+        return {
+            "monitor": self.stream.state(),
+            "panel": self.panel.state() if self.panel is not None else {},
+            "probes": self.probes.history.state() if self.probes is not None else {},
+            "relations": self.correlations.state() if self.correlations is not None else {},
+        }
+
+    def load_tensors(self, tensors: Mapping[str, Tensors], is_main: bool) -> None:
+        """Restore what `tensors` returned."""
+        self.stream.load_state(tensors.get("monitor", {}), is_main)
+        if self.panel is not None:
+            self.panel.load_state(tensors.get("panel", {}))
+        if self.probes is not None:
+            self.probes.history.load_state(tensors.get("probes", {}))
+        if self.correlations is not None:
+            self.correlations.load_state(tensors.get("relations", {}))
+
+    def record(self) -> dict[str, Any]:
+        """The rest, as JSON."""
+        return {**self.latest.record(), "not_finite": self.stream.not_finite}
+
+    def load_record(self, record: Mapping[str, Any], is_main: bool) -> None:
+        """Restore what `record` returned."""
+        self.latest.load_record(record)
+        self.stream.not_finite = record["not_finite"] if is_main else 0
+
+
+def build_panel_monitor(
+    corpus: Corpus, stream: Stream, settings: Settings, steps: int, rows: int
+) -> PanelMonitor | None:
+    """Draw the panel of a run of ``steps`` steps, read ``rows`` rows per pass; None where there is nothing to read."""
+    if not settings.watches_routing:
+        return None
+    panel = draw_panel(corpus, stream, settings, steps, rows)
+    if not len(panel):
+        return None  # no sample has panel.tokens tokens; the data table says so
+    return panel_monitor(panel, settings, steps)
+
+
+def panel_monitor(panel: Panel, settings: Settings, steps: int) -> PanelMonitor:
+    """What turns readings of this panel into metrics and phases."""
+    eps = {name: domain.eps for name, domain in settings.data.domains.items()}
+    thresholds = PhaseThresholds(**settings.phase.model_dump())
+    return PanelMonitor(panel, list(settings.data.domains), settings.monitor.tau, steps, eps, thresholds)

@@ -1,0 +1,405 @@
+"""The trainer: what a run is built from, one step, the loop over all steps, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from moetrain.checkpoint.manager import (
+    Checkpoint,
+    CheckpointError,
+    State,
+    drop_checkpoints,
+    end_write,
+    help_write,
+    load_checkpoint,
+    save_checkpoint,
+    set_aside_later,
+)
+from moetrain.checkpoint.run_folder import RunFolder
+from moetrain.config import Settings
+from moetrain.data.corpus import Corpus, prepare_corpus
+from moetrain.data.stream import Batch, Stream, stream_tokens, training_stream, validation_streams
+from moetrain.distributed.collectives import all_gather_objects
+from moetrain.distributed.launch import compute_dtype, start_accelerator
+from moetrain.distributed.sharding import bare, distribute, unsharded_copy
+from moetrain.distributed.signals import STOPPED_BY_SIGNAL, StopAgreement, StopSignals
+from moetrain.loggers.preview import print_preview, stream_line
+from moetrain.loggers.run_logger import RunLogger
+from moetrain.loggers.summary import RESULT_COLUMNS, summary_rows, write_summary
+from moetrain.loggers.terminal import Terminal
+from moetrain.loggers.trackers import start_trackers
+from moetrain.models.backends import choose_backends
+from moetrain.models.transformer import Output
+from moetrain.monitoring.budget import Readings
+from moetrain.monitoring.monitor import CLOCKED, Monitor
+from moetrain.monitoring.recording import StreamRecorder
+from moetrain.monitoring.state import MonitorState, build_panel_monitor
+from moetrain.optim.builder import make_optimizer, optimizer_state, start_optimizer_state
+from moetrain.optim.schedule import learning_rate
+from moetrain.probes.items import check_tasks
+from moetrain.probes.probes import COLUMNS, load_probes
+from moetrain.report.report import report_or_say_why
+from moetrain.routing.panel import reading_steps
+from moetrain.routing.store import TrainingContext, list_pieces, remove_unlisted
+from moetrain.run_state import RunState
+from moetrain.run_summary import Speed, run_summary
+from moetrain.training.balancing import Balancing
+from moetrain.training.divergence import TrainingDivergedError, write_dump
+from moetrain.training.guards import Guards, Heard
+from moetrain.training.incident_samples import merge, suspects
+from moetrain.training.initialize import initial_model
+from moetrain.training.step import StepStatistics, forward_backward, update
+from moetrain.training.throughput import Clock, matmul_rate, peak_memory
+from moetrain.training.train_metrics import TrainMetrics, expert_load
+
+
+@dataclass
+class Trainer:
+    """One training run on this rank.
+
+    Attributes:
+        state: with the model and the optimizer, all that a checkpoint holds.
+        steps: steps of the whole run.
+        matmul_rate: FLOP/s of large matmuls, summed over ranks.
+        context: what the newest step says of the routers, stored with each panel reading.
+    """
+
+    settings: Settings
+    accelerator: Accelerator
+    terminal: Terminal
+    corpus: Corpus
+    stream: Stream
+    model: nn.Module
+    optimizer: torch.optim.AdamW
+    state: RunState
+    monitor: Monitor
+    recorder: StreamRecorder
+    clock: Clock
+    steps: int
+    matmul_rate: float
+    newest: StepStatistics | None = None
+    logger: RunLogger | None = None  # on the main rank, during `fit`
+
+    @classmethod
+    def build(cls, settings: Settings, accelerator: Accelerator | None = None) -> Trainer:
+        """Prepare data, model, optimizer and monitor; start the ranks, unless ``accelerator`` has been started.
+
+        Raises:
+            SettingsError, DataError: something that the settings ask for cannot be had, in one line.
+        """
+        accelerator = accelerator or start_accelerator(settings)
+        terminal = Terminal(speaks=accelerator.is_main_process)
+        # Checked before the data is prepared, which may take hours.
+        dtype = compute_dtype(settings, accelerator.device)
+        choose_backends(settings.model, accelerator.device, dtype)
+        check_tasks(settings)
+        with accelerator.main_process_first():
+            corpus = prepare_corpus(settings, terminal.preparing)
+            probes = load_probes(settings, corpus, terminal.preparing)
+        stream = training_stream(corpus, settings)
+        rows = settings.train.micro_batch_rows or settings.train.batch_rows // accelerator.num_processes
+        validation = validation_streams(corpus, settings, rows)
+        torch.manual_seed(settings.run.seed)
+        transformer = initial_model(settings, corpus.tokenizer, dtype).to(accelerator.device)
+        if settings.train.compile:
+            transformer.compile_layers()
+        model = distribute(transformer, settings, accelerator)
+        domains = list(settings.data.domains)
+        steps = min(stream.steps, settings.train.max_steps or stream.steps)
+        clock = Clock(accelerator.device)
+        panel = build_panel_monitor(corpus, stream, settings, steps, rows)
+        state = RunState(
+            balancing=Balancing(transformer, settings.model),
+            guards=Guards(settings.guard),
+            train_metrics=TrainMetrics(domains),
+            monitor=MonitorState.build(settings, panel, probes, all_gather_objects),
+        )
+        monitor = Monitor(settings, corpus, accelerator, state.monitor, validation, domains, clock)
+        ranks = (accelerator.process_index, accelerator.num_processes)
+        return cls(
+            settings=settings,
+            accelerator=accelerator,
+            terminal=terminal,
+            corpus=corpus,
+            stream=stream,
+            model=model,
+            optimizer=make_optimizer(transformer, settings.optim),
+            state=state,
+            monitor=monitor,
+            recorder=StreamRecorder(settings, stream, state.monitor.stream, *ranks, monitor.incidents),
+            clock=clock,
+            steps=steps,
+            matmul_rate=accelerator.num_processes * matmul_rate(accelerator.device, dtype),
+        )
+
+    def describe(self) -> None:
+        """Print what is about to be trained, on what, and how much data stays unused."""
+        model, ranks = bare(self.model), self.accelerator.num_processes
+        print_preview(self.terminal, model, ranks, self.corpus, self.stream, self.steps, self.settings)
+        if self.state.monitor.probes is not None:
+            self.terminal.table("probes", COLUMNS, self.state.monitor.probes.rows())
+        self.terminal.note(stream_line(self.stream, self.steps, self.settings))
+
+    def fit(self, folder: RunFolder, readings: Readings | None = None) -> int:
+        """Train from the first step, or from the folder's checkpoint, to the summary; returns the exit status.
+
+        Args:
+            readings: how often the panel and the probes are read; None: as the settings say.
+
+        Raises:
+            TrainingDivergedError: the loss stays not finite; a dump of the step was written.
+            OSError: the last checkpoint cannot be written.
+        """
+        settings, monitor, state = self.settings, self.monitor, self.state
+        readings = readings or Readings(settings.panel.readings, settings.probes.readings)
+        checkpoint = load_checkpoint(folder.checkpoint, verify=False) if folder.checkpoint else None
+        if checkpoint is not None:
+            self.load_state_dict(checkpoint)
+        self._open(folder.path, checkpoint)
+        panel_steps = reading_steps(self.steps, readings.panel)
+        probe_steps = reading_steps(self.steps, readings.probes)
+        saved = True
+        with StopSignals() as stop:
+            agreement = StopAgreement(self.accelerator.device)
+            self.terminal.start_training(state.step, self.steps)
+            if state.step == 0:
+                monitor.validate(self.model, 0)
+                monitor.read_panel(self.model, 0, self.context)
+                monitor.run_probes(self.model, 0, 0)
+            while state.step < self.steps:
+                self.train_step(state.step + 1)
+                step, last = state.step, state.step == self.steps
+                monitor.report_incidents()
+                if state.guards.diverged:
+                    self._stop_diverged(folder.path)
+                if last or step % settings.monitor.every == 0:
+                    monitor.measure_stream(self.model, step)
+                if last or step % settings.train.log_every == 0:
+                    self._log(step)
+                if last or step % settings.train.eval_every == 0:
+                    monitor.validate(self.model, step)
+                if step in panel_steps:
+                    monitor.read_panel(self.model, step, self.context)
+                if step in probe_steps:
+                    monitor.run_probes(self.model, step, state.tokens_trained)
+                signal = agreement.ask(stop.received)
+                every = settings.train.checkpoint_every
+                if last or signal or (every and step % every == 0):
+                    saved = self.save(folder.path)
+                if signal and not last:
+                    outcome = f"saved at step {step}" if saved else "not saved: it resumes from the last checkpoint"
+                    self.terminal.end_training()
+                    self.terminal.note(f"{signal}: {outcome}; run the same command again to resume")
+                    if self.logger is not None:
+                        self.logger.close()
+                    return STOPPED_BY_SIGNAL
+        self.terminal.end_training()
+        if not saved:
+            raise OSError("the last step could not be saved: free some space and run the same command again to resume")
+        self._finish()
+        return 0
+
+    def train_step(self, step: int) -> None:
+        """Update the model once (step 1 the first), and record metrics, guards and the routing of its samples."""
+        settings, state = self.settings, self.state
+        outputs: list[tuple[Batch, Output]] = []
+        with self.clock.measure("train"):
+            statistics = forward_backward(
+                self.accelerator,
+                self.model,
+                self.stream,
+                step - 1,
+                state.balancing,
+                settings,
+                lambda batch, output: outputs.append((batch, output)),
+            )
+            rate = learning_rate(step, self.steps, settings.optim)
+            norm, applied = update(self.model, self.optimizer, rate, settings.optim.grad_clip, statistics.loss)
+            state.balancing.after_step(statistics.load_LE, applied)
+            state.train_metrics.add(statistics, norm, applied)
+            self._note_incidents(state.guards.check(step, applied, statistics.loss, statistics.load_LE, outputs))
+        self.newest = statistics
+        tokens = self.stream.real_tokens(step - 1)
+        state.step = step
+        state.tokens_trained += tokens
+        self.clock.add_tokens(tokens)
+        if settings.watches_routing:
+            with self.clock.measure("record"):
+                self.recorder.record(step, outputs)
+
+    def state_dict(self) -> tuple[dict[str, State], dict[str, Any]]:
+        """What a checkpoint holds: tensors per part, and a record as JSON. All ranks must call."""
+        self.monitor.publish(wait=True)  # readings that are still being computed belong to the state
+        model = bare(self.model)
+        tensors = {"model": model.state_dict(), "optimizer": optimizer_state(model, self.optimizer)}
+        return {**tensors, **self.state.tensors()}, {**self.state.record(), "corpus": self.corpus.fingerprint}
+
+    def load_state_dict(self, checkpoint: Checkpoint) -> None:
+        """Restore what `state_dict` returned. All ranks must call.
+
+        Raises:
+            CheckpointError: the checkpoint was trained on other data, or holds another model.
+        """
+        if checkpoint.record["corpus"] != self.corpus.fingerprint:
+            raise CheckpointError(
+                "the checkpoint was trained on other data or another tokenizer: restore them, or set train.resume=never"
+            )
+        model = bare(self.model)
+        checkpoint.states.fill("model", model.state_dict())
+        if checkpoint.states.names("optimizer"):
+            checkpoint.states.fill("optimizer", start_optimizer_state(model, self.optimizer))
+        self.state.load(
+            checkpoint.step,
+            checkpoint.states,
+            checkpoint.record,
+            self.accelerator.device,
+            self.accelerator.is_main_process,
+        )
+
+    def save(self, run: Path) -> bool:
+        """Write a checkpoint; a full disk costs the checkpoint, not the run. All ranks must call.
+
+        Returns whether it was written, on every rank.
+        """
+        step = self.state.step
+        self._note_incidents(self.state.guards.settle())
+        self.recorder.write(step, flush=True)  # before the next collective: the manifest lists every rank's files
+        self.monitor.synchronize()
+        self.monitor.report_incidents()  # a run resumed from here would not report them again
+        tensors, record = self.state_dict()
+        saved = False
+        if self.logger is None:
+            help_write(tensors)
+        else:
+            try:
+                saved = self._write(self.logger, run, tensors, record)
+            finally:
+                end_write()
+        return all_gather_objects(saved)[0]
+
+    def _write(self, logger: RunLogger, run: Path, tensors: Mapping[str, State], record: dict[str, Any]) -> bool:
+        step, train = self.state.step, self.settings.train
+        record["pieces"] = list_pieces(run)
+        with self.clock.measure("checkpoint"):
+            saved = logger.checkpoint(step, lambda sizes: save_checkpoint(run, step, tensors, record, sizes))
+            if saved:
+                try:
+                    drop_checkpoints(run, train.keep_checkpoints, train.keep_every)
+                except OSError as error:
+                    logger.guard(step, f"an old checkpoint was not removed ({error})")
+        return saved
+
+    @property
+    def context(self) -> TrainingContext:
+        """What the newest step says of the routers as a whole."""
+        if self.newest is None:
+            return TrainingContext(self.state.tokens_trained, None, None)
+        load_cv = expert_load(self.newest.load_LE)["experts/load_cv"]
+        return TrainingContext(self.state.tokens_trained, float(self.newest.entropy_L.mean()), load_cv)
+
+    def close(self) -> None:
+        """End the display and the background thread."""
+        self.terminal.end_training()
+        self.monitor.close()
+
+    def _open(self, folder: Path, checkpoint: Checkpoint | None) -> None:
+        """Begin to write to the run's folder, after removing what was written later than the checkpoint."""
+        if self.accelerator.is_main_process:
+            if checkpoint is not None:
+                set_aside_later(folder, checkpoint.step)
+                remove_unlisted(folder, checkpoint.record["pieces"])
+            self.corpus.tokenizer.save_in(folder)  # the cache may be deleted: the folder holds all its model needs
+            probes = self.state.monitor.probes
+            tasks = probes.prepared.tasks if probes is not None else []
+            trackers = start_trackers(self.settings, folder)
+            domains = list(self.settings.data.domains)
+            self.logger = RunLogger(folder, domains, checkpoint, self.terminal, tasks, trackers)
+        self.monitor.open(folder, self.logger)
+        self.recorder.open_store(folder)
+
+    def _note_incidents(self, found: Heard) -> None:
+        """Note what the guards found, on the main rank, with the samples most involved; all ranks must call."""
+        count = self.settings.guard.samples
+        for incident, outputs in found:
+            own = suspects(incident, outputs, self.stream.samples, list(self.settings.data.domains), count)
+            samples = merge(all_gather_objects(own), count)
+            if self.accelerator.is_main_process:
+                self.monitor.incidents.add(replace(incident, details=incident.details | {"samples": samples}))
+
+    def _log(self, step: int) -> None:
+        """Log the training curves since the last point; nothing where every update since then was skipped."""
+        clock, state = self.clock, self.state
+        clock.settle()
+        points = state.train_metrics.points()
+        if self.logger is None or not points:
+            return
+        points["optim/learning_rate"] = learning_rate(step, self.steps, self.settings.optim)
+        domains = self.settings.data.domains
+        tokens_D = stream_tokens(self.stream, len(domains), 0, step)
+        points |= {f"data/tokens/{name}": float(tokens) for name, tokens in zip(domains, tokens_D, strict=True)}
+        for name in domains:
+            if (loss := points.get(f"loss/train/{name}")) is not None:
+                state.monitor.latest.set_train_loss(name, loss)
+        rate = clock.rate_since_last()
+        system = {
+            "system/tokens_per_second": rate,
+            "system/mfu": rate * bare(self.model).operations_a_token() / self.matmul_rate,
+            "system/monitor_share": clock.share(*CLOCKED),
+            "system/monitor_panel": clock.share("panel"),
+            "system/monitor_probes": clock.share("probes"),
+            "system/monitor_stream": clock.share("record", "stream"),
+            "system/memory": float(peak_memory(self.accelerator.device)),
+        }
+        self.logger.training(step, points, system)
+
+    def _stop_diverged(self, run: Path) -> None:
+        """End a run that skips every update, with a dump to replay: the model, and the rows of the last skipped step.
+
+        Raises:
+            TrainingDivergedError: always; it names the dump.
+        """
+        guards = self.state.guards
+        step = guards.last_skipped
+        dump = run / "dumps" / f"step_{step:08d}"
+        remedy = f"see why with python tools/replay_step.py {dump}"
+        with unsharded_copy(self.model) as model:
+            if self.accelerator.is_main_process and not dump.exists():  # the same run diverges at the same step again
+                try:
+                    tokens = self.state.tokens_trained
+                    write_dump(dump, model, self.state.balancing, self.stream, self.corpus, step, tokens)
+                except OSError as error:
+                    remedy = f"no dump was written ({error})"
+        all_gather_objects(None)  # no rank may end before the dump is complete
+        raise TrainingDivergedError(
+            f"step {step}: the loss or the gradient was not finite in {guards.skipped_in_a_row} steps in a row; "
+            f"{remedy}; lower optim.learning_rate, or set train.precision=fp32"
+        )
+
+    def _finish(self) -> None:
+        """Write the summary, whose presence marks the run as finished, and print its table."""
+        with unsharded_copy(self.model) as model:
+            self.monitor.finish(model, self.steps)
+        if self.logger is None:
+            return
+        state, clock = self.state, self.clock
+        speed = Speed(clock.rate(), clock.share(*CLOCKED), peak_memory(self.accelerator.device), dict(clock.seconds))
+        parameters = bare(self.model).parameter_counts()
+        summary = run_summary(state, self.corpus, self.stream, self.steps, self.settings, parameters, speed)
+        folder = self.logger.folder
+        self.logger.close()  # before the summary, which says that everything else is complete
+        write_summary(folder, summary)
+        self.terminal.table("result", RESULT_COLUMNS, summary_rows(state.monitor.latest.domains))
+        self.terminal.note(
+            f"{state.tokens_trained:,} tokens, {speed.tokens_per_second:,.0f} tokens/s, monitoring "
+            f"{speed.monitor_share:.2%} of the time, peak memory {speed.peak_memory_bytes / 2**30:.2f} GiB; "
+            f"all of it is in {folder}"
+        )
+        if self.settings.run.report:
+            report_or_say_why(folder, self.terminal)

@@ -296,7 +296,7 @@ class _Reader:
 def surroundings(model: Transformer, panel: Panel, tokens: int, device: torch.device) -> TrainingContext:
     """The phase rule's controls, from the panel's first rows, for a model whose training says nothing of them."""
     batch = panel.stream.batch(0, 0, panel.stream.batch_rows)
-    routing = model(*batch.to(device).inputs(by_sample=False)).routing
+    routing = model(batch.to(device).model_input(by_sample=False)).routing
     assert routing is not None
     real = int((batch.slots_BT >= 0).sum())
     load_cv = expert_load(routing.load_LE.double().cpu())["experts/load_cv"]

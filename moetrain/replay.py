@@ -92,7 +92,7 @@ def own_model(folder: Path, corpus: str | None = None) -> SavedModel:
         for domain, found in checkpoint.record["domains"].items()
     }
     _, run = find_checkpoint(folder)
-    around = read_reading(run, checkpoint.step).surroundings if has_reading(run, checkpoint.step) else None
+    around = read_reading(run, checkpoint.step).training_context if has_reading(run, checkpoint.step) else None
     return SavedModel(str(folder), checkpoint.step, checkpoint.record["tokens_trained"], True, losses, around)
 
 

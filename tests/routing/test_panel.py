@@ -265,10 +265,10 @@ def test_processes_share_a_reading(ruled):
 
 
 def test_what_is_stored_comes_back_bit_for_bit(made, tmp_path):
-    stored = replace(reading_of(made)[1], surroundings=TrainingContext(12345, 1.25, 1 / 3))
+    stored = replace(reading_of(made)[1], training_context=TrainingContext(12345, 1.25, 1 / 3))
     write_reading(tmp_path, stored)
     back = read_reading(tmp_path, 20)
-    assert back.surroundings == stored.surroundings
+    assert back.training_context == stored.training_context
     for name in ("domain", "cell", "document", "piece", "first_step", "tokens", "loss", "even", "odd", "counts"):
         mine, theirs = getattr(back, name), getattr(stored, name)
         assert np.array_equal(mine, theirs), name
@@ -353,7 +353,7 @@ def test_results_come_in_order_and_state_restores_the_losses(made):
     monitor = PanelMonitor(panel, DOMAINS, 0.7, STEPS, {"stories": 10.0, "sums": None})
     steps = (0, 10, 20, 30)
     points = [
-        monitor.take(replace(reading_of(made, step)[1], surroundings=TrainingContext(step * 100))) for step in steps
+        monitor.take(replace(reading_of(made, step)[1], training_context=TrainingContext(step * 100))) for step in steps
     ]
     assert [p.step for p in points] == [0, 10, 20, 30]
     assert points[-1].metrics["memorized/fraction/stories"].mean == 1.0  # nothing moved, and 10 nats are easily met
@@ -390,7 +390,7 @@ def test_a_phase_is_judged_once_there_are_readings_enough(made):
     for number in range(24):
         loss = stored.loss * max(0.1, 1 - 0.2 * number)
         reading = replace(stored, step=40 + number, loss=loss.astype(np.float32))
-        points.append(monitor.take(replace(reading, surroundings=TrainingContext(1000 * number, 1.5, 0.2))))
+        points.append(monitor.take(replace(reading, training_context=TrainingContext(1000 * number, 1.5, 0.2))))
     told = [(change.before.name, change.after.name) for p in points for change in p.changes.values()]
     assert told.count(("UNDECIDED", "LEARNING")) == len(DOMAINS)
     assert points[-1].phases["stories"].phase is grokking.Phase.UNDECIDED

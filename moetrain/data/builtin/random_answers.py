@@ -34,7 +34,8 @@ def table(
     ``like: modular``: the questions of `modular.table`, parted the same way, under another sign; the answers are that
     table's own, permuted within each part: the same alphabet, exactly as often. ``math``: a made-up operation on two
     numbers of two digits, answered by one; ``count`` facts, answers as equally frequent as can be in each part, no
-    pair of operands in both orders. Another ``sign`` gives another table. Raises ValueError where there are no such facts.
+    pair of operands in both orders. Another ``sign`` gives another table. Raises ValueError where there are no such
+    facts.
     """
     if like == "modular":
         return _like_modular(seed, modulus, operation, trained_share, sign)

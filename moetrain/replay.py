@@ -92,7 +92,7 @@ def own_model(folder: Path, corpus: str | None = None) -> SavedModel:
         for domain, found in checkpoint.record["domains"].items()
     }
     _, run = find_checkpoint(folder)
-    around = read_reading(run, checkpoint.step).surroundings if has_reading(run, checkpoint.step) else None
+    around = read_reading(run, checkpoint.step).training_context if has_reading(run, checkpoint.step) else None
     return SavedModel(str(folder), checkpoint.step, checkpoint.record["tokens_trained"], True, losses, around)
 
 
@@ -296,7 +296,7 @@ class _Reader:
 def surroundings(model: Transformer, panel: Panel, tokens: int, device: torch.device) -> TrainingContext:
     """The phase rule's controls, from the panel's first rows, for a model whose training says nothing of them."""
     batch = panel.stream.batch(0, 0, panel.stream.batch_rows)
-    routing = model(*batch.to(device).inputs(by_sample=False)).routing
+    routing = model(batch.to(device).model_input(by_sample=False)).routing
     assert routing is not None
     real = int((batch.slots_BT >= 0).sum())
     load_cv = expert_load(routing.load_LE.double().cpu())["experts/load_cv"]

@@ -3,6 +3,7 @@
     python tools/compare.py runs/base runs/bias_balancing                    # tables in the terminal
     python tools/compare.py runs/a runs/b runs/c --html compared.html        # a page with overlaid curves
     python tools/compare.py runs/a runs/b --tensorboard compared             # then: tensorboard --logdir compared
+    python tools/compare.py runs/a runs/b --exact                            # are two runs equal, bit for bit?
 
 Finished or still training. ≠ stands where intervals do not meet. It needs pip install 'moetrain[report]'.
 """
@@ -18,22 +19,30 @@ from moetrain.atomic_io import write_file
 from moetrain.loggers.terminal import Terminal
 from moetrain.report.charts import short
 from moetrain.report.compare import Comparison, Row, compare, comparison_page, write_overlay
+from moetrain.report.exact import compare_exactly
 from moetrain.report.open_run import MissingPackageError, RunError, open_run
 from moetrain.report.page import in_yaml, within
 from moetrain.routing.store import StoreError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compare and print; returns the exit status: 0 done, 2 runs that cannot be compared or a file not written."""
+    """Compare and print; returns the exit status.
+
+    0: done, or with ``--exact`` equal. 1: with ``--exact`` different. 2: runs that cannot be compared, or a file that
+    cannot be written.
+    """
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs or replays, two or more")
     parser.add_argument("--at", type=float, metavar="TOKENS", help="when to compare (default: the most all came to)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with tables and curves")
     parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write the runs' curves by tokens")
+    parser.add_argument("--exact", action="store_true", help="compare two runs bit for bit; exit status 1: different")
     options = parser.parse_args(arguments)
     terminal = Terminal()
     try:
+        if options.exact:
+            return show_exact(options.runs, terminal)
         comparison = compare([open_run(run, terminal.preparing) for run in options.runs], options.at)
         show(comparison, terminal)
         if options.html:
@@ -46,6 +55,27 @@ def main(arguments: list[str] | None = None) -> int:
         terminal.error(str(error))
         return 2
     return 0
+
+
+def show_exact(runs: list[Path], terminal: Terminal, most: int = 5) -> int:
+    """Print what was compared bit for bit, and the first differences of each kind; returns 0 equal, 1 different.
+
+    Raises:
+        RunError: other than two runs, or one that cannot be read.
+    """
+    if len(runs) != 2:
+        raise RunError(f"--exact: {len(runs)} runs: give two")
+    sections = compare_exactly(*runs)
+    for section in sections:
+        count = len(section.differences)
+        terminal.note(f"{section.name}: {section.compared}: {f'{count:,} differences' if count else 'equal'}")
+        for difference in section.differences[:most]:
+            terminal.note(f"  {difference}")
+        if count > most:
+            terminal.note(f"  and {count - most:,} more")
+    different = any(section.differences for section in sections)
+    terminal.note("different" if different else "equal but for speed, times, memory and version")
+    return int(different)
 
 
 def show(comparison: Comparison, terminal: Terminal) -> None:

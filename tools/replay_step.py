@@ -62,7 +62,7 @@ def replay(dump: Path, device: torch.device) -> dict[str, Any]:
     balancing.load_state(loaded.states["balancing"])
     first: list[str] = []
     _watch(trained.model, first)
-    output = trained.model(*batch.inputs(trained.settings.watches_routing))
+    output = trained.model(batch.model_input(trained.settings.watches_routing))
     predicted, real = int((batch.targets_BT != IGNORED).sum()), int((batch.slots_BT >= 0).sum())
     part_of_loss(output, balancing, trained.settings, predicted, real).backward()
     sums_BS, tokens_BS = batch.sum_by_sample(output.loss_BT.detach().cpu().numpy())

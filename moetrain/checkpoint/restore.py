@@ -9,7 +9,7 @@ import torch
 
 from moetrain.checkpoint.manager import CheckpointError, load_checkpoint, newest_whole
 from moetrain.config import Settings, load_settings
-from moetrain.data.tokenizer import Tokenizer
+from moetrain.data.tokenizer import Tokenizer, load_from_folder
 from moetrain.distributed.launch import compute_dtype
 from moetrain.models.transformer import Transformer
 
@@ -85,7 +85,7 @@ def find_checkpoint(given: Path) -> tuple[Path, Path]:
 
 def _open_tokenizer(run: Path, settings: Settings) -> Tokenizer:
     try:
-        return Tokenizer.load_from(run)
+        return load_from_folder(run)
     except FileNotFoundError:
         remedy = settings.tokenizer.model or "tokenizer-*/tokenizer.model of data.cache_dir"
         raise CheckpointError(f"{run}: the run's tokenizer is missing: copy {remedy} there") from None

@@ -15,7 +15,7 @@ from moetrain.expression import parse_filter
 class FactSettings(Section):
     """What a planted built-in domain states; each setting is taken by the domains that its meaning names."""
 
-    like: Literal["modular", "math", "chemistry"] | None = Field(
+    like: Literal["modular", "math"] | None = Field(
         None, description="random_answers: the domain whose form and answers it imitates (default modular)."
     )
     modulus: int | None = Field(
@@ -29,7 +29,7 @@ class FactSettings(Section):
     )
     length: int | None = Field(None, ge=5, le=32, description="formal: symbols of a string (default 6).")
     count: int | None = Field(
-        None, ge=2, description="formal, random_answers like math or chemistry: facts, held out or not (default 2000)."
+        None, ge=2, description="formal, random_answers like math: facts, held out or not (default 2000)."
     )
     trained_share: float | None = Field(
         None, gt=0, lt=1, description="All planted domains: share of the facts that is trained (default 0.6)."
@@ -63,7 +63,6 @@ FACTS_TAKEN: dict[str, tuple[str, ...]] = {
     "modular": ("modulus", "operation", "trained_share", "sign"),
     "random_answers": ("like", "modulus", "operation", "trained_share", "sign"),
     "random_answers like math": ("like", "count", "trained_share", "sign"),
-    "random_answers like chemistry": ("like", "count", "trained_share"),
     "formal": ("rule", "length", "count", "trained_share"),
 }
 
@@ -79,7 +78,7 @@ class DomainSettings(Section):
     )
     builtin: str | None = Field(
         None,
-        description="A built-in domain that needs no files: code, math, commonsense, chemistry; for studies modular, "
+        description="A built-in domain that needs no files: code, math, commonsense; for studies modular, "
         "random_answers, formal.",
     )
     hub: str | None = Field(

@@ -34,7 +34,7 @@ from moetrain.data.sample import Sample, sample_portion
 from moetrain.data.token_shards import INDEX as INDEX
 from moetrain.data.token_shards import TokenizerFile, join_parts, write_parts
 from moetrain.data.token_shards import token_dtype as token_dtype
-from moetrain.data.tokenizer import Tokenizer, check_lossless, train_tokenizer
+from moetrain.data.tokenizer import Tokenizer, check_lossless, load_tokenizer, train_tokenizer
 from moetrain.data.workers import run_tasks
 
 FORMAT = 3
@@ -118,7 +118,7 @@ class _Preparation:
         if chosen.model is not None:
             path = Path(expand(chosen.model, "tokenizer.model"))
             try:
-                tokenizer = Tokenizer.load(path, chosen.begin_token, chosen.end_token)
+                tokenizer = load_tokenizer(path, chosen.begin_token, chosen.end_token)
                 check_lossless(tokenizer)
             except (OSError, RuntimeError, ValueError) as error:
                 raise DataError(
@@ -132,7 +132,7 @@ class _Preparation:
             self.progress("training the tokenizer", 0, None)
             trained = train_tokenizer(texts, chosen.vocab_size)
             _write_whole(path.parent, lambda beside: trained.save(beside / path.name))
-        return Tokenizer.load(path), path
+        return load_tokenizer(path), path
 
     def _sample(self) -> list[str]:
         """Documents of each domain up to an even share of the sample, chosen by a hash of their id and the seed."""

@@ -17,6 +17,7 @@ from moetrain.data.documents import DataError
 from moetrain.data.mixture import order_by_size, order_by_weights
 from moetrain.data.packing import MARKS, Rows, Samples, cut_samples, pack_rows
 from moetrain.device_transfer import to_device
+from moetrain.model_input import PackedTokens
 
 IGNORED = -100
 """Target of a token that nothing is predicted from: a sample's end mark, and padding."""
@@ -37,13 +38,17 @@ class Batch:
     domains_BS: torch.Tensor  # int64 on the CPU, -1 likewise
     compared_BS: torch.Tensor  # bool on the CPU, whether the sample is long enough for its first tokens to be compared
 
-    def inputs(self, by_sample: bool = True) -> tuple[torch.Tensor | int, ...]:
-        """What `moetrain.models.transformer.Transformer` is called with.
-
-        Without ``by_sample`` no routing is summed by sample, for where nobody reads it.
-        """
-        tokens = (self.tokens_BT, self.targets_BT, self.positions_BT, self.slots_BT, self.recorded_BT)
-        return *tokens, self.spans_N2, self.samples_BS.shape[1] if by_sample else 0
+    def model_input(self, by_sample: bool = True) -> PackedTokens:
+        """The input of `moetrain.models.transformer.Transformer`; without ``by_sample`` no routing sums per sample."""
+        return PackedTokens(
+            tokens_BT=self.tokens_BT,
+            targets_BT=self.targets_BT,
+            positions_BT=self.positions_BT,
+            slots_BT=self.slots_BT,
+            recorded_BT=self.recorded_BT,
+            spans_N2=self.spans_N2,
+            slots_per_row=self.samples_BS.shape[1] if by_sample else 0,
+        )
 
     def sum_by_sample(self, values_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Values of predicted tokens summed by sample, and how many there are: two float64 arrays [B, S]."""

@@ -22,7 +22,7 @@ from moetrain.config import Settings
 from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import Document, DomainReport, Portion, PortionReader
 from moetrain.data.errors import DataError
-from moetrain.data.tokenizer import Tokenizer
+from moetrain.data.tokenizer import Tokenizer, load_tokenizer
 from moetrain.data.workers import Tell
 
 PART_BYTES = 32 * 2**20
@@ -60,7 +60,7 @@ class TokenizerFile:
 
 @lru_cache(maxsize=1)
 def _open_tokenizer(file: TokenizerFile) -> Tokenizer:
-    tokenizer = Tokenizer.load(file.path, file.begin_token, file.end_token)
+    tokenizer = load_tokenizer(file.path, file.begin_token, file.end_token)
     if tokenizer.fingerprint != file.fingerprint:
         raise DataError(f"{file.path}: the tokenizer changed while it was used: run again")
     return tokenizer

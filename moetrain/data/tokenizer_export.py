@@ -12,9 +12,8 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
-from moetrain.data.tokenizer import TRIALS, SentencePieceTokenizer, Tokenizer
-
-_SPACE_SYMBOL = "\u2581"
+from moetrain.data.tokenizer_base import SAMPLE_TEXTS, SPACE_SYMBOL, Tokenizer
+from moetrain.data.tokenizer_sentencepiece import SentencePieceTokenizer
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int) -> list[str]:
@@ -84,7 +83,7 @@ def _from_sentencepiece(model: bytes) -> Any:
     for number, piece in enumerate(proto.pieces):
         if piece.type == kinds.UNUSED or " " in piece.piece:
             raise ValueError(f"tokenizer.model has a piece that no text reaches ({piece.piece!r}): not to be expressed")
-        spelled = piece.piece.replace(_SPACE_SYMBOL, " ")
+        spelled = piece.piece.replace(SPACE_SYMBOL, " ")
         vocabulary[spelled] = number
         if piece.type == kinds.NORMAL:
             scores[spelled] = piece.score
@@ -123,8 +122,10 @@ def _compare(tokenizer: Tokenizer, built: Any) -> list[str]:
     Raises:
         ValueError: another text has other ids.
     """
-    different = [text for text in TRIALS if built.encode(text, add_special_tokens=False).ids != tokenizer.encode(text)]
-    plain = [text for text in different if _SPACE_SYMBOL not in text]
+    different = [
+        text for text in SAMPLE_TEXTS if built.encode(text, add_special_tokens=False).ids != tokenizer.encode(text)
+    ]
+    plain = [text for text in different if SPACE_SYMBOL not in text]
     if plain:
         raise ValueError(f"the tokenizer's ids cannot be had through a tokenizer.json: {plain[0]!r} has others")
     note = "texts with U+2581 itself have other ids through AutoTokenizer, which reads it as a space"

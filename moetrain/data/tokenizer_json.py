@@ -1,4 +1,4 @@
-"""Tokenizers of a ``tokenizer.json``, through the `tokenizers` package (extra: hf), imported only when one is given."""
+"""Tokenizers of a ``tokenizer.json``, through the `tokenizers` package (extra: hf), which is imported on first use."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from moetrain.atomic_io import write_file
-from moetrain.data.tokenizer import Tokenizer, refuse_surrogates
+from moetrain.data.tokenizer_base import SPACE_SYMBOL, Tokenizer
 
-_SPACE_SYMBOL = "\u2581"
-
-# Tried in this order where neither the settings nor a tokenizer_config.json beside the file name a mark.
+# Tried in this order if neither the settings nor a tokenizer_config.json in the same folder name a mark.
 _BEGINS = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "<BOS_TOKEN>", "[BOS]", "[CLS]")
 _ENDS = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "<EOS_TOKEN>", "[EOS]", "[SEP]")
 
 
 class JsonTokenizer(Tokenizer):
-    """A byte-level tokenizer, or one with byte fallback; marks that stand in a text are read as plain text."""
+    """A byte-level tokenizer, or one with byte fallback. Marks in a text are encoded as plain text."""
+
+    FILE = "tokenizer.json"
 
     def __init__(self, model: bytes, begin_token: str, end_token: str) -> None:
         import tokenizers
@@ -29,7 +29,7 @@ class JsonTokenizer(Tokenizer):
         self.model = model = _without_nfc(model)
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(model.decode("utf-8"))
-        except Exception as error:  # the package raises nothing more exact
+        except Exception as error:  # the package raises no narrower class
             raise ValueError(f"not a tokenizer.json: {error}") from None
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
@@ -40,20 +40,20 @@ class JsonTokenizer(Tokenizer):
         self._marks = begin_token, end_token
         decoder = json.dumps(json.loads(model).get("decoder"))
         self._byte_level = '"ByteLevel"' in decoder
-        self._space_ids: list[int] | None = None
+        self._space_symbol_ids = None
         if '"ByteFallback"' in decoder:
-            pieces = [f"<0x{byte:02X}>" for byte in _SPACE_SYMBOL.encode()]
-            self._space_ids = [vocabulary[piece] for piece in pieces if piece in vocabulary]
-        if not self._byte_level and not self._space_ids:
+            pieces = [f"<0x{byte:02X}>" for byte in SPACE_SYMBOL.encode()]
+            self._space_symbol_ids = [vocabulary[piece] for piece in pieces if piece in vocabulary]
+        if not self._byte_level and not self._space_symbol_ids:
             raise ValueError("it is neither byte-level nor has byte fallback, so it cannot encode every text")
 
     @classmethod
     def read(cls, path: Path, begin_token: str | None, end_token: str | None) -> JsonTokenizer:
-        """The tokenizer of a file, with marks as named, else as ``tokenizer_config.json`` beside it says, else common.
+        """The tokenizer of a file. Its marks: as named, else as in ``tokenizer_config.json`` of its folder, else common.
 
         Raises:
             OSError: it cannot be read.
-            ValueError: the package is missing, the file is no tokenizer, or has no marks.
+            ValueError: the package is missing, the file is no tokenizer, or it has no marks.
         """
         try:
             import tokenizers  # noqa: F401
@@ -66,13 +66,13 @@ class JsonTokenizer(Tokenizer):
             added = [token["content"] for token in tree.get("added_tokens") or [] if token.get("special")]
         except (ValueError, AttributeError, KeyError, TypeError):
             raise ValueError("not a tokenizer.json") from None
-        said = _said_beside(path)
-        end = end_token or said.get("eos_token") or next((token for token in _ENDS if token in added), None)
+        configured = _configured_marks(path)
+        end = end_token or configured.get("eos_token") or next((token for token in _ENDS if token in added), None)
         if end is None:
             some = ", ".join(added[:8]) or "none"
             raise ValueError(f"no end mark is known: set tokenizer.end_token (its special tokens: {some})")
-        begin = begin_token or said.get("bos_token") or next((token for token in _BEGINS if token in added), None)
-        return cls(model, begin or end, end)  # GPT-2 and its like have one mark for both
+        begin = begin_token or configured.get("bos_token") or next((token for token in _BEGINS if token in added), None)
+        return cls(model, begin or end, end)  # GPT-2 and others have one mark for both
 
     def _mark(self, token: str, vocabulary: dict[str, int]) -> int:
         if token not in vocabulary:
@@ -83,32 +83,20 @@ class JsonTokenizer(Tokenizer):
     def fingerprint(self) -> str:
         return hashlib.blake2b(self.model + json.dumps(self._marks).encode(), digest_size=16).hexdigest()
 
-    def encode_all(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """Token ids of each text; the package has threads of its own, set by TOKENIZERS_PARALLELISM."""
-        for text in texts:
-            refuse_surrogates(text)
-        if self._space_ids is None:
-            return [encoding.ids for encoding in self._encode_batch(texts)]
-        encoded = []
-        for text in texts:  # U+2581 would come back as a space: write it by its bytes
-            ids: list[int] = []
-            for number, encoding in enumerate(self._encode_batch(text.split(_SPACE_SYMBOL))):
-                ids += (self._space_ids if number else []) + encoding.ids
-            encoded.append(ids)
-        return encoded
+    def _encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        # The package has threads of its own, set by TOKENIZERS_PARALLELISM.
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
-    def _encode_batch(self, texts: Sequence[str]) -> list[Any]:
-        return self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        marks = (self.begin_id, self.end_id)
-        return self._tokenizer.decode([int(i) for i in ids if i not in marks], skip_special_tokens=False)
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text
 
     def save_in(self, folder: Path) -> Path:
-        # Its marks stand beside it, so that they are found again without the settings that may have named them.
+        # The marks are written to the same folder, so that they are found without the settings that named them.
         marks = json.dumps(dict(zip(("bos_token", "eos_token"), self._marks, strict=True)), indent=1)
         write_file(folder / "tokenizer_config.json", marks.encode())
-        return write_file(folder / "tokenizer.json", self.model)
+        return write_file(folder / self.FILE, self.model)
 
     def token_bytes(self) -> np.ndarray:
         sizes = np.zeros(self.vocab_size, np.int32)
@@ -121,15 +109,15 @@ class JsonTokenizer(Tokenizer):
             elif len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
                 sizes[i] = 1
             else:
-                sizes[i] = len(piece.replace(_SPACE_SYMBOL, " ").encode())
+                sizes[i] = len(piece.replace(SPACE_SYMBOL, " ").encode())
         sizes[[self.begin_id, self.end_id]] = 0
         return sizes
 
 
 def _without_nfc(model: bytes) -> bytes:
-    """The same tokenizer for text as it is, where it would bring text into Unicode's composed form (NFC) first.
+    """The same tokenizer without Unicode normalization to NFC, which OLMoE's has and which is not lossless.
 
-    Text that is in that form, as nearly all is, keeps its ids; any other comes back as it was. (OLMoE's has it.)
+    Text that is in NFC already, as nearly all text is, keeps its ids.
     """
     tree = json.loads(model)
     if tree.get("normalizer") != {"type": "NFC"}:
@@ -137,8 +125,8 @@ def _without_nfc(model: bytes) -> bytes:
     return json.dumps(tree | {"normalizer": None}, ensure_ascii=False).encode()
 
 
-def _said_beside(path: Path) -> dict[str, str]:
-    """The marks that a tokenizer_config.json in the same folder names."""
+def _configured_marks(path: Path) -> dict[str, str]:
+    """The marks that tokenizer_config.json in the same folder names."""
     try:
         tree = json.loads((path.parent / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

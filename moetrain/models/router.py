@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from moetrain.model_input import PackedTokens
+
 
 class Decision(NamedTuple):
     """Where each token goes."""
@@ -41,17 +43,15 @@ class RecordingMasks:
 
     real_N: torch.Tensor  # 1 for a token of a sample, marks included; 0 for padding
     halves_BRT: torch.Tensor  # 1 where a token is recorded for half r (sample r // 2, parity r % 2) of its row
-    inputs: bool = False  # whether inputs are summed too
+    layer_inputs: bool = False  # whether the layer's inputs are summed too
 
     @classmethod
-    def make(
-        cls, slots_BT: torch.Tensor, recorded_BT: torch.Tensor, most_samples: int, inputs: bool = False
-    ) -> RecordingMasks:
-        halves = torch.arange(2 * most_samples, device=recorded_BT.device)
+    def make(cls, inputs: PackedTokens, layer_inputs: bool = False) -> RecordingMasks:
+        halves = torch.arange(2 * inputs.slots_per_row, device=inputs.recorded_BT.device)
         return cls(
-            (slots_BT >= 0).flatten().float(),
-            (recorded_BT[:, None, :] == halves[None, :, None]).float(),
-            inputs,
+            real_N=(inputs.slots_BT >= 0).flatten().float(),
+            halves_BRT=(inputs.recorded_BT[:, None, :] == halves[None, :, None]).float(),
+            layer_inputs=layer_inputs,
         )
 
 
@@ -101,7 +101,7 @@ class Router(nn.Module):
             both_NE2 = torch.cat([probs_NE, sent_NE], dim=1).view(rows, row_length, -1)
             sums_BRE, counts_BRE = torch.bmm(masks.halves_BRT, both_NE2).chunk(2, dim=-1)
             inputs_BRD = logits_NE.new_zeros(0)
-            if masks.inputs:
+            if masks.layer_inputs:
                 inputs_BRD = torch.bmm(masks.halves_BRT, x_ND.float().view(rows, row_length, -1))
         return LayerRouting(
             sums_BRE=sums_BRE,

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from moetrain.config import ModelSettings
+from moetrain.model_input import PackedTokens
 from moetrain.models import attention as attention_backends
 from moetrain.models import experts as expert_backends
 from moetrain.models.attention import Layout, attention, make_layout
@@ -42,7 +43,15 @@ class Routing:
 
     @classmethod
     def stack(cls, layers: list[LayerRouting]) -> Routing:
-        return cls(*(torch.stack(column) for column in zip(*layers, strict=True)))
+        return cls(
+            sums_LBRE=torch.stack([layer.sums_BRE for layer in layers]),
+            counts_LBRE=torch.stack([layer.counts_BRE for layer in layers]),
+            probs_LE=torch.stack([layer.probs_E for layer in layers]),
+            load_LE=torch.stack([layer.load_E for layer in layers]),
+            z_L=torch.stack([layer.z for layer in layers]),
+            entropy_L=torch.stack([layer.entropy for layer in layers]),
+            inputs_LBRD=torch.stack([layer.inputs_BRD for layer in layers]),
+        )
 
 
 @dataclass(frozen=True)
@@ -245,42 +254,30 @@ class Transformer(nn.Module):
 
     def forward(
         self,
-        tokens_BT: torch.Tensor,
-        targets_BT: torch.Tensor,
-        positions_BT: torch.Tensor,
-        slots_BT: torch.Tensor,
-        recorded_BT: torch.Tensor,
-        spans_N2: torch.Tensor,
-        most_samples: int,
-        inputs: bool = False,
+        inputs: PackedTokens,
+        record_layer_inputs: bool = False,
     ) -> Output:
-        """Loss and routing of packed rows; arguments as in `moetrain.data.stream.Batch`.
+        """Loss and routing of packed rows.
 
-        With ``inputs``, the routing holds each layer's inputs by sample as well.
+        Args:
+            inputs: with targets.
+            record_layer_inputs: whether the routing also holds the inputs of each layer's router, summed per sample.
         """
-        hidden_ND, routing = self.hidden_states(
-            tokens_BT, positions_BT, slots_BT, recorded_BT, spans_N2, most_samples, inputs
-        )
-        loss_sum, loss_N = cross_entropy(hidden_ND.to(self.dtype), self.lm_head.weight, targets_BT.flatten())
-        return Output(loss_sum, loss_N.view_as(targets_BT), routing)
+        assert inputs.targets_BT is not None
+        hidden_ND, routing = self.hidden_states(inputs, record_layer_inputs)
+        loss_sum, loss_N = cross_entropy(hidden_ND.to(self.dtype), self.lm_head.weight, inputs.targets_BT.flatten())
+        return Output(loss_sum, loss_N.view_as(inputs.targets_BT), routing)
 
     def hidden_states(
-        self,
-        tokens_BT: torch.Tensor,
-        positions_BT: torch.Tensor,
-        slots_BT: torch.Tensor,
-        recorded_BT: torch.Tensor,
-        spans_N2: torch.Tensor,
-        most_samples: int,
-        inputs: bool = False,
+        self, inputs: PackedTokens, record_layer_inputs: bool = False
     ) -> tuple[torch.Tensor, Routing | None]:
         """Final hidden states after the norm, float32 [N, D], and the routing."""
-        device = tokens_BT.device
+        device = inputs.tokens_BT.device
         backends = self.backends(device)
-        layout = make_layout(spans_N2, backends.attention, device, longest=tokens_BT.shape[1])
-        masks = RecordingMasks.make(slots_BT, recorded_BT, most_samples, inputs)
-        rotary = self._rotary(positions_BT.flatten())
-        x_ND = F.embedding(tokens_BT.flatten(), self.model.embed_tokens.weight).float()
+        layout = make_layout(inputs.spans_N2, backends.attention, device, longest=inputs.tokens_BT.shape[1])
+        masks = RecordingMasks.make(inputs, record_layer_inputs)
+        rotary = self._rotary(inputs.positions_BT.flatten())
+        x_ND = F.embedding(inputs.tokens_BT.flatten(), self.model.embed_tokens.weight).float()
         layers: list[LayerRouting] = []
         for layer in self.model.layers:
             if self.recompute and torch.is_grad_enabled():

@@ -13,6 +13,7 @@ import torch
 
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.device_transfer import to_device
+from moetrain.model_input import PackedTokens
 from moetrain.models.transformer import Transformer
 
 _MULTIPLE = 64  # batch sizes are multiples of this, so that shapes, and with them kernels, repeat
@@ -108,9 +109,15 @@ def pack_requests(requests: Sequence[Request], padding: int, batch_tokens: int) 
 
 def batch_hidden_states(model: Transformer, batch: RequestBatch) -> torch.Tensor:
     """Final hidden states of a batch, float32 [N, D]; the routing of no sample is recorded."""
-    unrecorded_1N = torch.full_like(batch.tokens_N, -1)[None]
-    row = (batch.tokens_N[None], batch.positions_N[None], batch.slots_N[None])
-    return model.hidden_states(*row, unrecorded_1N, batch.spans_R2, most_samples=0)[0]
+    inputs = PackedTokens(
+        tokens_BT=batch.tokens_N[None],
+        targets_BT=None,
+        positions_BT=batch.positions_N[None],
+        slots_BT=batch.slots_N[None],
+        recorded_BT=torch.full_like(batch.tokens_N, -1)[None],
+        spans_N2=batch.spans_R2,
+    )
+    return model.hidden_states(inputs)[0]
 
 
 def _batch(requests: Sequence[Request], chosen: np.ndarray, padding: int) -> RequestBatch:

@@ -73,9 +73,8 @@ def read_answers(
     if not chosen_BS.any():
         return no_answers(model.settings.num_hidden_layers, model.settings.num_experts)
     recorded_BT, slots = batch.each_predicted(torch.from_numpy(chosen_BS))
-    apart = replace(batch, recorded_BT=recorded_BT).to(device)
-    tokens = (apart.tokens_BT, apart.positions_BT, apart.slots_BT, apart.recorded_BT)
-    _, routing = model.hidden_states(*tokens, apart.spans_N2, slots)
+    inputs = replace(batch, recorded_BT=recorded_BT).to(device).model_input()
+    _, routing = model.hidden_states(replace(inputs, slots_per_row=slots))
     assert routing is not None
     row_A, column_A = (recorded_BT >= 0).nonzero(as_tuple=True)
     member_A = samples_BS[row_A, batch.slots_BT[row_A, column_A]]

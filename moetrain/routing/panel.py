@@ -199,7 +199,7 @@ def read_panel(
     answers, answered = [no_answers(*shape[1:])], short_answers(panel.stream)
     for number in range(process, panel.stream.steps, processes):
         batch = panel.stream.batch(number, 0, panel.stream.batch_rows)
-        output = model(*batch.to(device).inputs(), inputs)
+        output = model(batch.to(device).model_input(), record_layer_inputs=inputs)
         assert output.routing is not None
         sums, tokens = batch.sum_by_sample(output.loss_BT.cpu().numpy())
         there = batch.samples_BS.numpy() >= 0

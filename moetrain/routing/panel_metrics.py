@@ -29,7 +29,7 @@ def seen_members(stored: StoredReading, domain: str) -> np.ndarray:
 
 def _met(stored: StoredReading) -> np.ndarray:
     met = (stored.cell == SEEN) & (stored.first_step > 0) & (stored.first_step <= stored.step)
-    return met & stored.whole
+    return met & stored.finite
 
 
 def _finite(losses: np.ndarray) -> np.ndarray:
@@ -84,7 +84,7 @@ def panel_metrics(stored: StoredReading, domains: Sequence[str], tau: float, ste
     found: dict[str, Estimate] = {}
     met = _met(stored)
     for domain in domains:
-        own = (stored.domain == domain) & stored.whole
+        own = (stored.domain == domain) & stored.finite
         seen = seen_members(stored, domain)
         cells = {"pathway_to_come": TO_COME, "pathway_heldout": HELDOUT}
         unmet = {tag: np.flatnonzero(own & (stored.cell == cell)) for tag, cell in cells.items()}

@@ -113,7 +113,7 @@ class PanelMonitor:
     def take(self, stored: StoredReading) -> PanelPoints:
         """Take in the next reading; what it comes to, given those before."""
         self._read_at.append(stored.step)
-        self._tokens.append(stored.surroundings.tokens)
+        self._tokens.append(stored.training_context.tokens)
         # A loss that is not finite is the largest there is: nothing that has it is memorized.
         self._losses.append(np.where(np.isfinite(stored.loss), stored.loss, np.finfo(np.float32).max))
         metrics = panel_metrics(stored, self.domains, self.tau, self.steps)
@@ -122,7 +122,7 @@ class PanelMonitor:
             change = self._memorized(number, metrics)
             if change is not None:
                 memorized[domain] = change
-        verdicts, changed = self._judge(metrics, stored.surroundings)
+        verdicts, changed = self._judge(metrics, stored.training_context)
         matrices = {"experts/load_by_layer": load_by_layer(stored), "experts/load_by_domain": self._by_domain(stored)}
         distributions = {}
         for domain in self.domains:
@@ -138,7 +138,7 @@ class PanelMonitor:
                 distributions[f"loss/panel_seen_by_sample/{domain}"] = losses[np.isfinite(losses)]
                 cosine = grokking.cosine(stored.weights[seen], stored.blocks)
                 distributions[f"pathway/cosine_by_sample/{domain}"] = cosine[np.isfinite(cosine)]
-        broken = int((~stored.whole | ~np.isfinite(stored.loss)).sum())
+        broken = int((~stored.finite | ~np.isfinite(stored.loss)).sum())
         return PanelPoints(stored.step, metrics, verdicts, changed, memorized, matrices, distributions, broken)
 
     def _memorized(self, number: int, metrics: dict[str, Estimate]) -> Memorized | None:
@@ -166,14 +166,14 @@ class PanelMonitor:
         return np.stack(rows)
 
     def _judge(
-        self, metrics: Mapping[str, Estimate], surroundings: TrainingContext
+        self, metrics: Mapping[str, Estimate], training_context: TrainingContext
     ) -> tuple[dict[str, Verdict], dict[str, PhaseChange]]:
         verdicts, changed = {}, {}
         for domain, history in self._history.items():
             for name, tag in _JUDGED.items():
                 history[name].append(_row(metrics.get(f"{tag}/{domain}")))
-            history["router_entropy"][-1] = _number(surroundings.router_entropy)
-            history["load_cv"][-1] = _number(surroundings.load_cv)
+            history["router_entropy"][-1] = _number(training_context.router_entropy)
+            history["load_cv"][-1] = _number(training_context.load_cv)
             for name, tag in _COUNTED.items():
                 counted = metrics.get(f"{tag}/{domain}")
                 history[name][-1] = _number(counted.samples if counted else 0)

@@ -59,10 +59,10 @@ class StoredReading:
     inputs: np.ndarray  # float16 [P, L, D], mean inputs of each layer; D is 0 without panel.linear_kernel
     blocks: tuple[np.ndarray, np.ndarray]  # float32 [L, E, E] and [L - 1, E, E]
     answers: AnswerRouting  # weights float16 [A, L, E]
-    surroundings: TrainingContext = TrainingContext()
+    training_context: TrainingContext = TrainingContext()
 
     @cached_property
-    def whole(self) -> np.ndarray:
+    def finite(self) -> np.ndarray:
         """Samples whose routing is finite, bool [P]; the others count in no metric."""
         return np.isfinite(self.even).all((1, 2)) & np.isfinite(self.odd).all((1, 2))
 
@@ -88,7 +88,7 @@ def to_stored(
     reading: PanelReading,
     domains: Collection[str],
     blocks: tuple[np.ndarray, np.ndarray],
-    surroundings: TrainingContext = TrainingContext(),
+    training_context: TrainingContext = TrainingContext(),
 ) -> StoredReading:
     """A reading, rounded as it will stand on disk."""
     names = np.array(list(domains), dtype=object)
@@ -107,7 +107,7 @@ def to_stored(
         reading.inputs.astype(np.float16),
         blocks,
         replace(reading.answers, weights=reading.answers.weights.astype(np.float16)),
-        surroundings,
+        training_context,
     )
 
 
@@ -137,7 +137,7 @@ def write_reading(run: Path, stored: StoredReading) -> list[Path]:
     answers = stored.answers
     shape = {"layers": str(layers), "experts": str(experts)}
     about = shape | {"answers": str(len(answers))}
-    around = {name: "" if value is None else repr(value) for name, value in asdict(stored.surroundings).items()}
+    around = {name: "" if value is None else repr(value) for name, value in asdict(stored.training_context).items()}
     own, following = stored.blocks
     router = {"own": fixed_lists(own), "next": fixed_lists(np.concatenate([following, np.zeros_like(own[:1])]))}
     # The panel's piece comes last: where it stands, its reading is whole.
@@ -221,11 +221,11 @@ def _as_reading(
         else np.zeros((len(table), layers, 0), np.float16),
         blocks=(own, following[:-1]),
         answers=answers,
-        surroundings=_surroundings(table.schema.metadata),
+        training_context=_training_context(table.schema.metadata),
     )
 
 
-def _surroundings(metadata: Mapping[bytes, bytes]) -> TrainingContext:
+def _training_context(metadata: Mapping[bytes, bytes]) -> TrainingContext:
     entropy, load_cv = (metadata.get(name, b"") for name in (b"router_entropy", b"load_cv"))
     return TrainingContext(
         int(metadata.get(b"tokens", 0)), float(entropy) if entropy else None, float(load_cv) if load_cv else None

@@ -44,7 +44,7 @@ def heldout_losses(
     for number, stream in enumerate(streams.values()):
         for step in range(accelerator.process_index, stream.steps, accelerator.num_processes):
             batch = stream.batch(step, 0, stream.batch_rows).to(accelerator.device)
-            output = model(*batch.inputs(by_sample=False))
+            output = model(batch.model_input(by_sample=False))
             predicted = batch.targets_BT[batch.targets_BT != IGNORED]
             sums[number, 0] += output.loss_BT.double().sum()
             sums[number, 1] += len(predicted)

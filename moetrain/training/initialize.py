@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from moetrain.config import ModelSettings, Settings, SettingsError
-from moetrain.data.tokenizer import Tokenizer
+from moetrain.data.tokenizer import Tokenizer, load_tokenizer
 from moetrain.models.hf import OlmoeError, find_olmoe, read_olmoe, read_settings
 from moetrain.models.transformer import Transformer
 
@@ -73,5 +73,5 @@ def _check_tokenizer(settings: Settings, tokenizer: Tokenizer, vocab_size: int, 
             f"{_KEY}: tokenizer.model has {tokenizer.vocab_size} ids, {folder} embeddings for {vocab_size}: "
             f"set tokenizer.model={file}"
         )
-    if file.is_file() and Tokenizer.load(file).model != tokenizer.model:
+    if file.is_file() and load_tokenizer(file).model != tokenizer.model:
         raise SettingsError(f"{_KEY}: tokenizer.model is not the tokenizer of {folder}: set tokenizer.model={file}")

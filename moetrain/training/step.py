@@ -64,7 +64,7 @@ def forward_backward(
         batch = stream.batch(step, start, micro).to(accelerator.device)
         last = start + micro == first + share
         with nullcontext() if last else accelerator.no_sync(model):
-            output: Output = model(*batch.inputs(settings.watches_routing))
+            output: Output = model(batch.model_input(settings.watches_routing))
             loss = part_of_loss(output, balancing, settings, predicted, real)
             # Gradients are averaged over processes; the part already counts all of them.
             (loss * accelerator.num_processes).backward()

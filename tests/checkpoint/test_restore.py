@@ -44,7 +44,7 @@ def test_a_run_opens_at_its_newest_checkpoint_and_at_any_without_its_cache(run, 
         assert all(torch.equal(state[name], saved[name]) for name in saved)
     batch = training_stream(corpus, newest.settings).batch(0, 0, 2)
     with torch.no_grad():
-        losses = [float(opened.model(*batch.inputs()).loss_sum) for opened in (newest, older)]
+        losses = [float(opened.model(batch.model_input()).loss_sum) for opened in (newest, older)]
     assert losses[0] < losses[1]
 
 

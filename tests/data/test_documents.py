@@ -1,11 +1,19 @@
 import gzip
 import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import moetrain
 from moetrain.config import SettingsError, load_settings
+from moetrain.data import builtin
 from moetrain.data.documents import DataError, DomainReport, document_id, fingerprint, is_heldout, read_documents
 
 
@@ -103,6 +111,55 @@ def test_the_fingerprint_follows_content_and_not_time_or_place(tmp_path):
         (tmp_path / name).mkdir()
         lines(tmp_path / name / "x.jsonl", {"text": text})
     assert of(tmp_path / "a") == of(tmp_path / "b") != of(tmp_path / "c")
+
+
+@pytest.fixture
+def generators(tmp_path):
+    """A copy of the package, whose source a test may change."""
+    shutil.copytree(Path(moetrain.__file__).parent, tmp_path / "moetrain", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "moetrain" / "data" / "builtin"
+
+
+def fingerprints(folder, *names):
+    """The fingerprints of built-in domains as the package below ``folder`` gives them."""
+    code = (
+        "import sys; from moetrain.config import load_settings; from moetrain.data.documents import fingerprint\n"
+        "for name in sys.argv[1:]:\n"
+        "    data = load_settings(None, [f'data.domains.d.builtin={name}']).data\n"
+        "    print(*(fingerprint('d', data.domains['d'], data, seed) for seed in (0, 1)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    command = [sys.executable, "-c", code, *names]
+    run = subprocess.run(command, env=environment, cwd=folder, capture_output=True, check=True)
+    return [tuple(line.split()) for line in run.stdout.decode().splitlines()]
+
+
+def test_the_fingerprint_of_a_built_in_domain_follows_its_version_and_seed_and_not_its_source(generators):
+    folder = generators.parents[2]
+    before = fingerprints(folder, *builtin.NAMES)
+    assert len({each for pair in before for each in pair}) == 2 * len(builtin.NAMES)
+    for path in generators.glob("*.py"):
+        path.write_text(path.read_text() + "# A comment.\n")
+    assert fingerprints(folder, *builtin.NAMES) == before
+    raised = builtin.VERSIONS | {"math": builtin.VERSIONS["math"] + 1}
+    with open(generators / "__init__.py", "a") as file:
+        file.write(f"VERSIONS = {raised}\n")
+    after = fingerprints(folder, *builtin.NAMES)
+    changed = {name for name, old, new in zip(builtin.NAMES, before, after, strict=True) if old != new}
+    assert changed == {"math"}
+
+
+def test_the_fingerprint_of_code_follows_the_library(tmp_path, monkeypatch):
+    def of(name, text):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "module.py").write_text(text)
+        (tmp_path / name / "test").mkdir()
+        (tmp_path / name / "test" / "not_read.py").write_text(name)
+        monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / name)})
+        data = load_settings(None, ["data.domains.d.builtin=code"]).data
+        return fingerprint("d", data.domains["d"], data, 0)
+
+    assert of("a", "x = 1\n") == of("b", "x = 1\n") != of("c", "x = 2\n")
 
 
 @given(st.text(), st.integers(1, 9))

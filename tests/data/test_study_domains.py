@@ -30,7 +30,6 @@ PLANTED = [
     ("modular", {"modulus": 113, "trained_share": 0.3}),
     *(("random_answers", {"operation": operation}) for operation in OPERATIONS),
     ("random_answers", {"like": "math"}),
-    ("random_answers", {"like": "chemistry"}),
     *(("formal", {"rule": rule}) for rule in ("copy", "reverse", "brackets")),
 ]
 each_domain = pytest.mark.parametrize(("name", "options"), PLANTED, ids=[f"{n}-{o}" for n, o in PLANTED])
@@ -168,11 +167,10 @@ def test_random_answers_have_the_questions_and_the_answer_counts_of_the_rule(ope
         assert agree < 0.035  # one in 59 by chance
 
 
-@pytest.mark.parametrize(("like", "answers"), [("math", range(10, 100)), ("chemistry", range(100, 1000))])
-def test_random_answers_of_other_forms_are_uniform_and_no_question_comes_in_both_orders(like, answers):
-    seen = set()
+def test_random_answers_like_math_are_uniform_and_no_question_comes_in_both_orders():
+    seen, answers = set(), range(10, 100)
     for part in (trained, held_out):
-        facts = [question_and_answer(marked) for marked in part("random_answers", like=like, count=3000)]
+        facts = [question_and_answer(marked) for marked in part("random_answers", like="math", count=3000)]
         counts = collections.Counter(int(answer) for _, answer in facts)
         assert set(counts) <= set(answers)
         assert max(counts.values()) - min(counts[answer] for answer in answers) <= 1
@@ -266,7 +264,7 @@ def test_items_ask_for_facts_as_choice_and_open_in_the_words_of_the_text(name, o
                 assert item["task"] == f"builtin_{name}_open{ending}"
                 answer = item["target"]
             whole = item["prompt"] + item["sep"] + answer
-            assert any(whole + end in texts for end in ("", ".", " g/mol."))
+            assert any(whole + end in texts for end in ("", "."))
 
 
 @each_domain

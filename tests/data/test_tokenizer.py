@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moetrain.data.errors import DataError
-from moetrain.data.tokenizer import Tokenizer, train_tokenizer
+from moetrain.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tests.conftest import sentences, sums
 
 
@@ -69,4 +69,4 @@ def test_many_texts_are_encoded_as_one_by_one(tokenizer):
 
 def test_a_saved_model_is_the_same(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "t.model")
-    assert Tokenizer.load(tmp_path / "t.model").fingerprint == tokenizer.fingerprint
+    assert load_tokenizer(tmp_path / "t.model").fingerprint == tokenizer.fingerprint

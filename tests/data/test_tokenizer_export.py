@@ -6,7 +6,7 @@ import sentencepiece as spm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetrain.data.tokenizer import TRIALS, SentencePieceTokenizer, Tokenizer, train_tokenizer
+from moetrain.data.tokenizer import SAMPLE_TEXTS, SentencePieceTokenizer, load_tokenizer, train_tokenizer
 from moetrain.data.tokenizer_export import as_tokenizers, write_tokenizer
 from tests.conftest import sentences, sums
 from tests.data.test_tokenizer_json import byte_fallback, byte_level
@@ -41,7 +41,7 @@ def pair(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("export")
     if request.param is byte_level:
         byte_level(["<s>", "</s>"]).save(str(path / "tokenizer.json"))
-        tokenizer = Tokenizer.load(path / "tokenizer.json")
+        tokenizer = load_tokenizer(path / "tokenizer.json")
     else:
         tokenizer = request.param(path) if request.param is with_symbols else request.param()
     return tokenizer, as_tokenizers(tokenizer)
@@ -97,16 +97,16 @@ def test_any_text_has_the_same_ids(pair, text):
 def test_a_written_one_is_ours_again(tmp_path):
     tokenizer = own()
     assert write_tokenizer(tokenizer, tmp_path, 64) == []
-    again = Tokenizer.load(tmp_path / "tokenizer.json")
+    again = load_tokenizer(tmp_path / "tokenizer.json")
     assert (again.vocab_size, again.begin_id, again.end_id) == (400, tokenizer.begin_id, tokenizer.end_id)
     assert again.token_bytes().tolist() == tokenizer.token_bytes().tolist()
-    for text in TRIALS:
+    for text in SAMPLE_TEXTS:
         assert again.encode(text) == tokenizer.encode(text)
 
 
 def test_one_that_reads_its_space_symbol_as_a_space_is_said_to(tmp_path):
     byte_fallback().save(str(tmp_path / "tokenizer.json"))
-    (note,) = write_tokenizer(Tokenizer.load(tmp_path / "tokenizer.json"), tmp_path, 64)
+    (note,) = write_tokenizer(load_tokenizer(tmp_path / "tokenizer.json"), tmp_path, 64)
     assert note.startswith("texts with U+2581 itself")
 
 

@@ -56,7 +56,7 @@ def test_routing_recorded_on_cuda_is_that_recorded_on_cpu(make_settings):
     for device in (torch.device("cpu"), DEVICE):
         model = make_model(attention="sdpa", experts="grouped_mm").to(device)
         with torch.no_grad():
-            routing = model(*batch.to(device).inputs()).routing
+            routing = model(batch.to(device).model_input()).routing
         sums, counts = routing.sums_LBRE, routing.counts_LBRE
         found.append(record_samples(sums, counts, batch.samples_BS, batch.domains_BS, batch.compared_BS, 0))
     cpu, cuda = found

@@ -5,6 +5,7 @@ import torch
 
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
+from moetrain.model_input import PackedTokens
 from moetrain.models.attention import make_layout
 from moetrain.models.backends import Backends
 from moetrain.models.router import RecordingMasks
@@ -36,7 +37,8 @@ def test_a_layer_on_a_device_is_one_graph_for_any_number_of_samples():
         layout = make_layout(torch.stack([cuts[:-1], cuts.diff()], 1), "varlen", META, longest=length)
         tokens = torch.zeros(1, length, dtype=torch.int64, device=META)
         x = torch.zeros(length, 32, device=META, requires_grad=True)
-        rotary, masks = model._rotary(tokens.flatten()), RecordingMasks.make(tokens, tokens, 8)
+        inputs = PackedTokens(tokens, None, tokens, tokens, tokens, layout.spans_N2, slots_per_row=8)
+        rotary, masks = model._rotary(tokens.flatten()), RecordingMasks.make(inputs)
         out, routing = layer(x, torch.bfloat16, rotary, layout, masks, Backends("varlen", "grouped_mm", ()))
         (out.sum() + routing.z + routing.probs_E.sum()).backward()
     # One for the first number of samples, one for any other.

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moetrain.config import ModelSettings
+from moetrain.model_input import PackedTokens
 from moetrain.models import hf
 from moetrain.models.hf import OlmoeError, find_olmoe, olmoe_config, read_olmoe, read_settings, write_weights
 from moetrain.models.transformer import Transformer
@@ -45,11 +46,8 @@ def write(model, folder, dtype=torch.float32, shard_bytes=hf.SHARD_BYTES):
 
 def logits(model, tokens):
     rows, length = tokens.shape
-    spans = torch.tensor([[row * length, length] for row in range(rows)])
-    positions = torch.arange(length).expand(rows, length)
     with torch.no_grad():
-        nothing = torch.full_like(tokens, -1)
-        hidden, _ = model.hidden_states(tokens, positions, torch.zeros_like(tokens), nothing, spans, 8)
+        hidden, _ = model.hidden_states(PackedTokens.one_sample_per_row(tokens))
         return (hidden @ model.lm_head.weight.T).view(rows, length, -1)
 
 

@@ -1,5 +1,6 @@
 import torch
 
+from moetrain.model_input import PackedTokens
 from moetrain.models.router import RecordingMasks, Router
 
 
@@ -11,14 +12,15 @@ def made(**changes):
     return router
 
 
-def masks(rows=2, length=10, most_samples=3):
+def masks(rows=2, length=10, slots_per_row=3):
     slots = torch.full((rows, length), -1)
     recorded = torch.full((rows, length), -1)
     slots[0, :4], slots[0, 4:9] = 0, 1
     recorded[0, 1:3] = torch.tensor([0, 1])
     recorded[0, 5:8] = torch.tensor([2, 3, 2])
     slots[1, :] = 0
-    return RecordingMasks.make(slots, recorded, most_samples)
+    zeros, spans = torch.zeros_like(slots), torch.zeros(0, 2, dtype=torch.int64)
+    return RecordingMasks.make(PackedTokens(zeros, None, zeros, slots, recorded, spans, slots_per_row))
 
 
 def test_what_is_recorded_equals_a_plain_count():

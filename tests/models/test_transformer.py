@@ -4,6 +4,7 @@ import torch
 from moetrain.config import ModelSettings
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
+from moetrain.model_input import PackedTokens
 from moetrain.models.backends import Backends
 from moetrain.models.transformer import Transformer
 from tests.models import stand_ins
@@ -34,7 +35,7 @@ def batch(make_settings):
 
 
 def gradients(model, batch):
-    output = model(*batch.inputs())
+    output = model(batch.model_input())
     loss = output.loss_sum / 100
     if output.routing is not None:
         loss = loss + 0.1 * (output.routing.probs_LE.square().mean() + output.routing.z_L.mean())
@@ -67,11 +68,8 @@ def test_logits_equal_transformers_olmoe(norm_topk_prob, groups):
     missing = reference.load_state_dict(model.state_dict(), strict=True)
     assert not missing.missing_keys
     tokens = torch.randint(3, 320, (2, 40))
-    positions = torch.arange(40).expand(2, 40)
-    spans = torch.tensor([[0, 40], [40, 40]])
-    nothing = torch.full((2, 40), -1)
     with torch.no_grad():
-        hidden, _ = model.hidden_states(tokens, positions, torch.zeros_like(tokens), nothing, spans, 8)
+        hidden, _ = model.hidden_states(PackedTokens.one_sample_per_row(tokens))
         mine = (hidden @ model.lm_head.weight.T).view(2, 40, -1)
         torch.testing.assert_close(mine, reference(tokens).logits, rtol=1e-4, atol=1e-5)
 
@@ -114,23 +112,20 @@ def test_a_checkpoint_gives_the_same_through_the_kernels_for_cuda(batch, monkeyp
 def test_loss_and_routing_by_sample_are_the_same_packed_and_alone(batch):
     model = make_model()
     with torch.no_grad():
-        packed = model(*batch.inputs())
+        packed = model(batch.model_input())
         compared = 0
         for row in range(4):
             for slot in range(batch.samples_BS.shape[1]):
                 if batch.samples_BS[row, slot] < 0:
                     continue
                 mine = batch.slots_BT[row] == slot
-                length = int(mine.sum())
                 recorded = batch.recorded_BT[row][mine]
                 alone = model(
-                    batch.tokens_BT[row][mine][None],
-                    batch.targets_BT[row][mine][None],
-                    torch.arange(length)[None],
-                    torch.zeros(1, length, dtype=torch.int64),
-                    torch.where(recorded >= 0, recorded % 2, -1)[None],
-                    torch.tensor([[0, length]]),
-                    1,
+                    PackedTokens.one_sample_per_row(
+                        batch.tokens_BT[row][mine][None],
+                        batch.targets_BT[row][mine][None],
+                        torch.where(recorded >= 0, recorded % 2, -1)[None],
+                    )
                 )
                 torch.testing.assert_close(alone.loss_BT[0], packed.loss_BT[row][mine], rtol=1e-5, atol=1e-5)
                 for name in ("sums_LBRE", "counts_LBRE"):
@@ -151,7 +146,7 @@ def test_recomputing_layers_changes_nothing_at_all(batch):
 
 
 def test_sums_of_each_recorded_sample_are_its_tokens(batch):
-    routing = make_model()(*batch.inputs()).routing
+    routing = make_model()(batch.model_input()).routing
     tokens = (batch.recorded_BT[:, None, :] == torch.arange(2 * batch.samples_BS.shape[1])[None, :, None]).sum(-1)
     for layer in range(3):
         torch.testing.assert_close(routing.sums_LBRE[layer].sum(-1), tokens.float())
@@ -160,8 +155,8 @@ def test_sums_of_each_recorded_sample_are_its_tokens(batch):
 
 
 def test_bf16_compute_keeps_routing_and_loss_in_float32_and_close(batch):
-    exact = make_model(initializer_range=0.05)(*batch.inputs())
-    rounded = make_model(initializer_range=0.05, dtype=torch.bfloat16)(*batch.inputs())
+    exact = make_model(initializer_range=0.05)(batch.model_input())
+    rounded = make_model(initializer_range=0.05, dtype=torch.bfloat16)(batch.model_input())
     assert rounded.loss_BT.dtype == rounded.routing.sums_LBRE.dtype == torch.float32
     assert float(rounded.loss_sum.detach()) == pytest.approx(float(exact.loss_sum.detach()), rel=1e-3)
 

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from moetrain.model_input import PackedTokens
+
 
 def parted(prompt, continuation):
     """lm-evaluation-harness's rule, letter by letter."""
@@ -25,12 +27,8 @@ def answer_tokens(tokenizer, prompt, continuation, context_tokens):
 
 def logits(model, tokens):
     """All logits [T, V] of one sample in a row of its own."""
-    length = len(tokens)
-    ids = torch.tensor(tokens)[None]
-    positions = torch.arange(length)[None]
-    zeros = torch.zeros(1, length, dtype=torch.int64)
     with torch.no_grad():
-        hidden, _ = model.hidden_states(ids, positions, zeros, zeros - 1, torch.tensor([[0, length]]), 1)
+        hidden, _ = model.hidden_states(PackedTokens.one_sample_per_row(torch.tensor(tokens)[None]))
         return hidden @ model.lm_head.weight.T
 
 

@@ -8,6 +8,7 @@ import torch
 from moetrain import grokking
 from moetrain.config import SettingsError
 from moetrain.data.errors import DataError
+from moetrain.model_input import PackedTokens
 from moetrain.probes.embeddings import item_text, mean_hidden_states, sentence_encoder
 from tests.probes.conftest import item
 
@@ -16,11 +17,8 @@ TEXTS = ["Ada has a candle", "3 plus 4 is 7.", "so", "the bread belongs to Eva. 
 
 
 def slow_mean(model, ids):
-    tokens = torch.tensor(ids)[None]
-    zeros = torch.zeros_like(tokens)
-    positions = torch.arange(len(ids))[None]
     with torch.no_grad():
-        hidden, _ = model.hidden_states(tokens, positions, zeros, zeros - 1, torch.tensor([[0, len(ids)]]), 1)
+        hidden, _ = model.hidden_states(PackedTokens.one_sample_per_row(torch.tensor([ids])))
     return hidden[1:].mean(0).numpy()
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from moetrain.model_input import PackedTokens
 from moetrain.probes.generation import generate, is_exact, is_generated
 from moetrain.probes.scoring import prepare, score
 from moetrain.probes.tasks import tasks_of
@@ -35,8 +36,9 @@ def trained(tokenizer):
     targets = tokens.roll(-1).clone()
     targets[tokens == tokenizer.end_id] = -100
     zeros = torch.zeros_like(tokens)
+    inputs = PackedTokens(tokens, targets, positions, slots_BT=zeros, recorded_BT=zeros - 1, spans_N2=spans)
     for _ in range(60):
-        output = model(tokens, targets, positions, zeros, zeros - 1, spans, 1)
+        output = model(inputs)
         (output.loss_sum / tokens.numel()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

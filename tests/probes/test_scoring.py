@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moetrain.model_input import PackedTokens
 from moetrain.probes.requests import make_requests, split_prompt
 from moetrain.probes.scoring import prepare, score
 from moetrain.probes.tasks import ENOUGH, tasks_of
@@ -169,8 +170,7 @@ def test_scoring_leaves_no_trace_in_training(tokenizer):
                 score(model, prepared, CPU)
                 assert model.training == (step % 2 == 0)
             tokens = torch.randint(0, tokenizer.vocab_size, (1, 64))
-            zeros, places = torch.zeros_like(tokens), torch.arange(64)[None]
-            output = model(tokens, tokens.roll(-1), places, zeros, zeros - 1, torch.tensor([[0, 64]]), 1)
+            output = model(PackedTokens.one_sample_per_row(tokens, tokens.roll(-1)))
             output.loss_sum.backward()
             if with_probes:  # gradients that wait for their update stay
                 kept = [p.grad.clone() for p in model.parameters() if p.grad is not None]
@@ -282,15 +282,15 @@ def test_scoring_costs_little_more_than_the_forward_passes(tokenizer):
                 length += row[-1].read
             reads = [each.read for each in row]
             starts = np.cumsum(reads) - reads
-            arrays = (
-                np.concatenate([each.tokens[:-1] for each in row]),
-                np.concatenate([each.tokens[1:] for each in row]),
-                np.concatenate([np.arange(read) for read in reads]),
-                np.zeros(length),
-                np.full(length, -1),
-            )
-            inputs = [torch.from_numpy(array.astype(np.int64))[None] for array in arrays]
-            model(*inputs, torch.from_numpy(np.stack([starts, reads], 1)), 1)
+            arrays = {
+                "tokens_BT": np.concatenate([each.tokens[:-1] for each in row]),
+                "targets_BT": np.concatenate([each.tokens[1:] for each in row]),
+                "positions_BT": np.concatenate([np.arange(read) for read in reads]),
+                "slots_BT": np.zeros(length),
+                "recorded_BT": np.full(length, -1),
+            }
+            inputs = {name: torch.from_numpy(array.astype(np.int64))[None] for name, array in arrays.items()}
+            model(PackedTokens(**inputs, spans_N2=torch.from_numpy(np.stack([starts, reads], 1)), slots_per_row=1))
 
     seconds = {bare: [], score: []}
     for _ in range(6):

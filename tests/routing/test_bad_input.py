@@ -127,7 +127,7 @@ def test_a_monitor_lives_through_any_readings(shape, losses, eps, seed):
     monitor = PanelMonitor(FixedPanel(10), DOMAINS, 0.7, 40, dict.fromkeys(DOMAINS, 0.5 if eps else None))
     for step, broken in enumerate(losses, start=1):
         stored = a_reading(rng, *shape, cells, broken, broken, step)
-        points = monitor.take(replace(stored, surroundings=TrainingContext(100 * step)))
+        points = monitor.take(replace(stored, training_context=TrainingContext(100 * step)))
         assert all(math.isfinite(estimate.mean) for estimate in points.metrics.values())
         assert set(points.phases) == set(DOMAINS)
     again = PanelMonitor(FixedPanel(10), DOMAINS, 0.7, 40, dict.fromkeys(DOMAINS, 0.5 if eps else None))

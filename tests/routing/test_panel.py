@@ -10,6 +10,7 @@ from moetrain import grokking
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
 from moetrain.loggers.events import as_event
+from moetrain.model_input import PackedTokens
 from moetrain.models.router import Router
 from moetrain.models.transformer import Transformer
 from moetrain.routing.panel import HELDOUT, SEEN, TO_COME, draw_panel, read_panel, reading_steps
@@ -109,10 +110,8 @@ def test_a_reading_is_each_sample_alone(made):
         targets = torch.cat([tokens[1:], torch.tensor([-100])])
         recorded = torch.full((length,), -1)
         recorded[1:] = torch.arange(length - 1) % 2
-        zeros = torch.zeros(1, length, dtype=torch.int64)
-        positions = torch.arange(length)[None]
         with torch.no_grad():
-            out = model(tokens[None], targets[None], positions, zeros, recorded[None], torch.tensor([[0, length]]), 1)
+            out = model(PackedTokens.one_sample_per_row(tokens[None], targets[None], recorded[None]))
         assert reading.loss[member] == pytest.approx(float(out.loss_sum) / (length - 1), rel=1e-5)
         sums = out.routing.sums_LBRE[:, 0].numpy()
         for half, mine in ((0, reading.even), (1, reading.odd)):
@@ -131,10 +130,9 @@ def test_answers_are_read_where_each_token_is_predicted(ruled):
         begin, size = int(panel.samples.answer_start[member]), int(panel.samples.answer_length[member])
         assert size
         ids = torch.from_numpy(panel.stream.sequence(member)[:-1])
-        zeros, length = torch.zeros(1, len(ids), dtype=torch.int64), len(ids)
         inputs.clear()
         with torch.no_grad():
-            model.hidden_states(ids[None], torch.arange(length)[None], zeros, zeros - 1, torch.tensor([[0, length]]), 1)
+            model.hidden_states(PackedTokens.one_sample_per_row(ids[None]))
             probs_LNE = [torch.softmax(x.float() @ m.weight.float().T, -1) for m, x in inputs]
         for place in range(size):
             routed = np.stack([probs[begin + place].numpy() for probs in probs_LNE])
@@ -267,10 +265,10 @@ def test_processes_share_a_reading(ruled):
 
 
 def test_what_is_stored_comes_back_bit_for_bit(made, tmp_path):
-    stored = replace(reading_of(made)[1], surroundings=TrainingContext(12345, 1.25, 1 / 3))
+    stored = replace(reading_of(made)[1], training_context=TrainingContext(12345, 1.25, 1 / 3))
     write_reading(tmp_path, stored)
     back = read_reading(tmp_path, 20)
-    assert back.surroundings == stored.surroundings
+    assert back.training_context == stored.training_context
     for name in ("domain", "cell", "document", "piece", "first_step", "tokens", "loss", "even", "odd", "counts"):
         mine, theirs = getattr(back, name), getattr(stored, name)
         assert np.array_equal(mine, theirs), name
@@ -355,7 +353,7 @@ def test_results_come_in_order_and_state_restores_the_losses(made):
     monitor = PanelMonitor(panel, DOMAINS, 0.7, STEPS, {"stories": 10.0, "sums": None})
     steps = (0, 10, 20, 30)
     points = [
-        monitor.take(replace(reading_of(made, step)[1], surroundings=TrainingContext(step * 100))) for step in steps
+        monitor.take(replace(reading_of(made, step)[1], training_context=TrainingContext(step * 100))) for step in steps
     ]
     assert [p.step for p in points] == [0, 10, 20, 30]
     assert points[-1].metrics["memorized/fraction/stories"].mean == 1.0  # nothing moved, and 10 nats are easily met
@@ -392,7 +390,7 @@ def test_a_phase_is_judged_once_there_are_readings_enough(made):
     for number in range(24):
         loss = stored.loss * max(0.1, 1 - 0.2 * number)
         reading = replace(stored, step=40 + number, loss=loss.astype(np.float32))
-        points.append(monitor.take(replace(reading, surroundings=TrainingContext(1000 * number, 1.5, 0.2))))
+        points.append(monitor.take(replace(reading, training_context=TrainingContext(1000 * number, 1.5, 0.2))))
     told = [(change.before.name, change.after.name) for p in points for change in p.changes.values()]
     assert told.count(("UNDECIDED", "LEARNING")) == len(DOMAINS)
     assert points[-1].phases["stories"].phase is grokking.Phase.UNDECIDED
@@ -427,10 +425,8 @@ def test_the_linear_kernel_takes_mean_inputs_of_each_layer(made, tmp_path):
     hooks = [layer.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for layer in model.model.layers]
     member = 5
     tokens = torch.from_numpy(panel.stream.sequence(member)[:-1])
-    zeros, length = torch.zeros(1, len(tokens), dtype=torch.int64), len(tokens)
     with torch.no_grad():
-        positions, spans = torch.arange(length)[None], torch.tensor([[0, length]])
-        model.hidden_states(tokens[None], positions, zeros, zeros - 1, spans, 1)
+        model.hidden_states(PackedTokens.one_sample_per_row(tokens[None]))
     for hook in hooks:
         hook.remove()
     for layer, x_ND in enumerate(seen):  # the begin mark does not count
@@ -487,10 +483,8 @@ def test_an_answer_behind_the_compared_tokens_is_still_what_the_loss_is_of(make_
         targets[begin : begin + size] = tokens[begin + 1 : begin + size + 1]
         recorded = torch.full((length,), -1)
         recorded[1:5] = torch.arange(4) % 2
-        zeros = torch.zeros(1, length, dtype=torch.int64)
-        spans = torch.tensor([[0, length]])
         with torch.no_grad():
-            out = model(tokens[None], targets[None], torch.arange(length)[None], zeros, recorded[None], spans, 1)
+            out = model(PackedTokens.one_sample_per_row(tokens[None], targets[None], recorded[None]))
         assert stored.loss[member] == pytest.approx(float(out.loss_sum) / size, rel=1e-5)
         sums = out.routing.sums_LBRE[:, 0].numpy().sum(1)
         assert np.allclose(stored.weights[member], sums / sums.sum(-1, keepdims=True), atol=2e-3)

@@ -346,7 +346,7 @@ def test_planned_memory_is_what_a_step_takes(config, more, monkeypatch):
         assert planned.parameters + planned.optimizer == pytest.approx(steps.state_bytes(made), rel=0.001)
         batch = made.stream.batch(1, 0, settings.train.micro_batch_rows or 32)
         if not settings.train.activation_checkpointing:
-            kept = memory.kept_by(made.model, lambda: made.model(*batch.inputs()))
+            kept = memory.kept_by(made.model, lambda: made.model(batch.model_input()))
             assert planned.kept == pytest.approx(kept, rel=0.1)
         peak = memory.measure_peak(lambda: steps.train_step(made, 2))
     assert planned.peak - planned.parameters - planned.optimizer == pytest.approx(peak, rel=0.2)
@@ -361,7 +361,7 @@ def test_what_is_planned_to_be_kept_when_compiled_is_what_inductor_keeps(config)
         for backend in (memory.as_compiled(), "inductor"):
             torch.compiler.reset()
             made.model.compile_layers(backend=backend)
-            kept.append(memory.kept_by(made.model, lambda: made.model(*batch.inputs())))
+            kept.append(memory.kept_by(made.model, lambda: made.model(batch.model_input())))
         torch.compiler.reset()
     assert kept[0] == pytest.approx(kept[1], rel=0.01)
 

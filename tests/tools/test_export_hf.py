@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from moetrain.checkpoint.restore import open_model
 from moetrain.config import SettingsError, load_settings
 from moetrain.data.corpus import prepare_corpus
-from moetrain.data.tokenizer import Tokenizer
+from moetrain.data.tokenizer import load_from_folder
 from moetrain.train import train
 from moetrain.training.initialize import initial_model
 from tests.conftest import small_run
@@ -62,7 +62,7 @@ def test_the_exported_model_gives_a_text_our_loss_token_by_token(run, loaded):
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])) | st.text(st.sampled_from("Ada has \n\u2581<s>/12")))
 def test_auto_tokenizer_gives_our_ids(run, loaded, text):
-    ours, (_, theirs) = Tokenizer.load_from(run), loaded
+    ours, (_, theirs) = load_from_folder(run), loaded
     ids = ours.encode(text)
     assert theirs(text, add_special_tokens=False).input_ids == ids
     assert theirs(text).input_ids == [ours.begin_id, *ids]

@@ -11,6 +11,7 @@ import torch
 
 from moetrain.checkpoint.restore import open_model
 from moetrain.config import load_settings
+from moetrain.model_input import PackedTokens
 from moetrain.train import train
 from tests.conftest import small_run
 from tests.tools.test_prepare_data import load_tool
@@ -50,10 +51,8 @@ def log_probability(trained, context, continuation):
     whole, before = tokenizer.encode(context + continuation), tokenizer.encode(context)
     tokens = torch.tensor([[tokenizer.begin_id, *whole]])
     length = tokens.shape[1]
-    nothing, spans = torch.full_like(tokens, -1), torch.tensor([[0, length]])
     with torch.no_grad():
-        positions = torch.arange(length)[None]
-        hidden, _ = model.hidden_states(tokens, positions, torch.zeros_like(tokens), nothing, spans, 8)
+        hidden, _ = model.hidden_states(PackedTokens.one_sample_per_row(tokens))
         probabilities = (hidden @ model.lm_head.weight.T).log_softmax(-1)
     first = 1 + len(before)
     return float(sum(probabilities[place - 1, tokens[0, place]] for place in range(first, length)))

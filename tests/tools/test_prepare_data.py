@@ -8,7 +8,7 @@ import pytest
 
 from moetrain.config import load_settings
 from moetrain.data.corpus import prepare_corpus
-from moetrain.data.tokenizer import Tokenizer
+from moetrain.data.tokenizer import load_tokenizer
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -62,7 +62,7 @@ def test_the_tokenizer_is_written_and_is_the_one_of_the_run(arguments, tmp_path,
     assert "320 tokens" in capsys.readouterr().out
     record = json.loads((tmp_path / "numbers.json").read_text())
     corpus = prepare_corpus(load_settings(arguments[0], arguments[1:]))
-    assert record["tokenizer"] == corpus.tokenizer.fingerprint == Tokenizer.load(tmp_path / "own.model").fingerprint
+    assert record["tokenizer"] == corpus.tokenizer.fingerprint == load_tokenizer(tmp_path / "own.model").fingerprint
     assert all(row["bytes_per_token"] > 1 for row in record["domains"].values())
 
 

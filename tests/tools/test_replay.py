@@ -55,7 +55,7 @@ def same(mine: StoredReading, theirs: StoredReading) -> bool:
     pairs = [
         (getattr(mine, f.name), getattr(theirs, f.name))
         for f in fields(StoredReading)
-        if f.name not in ("blocks", "answers", "surroundings")
+        if f.name not in ("blocks", "answers", "training_context")
     ]
     pairs += zip(mine.blocks, theirs.blocks, strict=True)
     pairs += zip(mine.answers.arrays(), theirs.answers.arrays(), strict=True)
@@ -69,7 +69,7 @@ def test_a_run_replayed_gives_its_live_numbers_to_the_bit(run, tmp_path, capsys)
     for mine, theirs in zip(again, live, strict=True):
         assert same(mine, theirs)
         assert mine.domain.tolist() == theirs.domain.tolist()
-        assert mine.surroundings == theirs.surroundings
+        assert mine.training_context == theirs.training_context
     assert not same(again[0], live[1])
     shown, expected = scalars(tmp_path / "replay"), scalars(run)
     for tag in (

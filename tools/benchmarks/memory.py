@@ -23,6 +23,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 from moetrain.config import ModelSettings, Settings
+from moetrain.model_input import PackedTokens
 from moetrain.models import attention, elementwise, experts, loss, transformer
 from moetrain.models.backends import Backends
 from moetrain.models.transformer import Transformer
@@ -141,7 +142,8 @@ def _kept(shape: str, compiled: bool, vocab_size: int, rows: int, length: int, d
         else:
             stack.enter_context(patch.object(attention, "torch_varlen", _FlashAttention.apply))
             stack.enter_context(patch.object(transformer, "rms_norm", _fused_norm))
-        return kept_by(model, lambda: model(*[tokens_BT] * 5, spans_N2, 0))
+        inputs = PackedTokens(tokens_BT, tokens_BT, tokens_BT, tokens_BT, tokens_BT, spans_N2)
+        return kept_by(model, lambda: model(inputs))
 
 
 def as_compiled() -> Callable[..., Any]:

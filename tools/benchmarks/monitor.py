@@ -123,11 +123,10 @@ def sums(settings: Settings, turns: int = 100) -> dict[str, Any]:
         def passes(turn: int, recorded: bool) -> None:
             batch = run.stream.batch(turn, 0, settings.train.micro_batch_rows or settings.train.batch_rows)
             batch = batch.to(run.accelerator.device)
-            tokens, targets, positions, slots, marks, spans, most = batch.inputs()
+            inputs = batch.model_input(by_sample=recorded)
             if not recorded:
-                assert isinstance(marks, torch.Tensor)
-                marks, most = torch.full_like(marks, -1), 0
-            run.model(tokens, targets, positions, slots, marks, spans, most).loss_sum.backward()
+                inputs = replace(inputs, recorded_BT=torch.full_like(inputs.recorded_BT, -1))
+            run.model(inputs).loss_sum.backward()
             run.optimizer.zero_grad(set_to_none=True)
 
         sides = {"with": lambda turn: passes(turn, True), "without": lambda turn: passes(turn, False)}

@@ -1,6 +1,6 @@
 """Domains that need no network: the Python standard library's source (`code`), the others generated.
 
-`math` is arithmetic, `commonsense` a small world of people and things, `chemistry` the names of organic compounds.
+`math` is arithmetic, `commonsense` a small world of people and things.
 
 The planted domains are for studies: what can be known of them is known. `modular` and `formal` have a rule, of which a
 share is held out; `random_answers` has none. They take options (see `moetrain.config.data.FactSettings`), and which
@@ -18,8 +18,6 @@ from moetrain.data.builtin import (
     arithmetic_items,
     formal,
     modular,
-    nomenclature_items,
-    nomenclature_text,
     planted,
     python_code,
     random_answers,
@@ -28,7 +26,17 @@ from moetrain.data.builtin import (
 )
 from moetrain.data.builtin.planted import MarkedText
 
-__all__ = ["NAMES", "PLANTED", "MarkedText", "documents", "held_out_documents", "probe_items", "trained_items"]
+__all__ = [
+    "NAMES",
+    "PLANTED",
+    "VERSIONS",
+    "MarkedText",
+    "documents",
+    "generator_fingerprint",
+    "held_out_documents",
+    "probe_items",
+    "trained_items",
+]
 
 TABLES: dict[str, Callable[..., planted.Table]] = {
     "formal": formal.table,
@@ -36,7 +44,10 @@ TABLES: dict[str, Callable[..., planted.Table]] = {
     "random_answers": random_answers.table,
 }
 PLANTED = tuple(TABLES)
-NAMES: tuple[str, ...] = ("chemistry", "code", "commonsense", "math", *PLANTED)
+VERSIONS = {"code": 1, "commonsense": 1, "formal": 1, "math": 1, "modular": 1, "random_answers": 1}
+"""Version of each generator. Raise it with every change of the generated text: prepared data is found by it."""
+
+NAMES: tuple[str, ...] = ("code", "commonsense", "math", *PLANTED)
 
 
 def documents(name: str, *, size: int, seed: int, **options: Any) -> Iterator[str | MarkedText]:
@@ -52,12 +63,20 @@ def documents(name: str, *, size: int, seed: int, **options: Any) -> Iterator[st
     if name in PLANTED:
         return planted.documents(_table(name, seed, options), size)
     makers = {
-        "chemistry": nomenclature_text.documents,
         "code": python_code.documents,
         "commonsense": small_world_text.documents,
         "math": arithmetic.documents,
     }
     return makers[name](size, seed)
+
+
+def generator_fingerprint(name: str) -> str:
+    """Return a text that changes whenever the documents of a built-in domain do for the same seed and options.
+
+    It is the generator's version; for `code`, which reads the standard library, also a hash of the library's files.
+    """
+    version = f"{name} {VERSIONS.get(name)}"
+    return f"{version} {python_code.library_digest()}" if name == "code" else version
 
 
 def held_out_documents(name: str, *, seed: int, **options: Any) -> Iterator[MarkedText]:
@@ -75,10 +94,9 @@ def probe_items(
     `code`: at most `items`, the bodies of functions in the texts of `held_out`, which should be documents that the run
     does not train on; the other domains do not look at it. They ask by turns with multiple choice and open answer, the
     planted domains for each fact with both.
-    `math`: exactly `items`, over facts that no seed's documents state. `chemistry`: at most `items` (there are some
-    thousand), over compounds that no seed's documents name. `commonsense`: at most `items`, over facts of the world of
-    this seed that its documents do not state, so the seed must be theirs. Planted domains: at most `items`,
-    two for each held-out fact; the seed must be that of the documents. Raises ValueError as `documents` does.
+    `math`: exactly `items`, over facts that no seed's documents state. `commonsense`: at most `items`, over facts of
+    the world of this seed that its documents do not state, so the seed must be theirs. Planted domains: at most
+    `items`, two for each held-out fact; the seed must be that of the documents. Raises ValueError as `documents` does.
     """
     _check(name, "items", items, options)
     if name in PLANTED:
@@ -86,7 +104,6 @@ def probe_items(
     if name == "code":
         return python_code.items(items, seed, held_out)
     makers = {
-        "chemistry": nomenclature_items.items,
         "commonsense": small_world_items.items,
         "math": arithmetic_items.items,
     }

@@ -1,6 +1,7 @@
 """The code domain: the Python standard library's source as it lies on this machine, and functions held out of it."""
 
 import ast
+import functools
 import hashlib
 import io
 import os
@@ -18,9 +19,23 @@ LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__p
 LEFT_OUT_START = ("_sysconfigdata", "config-")
 
 
+def library_digest() -> str:
+    """Return a hash of the names and contents of all files that documents are made of."""
+    return _digest_files(_root())
+
+
+@functools.cache
+def _digest_files(root: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(_sources(root)):
+        content = hashlib.blake2b((root / path).read_bytes(), digest_size=16).hexdigest()
+        digest.update(f"{path}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
 def documents(size: int, seed: int) -> Iterator[str]:
     """Yield documents, one a file or a piece of a long file, until at least `size` bytes are given or none is left."""
-    root = Path(sysconfig.get_paths()["stdlib"])
+    root = _root()
     given = 0
     # By hash: neither the file system's order nor that of the names decides what a short run reads.
     for path in sorted(_sources(root), key=lambda name: _digest(f"{seed} {name}")):
@@ -49,6 +64,10 @@ def items(count: int, seed: int, held_out: Iterable[str]) -> list[dict[str, Any]
         }
         for prompt, body in chosen
     ]
+
+
+def _root() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
 
 
 def _sources(root: Path) -> Iterator[str]:

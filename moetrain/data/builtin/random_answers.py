@@ -14,7 +14,7 @@ from typing import Literal
 from moetrain.data.builtin import modular
 from moetrain.data.builtin.planted import Fact, Table, any_of, shuffled
 
-Like = Literal["modular", "math", "chemistry"]
+Like = Literal["modular", "math"]
 
 SIGN = "@"  # an operation that does not exist, so that no fact contradicts one of a real domain
 OPERANDS = range(10, 100)
@@ -33,13 +33,13 @@ def table(
 
     ``like: modular``: the questions of `modular.table`, parted the same way, under another sign; the answers are that
     table's own, permuted within each part: the same alphabet, exactly as often. ``math``: a made-up operation on two
-    numbers of two digits, answered by one; ``chemistry``: molar masses of compounds that do not exist, answered by a
-    number of three digits; ``count`` facts each, answers as equally frequent as can be in each part, no pair of
-    operands in both orders. Another ``sign`` gives another table. Raises ValueError where there are no such facts.
+    numbers of two digits, answered by one; ``count`` facts, answers as equally frequent as can be in each part, no
+    pair of operands in both orders. Another ``sign`` gives another table. Raises ValueError where there are no such
+    facts.
     """
     if like == "modular":
         return _like_modular(seed, modulus, operation, trained_share, sign)
-    return _numbers(seed, like, count, trained_share, sign)
+    return _like_math(seed, count, trained_share, sign)
 
 
 @functools.lru_cache(maxsize=16)
@@ -58,29 +58,27 @@ def _like_modular(seed: int, modulus: int, operation: modular.Operation, trained
 
 
 @functools.lru_cache(maxsize=16)
-def _numbers(seed: int, like: Like, count: int, trained_share: float, sign: str) -> Table:
-    random = Generator(f"random answers {seed} {like} {sign}").random
+def _like_math(seed: int, count: int, trained_share: float, sign: str) -> Table:
+    random = Generator(f"random answers {seed} math {sign}").random
     pairs = shuffled(random, [(x, y) for x in OPERANDS for y in OPERANDS if x < y])
     trained = round(trained_share * count)
     if count > len(pairs) or not 0 < trained < count:
         raise ValueError(
-            f"count {count} and trained_share {trained_share}: there are {len(pairs)} facts like {like}, of which at "
+            f"count {count} and trained_share {trained_share}: there are {len(pairs)} facts like math, of which at "
             "least one must be trained and one not"
         )
-    answers = [str(number) for number in (range(10, 100) if like == "math" else range(100, 1000))]
+    answers = [str(number) for number in range(10, 100)]
     parts = []
     for part in (pairs[:trained], pairs[trained:count]):
         # All answers go round before any comes again.
         drawn = [answer for _ in range(-(-len(part) // len(answers))) for answer in shuffled(random, answers)]
         drawn = shuffled(random, drawn[: len(part)])
         parts.append(
-            tuple(_fact(like, shuffled(random, pair), answer, sign) for pair, answer in zip(part, drawn, strict=True))
+            tuple(_fact(shuffled(random, pair), answer, sign) for pair, answer in zip(part, drawn, strict=True))
         )
     return Table(parts[0], parts[1], any_of(answers))
 
 
-def _fact(like: Like, operands: Sequence[int], answer: str, sign: str) -> Fact:
+def _fact(operands: Sequence[int], answer: str, sign: str) -> Fact:
     a, b = operands
-    if like == "math":
-        return Fact(f"What is {a} {sign} {b}?", answer, ".")
-    return Fact(f"The molar mass of C{a}Xe{b} is", answer, " g/mol.")
+    return Fact(f"What is {a} {sign} {b}?", answer, ".")

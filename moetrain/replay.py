@@ -1,7 +1,7 @@
-"""The paper's procedure: the same texts read through a series of saved models, and all that their routing says.
+"""Replay, the paper's procedure: the same texts read through a series of saved models.
 
-A run's own checkpoints are read as the run itself read its panel, by the same functions, so that a reading gives the
-same bits. Models of transformers become ours first (`moetrain.models.hf`), so there is one way through.
+The models are measured by the `Monitor` that measures a run while it trains, so a replay of a run's own checkpoints
+gives the same bits. Models of transformers are converted to ours first (`moetrain.models.hf`).
 """
 
 from __future__ import annotations
@@ -27,24 +27,21 @@ from moetrain.data.errors import DataError
 from moetrain.data.stream import Stream, training_stream, validation_streams
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.distributed.launch import compute_dtype
-from moetrain.grokking import PhaseThresholds, gram_blocks
-from moetrain.grokking.paper import CORRELATIONS
-from moetrain.loggers.run_logger import Outputs
+from moetrain.loggers.run_logger import RunLogger
 from moetrain.loggers.summary import write_summary
 from moetrain.loggers.terminal import Terminal
 from moetrain.models.hf import find_olmoe, read_olmoe
 from moetrain.models.transformer import Transformer
-from moetrain.monitoring.build import panel_monitor
-from moetrain.monitoring.delays import delays
-from moetrain.monitoring.watch import router_rows
-from moetrain.probes.probes import Probes, load_probes, write_scores
-from moetrain.probes.scoring import score
+from moetrain.monitoring.monitor import Monitor
+from moetrain.monitoring.state import MonitorState, build_panel_monitor, panel_monitor
+from moetrain.probes.probes import Probes, load_probes
 from moetrain.report.report import report_or_say_why
-from moetrain.routing.panel import Panel, document_panel, read_panel
-from moetrain.routing.panel_monitor import PanelMonitor, memorization_summary
-from moetrain.routing.store import TrainingContext, has_reading, read_reading, to_stored, write_reading
-from moetrain.training.evaluation import heldout_losses
+from moetrain.routing.panel import Panel, document_panel
+from moetrain.routing.panel_monitor import PanelMonitor
+from moetrain.routing.store import TrainingContext, has_reading, read_reading
+from moetrain.run_summary import metrics_summary
 from moetrain.training.initialize import initial_model
+from moetrain.training.throughput import Clock
 from moetrain.training.train_metrics import expert_load
 
 
@@ -54,10 +51,10 @@ class SavedModel:
 
     name: str  # RUN/checkpoints/step_XXXXXXXX, or a folder or OWNER/NAME[@REVISION] of transformers
     step: int
-    tokens: int  # trained on by then; steps where nobody says
+    tokens: int  # trained on by then; steps where that is unknown
     ours: bool
-    losses: dict[str, dict[str, Any]] = field(default_factory=dict)  # by domain, what training said of its losses
-    surroundings: TrainingContext | None = None  # what training said when it read its panel, where it did
+    losses: dict[str, dict[str, Any]] = field(default_factory=dict)  # per domain, as training logged them
+    context: TrainingContext | None = None  # recorded when training read its panel at this step
 
     def open(self, settings: Settings, device: torch.device) -> Transformer:
         """The model, computing as ``train.precision`` says.
@@ -92,8 +89,8 @@ def own_model(folder: Path, corpus: str | None = None) -> SavedModel:
         for domain, found in checkpoint.record["domains"].items()
     }
     _, run = find_checkpoint(folder)
-    around = read_reading(run, checkpoint.step).training_context if has_reading(run, checkpoint.step) else None
-    return SavedModel(str(folder), checkpoint.step, checkpoint.record["tokens_trained"], True, losses, around)
+    context = read_reading(run, checkpoint.step).training_context if has_reading(run, checkpoint.step) else None
+    return SavedModel(str(folder), checkpoint.step, checkpoint.record["tokens_trained"], True, losses, context)
 
 
 def transformers_model(name: str, step: int | None = None) -> SavedModel:
@@ -102,28 +99,34 @@ def transformers_model(name: str, step: int | None = None) -> SavedModel:
     Raises:
         SettingsError: no step is given, nor in the name.
     """
-    said = re.search(r"step[_-]?(\d+)", name)
+    in_name = re.search(r"step[_-]?(\d+)", name)
     tokens = re.search(r"tokens[_-]?(\d+)B", name)
-    step = int(said[1]) if step is None and said else step
+    step = int(in_name[1]) if step is None and in_name else step
     if step is None:
         raise SettingsError(f"{name}: no step in its name, as in step5000-tokens20B: give --steps, one a model")
     return SavedModel(name, step, int(tokens[1]) * 10**9 if tokens else step, False)
 
 
 @dataclass
-class Texts:
-    """What the models are read on."""
+class ReplayTexts:
+    """What the models are read on.
+
+    Attributes:
+        panel_domains: names of the domain numbers of the panel's samples.
+        validation: held-out rows per domain; may be empty.
+        initial: the model before its first step, where it is to be read too.
+    """
 
     settings: Settings
     corpus: Corpus
     panel: PanelMonitor
-    names: list[str]  # of the panel's domains, by number
+    panel_domains: list[str]
     validation: dict[str, Stream]
     probes: Probes | None
-    start: Transformer | None = None  # the model before its first step
+    initial: Transformer | None = None
 
 
-def texts_of_run(settings: Settings, accelerator: Accelerator, terminal: Terminal, start: bool) -> Texts:
+def texts_of_run(settings: Settings, accelerator: Accelerator, terminal: Terminal, start: bool) -> ReplayTexts:
     """A run's own panel, held-out text and probes; with ``start``, also the model it started from.
 
     Raises:
@@ -134,23 +137,24 @@ def texts_of_run(settings: Settings, accelerator: Accelerator, terminal: Termina
     stream = training_stream(corpus, settings)
     steps = min(stream.steps, settings.train.max_steps or stream.steps)
     rows = settings.train.micro_batch_rows or settings.train.batch_rows
-    panel = panel_monitor(corpus, stream, settings, steps, rows)
+    panel = build_panel_monitor(corpus, stream, settings, steps, rows)
     if panel is None:
         raise SettingsError("the run has no panel: it has no router, monitor.enabled=false, or no text is long enough")
-    texts = Texts(settings, corpus, panel, panel.domains, validation_streams(corpus, settings, rows), probes)
+    validation = validation_streams(corpus, settings, rows)
+    texts = ReplayTexts(settings, corpus, panel, panel.domains, validation, probes)
     if start:
         torch.manual_seed(settings.run.seed)
-        first = initial_model(settings, corpus.tokenizer, compute_dtype(settings, accelerator.device))
-        texts.start = first.to(accelerator.device).eval()
+        initial = initial_model(settings, corpus.tokenizer, compute_dtype(settings, accelerator.device))
+        texts.initial = initial.to(accelerator.device).eval()
     return texts
 
 
-def texts_of_documents(settings: Settings, unseen: Settings | None, steps: int, terminal: Terminal) -> Texts:
+def texts_of_documents(settings: Settings, unseen: Settings | None, steps: int, terminal: Terminal) -> ReplayTexts:
     """A panel of given documents, and the probes of their settings.
 
     Args:
-        settings: its domains are the documents that the models have trained on.
-        unseen: its domains, of the same names, are documents that they never met.
+        settings: its domains are documents that the models were trained on.
+        unseen: its domains, of the same names, are documents that the models were not trained on.
         steps: step of the last model.
 
     Raises:
@@ -169,13 +173,11 @@ def texts_of_documents(settings: Settings, unseen: Settings | None, steps: int, 
     panel = document_panel(both, settings, len(domains), rows)
     if not len(panel):
         raise DataError(f"no document has panel.tokens={settings.panel.tokens} tokens: lower it")
-    eps = {name: domain.eps for name, domain in settings.data.domains.items()}
-    thresholds = PhaseThresholds(**settings.phase.model_dump())
-    monitor = PanelMonitor(panel, domains, settings.monitor.tau, steps, eps, thresholds)
-    return Texts(settings, both, monitor, [domain.name for domain in both.domains], {}, probes)
+    names = [domain.name for domain in both.domains]
+    return ReplayTexts(settings, both, panel_monitor(panel, settings, steps), names, {}, probes)
 
 
-def check_tokenizer(tokenizer: Tokenizer, model: Transformer, name: str) -> None:
+def check_vocabulary(tokenizer: Tokenizer, model: Transformer, name: str) -> None:
     """Raise SettingsError where a model has no embedding for an id of the tokenizer."""
     rows = len(model.lm_head.weight)
     if rows < tokenizer.vocab_size:
@@ -183,118 +185,97 @@ def check_tokenizer(tokenizer: Tokenizer, model: Transformer, name: str) -> None
 
 
 def replay(
-    models: Sequence[SavedModel], texts: Texts, folder: Path, accelerator: Accelerator, terminal: Terminal
+    models: Sequence[SavedModel], texts: ReplayTexts, folder: Path, accelerator: Accelerator, terminal: Terminal
 ) -> dict[str, Any]:
     """Read the texts through each model, in order of steps; returns what ``summary.json`` in the folder holds.
 
-    Where a model cannot be read, the folder holds all that those before it came to.
+    Where a model cannot be read, the folder holds the results of all models before it.
 
     Raises:
-        OSError: the folder is there already, or cannot be written.
+        OSError: the folder exists already, or cannot be written.
         CheckpointError, OlmoeError, SettingsError: a model that cannot be read.
     """
     series = sorted(models, key=lambda model: model.step)
-    twice = [b for a, b in pairwise(series) if a.step == b.step]
-    if twice:
-        raise SettingsError(f"{twice[0].name}: a second model of step {twice[0].step}: give each step once")
+    repeated = [b for a, b in pairwise(series) if a.step == b.step]
+    if repeated:
+        raise SettingsError(f"{repeated[0].name}: a second model of step {repeated[0].step}: give each step once")
     folder.mkdir(parents=True)
     write_file(folder / "config.yaml", texts.settings.to_yaml())
     tasks = texts.probes.prepared.tasks if texts.probes is not None else []
-    reader = _Reader(texts, folder, Outputs(folder, texts.panel.domains, None, terminal, tasks), accelerator)
-    count = len(series) + (texts.start is not None)
+    logger = RunLogger(folder, texts.panel.domains, None, terminal, tasks)
+    state = MonitorState.build(texts.settings, texts.panel, texts.probes)
+    monitor = Monitor(
+        texts.settings,
+        texts.corpus,
+        accelerator,
+        state,
+        texts.validation,
+        texts.panel_domains,
+        Clock(accelerator.device),
+    )
+    monitor.open(folder, logger)
+    reader = _Reader(monitor, logger)
+    count = len(series) + (texts.initial is not None)
     try:
-        if texts.start is not None:
+        if texts.initial is not None:
             terminal.preparing("reading models", 0, count)
-            unmoved = SavedModel("before the first step", 0, 0, True, surroundings=TrainingContext())
-            reader.read(texts.start, unmoved)
-            texts.start = None
+            untrained = SavedModel("before the first step", 0, 0, True, context=TrainingContext())
+            reader.read(texts.initial, untrained)
+            texts.initial = None
         for number, saved in enumerate(series, count - len(series)):
             terminal.preparing("reading models", number, count)
-            reader.model = None  # two large ones may not fit into memory
+            reader.newest = None  # two large models may not fit into memory
             reader.read(saved.open(texts.settings, accelerator.device), saved)
     finally:
         summary = reader.finish()
+        monitor.close()
     if texts.settings.run.report:
         report_or_say_why(folder, terminal)
     return summary
 
 
 class _Reader:
-    """Reads one model after the other, and takes what they say to where it is kept and shown."""
+    """Has the monitor of a run read one saved model after the other."""
 
-    def __init__(self, texts: Texts, folder: Path, outputs: Outputs, accelerator: Accelerator) -> None:
-        self.settings, self.corpus, self.panel, self.probes = texts.settings, texts.corpus, texts.panel, texts.probes
-        self.accelerator = accelerator
-        self.model: Transformer | None = None  # the newest
-        self._texts, self._folder, self._outputs = texts, folder, outputs
-        self._device = accelerator.device
-        self._token_bytes = torch.from_numpy(texts.corpus.tokenizer.token_bytes()).long().to(self._device)
+    def __init__(self, monitor: Monitor, logger: RunLogger) -> None:
+        self.newest: Transformer | None = None
+        self._monitor, self._logger = monitor, logger
         self._read: dict[int, str] = {}
 
     def read(self, model: Transformer, saved: SavedModel) -> None:
-        texts, step, panel = self._texts, saved.step, self.panel.panel
-        check_tokenizer(texts.corpus.tokenizer, model, saved.name)
-        self.model = model
-        for domain, said in saved.losses.items():
-            if domain in self._outputs.domains:
-                self._outputs.domains[domain]["metrics"].update(said)
-        if texts.validation:
-            losses = heldout_losses(self.accelerator, model, texts.validation, self._token_bytes)
-            self._outputs.validation(step, losses)
-        reading = read_panel(model, panel, step, self._device, inputs=texts.settings.panel.linear_kernel)
-        around = saved.surroundings or surroundings(model, panel, saved.tokens, self._device)
-        stored = to_stored(panel, reading, texts.names, gram_blocks(router_rows(model)), around)
-        write_reading(self._folder, stored)
-        self._outputs.panel(self.panel.take(stored))
-        if texts.probes is not None:
-            self._probe(model, texts.probes, saved)
-        self._read[step] = saved.name
-
-    def _probe(self, model: Transformer, probes: Probes, saved: SavedModel) -> None:
-        answers = self.settings.probes.max_new_tokens if self.settings.probes.generate else 0
-        scores = score(model, probes.prepared, self._device, max_new_tokens=answers)
-        probes.history.add(saved.step, saved.tokens, scores)
-        write_scores(self._folder, saved.step, scores)
-        self._outputs.probes(saved.step, scores)
-        probes.relations.add(self._outputs.domains)
-        for domain in self._outputs.domains:
-            found = probes.relations.correlations(domain)
-            points = {name: each["raw", "spearman"].value for name, each in found.items()}
-            points = {name: value for name, value in points.items() if value == value}
-            self._outputs.correlations(saved.step, domain, points)
+        monitor, latest = self._monitor, self._monitor.state.latest
+        check_vocabulary(monitor.corpus.tokenizer, model, saved.name)
+        self.newest = model
+        for domain, losses in saved.losses.items():
+            if domain in latest.domains:
+                latest.domains[domain]["metrics"].update(losses)
+        monitor.validate(model, saved.step)
+        assert monitor.state.panel is not None
+        context = saved.context
+        if context is None:
+            context = measured_context(model, monitor.state.panel.panel, saved.tokens, monitor.accelerator.device)
+        monitor.read_panel(model, saved.step, context)
+        monitor.publish(wait=True)
+        monitor.run_probes(model, saved.step, saved.tokens)
+        self._read[saved.step] = saved.name
 
     def finish(self) -> dict[str, Any]:
-        """Write and return what all readings came to, as a run's ``summary.json``; without any, remove the folder."""
-        outputs, probes, last = self._outputs, self.probes, max(self._read, default=0)
-        if not self._read:
-            outputs.close()
-            shutil.rmtree(outputs.folder)
+        """Write and return ``summary.json``; without a single reading, remove the folder."""
+        if self.newest is None and not self._read:
+            self._logger.close()
+            shutil.rmtree(self._logger.folder)
             return {}
-        for domain, memorized in memorization_summary(self.panel).items():
-            outputs.domains[domain]["memorized"] = memorized
-            outputs.memorized(last, domain, {"rule": "finished run", **memorized})
-        if probes is not None:
-            for name, task in outputs.tasks.items():
-                task["generalized"] = probes.history.group_sizes(name)
-            for domain in outputs.domains:
-                outputs.domains[domain]["correlations"] = probes.relations.as_dict(domain)
-        for domain, delay in delays(self).items():
-            outputs.delay(last, domain, delay.mean.steps if delay.mean else None, delay.as_dict())
-        summary = {
-            "domains": outputs.domains,
-            "probes": outputs.tasks,
-            "correlations_of_the_paper": CORRELATIONS,
-            "models": {str(step): name for step, name in self._read.items()},
-            "version": __version__,
-        }
-        write_summary(outputs.folder, summary)
-        outputs.close()
+        self._monitor.finish(self.newest, max(self._read))
+        models = {str(step): name for step, name in self._read.items()}
+        summary = metrics_summary(self._monitor.state.latest) | {"models": models, "version": __version__}
+        write_summary(self._logger.folder, summary)
+        self._logger.close()
         return summary
 
 
 @torch.no_grad()
-def surroundings(model: Transformer, panel: Panel, tokens: int, device: torch.device) -> TrainingContext:
-    """The phase rule's controls, from the panel's first rows, for a model whose training says nothing of them."""
+def measured_context(model: Transformer, panel: Panel, tokens: int, device: torch.device) -> TrainingContext:
+    """The phase rule's controls from the panel's first rows, for a model without a record of its training."""
     batch = panel.stream.batch(0, 0, panel.stream.batch_rows)
     routing = model(batch.to(device).model_input(by_sample=False)).routing
     assert routing is not None

@@ -299,7 +299,7 @@ class Trainer:
     @property
     def context(self) -> TrainingContext:
         """What the newest step says of the routers as a whole."""
-        if self.newest is None:
+        if self.newest is None or not self.newest.load_LE.numel():  # the dense twin has no router
             return TrainingContext(self.state.tokens_trained, None, None)
         load_cv = expert_load(self.newest.load_LE)["experts/load_cv"]
         return TrainingContext(self.state.tokens_trained, float(self.newest.entropy_L.mean()), load_cv)
@@ -395,7 +395,8 @@ class Trainer:
         folder = self.logger.folder
         self.logger.close()  # before the summary, which says that everything else is complete
         write_summary(folder, summary)
-        self.terminal.table("result", RESULT_COLUMNS, summary_rows(state.monitor.latest.domains))
+        rows = summary_rows(state.monitor.latest.domains, RESULT_COLUMNS)
+        self.terminal.table("result", ["domain", *RESULT_COLUMNS.values()], rows)
         self.terminal.note(
             f"{state.tokens_trained:,} tokens, {speed.tokens_per_second:,.0f} tokens/s, monitoring "
             f"{speed.monitor_share:.2%} of the time, peak memory {speed.peak_memory_bytes / 2**30:.2f} GiB; "

@@ -1,4 +1,7 @@
-"""A run's files and display, on its main process: TensorBoard, events, terminal, and the newest values by domain."""
+"""What a run shows: points, images and events into its folder and to trackers, lines and tables into the terminal.
+
+A pure consumer, on the main rank: nothing here is part of a checkpoint or read back by a measurement.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from moetrain.checkpoint.manager import Checkpoint, checkpoint_folder
-from moetrain.grokking import Estimate
 from moetrain.loggers.events import Events, as_event
 from moetrain.loggers.heat_map import heat_map
-from moetrain.loggers.summary import as_metric
 from moetrain.loggers.tensorboard import TensorBoard, cut_run_files, event_file_sizes
 from moetrain.loggers.terminal import Terminal
 from moetrain.loggers.trackers import Points, Tracker
@@ -20,13 +21,16 @@ from moetrain.probes.tasks import Task
 from moetrain.routing.panel_monitor import PanelPoints
 from moetrain.routing.stream import StreamReading
 from moetrain.training.evaluation import HeldOutLoss
+from moetrain.training.incidents import Incident
 
 
-class Outputs:
-    """Takes what the run found, at a step, to every place that shows it.
+class RunLogger:
+    """Writes what a run measured to every place that shows it.
 
-    ``domains`` holds, by domain, the newest value of each metric in the form of ``summary.json``, and ``tasks`` that of
-    each probe; they are part of a checkpoint, so that a resumed run's summary is the straight run's.
+    Args:
+        checkpoint: that the run resumes from: later points and events are removed.
+        tasks: probes that the TensorBoard page shows.
+        trackers: experiment trackers by name, already started.
     """
 
     def __init__(
@@ -41,17 +45,14 @@ class Outputs:
         if checkpoint is not None:
             cut_run_files(folder, checkpoint.run_files)
         self.folder = folder
-        self.domains: dict[str, dict[str, Any]] = {name: {"metrics": {}} for name in domains}
-        self.tasks: dict[str, dict[str, Any]] = {}
+        self._domains = list(domains)
         self._terminal = terminal
-        self._full = False  # whether the disk had no room for points and events when they were last written
+        self._disk_full = False  # whether the last write of points and events found no room
         self._events = Events(folder)
         self._points = Points(trackers or {}, terminal.note)
         self._board = TensorBoard(folder, purge_step=checkpoint.step + 1 if checkpoint else None)
         self._board.lay_out(domains, [task.name for task in tasks], [task.name for task in tasks if task.trained])
         if checkpoint is not None:
-            self.domains = checkpoint.record["domains"]
-            self.tasks = checkpoint.record["tasks"]
             self._events.write("resume", checkpoint.step)
         self._flush(checkpoint.step if checkpoint else 0)
 
@@ -59,14 +60,8 @@ class Outputs:
         """A point of the training curves, and what it cost."""
         for tag, value in {**points, **system}.items():
             self._scalar(tag, value, step)
-        shown: dict[str, dict[str, float]] = {}
-        for name in self.domains:
-            loss = points.get(f"loss/train/{name}")
-            if loss is not None:
-                self._note(name, "train_loss", loss, None)
-                before = self.domains[name]["metrics"].get("train_loss_average", {"value": loss})["value"]
-                self._note(name, "train_loss_average", 0.9 * before + 0.1 * loss, None)
-                shown[name] = {"loss": loss}
+        tags = {name: f"loss/train/{name}" for name in self._domains}
+        shown = {name: {"loss": points[tag]} for name, tag in tags.items() if tag in points}
         self._terminal.training(step, points["loss/train"], system["system/tokens_per_second"], shown)
         self._flush(step)
 
@@ -75,15 +70,12 @@ class Outputs:
         for name, heldout in losses.items():
             self._scalar(f"loss/validation/{name}", heldout.loss, step)
             self._scalar(f"loss/validation_bpb/{name}", heldout.bits_per_byte, step)
-            self._note(name, "validation_loss", heldout.loss, heldout.tokens)
-            self._note(name, "bits_per_byte", heldout.bits_per_byte, heldout.tokens)
             self._terminal.values(name, {"held-out": heldout.loss, "bits/byte": heldout.bits_per_byte})
 
     def streaming(self, step: int, readings: Sequence[StreamReading]) -> None:
         """The streaming metrics by domain; one without a value has no point."""
         for reading in readings:
             for metric, estimate in reading.metrics.items():
-                self._note(reading.domain, f"stream/{metric}", estimate, None)
                 if estimate.mean == estimate.mean:
                     self._scalar(f"stream/{metric}/{reading.domain}", estimate.mean, step)
             shown = {"D_path": reading.metrics["d_path"].mean, "cosine": reading.metrics["cosine"].mean}
@@ -94,7 +86,6 @@ class Outputs:
         for tag, estimate in points.metrics.items():
             self._scalar(tag, estimate.mean, points.step)
             metric, _, domain = tag.rpartition("/")
-            self._note(domain, metric, estimate, None)
             if metric in ("memorized/gap_heldout", "pathway/spread"):
                 self._terminal.values(domain, {metric.rpartition("/")[2]: estimate.mean})
         for tag, matrix in points.matrices.items():
@@ -103,7 +94,6 @@ class Outputs:
             self._board.histogram(tag, values, points.step)
         for domain, verdict in points.phases.items():
             self._scalar(f"phase/{domain}", float(verdict.phase), points.step)
-            self.domains[domain]["phase"] = verdict.phase.name.lower()
         for domain, change in points.changes.items():
             self._events.write("phase", points.step, domain=domain, **as_event(change))
             self._terminal.note(
@@ -116,20 +106,14 @@ class Outputs:
         self._flush(points.step)
 
     def probes(self, step: int, scores: Mapping[str, TaskScore]) -> None:
-        """A reading of the probes, by task."""
+        """A reading of the probes, per task."""
         for name, scored in scores.items():
-            metrics = {}
             for metric, measured in scored.metrics.items():
-                estimate = Estimate(measured.value, measured.low, measured.high, measured.n, 0)
-                metrics[metric] = as_metric(estimate)
                 few = f"Too few items to say much: {measured.n}." if scored.too_few else f"{measured.n} items."
                 self._scalar(f"probe/{name}/{metric}", measured.value, step, remark=few)
-            about = {"trained": scored.task.trained, "chance": scored.task.chance, "domain": scored.task.domain}
-            found = {**about, "metrics": metrics, "cut": scored.cut, "too_few": scored.too_few}
-            self.tasks[name] = found
-            self._events.write("probe", step, task=name, **found)
+            self._events.write("probe", step, task=name, **scored.summary())
             accuracy = scored.metrics.get("accuracy")
-            if accuracy is not None and scored.task.domain in self.domains:
+            if accuracy is not None and scored.task.domain in self._domains:
                 self._terminal.values(scored.task.domain, {name: accuracy.value})
         self._flush(step)
 
@@ -138,9 +122,8 @@ class Outputs:
         for predictor, value in values.items():
             self._scalar(f"correlation/{predictor}/{domain}", value, step)
 
-    def delay(self, step: int, domain: str, steps: float | None, found: Mapping[str, Any]) -> None:
-        """How many steps a domain's generalization followed its memorization by, and the pairs behind that."""
-        self.domains[domain]["delay"] = dict(found)
+    def delay(self, step: int, domain: str, steps: float | None) -> None:
+        """Steps by which a domain's generalization followed its memorization, where it did."""
         if steps is not None:
             self._scalar(f"delay/{domain}", steps, step)
 
@@ -169,8 +152,12 @@ class Outputs:
             return False
         return True
 
+    def incident(self, incident: Incident) -> None:
+        """A problem that training survived."""
+        self.guard(incident.step, incident.problem, kind=incident.kind, **incident.details)
+
     def guard(self, step: int, problem: str, **details: Any) -> None:
-        """Something that went wrong and that training survived; ``details`` are what JSON can hold."""
+        """A problem that the run survived; ``details`` are values that JSON can hold."""
         self._terminal.note(f"step {step}: {problem}")
         self._events.write("guard", step, problem=problem, **details)
         self._flush(step)
@@ -196,14 +183,11 @@ class Outputs:
             self._events.flush()
             self._board.flush()
         except OSError as error:
-            if not self._full:
+            if not self._disk_full:
                 self._terminal.note(f"step {step}: {error}: points and events wait in memory until there is room")
-            self._full = True
+            self._disk_full = True
         else:
-            self._full = False
-
-    def _note(self, domain: str, metric: str, value: Any, n: int | None) -> None:
-        self.domains[domain]["metrics"][metric] = as_metric(value, n)
+            self._disk_full = False
 
 
 def _heat_map_top(tag: str) -> float:

@@ -31,19 +31,19 @@ def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
     write_file(run / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
 
 
-_RESULTS = {
+RESULT_COLUMNS = {
     "bits_per_byte": "bits/byte",
     "validation_loss": "held-out loss",
     "train_loss": "train loss",
     "stream/d_path": "D_path",
     "stream/cosine": "cosine",
 }
-RESULT_COLUMNS = ["domain", *_RESULTS.values()]
+"""Metrics of the table at the end of a run, and their titles."""
 
 
-def summary_rows(domains: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Rows of the final table under `RESULT_COLUMNS`: one per domain, values with intervals where they have one."""
-    return [[name, *(_shown(domain["metrics"].get(metric)) for metric in _RESULTS)] for name, domain in domains.items()]
+def summary_rows(domains: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> list[list[str]]:
+    """One row per domain: the values of the metrics in ``columns``, with intervals where they have one."""
+    return [[name, *(_shown(domain["metrics"].get(metric)) for metric in columns)] for name, domain in domains.items()]
 
 
 def _shown(metric: Mapping[str, Any] | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+
 @dataclass(frozen=True)
 class Readings:
     """How often the panel and the probes are read in a run, step 0 and the last step included."""

@@ -45,12 +45,13 @@ class DomainDelay:
 
 
 def delays(
-    model: Transformer, state: MonitorState, settings: Settings, corpus: Corpus, device: torch.device
+    model: Transformer | None, state: MonitorState, settings: Settings, corpus: Corpus, device: torch.device
 ) -> dict[str, DomainDelay]:
     """Per domain, how long generalization followed memorization in a finished run; empty without panel or probes.
 
     Args:
-        model: the newest; its mean hidden states embed the texts, unless ``probes.embeddings`` names an encoder.
+        model: the newest; its mean hidden states embed the texts, unless ``probes.embeddings`` names an encoder. None
+            where it could not be read: then no groups are paired.
     """
     if state.panel is None or state.probes is None or state.correlations is None:
         return {}
@@ -62,6 +63,7 @@ def delays(
         if settings.probes.embeddings is not None:
             encode = sentence_encoder(settings.probes.embeddings)
             return encode([*map(corpus.tokenizer.decode, tokens), *texts])
+        assert model is not None
         tokens += corpus.tokenizer.encode_all(texts)
         return mean_hidden_states(model, tokens, corpus.tokenizer, device, settings.data.seq_len, BATCH_TOKENS)
 
@@ -76,6 +78,8 @@ def delays(
         accuracy_T, chance, count = state.correlations.accuracy(domain)
         correct_IT = np.concatenate([state.probes.history.correct(task.name) for task in tasks])
         groups = _groups(losses_ST, accuracy_T, chance, count, correct_IT)
+        if model is None and settings.probes.embeddings is None:
+            groups = "the newest model could not be read: no texts were embedded to pair groups by"
         if isinstance(groups, str):
             found[domain] = DomainDelay([], None, groups)
             continue

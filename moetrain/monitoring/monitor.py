@@ -187,8 +187,12 @@ class Monitor:
                         latest.domains[domain]["phase"] = verdict.phase.name.lower()
                     self.logger.panel(points)
 
-    def finish(self, model: Transformer, step: int) -> None:
-        """What only the end of a run tells: memorized groups, generalized items, correlations, delays."""
+    def finish(self, model: Transformer | None, step: int) -> None:
+        """Results that only a finished run has: memorized groups, generalized items, correlations, delays.
+
+        Args:
+            model: the newest, unsharded; None where it could not be read.
+        """
         logger, state = self.logger, self.state
         if logger is None:
             return
@@ -236,9 +240,7 @@ class Monitor:
         panel, accelerator = self.state.panel.panel, self.accelerator
         ranks = (accelerator.process_index, accelerator.num_processes)
         with unsharded_copy(model) as unsharded:
-            reading = read_panel(
-                unsharded, panel, step, accelerator.device, *ranks, all_gather_objects, layer_inputs
-            )
+            reading = read_panel(unsharded, panel, step, accelerator.device, *ranks, all_gather_objects, layer_inputs)
         return to_stored(panel, reading, self._panel_domains, gram_blocks(rows_LED), context)
 
     def _scores(self, model: nn.Module) -> dict[str, TaskScore]:

@@ -1,7 +1,7 @@
 """Correlation of probe accuracy with the router's metrics and the losses, per domain.
 
-A row is taken at each reading of the probes, with the newest value of every predictor. Correlations begin at the reading
-at which accuracy has left chance (METRICS, section 7).
+Each reading of the probes adds a row with the newest value of every predictor. Correlations begin at the reading at
+which accuracy has left chance (METRICS, section 7).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ProbeCorrelations:
         ]
 
     def accuracy(self, domain: str) -> tuple[np.ndarray, float, int]:
-        """Accuracy over all items of a domain's `tasks` per reading [T], accuracy by chance, and the number of items."""
+        """Accuracy over all items of a domain's `tasks` per reading [T], accuracy by chance, number of items."""
         tasks = self.tasks(domain)
         if not tasks:
             return np.zeros(0), math.nan, 0

@@ -24,7 +24,13 @@ class StreamRecorder:
     """
 
     def __init__(
-        self, settings: Settings, stream: Stream, windows: StreamMonitor, rank: int, world_size: int, incidents: IncidentLog
+        self,
+        settings: Settings,
+        stream: Stream,
+        windows: StreamMonitor,
+        rank: int,
+        world_size: int,
+        incidents: IncidentLog,
     ) -> None:
         self._settings, self._stream, self._windows, self._incidents = settings, stream, windows, incidents
         self._rank, self._world_size = rank, world_size

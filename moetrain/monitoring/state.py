@@ -41,7 +41,11 @@ class MonitorState:
 
     @classmethod
     def build(
-        cls, settings: Settings, panel: PanelMonitor | None, probes: Probes | None, gather: Gather = lambda value: [value]
+        cls,
+        settings: Settings,
+        panel: PanelMonitor | None,
+        probes: Probes | None,
+        gather: Gather = lambda value: [value],
     ) -> MonitorState:
         """The state before the first reading."""
         domains = list(settings.data.domains)

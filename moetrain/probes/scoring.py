@@ -18,6 +18,8 @@ import numpy as np
 import torch
 
 from moetrain.data.tokenizer import Tokenizer
+from moetrain.grokking import Estimate
+from moetrain.metrics.latest import as_metric
 from moetrain.models.loss import log_probabilities
 from moetrain.models.transformer import Transformer
 from moetrain.probes.generation import generate, is_exact, is_generated
@@ -68,6 +70,14 @@ class TaskScore:
     def too_few(self) -> bool:
         """Whether the task has too few items for its curves to say much."""
         return self.task.too_few
+
+    def summary(self) -> dict[str, Any]:
+        """As ``summary.json`` and the probe's event hold it: each metric with its interval, and how it was scored."""
+        metrics = {
+            name: as_metric(Estimate(each.value, each.low, each.high, each.n, 0)) for name, each in self.metrics.items()
+        }
+        about = {"trained": self.task.trained, "chance": self.task.chance, "domain": self.task.domain}
+        return {**about, "metrics": metrics, "cut": self.cut, "too_few": self.too_few}
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it: numbers by metric, and the log-probabilities of each item's choices."""

@@ -14,7 +14,8 @@ import numpy as np
 from moetrain import grokking
 from moetrain.grokking import Estimate
 from moetrain.grokking.memorization import MIN_TAIL_IN_RUNS
-from moetrain.loggers.summary import PREDICTORS, as_metric
+from moetrain.loggers.summary import PREDICTORS
+from moetrain.metrics.latest import as_metric
 from moetrain.routing.panel import CELLS, HELDOUT, SEEN, TO_COME
 from moetrain.routing.panel_metrics import dimension_by_layer, distance_by_layer, left_out_accuracy, panel_metrics
 

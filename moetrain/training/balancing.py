@@ -5,6 +5,8 @@ Shapes: L layers, E experts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from moetrain.config import ModelSettings
@@ -60,5 +62,5 @@ class Balancing:
     def state(self) -> dict[str, torch.Tensor]:
         return {"share_LE": self.share_LE}
 
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         self.share_LE = state["share_LE"].to(self.share_LE.device)

@@ -18,7 +18,6 @@ from moetrain.device_transfer import HostCopy
 from moetrain.models.transformer import Output
 from moetrain.training.incidents import Incident
 
-
 Recorded = Sequence[tuple[Batch, Output]]
 """A step's micro-batches and what the model made of them."""
 Heard = list[tuple[Incident, Recorded]]

@@ -12,7 +12,7 @@ from moetrain.optim.builder import make_optimizer, optimizer_state, start_optimi
 from moetrain.optim.schedule import learning_rate
 from moetrain.training.balancing import Balancing
 from moetrain.training.step import StepStatistics, update
-from moetrain.training.train_metrics import Interval, expert_load
+from moetrain.training.train_metrics import TrainMetrics, expert_load
 
 
 def rates(steps=100, **changes):
@@ -243,13 +243,13 @@ def statistics(losses, tokens):
 
 
 def test_a_point_is_the_mean_by_token_over_the_steps_since_the_last():
-    interval = Interval(["a", "b"])
+    interval = TrainMetrics(["a", "b"])
     interval.add(statistics([math.nan, 1.0], [5.0, 1.0]), torch.tensor(0.0), ~MADE)
     assert interval.points() == {}
     interval.add(statistics([math.nan, 1.0], [5.0, 1.0]), torch.tensor(0.0), ~MADE)
     interval.add(statistics([10.0, 4.0], [5.0, 1.0]), torch.tensor(1.0), MADE)
     interval.add(statistics([30.0, 0.0], [5.0, 0.0]), torch.tensor(3.0), MADE)
-    again = Interval(["a", "b"])
+    again = TrainMetrics(["a", "b"])
     again.load_state(interval.state(), torch.device("cpu"))
     for points in (interval.points(), again.points()):
         assert points["loss/train"] == 4.0

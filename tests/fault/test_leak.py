@@ -6,8 +6,7 @@ import gc
 import pytest
 import torch
 
-from moetrain.monitoring.build import build
-from moetrain.train import train_step
+from moetrain.trainer import Trainer
 
 _BATCHES = 5
 _FIELDS = "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
@@ -42,7 +41,7 @@ def test_what_is_kept_is_seen():
 def test_steps_on_the_same_batches_hold_no_more_memory(make_settings, precision):
     # In bf16 oneDNN keeps each product it compiled, by its shape: with the same batches and a learning rate that moves
     # no token to another expert, shapes repeat.
-    run = build(make_settings(f"train.precision={precision}", "optim.learning_rate=1e-12", "train.threads=1"))
+    run = Trainer.build(make_settings(f"train.precision={precision}", "optim.learning_rate=1e-12", "train.threads=1"))
     try:
         _pass_over(run, 4)
         before = held()
@@ -50,10 +49,10 @@ def test_steps_on_the_same_batches_hold_no_more_memory(make_settings, precision)
         # Measured: 36,240 bytes after 400 steps in float32, 36,368 after 1,200; in bf16 7,856 and 8,512.
         assert held() - before < 48 * 1024, f"{(held() - before) / (20 * _BATCHES):.0f} bytes a step"
     finally:
-        run.beside.close()
+        run.close()
 
 
 def _pass_over(run, times):
     for _ in range(times):
         for step in range(_BATCHES):
-            train_step(run, step + 1)
+            run.train_step(step + 1)

@@ -11,9 +11,9 @@ from moetrain.checkpoint.manager import checkpoint_folder
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
 from moetrain.device_transfer import HostCopy, to_device
-from moetrain.monitoring.build import build
 from moetrain.routing.recorder import record_samples
-from moetrain.train import train, train_step
+from moetrain.train import train
+from moetrain.trainer import Trainer
 from tests.gpu.common import DEVICE, GPU
 from tests.models.test_transformer import make_model
 from tests.trainer.reading import scalars, states
@@ -35,18 +35,18 @@ CUDA_MODEL = ["train.precision=bf16", "model.hidden_size=64", "model.intermediat
 )
 def test_within_a_step_the_host_never_waits_for_the_device(make_settings, more):
     torch.compiler.reset()
-    run = build(make_settings(*CUDA_MODEL, "model.attention=varlen", "train.deterministic=false", *more))
+    run = Trainer.build(make_settings(*CUDA_MODEL, "model.attention=varlen", "train.deterministic=false", *more))
     for step in range(1, 6):  # allocations, handles and compilations of the first steps may wait
-        train_step(run, step)
+        run.train_step(step)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(6, 10):
-            train_step(run, step)
+            run.train_step(step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert math.isfinite(run.interval.points()["loss/train"])
-    assert all(len(window) for window in run.monitor.windows().values())
+    assert math.isfinite(run.state.train_metrics.points()["loss/train"])
+    assert all(len(window) for window in run.state.monitor.stream.windows().values())
 
 
 def test_routing_recorded_on_cuda_is_that_recorded_on_cpu(make_settings):

@@ -10,9 +10,10 @@ from rich.console import Console
 from moetrain.grokking import Estimate
 from moetrain.loggers.events import Events
 from moetrain.loggers.heat_map import heat_map
-from moetrain.loggers.summary import as_metric, summary_rows, write_summary
+from moetrain.loggers.summary import summary_rows, write_summary
 from moetrain.loggers.tensorboard import TensorBoard, cut_run_files, describe_tag, event_file_sizes
 from moetrain.loggers.terminal import Terminal
+from moetrain.metrics.latest import as_metric
 from tests.trainer.reading import scalars
 
 

@@ -6,6 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moetrain import train as training
+from moetrain import trainer
 from moetrain.config import SettingsError, load_settings
 from moetrain.loggers import trackers
 from moetrain.loggers.trackers import Points, check_trackers, flat
@@ -30,7 +31,7 @@ class Kept:
 def test_a_tracker_gets_every_point_of_tensorboard(make_settings, monkeypatch):
     kept = Kept()
     monkeypatch.setattr(training, "check_trackers", lambda names: None)
-    monkeypatch.setattr(training, "start_trackers", lambda settings, folder: {"wandb": kept})
+    monkeypatch.setattr(trainer, "start_trackers", lambda settings, folder: {"wandb": kept})
     settings = make_settings("run.trackers=[wandb]")
     assert training.train(settings) == 0
     run = f"{settings.run.output_dir}/{settings.run.name}"
@@ -76,7 +77,7 @@ def test_nothing_is_kept_without_a_tracker():
 
 def test_a_tracker_that_is_not_installed_is_told_before_any_work(make_settings, monkeypatch):
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
-    monkeypatch.setattr(training, "build", lambda settings: pytest.fail("the run was built"))
+    monkeypatch.setattr(trainer.Trainer, "build", lambda *_: pytest.fail("the run was built"))
     with pytest.raises(SettingsError, match=r"run.trackers: comet_ml is not installed: pip install comet-ml"):
         training.train(make_settings("run.trackers=[comet_ml]"))
 

@@ -3,11 +3,11 @@ import time
 
 import pytest
 
-from moetrain.monitoring.background import Beside
+from moetrain.monitoring.background import BackgroundWorker
 
 
 def test_results_come_in_the_order_they_were_asked_for():
-    work = Beside()
+    work = BackgroundWorker()
     for number in range(12):
         work.submit(lambda n: time.sleep(0.002 * (n % 3)) or n, number)
     assert [done.value for done in work.results(wait=True)] == list(range(12))
@@ -16,7 +16,7 @@ def test_results_come_in_the_order_they_were_asked_for():
 
 
 def test_a_full_queue_makes_the_caller_wait_and_nothing_else_does():
-    work, release, begun = Beside(), threading.Event(), []
+    work, release, begun = BackgroundWorker(), threading.Event(), []
     for number in range(4):
         work.submit(lambda n: begun.append(n) or release.wait(5), number)
     assert work.results() == []  # nothing is done, and asking does not wait
@@ -33,7 +33,7 @@ def test_a_full_queue_makes_the_caller_wait_and_nothing_else_does():
 
 
 def test_an_error_is_raised_where_results_are_taken_and_costs_no_other_result():
-    work = Beside()
+    work = BackgroundWorker()
     work.submit(lambda: 1 / 0)
     work.submit(lambda: 2)
     with pytest.raises(ZeroDivisionError):
@@ -43,7 +43,7 @@ def test_an_error_is_raised_where_results_are_taken_and_costs_no_other_result():
 
 
 def test_a_result_tells_the_time_of_the_thread():
-    work = Beside()
+    work = BackgroundWorker()
     work.submit(lambda: sum(range(2_000_000)))
     work.submit(time.sleep, 0.1)
     busy, asleep = (done.seconds for done in work.results(wait=True))

@@ -2,38 +2,40 @@ import pytest
 import torch
 import yaml
 
+from moetrain import calibration
+from moetrain.calibration import measure_costs, step_seconds
 from moetrain.distributed.signals import STOPPED_BY_SIGNAL
-from moetrain.monitoring import budget
-from moetrain.monitoring.budget import LEAST, MOST, Cost, measure_costs
-from moetrain.monitoring.build import build
+from moetrain.monitoring import monitor
+from moetrain.monitoring.budget import LEAST, MOST, Cost
 from moetrain.train import train
+from moetrain.trainer import Trainer
 from tests.trainer.reading import scalars
 from tests.trainer.test_resume import StopAt
 
 
-def test_a_cost_is_told_with_a_remedy_where_it_is_high():
+def test_a_high_cost_is_reported_with_a_remedy():
     assert Cost("panel", 1.0, 7200.0).line(20) == "panel: 20 readings of 1.0 s, about 0.3% of the run's time"
-    assert Cost("panel", 10.0, 7200.0).line(20).endswith("1% is the aim: set a smaller panel, or a longer run")
+    assert Cost("panel", 10.0, 7200.0).line(20).endswith("the target is 1%: set a smaller panel, or a longer run")
     assert Cost("probes", 10.0, 7200.0).line(20) == "probes: 20 readings of 10.0 s, about 2.7% of the run's time"
-    told = Cost("panel", 2.0, 120.0).line(20)
-    assert told.endswith("about 25.0% of the run's time; 15% is the aim: set panel.readings=10")
-    assert "aim" not in Cost("panel", 1.0, 120.0).line(20)
+    line = Cost("panel", 2.0, 120.0).line(20)
+    assert line.endswith("about 25.0% of the run's time; the target is 15%: set panel.readings=10")
+    assert "target" not in Cost("panel", 1.0, 120.0).line(20)
 
 
 @pytest.mark.parametrize("what", ["panel", "probes"])
 @pytest.mark.parametrize("training", [60.0, 3599.0, 3600.0, 1e6])
 @pytest.mark.parametrize("reading", [0.001, 0.3, 7.0])
-def test_what_is_affordable_keeps_within_the_aim_and_one_more_does_not(what, training, reading):
+def test_the_affordable_number_stays_within_the_target_and_one_more_does_not(what, training, reading):
     cost = Cost(what, reading, training)
-    assert cost.share(cost.affordable) <= cost.aim
-    assert cost.affordable == MOST or cost.share(cost.affordable + 1) > cost.aim
+    assert cost.share(cost.affordable) <= cost.target
+    assert cost.affordable == MOST or cost.share(cost.affordable + 1) > cost.target
 
 
 def test_measuring_leaves_no_trace(make_settings):
-    run = build(make_settings())
+    run = Trainer.build(make_settings())
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     generator = torch.get_rng_state()
-    (cost,) = measure_costs(run)
+    (cost,) = measure_costs(run, step_seconds(run))
     assert cost.what == "panel"
     assert cost.reading > 0
     assert cost.training > 0
@@ -42,20 +44,20 @@ def test_measuring_leaves_no_trace(make_settings):
     assert not run.optimizer.state
     assert torch.equal(torch.get_rng_state(), generator)
     assert run.clock.seconds == {}
-    assert run.panel.losses(0)[0].size == 0
+    assert run.state.monitor.panel.losses(0)[0].size == 0
 
 
 def test_auto_chooses_by_time_and_a_resumed_run_keeps_the_choice(make_settings, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(budget, "_step_seconds", lambda run: 1.0)  # 12 steps: 12 s, of which 2.1 s may be spent
-    monkeypatch.setattr(budget, "read_panel", slow(budget.read_panel, 0.15))
+    monkeypatch.setattr(calibration, "step_seconds", lambda trainer: 1.0)  # 12 steps: 12 s, of which 2.1 s may be spent
+    monkeypatch.setattr(monitor, "read_panel", slow(monitor.read_panel, 0.15))
     settings = make_settings("monitor.budget=auto", "panel.readings=3")
-    monkeypatch.setattr("moetrain.train.StopSignals", StopAt(6))
+    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(6))
     assert train(settings) == STOPPED_BY_SIGNAL
     place = tmp_path / "runs" / "run" / "config.yaml"
     chosen = yaml.safe_load(place.read_text())["panel"]["readings"]
     assert LEAST <= chosen <= 14
-    monkeypatch.setattr(budget, "measure_costs", lambda run: pytest.fail("a run that goes on measures nothing"))
-    monkeypatch.setattr("moetrain.train.StopSignals", StopAt(10**9))
+    monkeypatch.setattr(calibration, "measure_costs", lambda *_: pytest.fail("a resumed run measures nothing"))
+    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
     assert train(settings) == 0
     assert yaml.safe_load(place.read_text())["panel"]["readings"] == chosen
     steps = [step for step, _ in scalars(place.parent)["loss/panel_heldout/stories"]]

@@ -12,7 +12,7 @@ from moetrain.data.stream import training_stream
 from moetrain.models.transformer import Transformer
 from moetrain.monitoring import delays as module
 from moetrain.monitoring.delays import delays
-from moetrain.monitoring.probe_correlations import Relations
+from moetrain.monitoring.probe_correlations import ProbeCorrelations
 from moetrain.probes.history import ProbeHistory
 from moetrain.probes.scoring import Measured, TaskScore
 from moetrain.probes.tasks import Task
@@ -56,10 +56,14 @@ def a_run(make_settings, losses, correct):
         settings=settings,
         corpus=corpus,
         panel=monitor,
-        probes=SimpleNamespace(history=history, relations=Relations(["stories", "sums"], history)),
+        probes=SimpleNamespace(history=history),
+        correlations=ProbeCorrelations(["stories", "sums"], history),
         model=model,
-        accelerator=SimpleNamespace(device=torch.device("cpu")),
     )
+
+
+def delays_of(run):
+    return delays(run.model, run, run.settings, run.corpus, torch.device("cpu"))
 
 
 def from_then_on(onsets):
@@ -70,7 +74,7 @@ def test_delays_are_those_of_the_groups_they_pair(make_settings):
     memorized = from_then_on([2] * 7 + [4] * 7)
     right = from_then_on([5] * 10 + [7] * 10)
     run = a_run(make_settings, np.where(memorized, 0.05, 5.0), right)
-    found = delays(run)
+    found = delays_of(run)
     stories = found["stories"]
     assert stories.note == ""
     assert sorted(pair.memorized_at for pair, _ in stories.pairs) == [2, 4]
@@ -97,7 +101,7 @@ def test_delays_are_those_of_the_groups_they_pair(make_settings):
     ],
 )
 def test_without_groups_there_is_a_reason(make_settings, losses, right, note):
-    found = delays(a_run(make_settings, losses, right))["stories"]
+    found = delays_of(a_run(make_settings, losses, right))["stories"]
     assert found.mean is None
     assert note in found.note
     assert found.as_dict() == {"pairs": [], "mean": None, "note": found.note}
@@ -114,12 +118,12 @@ def test_an_encoder_of_sentences_is_given_all_texts(make_settings, monkeypatch):
     monkeypatch.setattr(module, "sentence_encoder", lambda name: encode)
     probes = run.settings.probes.model_copy(update={"embeddings": "a/model"})
     run.settings = run.settings.model_copy(update={"probes": probes})
-    assert delays(run)["stories"].mean.steps == 30
+    assert delays_of(run)["stories"].mean.steps == 30
     assert len(given) == 14 + 20
     assert given[14] == "Item 0, Ada has a drum"
     assert isinstance(given[0], str)
 
 
 def test_a_run_without_panel_or_probes_has_no_delays():
-    assert delays(SimpleNamespace(panel=None, probes=None)) == {}
+    assert delays(None, SimpleNamespace(panel=None, probes=None, correlations=None), None, None, None) == {}
     assert grokking.mean_delay([], None, None) is None

@@ -5,7 +5,8 @@ import pytest
 
 from moetrain import grokking
 from moetrain.loggers.summary import PREDICTORS
-from moetrain.monitoring.probe_correlations import Relations
+from moetrain.metrics.latest import LatestMetrics
+from moetrain.monitoring.probe_correlations import ProbeCorrelations
 from moetrain.probes.history import ProbeHistory
 from moetrain.probes.scoring import Measured, TaskScore
 from moetrain.probes.tasks import Task
@@ -19,10 +20,10 @@ def a_task(name, domain, **more):
 
 
 def filled(accuracy, predictor=None):
-    """Relations whose accuracy in `math` rises as given; one predictor follows a series, the others are missing."""
+    """Correlations with the given accuracy in `math`; one predictor follows a series, the others are missing."""
     tasks = [a_task("quiz", "math"), a_task("quiz_trained", "math", trained=True), a_task("other", "elsewhere")]
     history = ProbeHistory(tasks)
-    relations = Relations(["math", "code"], history)
+    correlations = ProbeCorrelations(["math", "code"], history)
     for reading, share in enumerate(accuracy):
         correct = np.arange(ITEMS) < round(share * ITEMS)
         scores = {
@@ -37,8 +38,10 @@ def filled(accuracy, predictor=None):
         }
         history.add(100 * reading, 1000 * reading, scores)
         value = {} if predictor is None else {"pathway/d_path": {"value": float(predictor[reading])}}
-        relations.add({"math": {"metrics": value}, "code": {"metrics": {}}})
-    return relations
+        latest = LatestMetrics(["math", "code"])
+        latest.domains["math"]["metrics"] = value
+        correlations.add(latest)
+    return correlations
 
 
 RISING = np.concatenate([[0.25, 0.25], np.linspace(0.4, 0.9, READINGS - 2)])
@@ -46,11 +49,11 @@ FALLING = np.concatenate([[50.0, 49.0], np.linspace(40, 20, READINGS - 2) + np.s
 
 
 def test_correlation_begins_where_accuracy_leaves_chance():
-    relations = filled(RISING, FALLING)
-    accuracy, chance, items = relations.accuracy("math")
+    correlations = filled(RISING, FALLING)
+    accuracy, chance, items = correlations.accuracy("math")
     assert (chance, items) == (0.25, ITEMS)
     assert np.allclose(accuracy, RISING, atol=0.003)  # of the task that is not of trained facts
-    found = relations.correlations("math")["d_path"]
+    found = correlations.correlations("math")["d_path"]
     expected = grokking.correlate(FALLING[2:], accuracy[2:], 1000.0 * np.arange(2, READINGS))
     assert repr(found) == repr(expected)
     assert found["raw", "spearman"].value < -0.9
@@ -81,10 +84,10 @@ def test_the_table_is_json_without_nan():
 
 
 def test_state_comes_back():
-    relations = filled(RISING, FALLING)
-    again = Relations(["math", "code"], relations._history)
-    again.load_state(relations.state())
-    assert again.as_dict("math") == relations.as_dict("math")
+    correlations = filled(RISING, FALLING)
+    again = ProbeCorrelations(["math", "code"], correlations._history)
+    again.load_state(correlations.state())
+    assert again.as_dict("math") == correlations.as_dict("math")
     assert pytest.approx(np.nan_to_num(again.state()["math"].numpy())) == np.nan_to_num(
-        relations.state()["math"].numpy()
+        correlations.state()["math"].numpy()
     )

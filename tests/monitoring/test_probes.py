@@ -10,8 +10,8 @@ from moetrain.checkpoint.manager import checkpoint_folder
 from moetrain.config import SettingsError
 from moetrain.data.errors import DataError
 from moetrain.loggers.preview import short_lines
-from moetrain.monitoring.build import build
 from moetrain.train import train
+from moetrain.trainer import Trainer
 from tests.trainer.reading import scalars, states
 
 STEPS = 12
@@ -53,9 +53,9 @@ def test_training_with_probes_is_training_without_bit_for_bit(runs):
     ],
 )
 def test_what_is_asked_for_in_vain_is_told_before_data_is_prepared(make_settings, monkeypatch, asked, said):
-    monkeypatch.setattr("moetrain.monitoring.build.prepare_corpus", lambda *_: pytest.fail("data was prepared"))
+    monkeypatch.setattr("moetrain.trainer.prepare_corpus", lambda *_: pytest.fail("data was prepared"))
     with pytest.raises((DataError, SettingsError), match=said):
-        build(make_settings(asked))
+        Trainer.build(make_settings(asked))
 
 
 def test_a_domain_of_short_samples_is_told(make_settings):

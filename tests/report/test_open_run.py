@@ -9,7 +9,7 @@ import yaml
 
 import moetrain
 from moetrain.loggers.summary import PREDICTORS, as_metric
-from moetrain.monitoring.probe_correlations import Relations
+from moetrain.monitoring.probe_correlations import ProbeCorrelations
 from moetrain.probes.history import ProbeHistory
 from moetrain.report import open_run as module
 from moetrain.report.open_run import MissingPackageError, RunError, open_run
@@ -164,7 +164,7 @@ def test_correlations_of_an_unfinished_run_are_those_that_it_would_have_kept(unf
     frame = {"domain": "sums", "step": range(10, 130, 10), "items": 400, "chance": 0.25, "accuracy": rising}
     frame |= {name: rng.normal(size=12) for name in PREDICTORS} | {"tokens": np.arange(1, 13) * 1000.0}
     unfinished.predictors = pd.DataFrame(frame)
-    relations = Relations(["sums"], ProbeHistory([]))
+    relations = ProbeCorrelations(["sums"], ProbeHistory([]))
     relations.accuracy = lambda domain: (rising, 0.25, 400)
     relations._history._tokens = [1000 * n for n in range(1, 13)]
     for place in range(12):

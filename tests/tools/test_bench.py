@@ -31,10 +31,12 @@ from benchmarks import (
 )
 from benchmarks.configs import load_configs
 
+from moetrain.grokking import gram_blocks
 from moetrain.models.experts_grouped import grouped_experts
-from moetrain.monitoring.watch import stored_blocks
+from moetrain.monitoring.monitor import Monitor, router_rows
 from moetrain.routing.panel import read_panel
 from moetrain.routing.store import to_stored, write_reading
+from moetrain.trainer import Trainer
 
 
 @pytest.fixture
@@ -98,18 +100,25 @@ def test_monitor_measures_blocks_with_and_without_and_a_panel_reading(config, tm
 
 
 def test_a_block_without_the_monitor_reads_and_records_nothing(config, monkeypatch):
-    seen = []
-    monkeypatch.setattr(monitor, "measure", lambda run, step, outputs: seen.append(run.settings.monitor.enabled))
-    forward = monitor.train_step
+    blocks = []
+    measure, train_step = Monitor.measure_stream, Trainer.train_step
 
-    def noted(run, step):
-        before = run.clock.spent("record")
-        forward(run, step)
-        assert (run.clock.spent("record") > before) == run.settings.monitor.enabled
+    def measured(self, model, step):
+        blocks[-1].append("measured")
+        measure(self, model, step)
 
-    monkeypatch.setattr(monitor, "train_step", noted)
+    def stepped(self, step):
+        before = self.clock.spent("record")
+        train_step(self, step)
+        assert (self.clock.spent("record") > before) == self.settings.monitor.enabled
+        blocks.append([self.settings.monitor.enabled])
+
+    monkeypatch.setattr(Monitor, "measure_stream", measured)
+    monkeypatch.setattr(Trainer, "train_step", stepped)
     monitor.share(settings_of([*config, "train.max_steps=null"]), pairs=2, steps=2)
-    assert seen == [True, False, False, True]
+    with_measurement = [enabled for enabled, *measured in blocks if measured]
+    assert with_measurement == [True, True]
+    assert [enabled for enabled, *_ in blocks[-8:]] == [True] * 2 + [False] * 4 + [True] * 2
 
 
 def test_costs_grow_and_are_drawn_and_distances_are_those_of_the_same_sequences(tmp_path):
@@ -407,9 +416,10 @@ def test_planned_bytes_on_disk_are_those_of_a_reading(config, tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
     settings = settings_of(config)
     with steps.open_run(settings, 1) as made:
-        members = made.panel.panel
+        panel = made.state.monitor.panel
+        members = panel.panel
         reading = read_panel(made.model, members, 0, torch.device("cpu"))
-        stored = to_stored(members, reading, made.panel.domains, stored_blocks(made))
+        stored = to_stored(members, reading, panel.domains, gram_blocks(router_rows(made.model)))
         pieces = write_reading(tmp_path, stored)
     planned = plan.reading_bytes(settings, len(members))
     assert planned == pytest.approx(sum(pq.read_table(path).nbytes for path in pieces), rel=0.1)

@@ -58,7 +58,7 @@ def test_a_dump_shows_where_the_first_number_breaks_and_in_which_samples(make_se
         model.model.layers[1].self_attn.q_proj.weight.data[0, 0] = math.inf
         return done
 
-    monkeypatch.setattr("moetrain.train.update", poisoned)
+    monkeypatch.setattr("moetrain.trainer.update", poisoned)
     (tmp_path / "run.yaml").write_text(make_settings("guard.skipped=2").to_yaml())
     assert main([str(tmp_path / "run.yaml")]) == 1
     (dump,) = (tmp_path / "runs" / "run" / "dumps").iterdir()

@@ -21,7 +21,7 @@ from moetrain.routing.stream import StreamMonitor
 from moetrain.training.balancing import Balancing
 from moetrain.training.guards import Guards
 from moetrain.training.step import forward_backward, update
-from moetrain.training.train_metrics import Interval
+from moetrain.training.train_metrics import TrainMetrics
 
 META = torch.device("meta")
 
@@ -58,7 +58,7 @@ def test_a_step_reads_nothing_off_the_device(make_settings, more):
     recompute = settings.train.activation_checkpointing
     model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.bfloat16, recompute).to(META)
     optimizer = make_optimizer(model, settings.optim)
-    balancing, interval = Balancing(model, settings.model), Interval(list(settings.data.domains))
+    balancing, interval = Balancing(model, settings.model), TrainMetrics(list(settings.data.domains))
     monitor = StreamMonitor(list(settings.data.domains), settings.monitor.window, settings.monitor.tau)
     accelerator = SimpleNamespace(device=META, num_processes=1, process_index=0, no_sync=lambda _: nullcontext())
     recorded = []

@@ -50,11 +50,11 @@ def test_on_cpu_nothing_is_queued(monkeypatch):
     assert clock.seconds == {"train": 3, "panel": 1}
 
 
-def test_the_matrix_rate_is_operations_by_the_median_products_time(monkeypatch):
+def test_the_matmul_rate_is_flops_over_the_median_time(monkeypatch):
     times = iter([0.0, 9.0, 10.0, 12.0, 20.0, 21.0, 30.0, 34.0])  # the first product, which warms up, does not count
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(times))
-    throughput.matrix_rate.cache_clear()
+    throughput.matmul_rate.cache_clear()
     before = torch.random.get_rng_state()
-    assert throughput.matrix_rate(torch.device("cpu"), torch.float32) == 2 * 2048**3 / 2.0
+    assert throughput.matmul_rate(torch.device("cpu"), torch.float32) == 2 * 2048**3 / 2.0
     assert torch.equal(torch.random.get_rng_state(), before)
-    throughput.matrix_rate.cache_clear()
+    throughput.matmul_rate.cache_clear()

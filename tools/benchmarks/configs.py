@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from moetrain.config import Settings, SettingsError, load_settings
-from moetrain.monitoring.build import Run, build
+from moetrain.trainer import Trainer
 
 _ROOT = Path(__file__).parents[2]
 KNOWN = {
@@ -40,13 +40,13 @@ def load_configs(options: argparse.Namespace) -> list[Settings]:
 
 
 @contextmanager
-def open_run(settings: Settings, steps: int) -> Iterator[Run]:
+def open_run(settings: Settings, steps: int) -> Iterator[Trainer]:
     """A run that is ready for its first step, of data enough for ``steps`` of them.
 
     Raises:
         SettingsError: data for fewer steps.
     """
-    run = build(settings)
+    run = Trainer.build(settings)
     try:
         if run.stream.steps < steps:
             raise SettingsError(
@@ -55,4 +55,4 @@ def open_run(settings: Settings, steps: int) -> Iterator[Run]:
             )
         yield run
     finally:
-        run.beside.close()
+        run.close()

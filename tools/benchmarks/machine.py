@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.timing import Timing, clock
-from moetrain.training.throughput import large_product
+from moetrain.training.throughput import large_matmul
 
 _TOLD = ("model name", "cpu family", "model")
 
@@ -61,7 +61,7 @@ class MatrixRate:
 
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
         self.device = device
-        self._multiply, self._operations = large_product(device, dtype)
+        self._multiply, self._operations = large_matmul(device, dtype)
         self._multiply()
         self.timing = Timing()
 

@@ -22,10 +22,9 @@ from benchmarks import monitor_costs
 from benchmarks.configs import add_configs, load_configs, open_run
 from benchmarks.timing import Timing, clock, share_with_interval, take_turns
 from moetrain.config import Settings, SettingsError
-from moetrain.loggers.run_logger import Outputs
-from moetrain.monitoring.build import Run
-from moetrain.monitoring.watch import measure, read, show
-from moetrain.train import train_step
+from moetrain.loggers.run_logger import RunLogger
+from moetrain.routing.store import TrainingContext
+from moetrain.trainer import Trainer
 
 PARTS = ("share", "sums", "panel", "costs", "distances")
 _WARMUP = 100  # steps within which every domain's window has to be full
@@ -70,20 +69,20 @@ def share(settings: Settings, pairs: int = 4, steps: int = 50) -> dict[str, Any]
     if not settings.watches_routing:
         raise SettingsError(f"{settings.run.name}: nothing is watched: set monitor.enabled=true and experts to record")
     silence = settings.monitor.model_copy(update={"enabled": False})
-    with open_run(settings, _WARMUP + 2 * pairs * steps) as watched, opened_outputs(watched) as outputs:
+    with open_run(settings, _WARMUP + 2 * pairs * steps) as watched, logging(watched):
         silent = replace(watched, settings=settings.model_copy(update={"monitor": silence}))
         step = _fill_windows(watched)
         inside = {"train": 0.0, "record": 0.0, "stream": 0.0}
 
-        def block(which: Run) -> None:
+        def block(which: Trainer) -> None:
             nonlocal step
             for _ in range(steps):
                 step += 1
-                train_step(which, step)
-                if step % settings.monitor.every == 0:
-                    measure(which, step, outputs)
+                which.train_step(step)
+                if which.settings.watches_routing and step % settings.monitor.every == 0:
+                    which.monitor.measure_stream(which.model, step)
             if which.settings.watches_routing:
-                show(which, outputs, wait=True)  # what was queued inside a block is paid for inside it
+                which.monitor.publish(wait=True)  # a block pays for what it queued
 
         def with_monitor(turn: int) -> None:
             watched.clock.seconds.clear()
@@ -140,12 +139,12 @@ def sums(settings: Settings, turns: int = 100) -> dict[str, Any]:
     }
 
 
-def _fill_windows(run: Run) -> int:
+def _fill_windows(run: Trainer) -> int:
     """Train until every domain has a full window; returns the step."""
     domains, size = len(run.settings.data.domains), run.settings.monitor.window
     for step in range(1, _WARMUP + 1):
-        train_step(run, step)
-        if sum(len(window) == size for window in run.monitor.windows().values()) == domains:
+        run.train_step(step)
+        if sum(len(window) == size for window in run.state.monitor.stream.windows().values()) == domains:
             return step
     raise SettingsError(
         f"{run.settings.run.name}: after {_WARMUP} steps a domain has fewer samples than monitor.window ({size}): "
@@ -160,21 +159,21 @@ def panel(settings: Settings, readings: int = 3) -> dict[str, Any]:
         SettingsError: a run without a panel, or with too little data.
     """
     waits, shown = Timing(), Timing()
-    with open_run(settings, readings + 1) as run, opened_outputs(run) as outputs:
-        if run.panel is None:
+    with open_run(settings, readings + 1) as run, logging(run):
+        if run.state.monitor.panel is None:
             raise SettingsError(f"{settings.run.name}: no panel: texts have to be as long as panel.tokens")
         for step in range(readings + 1):  # the first one warms up
             if step:
-                train_step(run, step)
+                run.train_step(step)
             began = clock(run.accelerator.device)
-            read(run, outputs.folder, step, outputs)
+            run.monitor.read_panel(run.model, step, TrainingContext())
             trains_on = clock(run.accelerator.device)
-            show(run, outputs, wait=True)
+            run.monitor.publish(wait=True)
             done = clock(run.accelerator.device)
             if step:
                 waits.add(trains_on[0] - began[0], trains_on[1] - began[1])
                 shown.add(done[0] - began[0], done[1] - began[1])
-        samples = len(run.panel.panel)
+        samples = len(run.state.monitor.panel.panel)
     return {
         "shape": settings.model.model_dump(),
         "samples": samples,
@@ -187,14 +186,15 @@ def panel(settings: Settings, readings: int = 3) -> dict[str, Any]:
 
 
 @contextmanager
-def opened_outputs(run: Run) -> Iterator[Outputs]:
-    """Where a run's points go, in a folder that is removed afterwards."""
+def logging(run: Trainer) -> Iterator[None]:
+    """Have the run log into a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        outputs = Outputs(Path(folder), list(run.settings.data.domains), None, run.terminal)
+        logger = RunLogger(Path(folder), list(run.settings.data.domains), None, run.terminal)
+        run.monitor.open(Path(folder), logger)
         try:
-            yield outputs
+            yield
         finally:
-            outputs.close()
+            logger.close()
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:

@@ -34,7 +34,6 @@ from moetrain.data.stream import Batch
 from moetrain.distributed.launch import compute_dtype
 from moetrain.distributed.sharding import bare
 from moetrain.models.transformer import Transformer
-from moetrain.train import train_step
 
 OURS, OUR_DENSE = "moetrain", "moetrain dense"
 _TRIED = 3  # steps of each of transformers' variants, the last of which counts, before the fastest are chosen
@@ -117,7 +116,7 @@ def compare(settings: Settings, turns: int = 8, warmup: int = _WARMUP) -> dict[s
 @contextmanager
 def _our_steps(settings: Settings, steps: int) -> Iterator[Callable[[int], object]]:
     with open_run(settings, steps) as run:
-        yield lambda turn: train_step(run, turn + 1)
+        yield lambda turn: run.train_step(turn + 1)
 
 
 @contextmanager

@@ -29,10 +29,9 @@ from moetrain.data.stream import Batch
 from moetrain.distributed.launch import compute_dtype
 from moetrain.distributed.sharding import bare
 from moetrain.models.transformer import Output
-from moetrain.monitoring.build import Run
-from moetrain.monitoring.watch import record, router_rows
+from moetrain.monitoring.monitor import router_rows
 from moetrain.optim.schedule import learning_rate
-from moetrain.train import train_step
+from moetrain.trainer import Trainer
 from moetrain.training.step import forward_backward, update
 from moetrain.training.throughput import peak_memory
 
@@ -65,7 +64,7 @@ def measure_steps(settings: Settings, turns: int = 10, operators: int = 12, warm
         split: list[dict[str, float]] = []
         rate = MatrixRate(device, compute_dtype(settings, device))
         sides: dict[str, Callable[[int], object]] = {
-            "whole": lambda turn: train_step(run, 2 * turn + 1),
+            "whole": lambda turn: run.train_step(2 * turn + 1),
             "apart": lambda turn: split.append(step_apart(run, 2 * turn + 2)),
             "matrix rate": lambda turn: rate.turn(),
         }
@@ -97,8 +96,8 @@ def measure_steps(settings: Settings, turns: int = 10, operators: int = 12, warm
     }
 
 
-def step_apart(run: Run, step: int) -> dict[str, float]:
-    """A training step as `moetrain.train.train_step` takes it; returns the seconds of each of `PARTS`."""
+def step_apart(run: Trainer, step: int) -> dict[str, float]:
+    """A training step as `Trainer.train_step` takes it; returns the seconds of each of `PARTS`."""
     device, settings = run.accelerator.device, run.settings
     seconds = dict.fromkeys(PARTS, 0.0)
     recorded: list[tuple[Batch, Output]] = []
@@ -116,7 +115,7 @@ def step_apart(run: Run, step: int) -> dict[str, float]:
             run.model,
             run.stream,
             step - 1,
-            run.balancing,
+            run.state.balancing,
             settings,
             lambda batch, output: recorded.append((batch, output)),
         )
@@ -124,13 +123,13 @@ def step_apart(run: Run, step: int) -> dict[str, float]:
     with timed(seconds, "optimizer", device):
         rate = learning_rate(step, run.steps, settings.optim)
         _, made = update(run.model, run.optimizer, rate, settings.optim.grad_clip, statistics.loss)
-        run.balancing.after_step(statistics.load_LE, made)
+        run.state.balancing.after_step(statistics.load_LE, made)
     if settings.watches_routing:
         with timed(seconds, "monitor", device):
-            run.monitor.measure(router_rows(run.model))
+            run.state.monitor.stream.measure(router_rows(run.model))
         seconds["monitor"] /= settings.monitor.every
         with timed(seconds, "monitor", device):
-            record(run, step, recorded)
+            run.recorder.record(step, recorded)
     return seconds
 
 
@@ -153,19 +152,19 @@ def _add(seconds: dict[str, float], name: str, more: float) -> None:
     seconds[name] += more
 
 
-def state_bytes(run: Run) -> int:
+def state_bytes(run: Trainer) -> int:
     """Bytes of parameters and of the optimizer's state."""
     parameters = sum(p.nbytes for p in run.model.parameters())
     states = run.optimizer.state.values()
     return parameters + sum(v.nbytes for state in states for v in state.values() if isinstance(v, torch.Tensor))
 
 
-def costliest_operators(run: Run, step: int, count: int) -> list[dict[str, Any]]:
+def costliest_operators(run: Trainer, step: int, count: int) -> list[dict[str, Any]]:
     """Operators of one step by the time they take themselves, the costliest first."""
     device = run.accelerator.device
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=kinds) as profiled:
-        train_step(run, step)
+        run.train_step(step)
         clock(device)
     name = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     events = sorted(profiled.key_averages(), key=lambda event: -getattr(event, name))

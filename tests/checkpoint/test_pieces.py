@@ -7,6 +7,7 @@ import torch
 from moetrain.config import ModelSettings, OptimSettings
 from moetrain.distributed import signals
 from moetrain.distributed.signals import StopAgreement
+from moetrain.models.initialization import initialize_weights
 from moetrain.models.transformer import Routing, Transformer
 from moetrain.optim.builder import make_optimizer, optimizer_state, start_optimizer_state
 from moetrain.optim.schedule import learning_rate
@@ -52,7 +53,7 @@ def small_model(**changes):
     settings = ModelSettings(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_experts=4, num_experts_per_tok=2, **changes
     )
-    return Transformer(settings, 50, torch.float32), settings
+    return initialize_weights(Transformer(settings, 50, torch.float32)), settings
 
 
 def test_norms_and_embeddings_do_not_decay_and_all_else_does():

@@ -11,6 +11,7 @@ from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
 from moetrain.loggers.events import as_event
 from moetrain.model_input import PackedTokens
+from moetrain.models.initialization import initialize_weights
 from moetrain.models.router import Router
 from moetrain.models.transformer import Transformer
 from moetrain.routing.panel import HELDOUT, SEEN, TO_COME, draw_panel, read_panel, reading_steps
@@ -39,7 +40,7 @@ def made(make_settings):
     corpus = prepare_corpus(settings)
     stream = training_stream(corpus, settings)
     torch.manual_seed(0)
-    model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32)
+    model = initialize_weights(Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32))
     panel = draw_panel(corpus, stream, settings, STEPS, rows=4)
     return settings, corpus, stream, model, panel
 
@@ -52,7 +53,7 @@ def ruled(make_settings):
     corpus = prepare_corpus(settings)
     stream = training_stream(corpus, settings)
     torch.manual_seed(0)
-    model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32)
+    model = initialize_weights(Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32))
     return settings, corpus, stream, model, draw_panel(corpus, stream, settings, STEPS, rows=4)
 
 
@@ -338,7 +339,7 @@ def test_domains_read_over_other_lengths_are_not_compared(make_settings):
     settings = make_settings("data.domains.sums.panel_tokens=12", "train.max_steps=40")
     corpus = prepare_corpus(settings)
     stream = training_stream(corpus, settings)
-    model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32)
+    model = initialize_weights(Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32))
     panel = draw_panel(corpus, stream, settings, 40, rows=4)
     reading = read_panel(model, panel, 8, torch.device("cpu"))
     found = panel_metrics(
@@ -465,7 +466,7 @@ def test_an_answer_behind_the_compared_tokens_is_still_what_the_loss_is_of(make_
     corpus = prepare_corpus(settings)
     stream = training_stream(corpus, settings)
     torch.manual_seed(0)
-    model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32)
+    model = initialize_weights(Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32))
     panel = draw_panel(corpus, stream, settings, 12, rows=4)
     reading = read_panel(model, panel, 1, torch.device("cpu"))
     names = list(settings.data.domains)

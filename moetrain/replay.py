@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from moetrain import __version__
 from moetrain.atomic_io import write_file
@@ -27,6 +26,7 @@ from moetrain.data.errors import DataError
 from moetrain.data.stream import Stream, training_stream, validation_streams
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.distributed.launch import compute_dtype
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.grokking import PhaseThresholds, gram_blocks
 from moetrain.grokking.paper import CORRELATIONS
 from moetrain.loggers.run_logger import Outputs
@@ -123,7 +123,7 @@ class Texts:
     start: Transformer | None = None  # the model before its first step
 
 
-def texts_of_run(settings: Settings, accelerator: Accelerator, terminal: Terminal, start: bool) -> Texts:
+def texts_of_run(settings: Settings, layout: ParallelLayout, terminal: Terminal, start: bool) -> Texts:
     """A run's own panel, held-out text and probes; with ``start``, also the model it started from.
 
     Raises:
@@ -140,8 +140,8 @@ def texts_of_run(settings: Settings, accelerator: Accelerator, terminal: Termina
     texts = Texts(settings, corpus, panel, panel.domains, validation_streams(corpus, settings, rows), probes)
     if start:
         torch.manual_seed(settings.run.seed)
-        first = initial_model(settings, corpus.tokenizer, compute_dtype(settings, accelerator.device))
-        texts.start = first.to(accelerator.device).eval()
+        first = initial_model(settings, corpus.tokenizer, compute_dtype(settings, layout.device))
+        texts.start = first.to(layout.device).eval()
     return texts
 
 
@@ -183,7 +183,7 @@ def check_tokenizer(tokenizer: Tokenizer, model: Transformer, name: str) -> None
 
 
 def replay(
-    models: Sequence[SavedModel], texts: Texts, folder: Path, accelerator: Accelerator, terminal: Terminal
+    models: Sequence[SavedModel], texts: Texts, folder: Path, layout: ParallelLayout, terminal: Terminal
 ) -> dict[str, Any]:
     """Read the texts through each model, in order of steps; returns what ``summary.json`` in the folder holds.
 
@@ -200,7 +200,7 @@ def replay(
     folder.mkdir(parents=True)
     write_file(folder / "config.yaml", texts.settings.to_yaml())
     tasks = texts.probes.prepared.tasks if texts.probes is not None else []
-    reader = _Reader(texts, folder, Outputs(folder, texts.panel.domains, None, terminal, tasks), accelerator)
+    reader = _Reader(texts, folder, Outputs(folder, texts.panel.domains, None, terminal, tasks), layout)
     count = len(series) + (texts.start is not None)
     try:
         if texts.start is not None:
@@ -211,7 +211,7 @@ def replay(
         for number, saved in enumerate(series, count - len(series)):
             terminal.preparing("reading models", number, count)
             reader.model = None  # two large ones may not fit into memory
-            reader.read(saved.open(texts.settings, accelerator.device), saved)
+            reader.read(saved.open(texts.settings, layout.device), saved)
     finally:
         summary = reader.finish()
     if texts.settings.run.report:
@@ -222,12 +222,12 @@ def replay(
 class _Reader:
     """Reads one model after the other, and takes what they say to where it is kept and shown."""
 
-    def __init__(self, texts: Texts, folder: Path, outputs: Outputs, accelerator: Accelerator) -> None:
+    def __init__(self, texts: Texts, folder: Path, outputs: Outputs, layout: ParallelLayout) -> None:
         self.settings, self.corpus, self.panel, self.probes = texts.settings, texts.corpus, texts.panel, texts.probes
-        self.accelerator = accelerator
+        self.layout = layout
         self.model: Transformer | None = None  # the newest
         self._texts, self._folder, self._outputs = texts, folder, outputs
-        self._device = accelerator.device
+        self._device = layout.device
         self._token_bytes = torch.from_numpy(texts.corpus.tokenizer.token_bytes()).long().to(self._device)
         self._read: dict[int, str] = {}
 
@@ -239,9 +239,9 @@ class _Reader:
             if domain in self._outputs.domains:
                 self._outputs.domains[domain]["metrics"].update(said)
         if texts.validation:
-            losses = heldout_losses(self.accelerator, model, texts.validation, self._token_bytes)
+            losses = heldout_losses(self.layout, model, texts.validation, self._token_bytes)
             self._outputs.validation(step, losses)
-        reading = read_panel(model, panel, step, self._device, inputs=texts.settings.panel.linear_kernel)
+        reading = read_panel(model, panel, step, self.layout, inputs=texts.settings.panel.linear_kernel)
         around = saved.surroundings or surroundings(model, panel, saved.tokens, self._device)
         stored = to_stored(panel, reading, texts.names, gram_blocks(router_rows(model)), around)
         write_reading(self._folder, stored)
@@ -252,7 +252,7 @@ class _Reader:
 
     def _probe(self, model: Transformer, probes: Probes, saved: SavedModel) -> None:
         answers = self.settings.probes.max_new_tokens if self.settings.probes.generate else 0
-        scores = score(model, probes.prepared, self._device, max_new_tokens=answers)
+        scores = score(model, probes.prepared, self.layout, max_new_tokens=answers)
         probes.history.add(saved.step, saved.tokens, scores)
         write_scores(self._folder, saved.step, scores)
         self._outputs.probes(saved.step, scores)

@@ -11,7 +11,7 @@ from moetrain.checkpoint.run_folder import RunFolder
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
 from moetrain.data.documents import DataError
 from moetrain.data.stream import Batch, stream_tokens
-from moetrain.distributed.launch import end_processes, leave, start_accelerator
+from moetrain.distributed.launch import end_processes, leave, start_ranks
 from moetrain.distributed.sharding import unsharded_copy
 from moetrain.distributed.signals import STOPPED_BY_SIGNAL, StopAgreement, StopSignals
 from moetrain.distributed.watchdog import heartbeat
@@ -86,22 +86,22 @@ def _parse(arguments: list[str]) -> tuple[Settings, bool]:
 def train(settings: Settings, check: bool = False) -> int:
     """One run, from its data to its summary; with ``check``, up to its first step."""
     check_trackers(settings.run.trackers)
-    accelerator = start_accelerator(settings)
-    with heartbeat(preparing=True):
-        run = build(settings, accelerator)
+    layout = start_ranks(settings)
+    with heartbeat(layout, preparing=True):
+        run = build(settings, layout)
         describe(run)
         if check:
             dry_run(run)
             return 0
         folder = claim_folder(run)
     try:
-        with heartbeat():
+        with heartbeat(layout):
             keep_within_budget(run, folder.path, folder.checkpoint is not None)
             return loop(run, folder)
     finally:
         run.terminal.end_training()
         run.beside.close()
-        if run.accelerator.is_main_process:
+        if run.layout.is_main:
             folder.release()
 
 
@@ -111,7 +111,7 @@ def loop(run: Run, folder: RunFolder) -> int:
     checkpoint = load_checkpoint(folder.checkpoint, verify=False) if folder.checkpoint else None
     first = resume(run, checkpoint) if checkpoint else 0
     outputs = None
-    if run.accelerator.is_main_process:
+    if run.layout.is_main:
         if checkpoint is not None:
             set_aside_later(folder.path, checkpoint.step)
             remove_unlisted(folder.path, checkpoint.record["pieces"])
@@ -123,7 +123,7 @@ def loop(run: Run, folder: RunFolder) -> int:
     run.monitor.keeps = run.sample_store is not None
     saved = True
     with StopSignals() as stop:
-        agreement = StopAgreement(run.accelerator.device)
+        agreement = StopAgreement(run.layout)
         run.terminal.start_training(first, run.steps)
         readings = reading_steps(run.steps, settings.panel.readings)
         probings = reading_steps(run.steps, settings.probes.readings)
@@ -186,7 +186,7 @@ def dry_run(run: Run) -> None:
         f"one step: {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s; all {run.steps:,} steps: "
         f"about {run.steps * seconds / 60:.1f} min without validation; "
         f"recording and streaming metrics: about {monitored / (seconds + monitored):.1%} of it; "
-        f"memory so far {peak_memory(run.accelerator.device) / 2**30:.2f} GiB"
+        f"memory so far {peak_memory(run.layout.device) / 2**30:.2f} GiB"
     )
     for cost in measure_costs(run, seconds):
         auto = run.settings.monitor.budget == "auto"
@@ -199,7 +199,7 @@ def train_step(run: Run, step: int) -> None:
     recorded: list[tuple[Batch, Output]] = []
     with run.clock.measure("train"):
         statistics = forward_backward(
-            run.accelerator,
+            run.layout,
             run.model,
             run.stream,
             step - 1,
@@ -208,7 +208,7 @@ def train_step(run: Run, step: int) -> None:
             lambda batch, output: recorded.append((batch, output)),
         )
         rate = learning_rate(step, run.steps, run.settings.optim)
-        norm, made = update(run.model, run.optimizer, rate, run.settings.optim.grad_clip, statistics.loss)
+        norm, made = update(run.layout, run.model, run.optimizer, rate, run.settings.optim.grad_clip, statistics.loss)
         run.balancing.after_step(statistics.load_LE, made)
         run.interval.add(statistics, norm, made)
         note(run, run.guards.check(step, made, statistics.loss, statistics.load_LE, recorded))

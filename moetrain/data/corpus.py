@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -35,7 +34,7 @@ from moetrain.data.token_shards import INDEX as INDEX
 from moetrain.data.token_shards import TokenizerFile, join_parts, write_parts
 from moetrain.data.token_shards import token_dtype as token_dtype
 from moetrain.data.tokenizer import Tokenizer, check_lossless, load_tokenizer, train_tokenizer
-from moetrain.data.workers import run_tasks
+from moetrain.data.workers import available_cpus, run_tasks
 
 FORMAT = 3
 _SECONDS_BETWEEN_WORDS = 0.1
@@ -188,7 +187,7 @@ class _Preparation:
         if wanted is None:
             sizes = [self._size(portion) for portion in self.portions]
             little = None not in sizes and sum(size or 0 for size in sizes) < PORTION_BYTES
-            wanted = 1 if little else cores()
+            wanted = 1 if little else available_cpus()
         return min(wanted, len(self.portions))
 
     @contextmanager
@@ -210,11 +209,6 @@ class _Preparation:
             yield
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _tokenize(preparation: _Preparation, tokenizer: Tokenizer, path: Path, folder: Path) -> None:
     """Fill a corpus's folder: parts in several processes, then one token file and index a domain."""
     settings = preparation.settings
@@ -222,7 +216,7 @@ def _tokenize(preparation: _Preparation, tokenizer: Tokenizer, path: Path, folde
     places = [beside / f"{portion.domain}-{portion.number:06d}" for portion in preparation.portions]
     marks = settings.tokenizer.begin_token, settings.tokenizer.end_token
     file = TokenizerFile(path, *marks, tokenizer.fingerprint)
-    threads = max(1, cores() // preparation.workers())
+    threads = max(1, available_cpus() // preparation.workers())
     tasks = [
         (portion, settings, file, place, threads) for portion, place in zip(preparation.portions, places, strict=True)
     ]

@@ -23,6 +23,11 @@ Tell = Callable[[int], None]
 """Told how far a task is, in a measure of its own."""
 
 
+def available_cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_tasks(
     function: Callable[..., Any],
     tasks: Sequence[tuple[Any, ...]],

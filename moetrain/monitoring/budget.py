@@ -12,7 +12,6 @@ import yaml
 
 from moetrain.atomic_io import write_file
 from moetrain.config import Settings
-from moetrain.distributed.collectives import all_gather_objects
 from moetrain.distributed.sharding import unsharded_copy
 from moetrain.monitoring.build import Run
 from moetrain.monitoring.watch import ask, stored_blocks
@@ -72,9 +71,8 @@ def measure_costs(run: Run, step: float | None = None) -> list[Cost]:
     costs = []
     if run.panel is not None:
         with run.clock.measure("panel trial"):
-            process = (run.accelerator.process_index, run.accelerator.num_processes)
             with unsharded_copy(run.model) as model:
-                reading = read_panel(model, run.panel.panel, 0, run.accelerator.device, *process, all_gather_objects)
+                reading = read_panel(model, run.panel.panel, 0, run.layout)
             stored = to_stored(run.panel.panel, reading, run.panel.domains, stored_blocks(run))
             panel_metrics(stored, run.panel.domains, run.panel.tau, run.steps)
         costs.append(Cost("panel", run.clock.taken("panel trial"), training))
@@ -91,7 +89,7 @@ def _step_seconds(run: Run) -> float:
         run.clock.taken("step trial")
         with run.clock.measure("step trial"):
             forward_backward(
-                run.accelerator, run.model, run.stream, 0, run.balancing, run.settings, lambda batch, output: None
+                run.layout, run.model, run.stream, 0, run.balancing, run.settings, lambda batch, output: None
             )
         run.optimizer.zero_grad(set_to_none=True)
     return run.clock.taken("step trial")
@@ -109,12 +107,12 @@ def keep_within_budget(run: Run, folder: Path, continued: bool) -> None:
         theirs = yaml.safe_load(place.read_text(encoding="utf-8"))
         chosen = {what: theirs[what]["readings"] for what in ("panel", "probes")}
     else:
-        costs = all_gather_objects(measure_costs(run))[0]
+        costs = run.layout.all_gather_objects(measure_costs(run))[0]
         chosen = {cost.what: max(LEAST, cost.affordable) for cost in costs}
         for cost in costs:
             run.terminal.note(f"monitor.budget: {cost.line(chosen[cost.what])}")
     run.settings = with_readings(run.settings, chosen)
-    if not continued and run.accelerator.is_main_process:
+    if not continued and run.layout.is_main:
         write_file(place, run.settings.to_yaml())
 
 

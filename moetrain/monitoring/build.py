@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from moetrain import __version__
@@ -16,9 +15,9 @@ from moetrain.checkpoint.run_folder import RunFolder, open_run_folder
 from moetrain.config import Settings, SettingsError
 from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.stream import Stream, training_stream, validation_streams
-from moetrain.distributed.collectives import all_gather_objects
-from moetrain.distributed.launch import compute_dtype, start_accelerator
-from moetrain.distributed.sharding import bare, distribute
+from moetrain.distributed.launch import compute_dtype, start_ranks
+from moetrain.distributed.mesh import ParallelLayout
+from moetrain.distributed.sharding import distribute, inner_model
 from moetrain.grokking import PhaseThresholds
 from moetrain.loggers.preview import DATA_COLUMNS, data_rows, data_summary, model_line, short_lines, stream_line
 from moetrain.loggers.terminal import Terminal
@@ -45,7 +44,7 @@ class Run:
     """What a run is made of."""
 
     settings: Settings
-    accelerator: Accelerator
+    layout: ParallelLayout
     terminal: Terminal
     corpus: Corpus
     stream: Stream
@@ -78,31 +77,30 @@ class Run:
         return TrainingContext(self.tokens_trained, float(self.newest.entropy_L.mean()), load_cv)
 
 
-def build(settings: Settings, accelerator: Accelerator | None = None) -> Run:
+def build(settings: Settings, layout: ParallelLayout | None = None) -> Run:
     """Data, model and instruments of a run, and its processes where they are not started yet."""
-    accelerator = accelerator or start_accelerator(settings)
-    terminal = Terminal(speaks=accelerator.is_main_process)
+    layout = layout or start_ranks(settings)
+    terminal = Terminal(speaks=layout.is_main)
     # What a setting asks for in vain is told before the data is prepared, which may take hours.
-    dtype = compute_dtype(settings, accelerator.device)
-    choose_backends(settings.model, accelerator.device, dtype)
+    dtype = compute_dtype(settings, layout.device)
+    choose_backends(settings.model, layout.device, dtype)
     check_tasks(settings)
-    with accelerator.main_process_first():
+    with layout.main_first():
         corpus = prepare_corpus(settings, terminal.preparing)
         probes = load_probes(settings, corpus, terminal.preparing)
     stream = training_stream(corpus, settings)
-    share = settings.train.batch_rows // accelerator.num_processes
-    rows = settings.train.micro_batch_rows or share
+    rows = settings.train.micro_batch_rows or layout.row_range(settings.train.batch_rows)[1]
     validation = validation_streams(corpus, settings, rows)
     torch.manual_seed(settings.run.seed)
-    transformer = initial_model(settings, corpus.tokenizer, dtype).to(accelerator.device)
+    transformer = initial_model(settings, corpus.tokenizer, dtype).to(layout.device)
     if settings.train.compile:
         transformer.compile_layers()
-    model = distribute(transformer, settings, accelerator)
+    model = distribute(transformer, layout)
     names = list(settings.data.domains)
     steps = min(stream.steps, settings.train.max_steps or stream.steps)
     return Run(
         settings=settings,
-        accelerator=accelerator,
+        layout=layout,
         terminal=terminal,
         corpus=corpus,
         stream=stream,
@@ -111,15 +109,15 @@ def build(settings: Settings, accelerator: Accelerator | None = None) -> Run:
         balancing=Balancing(transformer, settings.model),
         guards=Guards(settings.guard),
         model=model,
-        monitor=StreamMonitor(names, settings.monitor.window, settings.monitor.tau, all_gather_objects),
+        monitor=StreamMonitor(names, settings.monitor.window, settings.monitor.tau, layout.all_gather_objects),
         panel=panel_monitor(corpus, stream, settings, steps, rows),
         probes=probes,
         steps=steps,
         interval=Interval(names),
-        matrix_rate=accelerator.num_processes * matrix_rate(accelerator.device, dtype),
-        token_bytes=torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(accelerator.device),
+        matrix_rate=layout.world_size * matrix_rate(layout.device, dtype),
+        token_bytes=torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(layout.device),
         met=np.zeros(len(names), np.int64),
-        clock=Clock(accelerator.device),
+        clock=Clock(layout.device),
     )
 
 
@@ -143,14 +141,14 @@ def sample_store(run: Run, folder: Path) -> SampleStore | None:
     names = list(settings.data.domains)
     top = min(settings.monitor.store_top, settings.model.num_experts)
     places = settings.train.batch_rows * run.stream.most_samples
-    return SampleStore(folder, run.accelerator.process_index, top, run.stream.samples, names, places)
+    return SampleStore(folder, run.layout.rank, top, run.stream.samples, names, places)
 
 
 def describe(run: Run) -> None:
     """Print what is about to be trained, on what, and what of it will stay unused."""
-    transformer, processes = bare(run.model), run.accelerator.num_processes
+    transformer, processes = inner_model(run.model), run.layout.world_size
     run.terminal.note(f"moetrain {__version__}: {model_line(transformer)}, {processes} process{'es' * (processes > 1)}")
-    for note in transformer.backends(run.accelerator.device).notes:
+    for note in transformer.backends(run.layout.device).notes:
         run.terminal.note(note)
     for domain in run.corpus.domains:
         for place in domain.report.bad_places:
@@ -168,12 +166,12 @@ def claim_folder(run: Run) -> RunFolder:
     """The run's folder, chosen and locked by the main process, known to all."""
     folder: RunFolder | None = None
     error: Exception | None = None
-    if run.accelerator.is_main_process:
+    if run.layout.is_main:
         try:
             folder = open_run_folder(run.settings)
         except (SettingsError, CheckpointError, OSError) as caught:
             error = caught
-    folder, error = all_gather_objects((folder, error))[0]
+    folder, error = run.layout.all_gather_objects((folder, error))[0]
     if error is not None:
         raise error
     assert folder is not None

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from accelerate import Accelerator
 from torch import nn
 
 from moetrain import grokking
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.items import Item
-from moetrain.distributed.sharding import bare
+from moetrain.distributed.mesh import ParallelLayout
+from moetrain.distributed.sharding import inner_model
 from moetrain.grokking import Delay, GroupPair
 from moetrain.grokking.memorization import MIN_TAIL_IN_RUNS
 from moetrain.probes.embeddings import item_text, mean_hidden_states, sentence_encoder
@@ -60,7 +60,7 @@ class Watched(Protocol):
     def model(self) -> nn.Module | None: ...
 
     @property
-    def accelerator(self) -> Accelerator: ...
+    def layout(self) -> ParallelLayout: ...
 
 
 def delays(run: Watched) -> dict[str, DomainDelay]:
@@ -109,4 +109,4 @@ def _embeddings(run: Watched, members: np.ndarray, items: Sequence[Item]) -> np.
     tokens += tokenizer.encode_all(texts)
     seq_len = run.settings.data.seq_len
     assert run.model is not None
-    return mean_hidden_states(bare(run.model), tokens, tokenizer, run.accelerator.device, seq_len, BATCH_TOKENS)
+    return mean_hidden_states(inner_model(run.model), tokens, tokenizer, run.layout.device, seq_len, BATCH_TOKENS)

@@ -18,8 +18,7 @@ from moetrain.checkpoint.manager import (
     write_checkpoint,
 )
 from moetrain.data.stream import stream_tokens
-from moetrain.distributed.collectives import all_gather_objects
-from moetrain.distributed.sharding import bare, unsharded_copy
+from moetrain.distributed.sharding import inner_model, unsharded_copy
 from moetrain.grokking.paper import CORRELATIONS
 from moetrain.loggers.preview import data_summary
 from moetrain.loggers.run_logger import Outputs
@@ -45,16 +44,19 @@ def save(run: Run, folder: Path, step: int, outputs: Outputs | None) -> bool:
     gather_troubles(run)
     tell_troubles(run, outputs)  # a run that goes on from here would not hear of them again
     windows = run.monitor.state()  # of all processes
-    parts = {"model": bare(run.model).state_dict(), "optimizer": optimizer_state(bare(run.model), run.optimizer)}
+    parts = {
+        "model": inner_model(run.model).state_dict(),
+        "optimizer": optimizer_state(inner_model(run.model), run.optimizer),
+    }
     saved = False
     if outputs is None:
-        help_write(parts)
+        help_write(parts, run.layout)
     else:
         try:
             saved = _write(run, folder, step, outputs, {**parts, "monitor": windows})
         finally:
-            end_write()
-    return all_gather_objects(saved)[0]
+            end_write(run.layout)
+    return run.layout.all_gather_objects(saved)[0]
 
 
 def _write(run: Run, folder: Path, step: int, outputs: Outputs, parts: Mapping[str, State]) -> bool:
@@ -78,7 +80,7 @@ def _write(run: Run, folder: Path, step: int, outputs: Outputs, parts: Mapping[s
             "pieces": list_pieces(folder),
             "not_finite": run.monitor.not_finite,
         }
-        saved = outputs.checkpoint(step, lambda sizes: save_checkpoint(folder, step, states, record, sizes))
+        saved = outputs.checkpoint(step, lambda sizes: save_checkpoint(folder, step, states, record, sizes, run.layout))
         if saved:
             try:
                 drop_checkpoints(folder, run.settings.train.keep_checkpoints, run.settings.train.keep_every)
@@ -97,13 +99,13 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
         raise CheckpointError(
             "the checkpoint was trained on other data or another tokenizer: restore them, or set train.resume=never"
         )
-    model = bare(run.model)
+    model = inner_model(run.model)
     checkpoint.states.fill("model", model.state_dict())
     if checkpoint.states.names("optimizer"):
         checkpoint.states.fill("optimizer", start_optimizer_state(model, run.optimizer))
     run.balancing.load_state(checkpoint.states["balancing"])
-    run.interval.load_state(checkpoint.states.get("interval", {}), run.accelerator.device)
-    run.monitor.load_state(checkpoint.states.get("monitor", {}), run.accelerator.is_main_process)
+    run.interval.load_state(checkpoint.states.get("interval", {}), run.layout.device)
+    run.monitor.load_state(checkpoint.states.get("monitor", {}), run.layout.is_main)
     if run.panel is not None:
         run.panel.load_state(checkpoint.states.get("panel", {}))
     if run.probes is not None:
@@ -111,8 +113,8 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
         run.probes.relations.load_state(checkpoint.states.get("relations", {}))
     run.tokens_trained = checkpoint.record["tokens_trained"]
     run.met = stream_tokens(run.stream, len(run.met), 0, checkpoint.step)
-    run.guards.load_state(checkpoint.record["guards"], run.accelerator.device)
-    run.monitor.not_finite = checkpoint.record["not_finite"] if run.accelerator.is_main_process else 0
+    run.guards.load_state(checkpoint.record["guards"], run.layout.device)
+    run.monitor.not_finite = checkpoint.record["not_finite"] if run.layout.is_main else 0
     return checkpoint.step
 
 
@@ -126,12 +128,12 @@ def stop_diverged(run: Run, folder: Path) -> None:
     dump = folder / "dumps" / f"step_{step:08d}"
     see = f"see why with python tools/replay_step.py {dump}"
     with unsharded_copy(run.model) as model:
-        if run.accelerator.is_main_process and not dump.exists():  # a run that was run again comes to the same
+        if run.layout.is_main and not dump.exists():  # a run that was run again comes to the same
             try:
                 _dump(replace(run, model=model), dump, step)
             except OSError as error:
                 see = f"no dump was written ({error})"
-    all_gather_objects(None)  # none may end before the dump stands
+    run.layout.barrier()  # none may end before the dump stands
     raise TrainingDivergedError(
         f"step {step}: the loss or the gradient was not finite in {run.guards.skipped_in_a_row} steps in a row; {see}; "
         "lower optim.learning_rate, or set train.precision=fp32"
@@ -146,7 +148,7 @@ def _dump(run: Run, dump: Path, step: int) -> None:
         "document": run.stream.samples.document[samples].tolist(),
         "piece": run.stream.samples.piece[samples].tolist(),
     }
-    states = {"model": bare(run.model).state_dict(), "balancing": run.balancing.state(), "batch": vars(rows)}
+    states = {"model": inner_model(run.model).state_dict(), "balancing": run.balancing.state(), "batch": vars(rows)}
     record = {"tokens_trained": run.tokens_trained, "corpus": run.corpus.fingerprint, "samples": named}
     write_checkpoint(dump, step, states, record, {})
 
@@ -156,7 +158,7 @@ def finish(run: Run, outputs: Outputs) -> None:
 
     The run's model has to be whole, see `unsharded_copy`: the main process comes here alone.
     """
-    every, active = bare(run.model).parameter_counts()
+    every, active = inner_model(run.model).parameter_counts()
     if run.panel is not None:
         for domain, memorized in memorization_summary(run.panel).items():
             outputs.domains[domain]["memorized"] = memorized
@@ -168,7 +170,7 @@ def finish(run: Run, outputs: Outputs) -> None:
             outputs.domains[domain]["correlations"] = run.probes.relations.as_dict(domain)
         for domain, delay in delays(run).items():
             outputs.delay(run.steps, domain, delay.mean.steps if delay.mean else None, delay.as_dict())
-    share, memory = run.clock.share(*MONITORING), peak_memory(run.accelerator.device)
+    share, memory = run.clock.share(*MONITORING), peak_memory(run.layout.device)
     summary = {
         "domains": outputs.domains,
         "probes": outputs.tasks,

@@ -9,8 +9,7 @@ import numpy as np
 from torch import nn
 
 from moetrain.data.stream import Batch
-from moetrain.distributed.collectives import all_gather_objects
-from moetrain.distributed.sharding import bare, unsharded_copy, whole
+from moetrain.distributed.sharding import full_tensor, inner_model, unsharded_copy
 from moetrain.grokking import gram_blocks
 from moetrain.loggers.run_logger import Outputs
 from moetrain.models.router import Router
@@ -37,7 +36,7 @@ def record(run: Run, step: int, recorded: list[tuple[Batch, Output]]) -> None:
     """Put the routing of this process's rows of a step into the windows, and on disk where it is asked for."""
     before = run.monitor.not_finite
     rows, slots = run.settings.train.batch_rows, run.stream.most_samples
-    row = (step - 1) * rows + run.accelerator.process_index * (rows // run.accelerator.num_processes)
+    row = (step - 1) * rows + run.layout.row_range(rows)[0]
     for batch, output in recorded:
         routing = output.routing
         assert routing is not None
@@ -57,8 +56,8 @@ def note(run: Run, heard: Heard) -> None:
     count = run.settings.guard.samples
     for incident, recorded in heard:
         mine = suspects(incident, recorded, run.stream.samples, list(run.settings.data.domains), count)
-        worst = merge(all_gather_objects(mine), count)
-        if run.accelerator.is_main_process:
+        worst = merge(run.layout.all_gather_objects(mine), count)
+        if run.layout.is_main:
             run.troubles.append(replace(incident, details=incident.details | {"samples": worst}))
 
 
@@ -72,10 +71,10 @@ def tell_troubles(run: Run, outputs: Outputs | None) -> None:
 
 def gather_troubles(run: Run) -> None:
     """Give the main process what the others ran into, each by itself, since this was last called; all come here."""
-    gathered = all_gather_objects((run.troubles, run.monitor.not_finite))
+    gathered = run.layout.all_gather_objects((run.troubles, run.monitor.not_finite))
     run.troubles = []
     run.monitor.not_finite = 0
-    if run.accelerator.is_main_process:
+    if run.layout.is_main:
         for process, (troubles, not_finite) in enumerate(gathered):
             where = f"process {process}: " if process else ""
             run.troubles += [replace(each, problem=where + each.problem) for each in troubles]
@@ -98,8 +97,10 @@ def store(run: Run, step: int, everything: bool = False) -> None:
 
 
 def router_rows(model: nn.Module) -> np.ndarray:
-    """The routers' weights, [L, E, D]; all processes have to ask for them."""
-    return np.stack([whole(m.weight.detach()).cpu().numpy() for m in bare(model).modules() if isinstance(m, Router)])
+    """The routers' weights, [L, E, D]; all ranks must call this."""
+    return np.stack(
+        [full_tensor(m.weight.detach()).cpu().numpy() for m in inner_model(model).modules() if isinstance(m, Router)]
+    )
 
 
 def _comparable_rows(run: Run, step: int, outputs: Outputs | None) -> np.ndarray | None:
@@ -140,11 +141,9 @@ def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
         rows_LED = _comparable_rows(run, step, outputs)
         if rows_LED is None:
             return
-        accelerator = run.accelerator
-        process = (accelerator.process_index, accelerator.num_processes)
         inputs = run.settings.panel.linear_kernel
         with unsharded_copy(run.model) as model:
-            reading = read_panel(model, run.panel.panel, step, accelerator.device, *process, all_gather_objects, inputs)
+            reading = read_panel(model, run.panel.panel, step, run.layout, inputs)
         if outputs is None:
             return
         stored = to_stored(run.panel.panel, reading, run.panel.domains, gram_blocks(rows_LED), run.surroundings)
@@ -173,10 +172,9 @@ def show(run: Run, outputs: Outputs, wait: bool = False) -> None:
 def ask(run: Run, probes: Probes) -> dict[str, TaskScore]:
     """What the model makes of all tasks now, each process its share of them."""
     settings = run.settings.probes
-    process = (run.accelerator.process_index, run.accelerator.num_processes)
     answers = settings.max_new_tokens if settings.generate else 0
     with unsharded_copy(run.model) as model:
-        return score(model, probes.prepared, run.accelerator.device, *process, all_gather_objects, answers)
+        return score(model, probes.prepared, run.layout, answers)
 
 
 def probe(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
@@ -206,7 +204,7 @@ def probe(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
 def validate(run: Run, step: int, outputs: Outputs | None) -> None:
     """Held-out loss of each domain."""
     with run.clock.measure("validate"), unsharded_copy(run.model) as model:
-        losses = heldout_losses(run.accelerator, model, run.validation, run.token_bytes)
+        losses = heldout_losses(run.layout, model, run.validation, run.token_bytes)
     if outputs is not None:
         outputs.validation(step, losses)
 
@@ -222,11 +220,11 @@ def log(run: Run, step: int, outputs: Outputs | None) -> None:
     rate = run.clock.rate_since_last()
     system = {
         "system/tokens_per_second": rate,
-        "system/mfu": rate * bare(run.model).operations_a_token() / run.matrix_rate,
+        "system/mfu": rate * inner_model(run.model).operations_a_token() / run.matrix_rate,
         "system/monitor_share": run.clock.share(*MONITORING),
         "system/monitor_panel": run.clock.share("panel"),
         "system/monitor_probes": run.clock.share("probes"),
         "system/monitor_stream": run.clock.share("record", "stream"),
-        "system/memory": float(peak_memory(run.accelerator.device)),
+        "system/memory": float(peak_memory(run.layout.device)),
     }
     outputs.training(step, points, system)

@@ -9,6 +9,7 @@ import torch
 from moetrain import grokking
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.initialization import initialize_weights
 from moetrain.models.transformer import Transformer
 from moetrain.monitoring import delays as module
@@ -59,7 +60,7 @@ def a_run(make_settings, losses, correct):
         panel=monitor,
         probes=SimpleNamespace(history=history, relations=Relations(["stories", "sums"], history)),
         model=model,
-        accelerator=SimpleNamespace(device=torch.device("cpu")),
+        layout=ParallelLayout(),
     )
 
 

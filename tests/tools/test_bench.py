@@ -31,6 +31,7 @@ from benchmarks import (
 )
 from benchmarks.configs import load_configs
 
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.experts_grouped import grouped_experts
 from moetrain.monitoring.watch import stored_blocks
 from moetrain.routing.panel import read_panel
@@ -408,7 +409,7 @@ def test_planned_bytes_on_disk_are_those_of_a_reading(config, tmp_path):
     settings = settings_of(config)
     with steps.open_run(settings, 1) as made:
         members = made.panel.panel
-        reading = read_panel(made.model, members, 0, torch.device("cpu"))
+        reading = read_panel(made.model, members, 0, ParallelLayout())
         stored = to_stored(members, reading, made.panel.domains, stored_blocks(made))
         pieces = write_reading(tmp_path, stored)
     planned = plan.reading_bytes(settings, len(members))

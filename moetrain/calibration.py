@@ -6,7 +6,6 @@ import yaml
 
 from moetrain.atomic_io import write_file
 from moetrain.checkpoint.run_folder import RunFolder
-from moetrain.distributed.collectives import all_gather_objects
 from moetrain.monitoring.budget import LEAST, Cost, Readings
 from moetrain.trainer import Trainer
 from moetrain.training.step import forward_backward
@@ -29,7 +28,7 @@ def dry_run(trainer: Trainer) -> None:
         f"one step: {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s; all {trainer.steps:,} steps: "
         f"about {trainer.steps * seconds / 60:.1f} min without validation; "
         f"recording and streaming metrics: about {monitored / (seconds + monitored):.1%} of it; "
-        f"memory so far {peak_memory(trainer.accelerator.device) / 2**30:.2f} GiB"
+        f"memory so far {peak_memory(trainer.layout.device) / 2**30:.2f} GiB"
     )
     for cost in measure_costs(trainer, seconds):
         auto = settings.monitor.budget == "auto"
@@ -50,11 +49,11 @@ def choose_readings(trainer: Trainer, folder: RunFolder) -> Readings:
     if folder.checkpoint is not None:
         written = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Readings(written["panel"]["readings"], written["probes"]["readings"])
-    costs = all_gather_objects(measure_costs(trainer, step_seconds(trainer)))[0]
+    costs = trainer.layout.all_gather_objects(measure_costs(trainer, step_seconds(trainer)))[0]
     chosen = {cost.what: max(LEAST, cost.affordable) for cost in costs}
     for cost in costs:
         trainer.terminal.note(f"monitor.budget: {cost.line(chosen[cost.what])}")
-    if trainer.accelerator.is_main_process:
+    if trainer.layout.is_main:
         sections = {what: getattr(settings, what).model_copy(update={"readings": n}) for what, n in chosen.items()}
         write_file(path, settings.model_copy(update=sections).to_yaml())
     return Readings(chosen.get("panel", as_set.panel), chosen.get("probes", as_set.probes))
@@ -82,7 +81,7 @@ def step_seconds(trainer: Trainer) -> float:
         clock.pop("step trial")
         with clock.measure("step trial"):
             forward_backward(
-                trainer.accelerator,
+                trainer.layout,
                 trainer.model,
                 trainer.stream,
                 0,

@@ -1,7 +1,7 @@
-"""Filters on the columns of a data set: ``language == "en" and score >= 3``. Parsed, never evaluated as code.
+"""Filters on the columns of a data set, such as ``language == "en" and score >= 3``. Parsed, never run as code.
 
-Column names, constants, comparisons (also chained, ``in`` and ``not in``), ``and``, ``or``, ``not`` and ``len()``;
-nothing else is an expression. A null orders with nothing: each of ``< <= > >=`` with it is false.
+Allowed: column names, constants, comparisons (also chained, ``in`` and ``not in``), ``and``, ``or``, ``not`` and
+``len()``. A comparison by order (``< <= > >=``) with null is false.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 _Term = Callable[[Mapping[str, Any]], Any]
 
-_LONGEST = 10_000  # characters; deeper nesting than this can hold would be a mistake, and exhaust the parser
+_MAX_LENGTH = 10_000  # characters; nesting deeper than this allows would exhaust the parser
 
 
 def _unless_null(test: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
@@ -35,11 +35,11 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 
 @dataclass(frozen=True)
 class Filter:
-    """A filter ready to be asked about rows."""
+    """A parsed filter."""
 
     text: str
     columns: tuple[str, ...]
-    _keep: _Term
+    _term: _Term
 
     def keeps(self, row: Mapping[str, Any]) -> bool:
         """Whether the row passes.
@@ -48,36 +48,37 @@ class Filter:
             KeyError: the row has no such column.
             TypeError: the row's values cannot be compared, e.g. text with a number.
         """
-        return bool(self._keep(row))
+        return bool(self._term(row))
 
 
 def parse_filter(text: str) -> Filter:
-    """The filter that a text describes.
+    """Parse a filter.
 
     Raises:
-        ValueError: anything but column names, constants, comparisons, and/or/not and len().
+        ValueError: the text holds anything but column names, constants, comparisons, and/or/not and len().
     """
-    if len(text) > _LONGEST:
-        raise ValueError(f"the filter is longer than {_LONGEST} characters")
+    if len(text) > _MAX_LENGTH:
+        raise ValueError(f"the filter is longer than {_MAX_LENGTH} characters")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{text!r} is not an expression ({_first_line(error)})") from None
     columns: dict[str, None] = {}
     try:
-        keep = _term(tree, columns)
+        term = _parse_term(tree, columns)
     except RecursionError:
         raise ValueError("the filter is nested too deeply") from None
     if not columns:
         raise ValueError(f"{text!r} names no column")
-    return Filter(text, tuple(columns), keep)
+    return Filter(text, tuple(columns), term)
 
 
 def _first_line(error: BaseException) -> str:
     return str(getattr(error, "msg", None) or error).partition("\n")[0]
 
 
-def _term(node: ast.expr, columns: dict[str, None]) -> _Term:
+def _parse_term(node: ast.expr, columns: dict[str, None]) -> _Term:
+    """The function of a row that a node stands for; ``columns`` collects the columns it reads."""
     match node:
         case ast.Name(id=name):
             columns[name] = None
@@ -88,22 +89,22 @@ def _term(node: ast.expr, columns: dict[str, None]) -> _Term:
             negative = -value  # type: ignore[operator]
             return lambda row: negative
         case ast.UnaryOp(op=ast.Not(), operand=operand):
-            inner = _term(operand, columns)
+            inner = _parse_term(operand, columns)
             return lambda row: not inner(row)
         case ast.BoolOp(op=op, values=values):
-            terms = [_term(value, columns) for value in values]
+            terms = [_parse_term(value, columns) for value in values]
             if isinstance(op, ast.And):
                 return lambda row: all(term(row) for term in terms)
             return lambda row: any(term(row) for term in terms)
         case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARE for op in ops):
-            terms = [_term(part, columns) for part in (left, *others)]
+            terms = [_parse_term(part, columns) for part in (left, *others)]
             tests = [_COMPARE[type(op)] for op in ops]
             return lambda row: all(test(a(row), b(row)) for test, a, b in zip(tests, terms, terms[1:], strict=False))
         case ast.List(elts=parts) | ast.Tuple(elts=parts) if all(isinstance(part, ast.Constant) for part in parts):
-            members = [_term(part, columns)({}) for part in parts]
+            members = [_parse_term(part, columns)({}) for part in parts]
             return lambda row: members
         case ast.Call(func=ast.Name(id="len"), args=[argument], keywords=[]):
-            measured = _term(argument, columns)
+            measured = _parse_term(argument, columns)
             return lambda row: _length(measured(row))
     raise ValueError(
         f"{ast.unparse(node)!r} is not allowed in a filter: use column names, constants, comparisons, "

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from moetrain import __version__
 from moetrain.atomic_io import write_file
@@ -27,6 +26,7 @@ from moetrain.data.errors import DataError
 from moetrain.data.stream import Stream, training_stream, validation_streams
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.distributed.launch import compute_dtype
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.loggers.run_logger import RunLogger
 from moetrain.loggers.summary import write_summary
 from moetrain.loggers.terminal import Terminal
@@ -126,7 +126,7 @@ class ReplayTexts:
     initial: Transformer | None = None
 
 
-def texts_of_run(settings: Settings, accelerator: Accelerator, terminal: Terminal, start: bool) -> ReplayTexts:
+def texts_of_run(settings: Settings, layout: ParallelLayout, terminal: Terminal, start: bool) -> ReplayTexts:
     """A run's own panel, held-out text and probes; with ``start``, also the model it started from.
 
     Raises:
@@ -144,8 +144,8 @@ def texts_of_run(settings: Settings, accelerator: Accelerator, terminal: Termina
     texts = ReplayTexts(settings, corpus, panel, panel.domains, validation, probes)
     if start:
         torch.manual_seed(settings.run.seed)
-        initial = initial_model(settings, corpus.tokenizer, compute_dtype(settings, accelerator.device))
-        texts.initial = initial.to(accelerator.device).eval()
+        initial = initial_model(settings, corpus.tokenizer, compute_dtype(settings, layout.device))
+        texts.initial = initial.to(layout.device).eval()
     return texts
 
 
@@ -185,7 +185,7 @@ def check_vocabulary(tokenizer: Tokenizer, model: Transformer, name: str) -> Non
 
 
 def replay(
-    models: Sequence[SavedModel], texts: ReplayTexts, folder: Path, accelerator: Accelerator, terminal: Terminal
+    models: Sequence[SavedModel], texts: ReplayTexts, folder: Path, layout: ParallelLayout, terminal: Terminal
 ) -> dict[str, Any]:
     """Read the texts through each model, in order of steps; returns what ``summary.json`` in the folder holds.
 
@@ -207,11 +207,11 @@ def replay(
     monitor = Monitor(
         texts.settings,
         texts.corpus,
-        accelerator,
+        layout,
         state,
         texts.validation,
         texts.panel_domains,
-        Clock(accelerator.device),
+        Clock(layout.device),
     )
     monitor.open(folder, logger)
     reader = _Reader(monitor, logger)
@@ -225,7 +225,7 @@ def replay(
         for number, saved in enumerate(series, count - len(series)):
             terminal.preparing("reading models", number, count)
             reader.newest = None  # two large models may not fit into memory
-            reader.read(saved.open(texts.settings, accelerator.device), saved)
+            reader.read(saved.open(texts.settings, layout.device), saved)
     finally:
         summary = reader.finish()
         monitor.close()
@@ -253,7 +253,7 @@ class _Reader:
         assert monitor.state.panel is not None
         context = saved.context
         if context is None:
-            context = measured_context(model, monitor.state.panel.panel, saved.tokens, monitor.accelerator.device)
+            context = measured_context(model, monitor.state.panel.panel, saved.tokens, monitor.layout.device)
         monitor.read_panel(model, saved.step, context)
         monitor.publish(wait=True)
         monitor.run_probes(model, saved.step, saved.tokens)

@@ -10,7 +10,7 @@ from moetrain.checkpoint.manager import CheckpointError
 from moetrain.checkpoint.run_folder import claim_run_folder
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
 from moetrain.data.errors import DataError
-from moetrain.distributed.launch import end_processes, leave, start_accelerator
+from moetrain.distributed.launch import end_processes, leave, start_ranks
 from moetrain.distributed.watchdog import heartbeat
 from moetrain.loggers.terminal import Terminal
 from moetrain.loggers.trackers import check_trackers
@@ -82,22 +82,22 @@ def train(settings: Settings, check: bool = False) -> int:
         OSError: the last checkpoint cannot be written.
     """
     check_trackers(settings.run.trackers)
-    accelerator = start_accelerator(settings)
-    with heartbeat(preparing=True):
-        trainer = Trainer.build(settings, accelerator)
+    layout = start_ranks(settings)
+    with heartbeat(layout, preparing=True):
+        trainer = Trainer.build(settings, layout)
         trainer.describe()
         if check:
             dry_run(trainer)
             return 0
-        folder = claim_run_folder(settings, accelerator.is_main_process)
+        folder = claim_run_folder(settings, layout)
     for note in folder.notes:
         trainer.terminal.note(note)
     try:
-        with heartbeat():
+        with heartbeat(layout):
             return trainer.fit(folder, choose_readings(trainer, folder))
     finally:
         trainer.close()
-        if accelerator.is_main_process:
+        if layout.is_main:
             folder.release()
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from moetrain.checkpoint.manager import (
@@ -26,9 +25,9 @@ from moetrain.checkpoint.run_folder import RunFolder
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.stream import Batch, Stream, stream_tokens, training_stream, validation_streams
-from moetrain.distributed.collectives import all_gather_objects
-from moetrain.distributed.launch import compute_dtype, start_accelerator
-from moetrain.distributed.sharding import bare, distribute, unsharded_copy
+from moetrain.distributed.launch import compute_dtype, start_ranks
+from moetrain.distributed.mesh import ParallelLayout
+from moetrain.distributed.sharding import distribute, inner_model, unsharded_copy
 from moetrain.distributed.signals import STOPPED_BY_SIGNAL, StopAgreement, StopSignals
 from moetrain.loggers.preview import print_preview, stream_line
 from moetrain.loggers.run_logger import RunLogger
@@ -72,7 +71,7 @@ class Trainer:
     """
 
     settings: Settings
-    accelerator: Accelerator
+    layout: ParallelLayout
     terminal: Terminal
     corpus: Corpus
     stream: Stream
@@ -88,44 +87,43 @@ class Trainer:
     logger: RunLogger | None = None  # on the main rank, during `fit`
 
     @classmethod
-    def build(cls, settings: Settings, accelerator: Accelerator | None = None) -> Trainer:
-        """Prepare data, model, optimizer and monitor; start the ranks, unless ``accelerator`` has been started.
+    def build(cls, settings: Settings, layout: ParallelLayout | None = None) -> Trainer:
+        """Prepare data, model, optimizer and monitor; start the ranks, unless ``layout`` says that they were.
 
         Raises:
             SettingsError, DataError: something that the settings ask for cannot be had, in one line.
         """
-        accelerator = accelerator or start_accelerator(settings)
-        terminal = Terminal(speaks=accelerator.is_main_process)
+        layout = layout or start_ranks(settings)
+        terminal = Terminal(speaks=layout.is_main)
         # Checked before the data is prepared, which may take hours.
-        dtype = compute_dtype(settings, accelerator.device)
-        choose_backends(settings.model, accelerator.device, dtype)
+        dtype = compute_dtype(settings, layout.device)
+        choose_backends(settings.model, layout.device, dtype)
         check_tasks(settings)
-        with accelerator.main_process_first():
+        with layout.main_first():
             corpus = prepare_corpus(settings, terminal.preparing)
             probes = load_probes(settings, corpus, terminal.preparing)
         stream = training_stream(corpus, settings)
-        rows = settings.train.micro_batch_rows or settings.train.batch_rows // accelerator.num_processes
+        rows = settings.train.micro_batch_rows or layout.row_range(settings.train.batch_rows)[1]
         validation = validation_streams(corpus, settings, rows)
         torch.manual_seed(settings.run.seed)
-        transformer = initial_model(settings, corpus.tokenizer, dtype).to(accelerator.device)
+        transformer = initial_model(settings, corpus.tokenizer, dtype).to(layout.device)
         if settings.train.compile:
             transformer.compile_layers()
-        model = distribute(transformer, settings, accelerator)
+        model = distribute(transformer, layout)
         domains = list(settings.data.domains)
         steps = min(stream.steps, settings.train.max_steps or stream.steps)
-        clock = Clock(accelerator.device)
+        clock = Clock(layout.device)
         panel = build_panel_monitor(corpus, stream, settings, steps, rows)
         state = RunState(
             balancing=Balancing(transformer, settings.model),
             guards=Guards(settings.guard),
             train_metrics=TrainMetrics(domains),
-            monitor=MonitorState.build(settings, panel, probes, all_gather_objects),
+            monitor=MonitorState.build(settings, panel, probes, layout.all_gather_objects),
         )
-        monitor = Monitor(settings, corpus, accelerator, state.monitor, validation, domains, clock)
-        ranks = (accelerator.process_index, accelerator.num_processes)
+        monitor = Monitor(settings, corpus, layout, state.monitor, validation, domains, clock)
         return cls(
             settings=settings,
-            accelerator=accelerator,
+            layout=layout,
             terminal=terminal,
             corpus=corpus,
             stream=stream,
@@ -133,15 +131,15 @@ class Trainer:
             optimizer=make_optimizer(transformer, settings.optim),
             state=state,
             monitor=monitor,
-            recorder=StreamRecorder(settings, stream, state.monitor.stream, *ranks, monitor.incidents),
+            recorder=StreamRecorder(settings, stream, state.monitor.stream, layout, monitor.incidents),
             clock=clock,
             steps=steps,
-            matmul_rate=accelerator.num_processes * matmul_rate(accelerator.device, dtype),
+            matmul_rate=layout.world_size * matmul_rate(layout.device, dtype),
         )
 
     def describe(self) -> None:
         """Print what is about to be trained, on what, and how much data stays unused."""
-        model, ranks = bare(self.model), self.accelerator.num_processes
+        model, ranks = inner_model(self.model), self.layout.world_size
         print_preview(self.terminal, model, ranks, self.corpus, self.stream, self.steps, self.settings)
         if self.state.monitor.probes is not None:
             self.terminal.table("probes", COLUMNS, self.state.monitor.probes.rows())
@@ -167,7 +165,7 @@ class Trainer:
         probe_steps = reading_steps(self.steps, readings.probes)
         saved = True
         with StopSignals() as stop:
-            agreement = StopAgreement(self.accelerator.device)
+            agreement = StopAgreement(self.layout)
             self.terminal.start_training(state.step, self.steps)
             if state.step == 0:
                 monitor.validate(self.model, 0)
@@ -212,7 +210,7 @@ class Trainer:
         outputs: list[tuple[Batch, Output]] = []
         with self.clock.measure("train"):
             statistics = forward_backward(
-                self.accelerator,
+                self.layout,
                 self.model,
                 self.stream,
                 step - 1,
@@ -221,7 +219,9 @@ class Trainer:
                 lambda batch, output: outputs.append((batch, output)),
             )
             rate = learning_rate(step, self.steps, settings.optim)
-            norm, applied = update(self.model, self.optimizer, rate, settings.optim.grad_clip, statistics.loss)
+            norm, applied = update(
+                self.layout, self.model, self.optimizer, rate, settings.optim.grad_clip, statistics.loss
+            )
             state.balancing.after_step(statistics.load_LE, applied)
             state.train_metrics.add(statistics, norm, applied)
             self._note_incidents(state.guards.check(step, applied, statistics.loss, statistics.load_LE, outputs))
@@ -237,7 +237,7 @@ class Trainer:
     def state_dict(self) -> tuple[dict[str, State], dict[str, Any]]:
         """What a checkpoint holds: tensors per part, and a record as JSON. All ranks must call."""
         self.monitor.publish(wait=True)  # readings that are still being computed belong to the state
-        model = bare(self.model)
+        model = inner_model(self.model)
         tensors = {"model": model.state_dict(), "optimizer": optimizer_state(model, self.optimizer)}
         return {**tensors, **self.state.tensors()}, {**self.state.record(), "corpus": self.corpus.fingerprint}
 
@@ -251,7 +251,7 @@ class Trainer:
             raise CheckpointError(
                 "the checkpoint was trained on other data or another tokenizer: restore them, or set train.resume=never"
             )
-        model = bare(self.model)
+        model = inner_model(self.model)
         checkpoint.states.fill("model", model.state_dict())
         if checkpoint.states.names("optimizer"):
             checkpoint.states.fill("optimizer", start_optimizer_state(model, self.optimizer))
@@ -259,8 +259,8 @@ class Trainer:
             checkpoint.step,
             checkpoint.states,
             checkpoint.record,
-            self.accelerator.device,
-            self.accelerator.is_main_process,
+            self.layout.device,
+            self.layout.is_main,
         )
 
     def save(self, run: Path) -> bool:
@@ -276,19 +276,21 @@ class Trainer:
         tensors, record = self.state_dict()
         saved = False
         if self.logger is None:
-            help_write(tensors)
+            help_write(tensors, self.layout)
         else:
             try:
                 saved = self._write(self.logger, run, tensors, record)
             finally:
-                end_write()
-        return all_gather_objects(saved)[0]
+                end_write(self.layout)
+        return self.layout.all_gather_objects(saved)[0]
 
     def _write(self, logger: RunLogger, run: Path, tensors: Mapping[str, State], record: dict[str, Any]) -> bool:
         step, train = self.state.step, self.settings.train
         record["pieces"] = list_pieces(run)
         with self.clock.measure("checkpoint"):
-            saved = logger.checkpoint(step, lambda sizes: save_checkpoint(run, step, tensors, record, sizes))
+            saved = logger.checkpoint(
+                step, lambda sizes: save_checkpoint(run, step, tensors, record, sizes, self.layout)
+            )
             if saved:
                 try:
                     drop_checkpoints(run, train.keep_checkpoints, train.keep_every)
@@ -311,7 +313,7 @@ class Trainer:
 
     def _open(self, folder: Path, checkpoint: Checkpoint | None) -> None:
         """Begin to write to the run's folder, after removing what was written later than the checkpoint."""
-        if self.accelerator.is_main_process:
+        if self.layout.is_main:
             if checkpoint is not None:
                 set_aside_later(folder, checkpoint.step)
                 remove_unlisted(folder, checkpoint.record["pieces"])
@@ -329,8 +331,8 @@ class Trainer:
         count = self.settings.guard.samples
         for incident, outputs in found:
             own = suspects(incident, outputs, self.stream.samples, list(self.settings.data.domains), count)
-            samples = merge(all_gather_objects(own), count)
-            if self.accelerator.is_main_process:
+            samples = merge(self.layout.all_gather_objects(own), count)
+            if self.layout.is_main:
                 self.monitor.incidents.add(replace(incident, details=incident.details | {"samples": samples}))
 
     def _log(self, step: int) -> None:
@@ -350,12 +352,12 @@ class Trainer:
         rate = clock.rate_since_last()
         system = {
             "system/tokens_per_second": rate,
-            "system/mfu": rate * bare(self.model).operations_a_token() / self.matmul_rate,
+            "system/mfu": rate * inner_model(self.model).operations_a_token() / self.matmul_rate,
             "system/monitor_share": clock.share(*CLOCKED),
             "system/monitor_panel": clock.share("panel"),
             "system/monitor_probes": clock.share("probes"),
             "system/monitor_stream": clock.share("record", "stream"),
-            "system/memory": float(peak_memory(self.accelerator.device)),
+            "system/memory": float(peak_memory(self.layout.device)),
         }
         self.logger.training(step, points, system)
 
@@ -370,13 +372,13 @@ class Trainer:
         dump = run / "dumps" / f"step_{step:08d}"
         remedy = f"see why with python tools/replay_step.py {dump}"
         with unsharded_copy(self.model) as model:
-            if self.accelerator.is_main_process and not dump.exists():  # the same run diverges at the same step again
+            if self.layout.is_main and not dump.exists():  # the same run diverges at the same step again
                 try:
                     tokens = self.state.tokens_trained
                     write_dump(dump, model, self.state.balancing, self.stream, self.corpus, step, tokens)
                 except OSError as error:
                     remedy = f"no dump was written ({error})"
-        all_gather_objects(None)  # no rank may end before the dump is complete
+        self.layout.barrier()  # no rank may end before the dump is complete
         raise TrainingDivergedError(
             f"step {step}: the loss or the gradient was not finite in {guards.skipped_in_a_row} steps in a row; "
             f"{remedy}; lower optim.learning_rate, or set train.precision=fp32"
@@ -389,8 +391,8 @@ class Trainer:
         if self.logger is None:
             return
         state, clock = self.state, self.clock
-        speed = Speed(clock.rate(), clock.share(*CLOCKED), peak_memory(self.accelerator.device), dict(clock.seconds))
-        parameters = bare(self.model).parameter_counts()
+        speed = Speed(clock.rate(), clock.share(*CLOCKED), peak_memory(self.layout.device), dict(clock.seconds))
+        parameters = inner_model(self.model).parameter_counts()
         summary = run_summary(state, self.corpus, self.stream, self.steps, self.settings, parameters, speed)
         folder = self.logger.folder
         self.logger.close()  # before the summary, which says that everything else is complete

@@ -30,6 +30,7 @@ from moetrain.data.contamination import clean, contaminated
 from moetrain.data.errors import DataError
 from moetrain.data.instructions import Example, read_instructions
 from moetrain.data.sources.files import named_files
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.loggers.terminal import Terminal
 from moetrain.probes.fine_tuning import (
     FineTuned,
@@ -101,7 +102,7 @@ def instruct_probe(
         return score(
             model,
             prepared,
-            device,
+            ParallelLayout(device=device),
             max_new_tokens=max_new_tokens,
             tell=lambda done, total: terminal.preparing(f"probing {when} fine-tuning", done, total),
         )

@@ -22,6 +22,7 @@ from moetrain.checkpoint.manager import CheckpointError
 from moetrain.checkpoint.restore import TrainedModel, open_model
 from moetrain.config import SettingsError
 from moetrain.data.errors import DataError
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.loggers.terminal import Terminal
 from moetrain.probes.items import read_entries
 from moetrain.probes.scoring import TaskScore, prepare, score
@@ -104,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         scores = score(
             trained.model,
             prepared,
-            device,
+            ParallelLayout(device=device),
             max_new_tokens=options.generate or 0,
             tell=lambda done, total: terminal.preparing("reading tokens", done, total),
         )

@@ -24,7 +24,7 @@ from moetrain.checkpoint.manager import CheckpointError, list_checkpoints
 from moetrain.checkpoint.restore import find_checkpoint
 from moetrain.config import ModelSettings, Settings, SettingsError, TokenizerSettings, load_settings
 from moetrain.data.errors import DataError
-from moetrain.distributed.launch import start_accelerator
+from moetrain.distributed.launch import start_ranks
 from moetrain.loggers.summary import summary_rows
 from moetrain.loggers.terminal import Terminal
 from moetrain.models.hf import OlmoeError, find_olmoe, read_settings
@@ -82,8 +82,8 @@ def _replay(words: list[str], overrides: list[str], options: argparse.Namespace,
         if options.unseen:
             raise SettingsError("--unseen goes with --data: without it a run's own panel is read")
         settings = load_settings(run / "config.yaml", overrides)
-        accelerator = start_accelerator(settings)
-        texts = texts_of_run(settings, accelerator, terminal, start=whole)
+        layout = start_ranks(settings)
+        texts = texts_of_run(settings, layout, terminal, start=whole)
         models = [own_model(folder, texts.corpus.fingerprint) for folder in checkpoints]
     else:
         if options.data is None:
@@ -95,9 +95,9 @@ def _replay(words: list[str], overrides: list[str], options: argparse.Namespace,
         models += [own_model(folder) for folder in checkpoints]
         settings = for_models(load_settings(options.data, overrides), run, theirs)
         unseen = for_models(load_settings(options.unseen, overrides), run, theirs) if options.unseen else None
-        accelerator = start_accelerator(settings)
+        layout = start_ranks(settings)
         texts = texts_of_documents(settings, unseen, max(model.step for model in models), terminal)
-    summary = replay(models, texts, options.output, accelerator, terminal)
+    summary = replay(models, texts, options.output, layout, terminal)
     rows = summary_rows(summary["domains"], _COLUMNS)
     terminal.table(f"step {max(map(int, summary['models']))}", ["domain", *_COLUMNS.values()], rows)
     terminal.note(f"{len(summary['models'])} readings of {len(texts.panel.panel)} samples: {options.output}")

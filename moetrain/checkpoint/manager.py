@@ -36,7 +36,7 @@ from moetrain.checkpoint.sharded_tensors import (
     save_shards,
     shard_names,
 )
-from moetrain.distributed.collectives import all_gather_objects
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.fault_injection import fault_point
 
 FORMAT = 2
@@ -48,6 +48,7 @@ _INSIDE = re.compile(rf"({_HERE.pattern}/)?{_HERE.pattern}", re.ASCII)  # or of 
 _NAMED = "step_" + "[0-9]" * 8
 
 State = Mapping[str, torch.Tensor]
+_ONE_RANK = ParallelLayout()
 
 
 class CheckpointError(ValueError):
@@ -128,14 +129,24 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    run: Path, step: int, states: Mapping[str, State], record: Mapping[str, Any], run_files: Mapping[str, int]
+    run: Path,
+    step: int,
+    states: Mapping[str, State],
+    record: Mapping[str, Any],
+    run_files: Mapping[str, int],
+    layout: ParallelLayout = _ONE_RANK,
 ) -> Path:
     """Write the checkpoint of a step; returns its folder. `write_checkpoint` says how, and what it raises."""
-    return write_checkpoint(checkpoint_folder(run, step), step, states, record, run_files)
+    return write_checkpoint(checkpoint_folder(run, step), step, states, record, run_files, layout)
 
 
 def write_checkpoint(
-    final: Path, step: int, states: Mapping[str, State], record: Mapping[str, Any], run_files: Mapping[str, int]
+    final: Path,
+    step: int,
+    states: Mapping[str, State],
+    record: Mapping[str, Any],
+    run_files: Mapping[str, int],
+    layout: ParallelLayout = _ONE_RANK,
 ) -> Path:
     """Write a checkpoint into a new folder ``final``; returns it.
 
@@ -158,8 +169,8 @@ def write_checkpoint(
         for owner, state in states.items():
             if is_sharded(state):
                 (place / owner).mkdir()
-                all_gather_objects(place / owner)  # what `help_write` waits for
-                shards = save_shards(place / owner, state)
+                layout.all_gather_objects(place / owner)  # what `help_write` waits for
+                shards = save_shards(place / owner, state, layout)
                 files |= {f"{owner}/{name}": digest for name, digest in shards.items()}
                 sync(place / owner)
             else:
@@ -181,16 +192,16 @@ def write_checkpoint(
     return final
 
 
-def help_write(states: Mapping[str, State]) -> None:
+def help_write(states: Mapping[str, State], layout: ParallelLayout) -> None:
     """Write this process's parts of the checkpoint that the main process writes, until it calls `end_write`."""
-    while (folder := all_gather_objects(None)[0]) is not None:
+    while (folder := layout.all_gather_objects(None)[0]) is not None:
         with suppress(OSError):  # the main process hears of it as well, and drops the checkpoint
-            save_shards(folder, states[folder.name])
+            save_shards(folder, states[folder.name], layout)
 
 
-def end_write() -> None:
+def end_write(layout: ParallelLayout) -> None:
     """The main process has written a checkpoint, or failed to: the others need not help any more."""
-    all_gather_objects(None)
+    layout.all_gather_objects(None)
 
 
 def drop_checkpoints(run: Path, keep: int, keep_every: int | None) -> None:

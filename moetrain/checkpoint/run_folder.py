@@ -11,7 +11,7 @@ from pathlib import Path
 from moetrain.atomic_io import write_file
 from moetrain.checkpoint.manager import CheckpointError, list_checkpoints, load_checkpoint, newest_whole
 from moetrain.config import Settings, SettingsError, expand, load_settings
-from moetrain.distributed.collectives import all_gather_objects
+from moetrain.distributed.mesh import ParallelLayout
 
 # What `monitor.budget: auto` measures anew for each run.
 _CALIBRATED = ("panel.readings", "probes.readings")
@@ -45,16 +45,16 @@ class RunFolder:
         os.close(self.lock)
 
 
-def claim_run_folder(settings: Settings, is_main: bool) -> RunFolder:
+def claim_run_folder(settings: Settings, layout: ParallelLayout) -> RunFolder:
     """`open_run_folder` on the main rank; every rank gets the same folder, or the same error. All ranks must call."""
     folder: RunFolder | None = None
     error: Exception | None = None
-    if is_main:
+    if layout.is_main:
         try:
             folder = open_run_folder(settings)
         except (SettingsError, CheckpointError, OSError) as caught:
             error = caught
-    folder, error = all_gather_objects((folder, error))[0]
+    folder, error = layout.all_gather_objects((folder, error))[0]
     if error is not None:
         raise error
     assert folder is not None

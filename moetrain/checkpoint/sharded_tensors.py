@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from moetrain.atomic_io import file_hash, sync
-from moetrain.distributed.collectives import all_gather_objects
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.fault_injection import fault_point
 
 
@@ -26,7 +26,7 @@ def is_sharded(state: Mapping[str, torch.Tensor]) -> bool:
     return any(isinstance(value, DTensor) for value in state.values())
 
 
-def save_shards(folder: Path, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def save_shards(folder: Path, state: Mapping[str, torch.Tensor], layout: ParallelLayout) -> dict[str, str]:
     """Write a sharded state into an empty folder, all processes together; returns all files' hashes by name.
 
     Raises:
@@ -37,15 +37,15 @@ def save_shards(folder: Path, state: Mapping[str, torch.Tensor]) -> dict[str, st
     problem = ""
     try:
         dcp.save(_apart(state), storage_writer=writer)
-        for path in folder.glob(f"shard-{dist.get_rank() + 1:05d}-*"):
+        for path in folder.glob(f"shard-{layout.rank + 1:05d}-*"):
             fault_point(f"write {folder.name}/{path.name}")
             sync(path)
             hashes[path.name] = file_hash(path)
     except CheckpointException as error:
         problem = "; ".join(f"process {rank}: {_first_line(cause)}" for rank, (cause, _) in error.failures.items())
     except OSError as error:
-        problem = f"process {dist.get_rank()}: {error}"
-    found = all_gather_objects((hashes, problem))
+        problem = f"process {layout.rank}: {error}"
+    found = layout.all_gather_objects((hashes, problem))
     if problems := [told for _, told in found if told]:
         raise OSError(f"{folder.name} could not be written: {problems[0]}")
     return {name: digest for part, _ in found for name, digest in part.items()}

@@ -1,10 +1,9 @@
-"""Token files: a domain's documents as ids on disk, prepared once, memory-mapped, found again by content hash."""
+"""The corpus: token files prepared once, cached under a hash of their sources, and memory-mapped."""
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -31,22 +30,20 @@ from moetrain.data.documents import (
 )
 from moetrain.data.errors import DataError
 from moetrain.data.sample import Sample, sample_portion
-from moetrain.data.token_shards import INDEX as INDEX
-from moetrain.data.token_shards import TokenizerFile, join_parts, write_parts
-from moetrain.data.token_shards import token_dtype as token_dtype
+from moetrain.data.token_shards import INDEX, TokenizerFile, join_shards, token_dtype, write_shards
 from moetrain.data.tokenizer import Tokenizer, check_lossless, load_tokenizer, train_tokenizer
-from moetrain.data.workers import run_tasks
+from moetrain.data.workers import available_cpus, run_tasks
 
 FORMAT = 3
-_SECONDS_BETWEEN_WORDS = 0.1
+_SECONDS_BETWEEN_PROGRESS = 0.1
 
 Progress = Callable[[str, int, int | None], None]
-"""Told (what is done, how far, of how much or None) now and then; see `moetrain.loggers.terminal`."""
+"""Called with (what is done, how far, of how much or None); see `moetrain.loggers.terminal`."""
 
 
 @dataclass(frozen=True)
 class DomainTokens:
-    """One domain, prepared: ``tokens`` [all text tokens] memory-mapped, ``index`` an `INDEX` row a document."""
+    """A prepared domain: ``tokens`` [all text tokens], memory-mapped, and ``index``, one `INDEX` row per document."""
 
     name: str
     tokens: np.ndarray
@@ -56,7 +53,7 @@ class DomainTokens:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All domains of a run, prepared with one tokenizer."""
+    """All domains of a run, tokenized."""
 
     domains: list[DomainTokens]
     tokenizer: Tokenizer
@@ -64,14 +61,14 @@ class Corpus:
 
 
 def prepare_corpus(settings: Settings, progress: Progress = lambda what, done, total: None) -> Corpus:
-    """The run's corpus: from the cache where the same one was prepared before, else read, tokenized and kept.
+    """The run's corpus: from the cache, or read, tokenized and cached.
 
-    It is found by the content of its sources: one that changed is prepared anew, and a run's checkpoint then says
-    that the data is another. A preparation that was killed goes on where it was.
+    Its cache key is a hash of the content of its sources. If a source changed, the corpus is prepared again, and
+    checkpoints made with the former corpus are refused. A preparation that was killed is resumed.
 
     Raises:
-        DataError: data that cannot be used.
-        SettingsError: a path with an unset environment variable.
+        DataError: the data cannot be used.
+        SettingsError: a path holds an environment variable that is not set.
     """
     return _Preparation(settings, progress).corpus()
 
@@ -79,34 +76,35 @@ def prepare_corpus(settings: Settings, progress: Progress = lambda what, done, t
 def prepare_tokenizer(
     settings: Settings, progress: Progress = lambda what, done, total: None
 ) -> tuple[Tokenizer, Path]:
-    """The run's tokenizer and its file: the one given, else the corpus's own, trained where it has not been before.
+    """The run's tokenizer and its file: the given one, or one trained on the corpus, or the cached result of that.
 
-    Raises: as `prepare_corpus`.
+    Raises:
+        DataError, SettingsError: as `prepare_corpus`.
     """
     preparation = _Preparation(settings, progress)
-    with preparation.alone():
+    with preparation.lock():
         return preparation.tokenizer()
 
 
 class _Preparation:
-    """The steps from sources to token files, and what they share."""
+    """The steps from sources to token files, and the state they share."""
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
         self.settings, self.progress = settings, progress
         data = settings.data
         self.cache = Path(expand(data.cache_dir, "data.cache_dir"))
-        # Files are looked at before they are hashed: what changes from here on is seen when it is read.
+        # The state of files is noted before they are hashed, so that later changes are noticed when they are read.
         self.portions = [
             portion for name, domain in data.domains.items() for portion in portions(name, domain, data.root)
         ]
-        self._prints = {
+        self._fingerprints = {
             name: fingerprint(name, domain, data, settings.run.seed) for name, domain in data.domains.items()
         }
 
     def corpus(self) -> Corpus:
-        with self.alone():
+        with self.lock():
             tokenizer, path = self.tokenizer()
-            key = _hash([str(FORMAT), tokenizer.fingerprint, *self._prints.values()])
+            key = _hash([str(FORMAT), tokenizer.fingerprint, *self._fingerprints.values()])
             folder = self.cache / f"corpus-{key}"
             if not (folder / "corpus.json").exists():
                 _tokenize(self, tokenizer, path, folder)
@@ -125,13 +123,13 @@ class _Preparation:
                     f"tokenizer.model: {path} cannot be used ({error}): give a SentencePiece .model or a tokenizer.json"
                 ) from None
             return tokenizer, path
-        wanted = [str(FORMAT), str(chosen.vocab_size), str(chosen.sample_bytes), *self._prints.values()]
-        path = self.cache / f"tokenizer-{_hash(wanted)}" / "tokenizer.model"
+        parts = [str(FORMAT), str(chosen.vocab_size), str(chosen.sample_bytes), *self._fingerprints.values()]
+        path = self.cache / f"tokenizer-{_hash(parts)}" / "tokenizer.model"
         if not path.exists():
             texts = self._sample()
             self.progress("training the tokenizer", 0, None)
             trained = train_tokenizer(texts, chosen.vocab_size)
-            _write_whole(path.parent, lambda beside: trained.save(beside / path.name))
+            _write_folder(path.parent, lambda partial: trained.save(partial / path.name))
         return load_tokenizer(path), path
 
     def _sample(self) -> list[str]:
@@ -141,13 +139,13 @@ class _Preparation:
         samples = {name: Sample(budget) for name in data.domains}
         reports: dict[int, DomainReport] = {}
 
-        def finished(number: int, result: Any) -> None:
+        def on_done(number: int, result: Any) -> None:
             reports[number], items = result
             for order, identity, text in items:
                 samples[self.portions[number].domain].add(order, identity, text)
 
         tasks = [(portion, self.settings, budget) for portion in self.portions]
-        self.run("reading the tokenizer's sample", sample_portion, tasks, finished)
+        self.run("reading the tokenizer's sample", sample_portion, tasks, on_done)
         for name, domain in data.domains.items():
             report = DomainReport(name)
             for number in sorted(reports):
@@ -157,51 +155,51 @@ class _Preparation:
         return [text for sample in samples.values() for _, _, text in sample.items()]
 
     def run(
-        self, what: str, function: Callable[..., Any], tasks: list[Any], finished: Callable[[int, Any], None]
+        self, what: str, function: Callable[..., Any], tasks: list[Any], on_done: Callable[[int, Any], None]
     ) -> None:
-        """Call a function for each portion in several processes, with progress in bytes."""
+        """Call a function for each portion in worker processes; progress is in bytes."""
         sizes = [self._size(portion) for portion in self.portions]
         total = sum(size for size in sizes if size is not None) if None not in sizes else None
-        far, last = [0] * len(tasks), 0.0
+        done_bytes, last = [0] * len(tasks), 0.0
 
-        def tell(number: int, done: int) -> None:
+        def on_progress(number: int, done: int) -> None:
             nonlocal last
-            far[number] = min(done, sizes[number] or done)
-            if time.monotonic() - last >= _SECONDS_BETWEEN_WORDS:
+            done_bytes[number] = min(done, sizes[number] or done)
+            if time.monotonic() - last >= _SECONDS_BETWEEN_PROGRESS:
                 last = time.monotonic()
-                self.progress(what, sum(far), total)
+                self.progress(what, sum(done_bytes), total)
 
         self.progress(what, 0, total)
-        run_tasks(function, tasks, self.workers(), tell, finished)
-        self.progress(what, total or sum(far), total)
+        run_tasks(function, tasks, self.workers(), on_progress, on_done)
+        self.progress(what, total or sum(done_bytes), total)
 
     def _size(self, portion: Portion) -> int | None:
-        """Bytes that a portion's progress counts up to; None where nobody knows."""
+        """Bytes that the progress of a portion counts up to; None if unknown."""
         domain = self.settings.data.domains[portion.domain]
         if domain.builtin is not None:
             return domain.size or BUILTIN_SIZE
         return None if domain.hub is not None else portion.size
 
     def workers(self) -> int:
-        """Processes to use; the tokenizer's threads use the cores that they leave."""
+        """Worker processes to use. The tokenizer gets as many threads as there are cores per worker."""
         wanted = self.settings.data.workers
         if wanted is None:
             sizes = [self._size(portion) for portion in self.portions]
-            little = None not in sizes and sum(size or 0 for size in sizes) < PORTION_BYTES
-            wanted = 1 if little else cores()
+            is_small = None not in sizes and sum(size or 0 for size in sizes) < PORTION_BYTES
+            wanted = 1 if is_small else available_cpus()
         return min(wanted, len(self.portions))
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the preparation of these sources, so that two runs at once do not do the same work twice."""
-        name = _hash(list(self._prints.values()))
+    def lock(self) -> Iterator[None]:
+        """Hold the lock on preparing these sources, so that two simultaneous runs do not do the same work."""
+        name = _hash(list(self._fingerprints.values()))
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
-            held = open(self.cache / f"preparing-{name}.lock", "wb")  # noqa: SIM115
-        except OSError:  # a cache that can only be read may hold all that is wanted; writing to it is an error later
+            opened = open(self.cache / f"preparing-{name}.lock", "wb")  # noqa: SIM115
+        except OSError:  # a read-only cache may hold all that is needed; writing to it fails later
             yield
             return
-        with held as file:
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -210,50 +208,45 @@ class _Preparation:
             yield
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _tokenize(preparation: _Preparation, tokenizer: Tokenizer, path: Path, folder: Path) -> None:
-    """Fill a corpus's folder: parts in several processes, then one token file and index a domain."""
+    """Fill the folder of a corpus: shards from worker processes, then one token file and one index per domain."""
     settings = preparation.settings
-    beside = folder.with_name(folder.name + ".parts")
-    places = [beside / f"{portion.domain}-{portion.number:06d}" for portion in preparation.portions]
+    shards = folder.with_name(folder.name + ".parts")
+    folders = [shards / f"{portion.domain}-{portion.number:06d}" for portion in preparation.portions]
     marks = settings.tokenizer.begin_token, settings.tokenizer.end_token
     file = TokenizerFile(path, *marks, tokenizer.fingerprint)
-    threads = max(1, cores() // preparation.workers())
+    threads = max(1, available_cpus() // preparation.workers())
     tasks = [
-        (portion, settings, file, place, threads) for portion, place in zip(preparation.portions, places, strict=True)
+        (portion, settings, file, own, threads) for portion, own in zip(preparation.portions, folders, strict=True)
     ]
-    preparation.run("tokenizing", write_parts, tasks, lambda number, result: None)
+    preparation.run("tokenizing", write_shards, tasks, lambda number, result: None)
 
     def write(folder: Path) -> None:
         seen = SeenIds()
         record: dict[str, Any] = {"format": FORMAT, "token_bytes": token_dtype(tokenizer.vocab_size).itemsize}
         record["domains"] = {}
         for number, (name, domain) in enumerate(settings.data.domains.items()):
-            preparation.progress("joining the parts", number, len(settings.data.domains))
+            preparation.progress("joining the shards", number, len(settings.data.domains))
             (folder / name).mkdir()
-            own = [place for portion, place in zip(preparation.portions, places, strict=True) if portion.domain == name]
+            own = [f for portion, f in zip(preparation.portions, folders, strict=True) if portion.domain == name]
             with open(folder / name / "tokens.bin", "wb") as tokens:
-                index, report = join_parts(own, seen, name, tokens)
+                index, report = join_shards(own, seen, name, tokens)
             check_report(report, domain, settings.data)
             np.save(folder / name / "index.npy", _with_repeats(index, domain.repeats))
             record["domains"][name] = report.as_dict()
         (folder / "corpus.json").write_text(json.dumps(record, indent=1))
 
-    _write_whole(folder, write)
-    shutil.rmtree(beside, ignore_errors=True)
+    _write_folder(folder, write)
+    shutil.rmtree(shards, ignore_errors=True)
 
 
 def _with_repeats(index: np.ndarray, repeats: int) -> np.ndarray:
-    """The index with each training document ``repeats`` times, copies under ids of their own; held-out ones once."""
+    """The index with each training document ``repeats`` times, each copy with its own id; held-out documents once."""
     train = index[~index["heldout"]]
     copies = []
     for copy in range(1, repeats):
         again = train.copy()
-        # The id of a copy hashes the document's id, not its text, which is no longer at hand.
+        # The id of a copy is a hash of the document's id, as the text is no longer available.
         again["id"] = [document_id(f"{identity:016x}", copy) for identity in train["id"]]
         again["repeated"] = True
         copies.append(again)
@@ -261,39 +254,39 @@ def _with_repeats(index: np.ndarray, repeats: int) -> np.ndarray:
 
 
 def _open_domain(folder: Path, name: str) -> DomainTokens:
-    """A prepared domain; its tokens stay on disk.
+    """Open a prepared domain; its tokens are memory-mapped.
 
     Raises:
-        DataError: its files are not of the size they were written with.
+        DataError: its files are corrupt.
     """
     try:
         record = json.loads((folder / "corpus.json").read_text())
         index = np.load(folder / name / "index.npy", mmap_mode="r")
         tokens = np.memmap(folder / name / "tokens.bin", np.dtype(f"<u{record['token_bytes']}"), mode="r")
         report = DomainReport(**record["domains"][name])
-        whole = index.dtype == INDEX and len(tokens) == int((index["start"] + index["length"]).max(initial=0))
+        valid = index.dtype == INDEX and len(tokens) == int((index["start"] + index["length"]).max(initial=0))
     except (OSError, ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise DataError(f"{folder}: the prepared data of {name} is damaged: remove this folder, it is prepared anew")
+        valid = False
+    if not valid:
+        raise DataError(f"{folder}: the prepared data of {name} is corrupt: remove this folder, it is prepared again")
     return DomainTokens(name, tokens, index, report)
 
 
-def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder beside its place and rename it: it is whole or absent."""
+def _write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder atomically: fill a temporary folder and rename it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f"{folder.name}.*.partial"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    beside = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".partial", dir=folder.parent))
+    for abandoned in folder.parent.glob(f"{folder.name}.*.partial"):  # by a process that was killed
+        shutil.rmtree(abandoned, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".partial", dir=folder.parent))
     try:
-        write(beside)
+        write(partial)
         try:
-            beside.rename(folder)
+            partial.rename(folder)
         except OSError:
             if not folder.exists():
                 raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _hash(parts: list[str]) -> str:

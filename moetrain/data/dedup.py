@@ -1,21 +1,21 @@
-"""The ids met so far, in 8 bytes each."""
+"""The set of document ids seen so far, in 8 bytes per id."""
 
 from __future__ import annotations
 
 import numpy as np
 
-_NEWEST = 2**16
+_RECENT_IDS = 2**16
 
 
 class SeenIds:
-    """A set of 64-bit ids: the newest ones as a Python set, the others as sorted arrays of growing size."""
+    """A set of 64-bit ids: recent ones in a Python set, the others in sorted arrays of growing size."""
 
     def __init__(self) -> None:
-        self._newest: set[int] = set()
+        self._recent: set[int] = set()
         self._sorted: list[np.ndarray] = []  # each less than half as long as the one before it
 
     def __contains__(self, identity: int) -> bool:
-        if identity in self._newest:
+        if identity in self._recent:
             return True
         wanted = np.uint64(identity)
         for ids in self._sorted:
@@ -25,31 +25,35 @@ class SeenIds:
         return False
 
     def add(self, identity: int) -> None:
-        self._newest.add(identity)
-        if len(self._newest) >= _NEWEST:
-            newest, self._newest = self._newest, set()
-            self._keep(np.sort(np.fromiter(newest, np.uint64, len(newest))))
+        self._recent.add(identity)
+        if len(self._recent) >= _RECENT_IDS:
+            recent, self._recent = self._recent, set()
+            self._add_sorted(np.sort(np.fromiter(recent, np.uint64, len(recent))))
 
-    def first(self, ids: np.ndarray) -> np.ndarray:
-        """Which of these ids, in order, are met for the first time, bool [n]; from now on they all are seen."""
+    def add_all(self, ids: np.ndarray) -> np.ndarray:
+        """Add ids.
+
+        Returns:
+            for each id whether it is new, i.e. neither in the set before nor earlier in ``ids``; bool [n].
+        """
         new = np.zeros(len(ids), bool)
         new[np.unique(ids, return_index=True)[1]] = True
         for known in self._sorted:
-            new[new] = ~_member(ids[new], known)
-        if self._newest:
-            newest = np.sort(np.fromiter(self._newest, np.uint64, len(self._newest)))
-            new[new] = ~_member(ids[new], newest)
+            new[new] = ~_is_member(ids[new], known)
+        if self._recent:
+            recent = np.sort(np.fromiter(self._recent, np.uint64, len(self._recent)))
+            new[new] = ~_is_member(ids[new], recent)
         if new.any():
-            self._keep(np.sort(ids[new].astype(np.uint64)))
+            self._add_sorted(np.sort(ids[new].astype(np.uint64)))
         return new
 
-    def _keep(self, ids: np.ndarray) -> None:
+    def _add_sorted(self, ids: np.ndarray) -> None:
         while self._sorted and len(self._sorted[-1]) < 2 * len(ids):
-            # A stable sort finds the two sorted halves and merges them.
+            # A stable sort detects the two sorted halves and merges them.
             ids = np.sort(np.concatenate([self._sorted.pop(), ids]), kind="stable")
         self._sorted.append(ids)
 
 
-def _member(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+def _is_member(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
     places = np.minimum(known.searchsorted(ids), len(known) - 1)
     return known[places] == ids

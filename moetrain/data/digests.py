@@ -1,4 +1,4 @@
-"""The hash of a file's content; that of a large one is kept, as long as the file system says that it is the same."""
+"""Hashes of file contents. Those of large files are cached until the file system reports a change."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from moetrain.atomic_io import file_hash
 from moetrain.data.errors import DataError
 
 LARGE = 2**26
-"""Bytes from which a file's hash is kept: below, reading it again takes a moment."""
+"""Bytes from which the hash of a file is cached. Smaller files are fast to read again."""
 
-_SETTLED = 2 * 10**9  # nanoseconds; a change so soon before hashing may share its time with one after it
+_SETTLED = 2 * 10**9  # nanoseconds; a change within this time before hashing may have the same time as a later one
 
 
 def content_digest(path: Path, cache: Path) -> str:
-    """A hash of a file's content.
+    """A hash of the content of a file.
 
-    Of a large file it is taken from ``cache`` where size, inode and the times of its last changes are still those that
-    it was hashed with. The time of the last change of an inode cannot be set back by a program that edits the file.
+    The hash of a large file is cached in ``cache``. It is valid as long as size, inode, mtime and ctime of the file
+    are unchanged; a program that edits the file cannot set ctime back.
 
     Raises:
         DataError: the file cannot be read.
     """
     try:
         before = _state(path)
-        kept = cache / "digests" / f"{hashlib.blake2b(os.fsencode(path.absolute()), digest_size=10).hexdigest()}.json"
+        cached = cache / "digests" / f"{hashlib.blake2b(os.fsencode(path.absolute()), digest_size=10).hexdigest()}.json"
         if before["size"] >= LARGE:
             with suppress(OSError, ValueError, KeyError, TypeError):
-                record = json.loads(kept.read_text())
+                record = json.loads(cached.read_text())
                 if record["state"] == before:
                     return str(record["digest"])
         now = time.time_ns()
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        digest = file_hash(path)
         settled = now - max(before["modified"], before["changed"]) > _SETTLED
         if before["size"] >= LARGE and settled and _state(path) == before:
-            with suppress(OSError):  # a cache that can only be read
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                beside = kept.with_name(f"{kept.name}.{os.getpid()}")
-                beside.write_text(json.dumps({"path": str(path), "state": before, "digest": digest}))
-                os.replace(beside, kept)
+            with suppress(OSError):  # a read-only cache
+                cached.parent.mkdir(parents=True, exist_ok=True)
+                partial = cached.with_name(f"{cached.name}.{os.getpid()}")
+                partial.write_text(json.dumps({"path": str(path), "state": before, "digest": digest}))
+                os.replace(partial, cached)
         return digest
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}): restore it") from None

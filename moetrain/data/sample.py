@@ -1,4 +1,4 @@
-"""The text that a tokenizer is trained on: in one pass over each domain, the documents of lowest hash."""
+"""The sample of text that a tokenizer is trained on: the documents of lowest hash, from one pass over each domain."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from hashlib import blake2b
 from moetrain.config import Settings
 from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import DomainReport, Portion, PortionReader
-from moetrain.data.workers import Tell
+from moetrain.data.workers import OnProgress
 
-_EVERY = 256  # documents between two words about how far it is
+_DOCUMENTS_PER_PROGRESS = 256
 
 
 class Sample:
-    """Documents of lowest hash up to ``budget`` bytes, whatever the order in which they come."""
+    """The documents of lowest hash up to ``budget`` bytes, in whatever order they are added."""
 
     def __init__(self, budget: float) -> None:
         self._budget = budget
@@ -22,11 +22,12 @@ class Sample:
         self._heap: list[tuple[int, int, str]] = []  # (-hash, id, text): the highest hash comes first
         self._ids: set[int] = set()
 
-    def wants(self, order: int, identity: int) -> bool:
+    def accepts(self, order: int, identity: int) -> bool:
+        """Whether `add` would add a document of hash ``order``."""
         return identity not in self._ids and (self._bytes < self._budget or order < -self._heap[0][0])
 
     def add(self, order: int, identity: int, text: str) -> None:
-        if not self.wants(order, identity):
+        if not self.accepts(order, identity):
             return
         heapq.heappush(self._heap, (-order, identity, text))
         self._ids.add(identity)
@@ -36,14 +37,14 @@ class Sample:
             self._bytes -= size
 
     def items(self) -> list[tuple[int, int, str]]:
-        """(hash, id, text) of each, lowest hash first."""
+        """(hash, id, text) of each document, lowest hash first."""
         return sorted((-negative, identity, text) for negative, identity, text in self._heap)
 
 
 def sample_portion(
-    portion: Portion, settings: Settings, budget: float, tell: Tell
+    portion: Portion, settings: Settings, budget: float, on_progress: OnProgress
 ) -> tuple[DomainReport, list[tuple[int, int, str]]]:
-    """What a portion holds, and its training documents of lowest hash, up to ``budget`` bytes of text."""
+    """The report of a portion, and its training documents of lowest hash, up to ``budget`` bytes of text."""
     report, sample = DomainReport(portion.domain), Sample(budget)
     salt = settings.run.seed.to_bytes(8, "little")
     domain = settings.data.domains[portion.domain]
@@ -51,10 +52,8 @@ def sample_portion(
     for document in reader:
         if not document.heldout:
             digest = blake2b(document.id.to_bytes(8, "little"), digest_size=8, salt=salt).digest()
-            order = int.from_bytes(digest, "big")
-            if sample.wants(order, document.id):
-                sample.add(order, document.id, document.text)
-        if report.documents % _EVERY == 0:
-            tell(reader.bytes_read or report.text_bytes)
-    tell(portion.size)
+            sample.add(int.from_bytes(digest, "big"), document.id, document.text)
+        if report.documents % _DOCUMENTS_PER_PROGRESS == 0:
+            on_progress(reader.bytes_read or report.text_bytes)
+    on_progress(portion.size)
     return report, sample.items()

@@ -204,7 +204,7 @@ class Stream:
         if len(text) and int(text.max()) >= self._vocab_size:
             raise DataError(
                 f"domain {self._names[domain]}: token id {int(text.max())} is outside the vocabulary of "
-                f"{self._vocab_size}: remove the cached token files, they are prepared anew"
+                f"{self._vocab_size}: remove the cached token files, they are prepared again"
             )
         return text
 

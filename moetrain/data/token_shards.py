@@ -1,7 +1,7 @@
-"""A portion's tokens in part files, each whole or absent, so that a preparation that was killed goes on after the last.
+"""The tokens of a portion in shard files, each written atomically, so that a killed preparation resumes after the last.
 
-Parts of all portions are then joined into one token file a domain; only there are copies dropped that stand in two
-portions or domains, in the order of the source, whatever was ready first.
+The shards of all portions are then joined into one token file per domain. Only there are duplicates across portions and
+domains dropped, in the order of the source, so that the result does not depend on which worker finished first.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import Document, DomainReport, Portion, PortionReader
 from moetrain.data.errors import DataError
 from moetrain.data.tokenizer import Tokenizer, load_tokenizer
-from moetrain.data.workers import Tell
+from moetrain.data.workers import OnProgress
 
-PART_BYTES = 32 * 2**20
-"""Bytes of text after which a part is complete."""
+SHARD_BYTES = 32 * 2**20
+"""Bytes of text after which a shard is complete."""
 
-_DOCUMENTS_AT_ONCE = 256
-_BYTES_AT_ONCE = 2**22
+_BATCH_DOCUMENTS = 256  # of one call of the tokenizer
+_BATCH_CHARACTERS = 2**22
 
-# One line of a domain's index: a document, its tokens' place in tokens.bin, and its size as text. The answer it marks
-# is a span of its tokens, -1 to -1 where it marks none.
+# One row of a domain's index: a document, the place of its tokens in tokens.bin, and its size as text. The marked
+# answer is a range of its tokens, -1 to -1 if the document marks none.
 INDEX = np.dtype(
     [
         ("id", "<u8"),
@@ -50,7 +50,7 @@ _NO_ANSWER = (-1, -1)
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """Where another process finds the tokenizer, and how it knows that it is the same one."""
+    """Where a worker finds the tokenizer, and the fingerprint that it must have."""
 
     path: Path
     begin_token: str | None
@@ -67,16 +67,23 @@ def _open_tokenizer(file: TokenizerFile) -> Tokenizer:
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type that holds every id."""
+    """The smallest dtype that holds every id."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 def encode_documents(
     documents: list[Document], tokenizer: Tokenizer, threads: int, shuffle_seed: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`INDEX` rows of documents, and their tokens one after another; ``start`` counts from the first of them.
+    """Tokenize documents.
 
-    With ``shuffle_seed``, each document's tokens stand in a random order.
+    Args:
+        shuffle_seed: if given, the tokens of each document are put into a random order.
+
+    Returns:
+        `INDEX` rows, and the tokens of all documents concatenated; ``start`` counts from the first of them.
+
+    Raises:
+        DataError: a marked answer does not match the tokens.
     """
     encoded = tokenizer.encode_all([document.text for document in documents], threads=threads)
     index = np.zeros(len(documents), INDEX)
@@ -89,7 +96,7 @@ def encode_documents(
     index["answer_start"], index["answer_end"] = np.array(spans).T
     if shuffle_seed is not None:
         encoded = [shuffle(ids, shuffle_seed, document.id) for document, ids in zip(documents, encoded, strict=True)]
-        index["answer_start"], index["answer_end"] = _NO_ANSWER  # its tokens lie scattered
+        index["answer_start"], index["answer_end"] = _NO_ANSWER  # its tokens are no longer adjacent
     dtype = token_dtype(tokenizer.vocab_size)
     return index, np.concatenate([np.asarray(ids, dtype) for ids in encoded])
 
@@ -106,26 +113,26 @@ def _answer_tokens(document: Document, ids: Sequence[int], tokenizer: Tokenizer)
 
 
 def shuffle(ids: Sequence[int], seed: int, document: int) -> list[int]:
-    """The tokens of a document in a random order that follows from the run's seed and the document's id alone."""
+    """The tokens of a document in a random order that depends on the run's seed and the document's id only."""
     return [ids[place] for place in np.random.default_rng([seed, 4, document]).permutation(len(ids))]
 
 
 @dataclass(frozen=True)
-class PartRecord:
-    """What a part was found to hold, and where its portion goes on."""
+class ShardRecord:
+    """What reading the documents of a shard found, and where its portion continues."""
 
     report: DomainReport
-    place: tuple[int, int]
+    place: tuple[int, int]  # see `PortionReader.place`
     last: bool
 
 
-class Part:
-    """A part file; its arrays are read when they are asked for."""
+class Shard:
+    """A shard file; its arrays are read on access."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         record = json.loads(bytes(self._array("record")))
-        self.record = PartRecord(DomainReport(**record["report"]), tuple(record["place"]), record["last"])
+        self.record = ShardRecord(DomainReport(**record["report"]), tuple(record["place"]), record["last"])
 
     def _array(self, name: str) -> np.ndarray:
         with np.load(self.path) as file:
@@ -140,36 +147,36 @@ class Part:
         return self._array("tokens")
 
 
-def parts_of(folder: Path) -> Iterator[Part]:
-    """The parts of a portion that are there, from its first; one that is damaged, and all after it, are not."""
+def read_shards(folder: Path) -> Iterator[Shard]:
+    """The existing shards of a portion in order, up to the first that is missing or corrupt."""
     for number in count():
         try:
-            part = Part(folder / _name(number))
+            shard = Shard(folder / _file_name(number))
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             return
-        yield part
-        if part.record.last:
+        yield shard
+        if shard.record.last:
             return
 
 
-def _name(number: int) -> str:
+def _file_name(number: int) -> str:
     return f"part-{number:06d}.npz"
 
 
-def write_parts(
-    portion: Portion, settings: Settings, file: TokenizerFile, folder: Path, threads: int, tell: Tell
+def write_shards(
+    portion: Portion, settings: Settings, file: TokenizerFile, folder: Path, threads: int, on_progress: OnProgress
 ) -> None:
-    """Read and tokenize a portion into part files, from after the last one that is there."""
+    """Read and tokenize a portion into shard files, starting after the last one that exists."""
     folder.mkdir(parents=True, exist_ok=True)
     seen, before, number, place = SeenIds(), DomainReport(portion.domain), 0, (0, 0)
-    for part in parts_of(folder):
+    for shard in read_shards(folder):
         number += 1
-        if part.record.last:
-            tell(portion.size)
+        if shard.record.last:
+            on_progress(portion.size)
             return
-        seen.first(part.index["id"])
-        before.add(part.record.report)
-        place = part.record.place
+        seen.add_all(shard.index["id"])
+        before.add(shard.record.report)
+        place = shard.record.place
     domain = settings.data.domains[portion.domain]
     shuffle_seed = settings.run.seed if domain.shuffled else None
     reader = PortionReader(
@@ -180,61 +187,65 @@ def write_parts(
     while not last:
         report = reader.report = DomainReport(portion.domain)
         batches: list[tuple[np.ndarray, np.ndarray]] = []
-        while not last and report.text_bytes < PART_BYTES:
-            batch = list(_some(documents))
+        while not last and report.text_bytes < SHARD_BYTES:
+            batch = list(_next_batch(documents))
             last = not batch
             if batch:
                 batches.append(encode_documents(batch, _open_tokenizer(file), threads, shuffle_seed))
-                # Text that was generated or came over a network has no size on disk.
-                tell(reader.bytes_read or before.text_bytes + report.text_bytes)
+                # Generated or downloaded text has no size on disk.
+                on_progress(reader.bytes_read or before.text_bytes + report.text_bytes)
         before.add(report)
-        _write_part(folder / _name(number), batches, PartRecord(report, reader.place, last))
+        _write_shard(folder / _file_name(number), batches, ShardRecord(report, reader.place, last))
         number += 1
-    tell(portion.size)
+    on_progress(portion.size)
 
 
-def _some(documents: Iterator[Document]) -> Iterator[Document]:
+def _next_batch(documents: Iterator[Document]) -> Iterator[Document]:
     size = 0
-    for document in islice(documents, _DOCUMENTS_AT_ONCE):
+    for document in islice(documents, _BATCH_DOCUMENTS):
         yield document
         size += len(document.text)
-        if size >= _BYTES_AT_ONCE:
+        if size >= _BATCH_CHARACTERS:
             return
 
 
-def _write_part(path: Path, batches: list[tuple[np.ndarray, np.ndarray]], record: PartRecord) -> None:
+def _write_shard(path: Path, batches: list[tuple[np.ndarray, np.ndarray]], record: ShardRecord) -> None:
     index = np.concatenate([np.zeros(0, INDEX), *(rows for rows, _ in batches)])
     index["start"] = np.cumsum(index["length"]) - index["length"]
     tokens = np.concatenate([ids for _, ids in batches]) if batches else np.zeros(0, "<u2")
     text = json.dumps({"report": record.report.as_dict(), "place": record.place, "last": record.last})
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    with open(beside, "wb") as file:
+    partial = path.with_name(f"{path.name}.{os.getpid()}")  # a worker of a killed run may still write its own
+    with open(partial, "wb") as file:
         np.savez(file, index=index, tokens=tokens, record=np.frombuffer(text.encode(), np.uint8))
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
+    os.replace(partial, path)
 
 
-def join_parts(
+def join_shards(
     folders: list[Path], seen: SeenIds, name: str, file: io.BufferedWriter
 ) -> tuple[np.ndarray, DomainReport]:
-    """Write a domain's tokens to ``file``, without documents that ``seen`` holds.
+    """Write the tokens of a domain to ``file``, without documents whose id is in ``seen``.
+
+    Args:
+        folders: of the domain's portions, in order.
+        seen: ids of earlier domains; those of this one are added.
 
     Returns:
-        the domain's index, and its report; ``seen`` grows.
+        the index of the domain, and its report.
     """
     report, rows, written = DomainReport(name), [np.zeros(0, INDEX)], 0
     for folder in folders:
-        for part in parts_of(folder):
-            index, tokens = part.index, part.tokens
-            report.add(part.record.report)
-            new = seen.first(index["id"])
-            for place in np.flatnonzero(~new):
-                report.duplicates += 1
-                report.documents -= 1
-                report.heldout_documents -= int(index["heldout"][place])
-                report.text_bytes -= int(index["text_bytes"][place])
-            if not new.all():
+        for shard in read_shards(folder):
+            index, tokens = shard.index, shard.tokens
+            report.add(shard.record.report)
+            new = seen.add_all(index["id"])
+            duplicates = index[~new]
+            report.duplicates += len(duplicates)
+            report.documents -= len(duplicates)
+            report.heldout_documents -= int(duplicates["heldout"].sum())
+            report.text_bytes -= int(duplicates["text_bytes"].sum())
+            if len(duplicates):
                 tokens = tokens[np.repeat(new, index["length"])]
                 index = index[new]
             index["start"] = written + np.cumsum(index["length"]) - index["length"]

@@ -1,7 +1,7 @@
-"""Our tokenizers as a ``tokenizer.json``: the same ids through the `tokenizers` package (extra: hf) and AutoTokenizer.
+"""Export of a tokenizer as ``tokenizer.json``, for AutoTokenizer and the `tokenizers` package (extra: hf): same ids.
 
-A SentencePiece model is written with plain spaces in its pieces instead of U+2581, which then is a character like any
-other and goes to its bytes, as with us. Each text gets the begin mark in front, as each sample in training.
+The pieces of a SentencePiece model are written with spaces instead of U+2581, so that U+2581 is a character like any
+other and is encoded as its bytes, as in training. Each text gets the begin mark in front, as each sample in training.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from moetrain.data.tokenizer_sentencepiece import SentencePieceTokenizer
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int) -> list[str]:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json``; returns notes on texts whose ids will differ.
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``; return notes on texts whose ids will differ.
 
     Args:
-        longest: tokens up to which the model was trained.
+        longest: longest sample that the model was trained on, in tokens.
 
     Raises:
-        ValueError: the `tokenizers` package is missing, or cannot express this tokenizer; one line.
+        ValueError: the `tokenizers` package is missing, or cannot express this tokenizer; the message is one line.
     """
     built = as_tokenizers(tokenizer)
     begin, end = (built.id_to_token(mark) for mark in (tokenizer.begin_id, tokenizer.end_id))
@@ -37,7 +37,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int) -> list[st
         "model_max_length": longest,
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # a text that spells a mark is text
+        "split_special_tokens": True,  # a mark within a text is plain text
     }
     if isinstance(tokenizer, SentencePieceTokenizer):
         config["unk_token"] = built.model.unk_token
@@ -46,7 +46,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int) -> list[st
 
 
 def as_tokenizers(tokenizer: Tokenizer) -> Any:
-    """The tokenizer as a ``tokenizers.Tokenizer`` that gives the same ids, and the begin mark in front of a text.
+    """The tokenizer as a ``tokenizers.Tokenizer`` with the same ids, which puts the begin mark before each text.
 
     Raises:
         ValueError: as `write_tokenizer`.
@@ -76,13 +76,15 @@ def _from_sentencepiece(model: bytes) -> Any:
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
     if proto.trainer_spec.model_type != sentencepiece_model_pb2.TrainerSpec.BPE:
-        raise ValueError("tokenizer.model is not a BPE model: only those have the same ids in a tokenizer.json")
+        raise ValueError("tokenizer.model is not a BPE model: only BPE models have the same ids in a tokenizer.json")
     vocabulary: dict[str, int] = {}
     scores: dict[str, float] = {}
     marks, atoms, unknown = [], [], "<unk>"
     for number, piece in enumerate(proto.pieces):
         if piece.type == kinds.UNUSED or " " in piece.piece:
-            raise ValueError(f"tokenizer.model has a piece that no text reaches ({piece.piece!r}): not to be expressed")
+            raise ValueError(
+                f"tokenizer.model has a piece that no text reaches ({piece.piece!r}): it cannot be exported"
+            )
         spelled = piece.piece.replace(SPACE_SYMBOL, " ")
         vocabulary[spelled] = number
         if piece.type == kinds.NORMAL:
@@ -101,13 +103,13 @@ def _from_sentencepiece(model: bytes) -> Any:
 
 
 def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """Pairs in the order they are merged in: SentencePiece merges whatever two neighbours make the best piece."""
+    """Pairs in merge order: SentencePiece always merges the two neighbours that make the piece of highest score."""
     made = sorted((piece for piece in scores if len(piece) > 1), key=lambda piece: -scores[piece])
     lonely = next((c for piece in made for c in piece if c not in scores), None)
     if lonely is not None:
-        raise ValueError(f"tokenizer.model has pieces with {lonely!r} but none for it alone, unlike a tokenizer.json")
+        raise ValueError(f"tokenizer.model has pieces with {lonely!r} but none for it alone: it cannot be exported")
     if len({scores[piece] for piece in made}) < len(made):
-        raise ValueError("tokenizer.model has pieces of one score, whose order a tokenizer.json cannot express")
+        raise ValueError("tokenizer.model has pieces of equal score, whose order a tokenizer.json cannot express")
     return [
         (piece[:cut], piece[cut:])
         for piece in made
@@ -117,16 +119,16 @@ def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def _compare(tokenizer: Tokenizer, built: Any) -> list[str]:
-    """Encode trial texts both ways; a note where U+2581 alone tells them apart.
+    """Encode sample texts both ways and return a note if only texts with U+2581 get different ids.
 
     Raises:
-        ValueError: another text has other ids.
+        ValueError: a text without U+2581 gets different ids.
     """
     different = [
         text for text in SAMPLE_TEXTS if built.encode(text, add_special_tokens=False).ids != tokenizer.encode(text)
     ]
     plain = [text for text in different if SPACE_SYMBOL not in text]
     if plain:
-        raise ValueError(f"the tokenizer's ids cannot be had through a tokenizer.json: {plain[0]!r} has others")
-    note = "texts with U+2581 itself have other ids through AutoTokenizer, which reads it as a space"
+        raise ValueError(f"a tokenizer.json cannot give this tokenizer's ids: those of {plain[0]!r} differ")
+    note = "texts with U+2581 itself have different ids through AutoTokenizer, which reads it as a space"
     return [note] if different else []

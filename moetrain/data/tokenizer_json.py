@@ -49,7 +49,7 @@ class JsonTokenizer(Tokenizer):
 
     @classmethod
     def read(cls, path: Path, begin_token: str | None, end_token: str | None) -> JsonTokenizer:
-        """The tokenizer of a file. Its marks: as named, else as in ``tokenizer_config.json`` of its folder, else common.
+        """The tokenizer of a file; marks as named, else from ``tokenizer_config.json`` in its folder, else common ones.
 
         Raises:
             OSError: it cannot be read.

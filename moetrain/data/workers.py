@@ -1,6 +1,7 @@
-"""Functions run in several processes, each a fresh interpreter that imports nothing of the caller's own script.
+"""Run functions in worker processes. Each is a fresh interpreter that does not import the caller's script.
 
-`multiprocessing` would import the script again in each of them (here torch and all), or fork a process with threads.
+`multiprocessing` and `ProcessPoolExecutor` import the script again in every worker, torch included, or fork a process
+that has threads; and their workers live on if the parent is killed. Here a worker ends when its input pipe closes.
 """
 
 from __future__ import annotations
@@ -15,54 +16,63 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from moetrain.data.errors import DataError
 
-Tell = Callable[[int], None]
-"""Told how far a task is, in a measure of its own."""
+OnProgress = Callable[[int], None]
+"""Called by a task with how far it is, in units of its own."""
+
+_Kind = Literal["progress", "done", "failed"]
+
+
+def available_cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_tasks(
     function: Callable[..., Any],
     tasks: Sequence[tuple[Any, ...]],
     workers: int,
-    tell: Callable[[int, int], None],
-    finished: Callable[[int, Any], None],
+    on_progress: Callable[[int, int], None],
+    on_done: Callable[[int, Any], None],
 ) -> None:
-    """Call ``function(*task, tell)`` for each task, in this process where ``workers`` is 1.
+    """Call ``function(*task, on_progress)`` for each task; in this process if ``workers`` is 1.
 
     Args:
-        function: of a module, so that another process can import it; what it takes and returns is pickled.
-        tell: called with a task's number and how far it is.
-        finished: called with a task's number and its result, in the order in which they come.
+        function: importable from a module; its arguments and results are pickled.
+        on_progress: called with the number of a task and how far it is.
+        on_done: called with the number of a task and its result, in order of completion.
 
-    Raises whatever a task raises, and DataError where a process dies.
+    Raises:
+        DataError: a task raised it, or a worker process died.
+        RuntimeError: a task in a worker process raised another exception; the message holds its traceback.
     """
     if min(workers, len(tasks)) <= 1:
         for number, task in enumerate(tasks):
-            finished(number, function(*task, lambda done, number=number: tell(number, done)))
+            on_done(number, function(*task, lambda done, number=number: on_progress(number, done)))
         return
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in range(len(tasks)):
         waiting.put(number)
-    messages: queue.SimpleQueue[tuple[int, str, Any]] = queue.SimpleQueue()
-    processes = [_start() for _ in range(min(workers, len(tasks)))]
+    messages: queue.SimpleQueue[tuple[int, _Kind, Any]] = queue.SimpleQueue()
+    processes = [_start_worker() for _ in range(min(workers, len(tasks)))]
     threads = [
-        threading.Thread(target=_attend, args=(process, function, tasks, waiting, messages), daemon=True)
+        threading.Thread(target=_feed_worker, args=(process, function, tasks, waiting, messages), daemon=True)
         for process in processes
     ]
     try:
         for thread in threads:
             thread.start()
-        left = len(tasks)
-        while left:
+        unfinished = len(tasks)
+        while unfinished:
             number, kind, value = messages.get()
-            if kind == "far":
-                tell(number, value)
+            if kind == "progress":
+                on_progress(number, value)
             elif kind == "done":
-                finished(number, value)
-                left -= 1
+                on_done(number, value)
+                unfinished -= 1
             else:
                 raise value
     finally:
@@ -78,24 +88,25 @@ def run_tasks(
                     pipe.close()
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start_worker() -> subprocess.Popen[bytes]:
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    # Each process has a core of its own; the tokenizers library would start threads on all of them.
+    # There is a worker per core already: without this the tokenizers library would start a thread per core in each.
     environment = os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-c", "from moetrain.data.workers import serve; serve()"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
 
-def _attend(
+def _feed_worker(
     process: subprocess.Popen[bytes],
     function: Callable[..., Any],
     tasks: Sequence[tuple[Any, ...]],
     waiting: queue.SimpleQueue[int],
-    messages: queue.SimpleQueue[tuple[int, str, Any]],
+    messages: queue.SimpleQueue[tuple[int, _Kind, Any]],
 ) -> None:
-    """Give a process one task after another, and pass on what it says."""
+    """Send a worker one task after another and forward its messages."""
     assert process.stdin is not None
     assert process.stdout is not None
+    kind: _Kind
     while True:
         try:
             number = waiting.get_nowait()
@@ -104,41 +115,41 @@ def _attend(
         try:
             pickle.dump((function, tasks[number]), process.stdin)
             process.stdin.flush()
-            kind = "far"
-            while kind == "far":
+            kind = "progress"
+            while kind == "progress":
                 kind, value = pickle.load(process.stdout)
                 messages.put((number, kind, value))
         except (EOFError, OSError, pickle.UnpicklingError):
-            messages.put((number, "failed", _died(process)))
+            messages.put((number, "failed", _worker_died(process)))
             return
         if kind == "failed":
             return
 
 
-def _died(process: subprocess.Popen[bytes]) -> DataError:
+def _worker_died(process: subprocess.Popen[bytes]) -> DataError:
     status = process.wait()
     return DataError(
         f"a process that prepares data ended with status {status}: if memory was short, lower data.workers; "
-        "what is ready stays, run the same command again"
+        "what is finished is kept, run the same command again"
     )
 
 
 def serve() -> None:
-    """Do what comes in, until the process that sends it is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which gets it too, ends its workers
-    tasks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not come between the answers
+    """Main loop of a worker: run the tasks that arrive on stdin until the parent closes it or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and ends its workers
+    tasks, messages = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints goes to stderr, not between the messages
     try:
         while True:
             function, task = pickle.load(tasks)
-            _answer(answers, *_outcome(function, task, lambda done: _answer(answers, "far", done)))
+            _send(messages, *_run_task(function, task, lambda done: _send(messages, "progress", done)))
     except (EOFError, BrokenPipeError):
         os._exit(0)
 
 
-def _outcome(function: Callable[..., Any], task: tuple[Any, ...], tell: Tell) -> tuple[str, Any]:
+def _run_task(function: Callable[..., Any], task: tuple[Any, ...], on_progress: OnProgress) -> tuple[_Kind, Any]:
     try:
-        return "done", function(*task, tell)
+        return "done", function(*task, on_progress)
     except BrokenPipeError:
         raise
     except DataError as error:
@@ -147,6 +158,6 @@ def _outcome(function: Callable[..., Any], task: tuple[Any, ...], tell: Tell) ->
         return "failed", RuntimeError(f"a process that prepares data failed:\n{traceback.format_exc()}")
 
 
-def _answer(answers: Any, kind: str, value: Any) -> None:
-    pickle.dump((kind, value), answers)
-    answers.flush()
+def _send(messages: Any, kind: _Kind, value: Any) -> None:
+    pickle.dump((kind, value), messages)
+    messages.flush()

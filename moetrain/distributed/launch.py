@@ -1,4 +1,4 @@
-"""Processes and precision: accelerate sets them up; the data stream and the step stay ours."""
+"""Ranks, devices and precision of a launch. accelerate starts the ranks; the data stream and the step are our own."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import NoReturn
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import PartialState
 
 from moetrain.config import Settings, SettingsError
+from moetrain.data.workers import available_cpus
+from moetrain.distributed.mesh import ParallelLayout, make_mesh
 
 
-def start_accelerator(settings: Settings) -> Accelerator:
-    """The processes of this launch, checked: gloo on CPU, NCCL on CUDA, one precision for all.
+def start_ranks(settings: Settings) -> ParallelLayout:
+    """Join this launch's ranks, with gloo on CPU and NCCL on CUDA, and set up threads and determinism.
 
     Raises:
-        SettingsError: a launch or a batch that cannot be split evenly.
+        SettingsError: ranks that did not join, or a batch or a mesh that does not split evenly over them.
     """
     deterministic = settings.train.deterministic
     if deterministic or (deterministic is None and not torch.cuda.is_available()):
@@ -27,36 +28,33 @@ def start_accelerator(settings: Settings) -> Accelerator:
         torch.use_deterministic_algorithms(True)
         # We never read uninitialized memory, and filling it costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not torch.cuda.is_available():
-        # accelerate launch leaves a CPU process one thread unless told otherwise.
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(settings.train.threads or max(1, len(os.sched_getaffinity(0)) // local))
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="no",  # the model casts where it computes; see moetrain.models.transformer
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            # Rank 0 alone prepares data; the others wait for it longer than the default 10 to 30 minutes.
-            InitProcessGroupKwargs(timeout=timedelta(hours=12)),
-        ],
-    )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != asked:
+        # Without this, accelerate launch gives a rank on CPU one thread.
+        torch.set_num_threads(settings.train.threads or max(1, available_cpus() // local_world_size))
+    # Rank 0 alone prepares data, for which the others may wait much longer than the default 10 to 30 minutes.
+    # The watchdog shortens this timeout once training runs.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
+    launched, joined = int(os.environ.get("WORLD_SIZE", "1")), state.num_processes
+    if joined != launched:
         raise SettingsError(
-            f"{asked} processes were launched but {accelerator.num_processes} joined: "
+            f"{launched} processes were launched but {joined} joined: "
             "on CPU launch them with torchrun --nproc_per_node N moetrain/train.py CONFIG"
         )
     rows, micro = settings.train.batch_rows, settings.train.micro_batch_rows or 1
-    if rows % (asked * micro):
+    if rows % (launched * micro):
         raise SettingsError(
-            f"train.batch_rows {rows} does not split over {asked} processes into micro-batches of {micro} rows: "
-            f"set train.batch_rows to a multiple of {asked * micro}"
+            f"train.batch_rows {rows} does not split over {launched} processes into micro-batches of {micro} rows: "
+            f"set train.batch_rows to a multiple of {launched * micro}"
         )
-    return accelerator
+    mesh = None
+    if launched > 1:
+        mesh = make_mesh(settings.train.sharding, launched, local_world_size, state.device)
+    return ParallelLayout(state.process_index, launched, local_world_size, state.device, mesh)
 
 
 def compute_dtype(settings: Settings, device: torch.device) -> torch.dtype:
-    """The type that products run in; ``auto`` takes bf16 where the hardware has instructions for it."""
+    """The dtype of matmuls; ``auto`` takes bf16 where the hardware has instructions for it."""
     if settings.train.precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.train.precision]
     if device.type == "cuda":
@@ -67,10 +65,10 @@ def compute_dtype(settings: Settings, device: torch.device) -> torch.dtype:
 
 
 def end_processes() -> None:
-    """Leave the process group, once nothing is exchanged any more.
+    """Leave the process group, after the last collective.
 
-    Left to the interpreter's end, gloo's threads may still run when their owner goes, which aborts the process after
-    its work was done.
+    Otherwise gloo's threads may outlive their owner when the interpreter exits, which aborts the process although all
+    its work is done.
     """
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
@@ -78,10 +76,10 @@ def end_processes() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process with an exit status; one of several without the interpreter's own end.
+    """End the process with an exit status; if it is one of several ranks, without the interpreter's own exit.
 
-    What FSDP keeps of gloo's groups has threads until the very end, and there they abort a process now and then, after
-    all it had to do was written and closed.
+    FSDP keeps gloo groups alive whose threads sometimes abort the process during that exit, after all files are written
+    and closed.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,54 +1,44 @@
-"""The model shared out over processes: FSDP2, as torch has it.
+"""Data parallelism: DDP, or FSDP2 (`fully_shard`) with every weight, gradient and moment sharded over ranks.
 
-Each process keeps a part of every weight, gradient and moment; a layer's weights come together while it is computed.
-Products read them in the compute type, so in that type they travel. Routers and norms read float32: they travel apart,
-and a sharded run computes what an unsharded one does. Gradients are summed in float32.
+Under FSDP2 a layer's weights are gathered while it is computed, in the dtype that matmuls read. Routers and norms read
+float32, so they are gathered separately in float32, and a sharded run computes what an unsharded one does. Gradients
+are reduced in float32.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
-import torch.distributed as dist
-from accelerate import Accelerator
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
-from moetrain.config import Settings, SettingsError
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.router import Router
 from moetrain.models.transformer import RMSNorm, Transformer
 
 
-def distribute(model: Transformer, settings: Settings, accelerator: Accelerator) -> nn.Module:
-    """The model as the launch's processes train it together: whole on each of them, or sharded by ``train.sharding``.
+def distribute(model: Transformer, layout: ParallelLayout) -> nn.Module:
+    """The model as all ranks train it: sharded in place where the layout has shards, else a replica on each rank."""
+    if layout.mesh is None:
+        return model
+    if layout.shards > 1:
+        shard(model, layout)
+        return model
+    with warnings.catch_warnings():  # torch 2.13 has another name for it, which 2.11 does not know
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        # Without device_ids, DDP moves no inputs: those that the model reads on the host stay there.
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    Raises:
-        SettingsError: ``hybrid``, and machines with unequal numbers of processes.
-    """
-    if settings.train.sharding == "none" or accelerator.num_processes == 1:
-        with warnings.catch_warnings():  # accelerate passes on a name that torch 2.13 calls by another
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            return accelerator.prepare_model(model)
-    shard(model, settings.train.sharding, accelerator.device)
-    return model
 
-
-def shard(model: Transformer, sharding: Literal["fsdp", "hybrid"], device: torch.device) -> None:
-    """Leave this process its part of the model's weights.
-
-    ``fsdp`` shares them out over all processes, ``hybrid`` over those of a machine, with a whole copy on each machine.
-
-    Raises:
-        SettingsError: a launch whose machines have unequal numbers of processes.
-    """
-    mesh = _mesh(sharding, device)
+def shard(model: Transformer, layout: ParallelLayout) -> None:
+    """Shard the model's weights in place over the layout's ``shard`` group, with a replica for each ``data`` rank."""
+    assert layout.mesh is not None
+    mesh = layout.mesh["shard"] if layout.replicas == 1 else layout.mesh["data", "shard"]
     exact = MixedPrecisionPolicy(cast_forward_inputs=False)
     small = MixedPrecisionPolicy(param_dtype=model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in model.model.layers:
@@ -58,19 +48,25 @@ def shard(model: Transformer, sharding: Literal["fsdp", "hybrid"], device: torch
     fully_shard(model, mesh=mesh, mp_policy=exact)  # embeddings, which stay float32 too, the last norm and the head
 
 
-def _mesh(sharding: Literal["fsdp", "hybrid"], device: torch.device) -> DeviceMesh:
-    processes, local = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if sharding == "fsdp":
-        return init_device_mesh(device.type, (processes,), mesh_dim_names=("shard",))
-    if processes % local:
-        raise SettingsError(
-            f"train.sharding=hybrid: {processes} processes are not machines of {local} each: launch as many on each"
-        )
-    return init_device_mesh(device.type, (processes // local, local), mesh_dim_names=("copy", "shard"))
+@contextmanager
+def accumulate(model: nn.Module, last: bool) -> Iterator[None]:
+    """Forward and backward of one micro-batch; gradients are reduced over ranks after the ``last`` one only.
+
+    Under `fully_shard` each rank keeps the step's unsharded float32 gradients until then.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_is_last_backward(last)
+        model.set_requires_gradient_sync(last)
+        yield
+    elif isinstance(model, DistributedDataParallel) and not last:
+        with model.no_sync():
+            yield
+    else:
+        yield
 
 
-def bare(model: nn.Module) -> Transformer:
-    """The model itself, without what a launch wraps around it."""
+def inner_model(model: nn.Module) -> Transformer:
+    """The model itself, without the wrapper of DDP."""
     inner = getattr(model, "module", model)
     assert isinstance(inner, Transformer)
     return inner
@@ -78,28 +74,26 @@ def bare(model: nn.Module) -> Transformer:
 
 @contextmanager
 def unsharded_copy(model: nn.Module) -> Iterator[Transformer]:
-    """A model with all weights on every process, for forward passes of which processes make unequal numbers.
+    """An unsharded, uncompiled copy of the model on every rank, for forward passes whose number differs between ranks.
 
-    All of them have to come here. The model is one apart, not compiled: passes through the sharded one are noted by
-    torch, which guesses from them what backward fetches next, so that processes which made others would wait for each
-    other for ever. A copy of the weights, in the types in which they travel, takes its room on each device. One that
-    is not sharded is given as it is.
+    All ranks must call this. Passes through the sharded model itself are collectives. The copy holds the weights in the
+    dtypes in which they are gathered. A model that is not sharded is returned as it is.
     """
     if not isinstance(model, FSDPModule):
-        yield bare(model)
+        yield inner_model(model)
         return
-    sharded = bare(model)
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for part in parts:
-        part.unshard()
+    sharded = inner_model(model)
+    groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for group in groups:
+        group.unshard()
     try:
         state = {**dict(sharded.named_parameters(remove_duplicate=False)), **dict(sharded.named_buffers())}
         yield Transformer.from_state(sharded.settings, sharded.lm_head.out_features, sharded.dtype, state)
     finally:
-        for part in parts:
-            part.reshard()
+        for group in groups:
+            group.reshard()
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor that may be sharded; then all processes have to ask for it."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that may be sharded; if it is, all ranks must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from moetrain.distributed.collectives import all_gather_objects
+from moetrain.distributed.mesh import ParallelLayout
 
 _SILENCE = 20  # beats missed, of one a second
 _LONG_SILENCE = 3600  # the same, while data is prepared: that may hold the interpreter, and with it the beats
@@ -152,30 +152,30 @@ class Heartbeat:
 
 
 @contextmanager
-def heartbeat(preparing: bool = False) -> Iterator[None]:
+def heartbeat(layout: ParallelLayout, preparing: bool = False) -> Iterator[None]:
     """Meanwhile a process that is lost ends them all. They leave together; one alone has nothing to do here.
 
     Args:
         preparing: as `Heartbeat` has it.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if layout.mesh is None:
         yield
         return
-    rank = dist.get_rank()
+    rank = layout.rank
     # The launch's own store cannot be had, and need not live on the machine of any process.
     host = os.environ.get("MASTER_ADDR", "localhost")
     store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE) if rank == 0 else None
-    port = all_gather_objects(store.port if store is not None else None)[0]
+    port = layout.all_gather_objects(store.port if store is not None else None)[0]
     if store is None:
         store = dist.TCPStore(host, port, is_master=False, timeout=_PATIENCE)
-    everyone = [Peer(*told) for told in all_gather_objects((rank, os.getpid(), socket.gethostname()))]
+    everyone = [Peer(*told) for told in layout.all_gather_objects((rank, os.getpid(), socket.gethostname()))]
     others = [peer for peer in everyone if peer.rank != rank]
     beating = Heartbeat(store, rank, others, lambda lost: _end(rank, lost), preparing=preparing)
-    all_gather_objects(None)
+    layout.all_gather_objects(None)
     beating.start()
     try:
         yield
-        dist.barrier()
+        layout.barrier()
     except BaseException as error:
         if isinstance(error, RuntimeError):  # most often a call that failed because a process is gone
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, which has noticed as well
@@ -183,7 +183,7 @@ def heartbeat(preparing: bool = False) -> Iterator[None]:
         beating.leave(f"{type(error).__name__}: {error}")
         raise
     beating.close()
-    all_gather_objects(None)  # the store goes with the main process
+    layout.all_gather_objects(None)  # the store goes with the main process
 
 
 def _end(rank: int, lost: str) -> NoReturn:

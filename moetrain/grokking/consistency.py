@@ -1,8 +1,8 @@
 """Pathway consistency: do a sample's weighted router rows point the same way in consecutive layers? (paper, C_i)
 
-`e_l = sum_e g_l[e] W_l[e]` is the routing-weighted mean of the router rows of layer l. Everything here is a function
-of the cosines of e_l and e_(l+1), and those need only the Gram blocks of the router rows, which are small enough to be
-stored. Suffixes: S samples, L MoE layers, E experts a layer, D hidden size.
+`e_l = sum_e g_l[e] W_l[e]` is the mean of the router rows of layer l, weighted by routing. All quantities here are
+functions of the cosines of e_l and e_(l+1). These need only the Gram blocks of the router rows, which are small enough
+to store. Suffixes: S samples, L MoE layers, E experts per layer, D hidden size, R resamples.
 """
 
 from dataclasses import dataclass, replace
@@ -15,17 +15,18 @@ from ._arrays import Arrayish, Floats, finite, routing_weights, to_float64
 from .estimate import LEAST_SAMPLES, Estimate, mean_of_samples, percentiles, resample_indices
 
 Blocks: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+RowsOrBlocks: TypeAlias = Arrayish | tuple[Arrayish, Arrayish]
 
-DIVISION_GUARD = 1e-8  # of the paper's formula
-LEAST_MAXIMUM = 0.05  # below it the division by the maximum says more about the maximum than about the sample
+DIVISION_GUARD = 1e-8  # in the paper's formula
+LEAST_MAXIMUM = 0.05  # a quotient with a smaller divisor mostly reflects the divisor
 
 
 @dataclass(frozen=True, slots=True)
 class GuardedMedian:
-    """Median of a quantity that divides by the largest cosine, over the samples where that is safe.
+    """Median, over samples, of a quantity that divides by the largest cosine.
 
-    `low` and `high` bound the median by bootstrap over those samples, NaN below three of them. `samples` were used,
-    `left_out` not: maximum at most 0.05, or no value at all. `median` is NaN where none is left.
+    Only samples whose largest cosine exceeds 0.05 count: `samples` were used, `left_out` were not. `low` and `high` are
+    a 95% bootstrap interval over the samples used, NaN below three. All are NaN where no sample was used.
     """
 
     median: float
@@ -37,7 +38,7 @@ class GuardedMedian:
 
 @dataclass(frozen=True, slots=True)
 class GroupConsistency:
-    """The three curves of a group: `cosine` is a mean over samples that have one, the others are guarded medians."""
+    """The three curves of a group of samples: a mean (of the samples that have a value) and two guarded medians."""
 
     cosine: Estimate
     inconsistency: GuardedMedian
@@ -45,11 +46,17 @@ class GroupConsistency:
 
 
 def gram_blocks(router_rows: Arrayish) -> Blocks:
-    """Inner products of router rows within each layer and with the next: all that cosines need.
+    """Inner products of router rows within each layer and with the next layer.
 
-    router_rows [L, E, D]. Returns float32 arrays [L, E, E], `W_l W_l^T`, and [L-1, E, E], `W_l W_(l+1)^T`; computed in
-    float64 and rounded once, so that blocks from a store and blocks made on the spot agree.
-    Raises ValueError for rows that are empty, not finite or of wrong shape.
+    Args:
+        router_rows: [L, E, D].
+
+    Returns:
+        float32 arrays [L, E, E], `W_l W_l^T`, and [L-1, E, E], `W_l W_(l+1)^T`. Computed in float64 and rounded once,
+        so that stored and freshly computed blocks agree.
+
+    Raises:
+        ValueError: rows that are empty, not finite or of the wrong shape.
     """
     rows_LED = finite(router_rows, "router_rows", "layers, experts, hidden")
     columns_LDE = rows_LED.transpose(0, 2, 1)
@@ -58,12 +65,17 @@ def gram_blocks(router_rows: Arrayish) -> Blocks:
     return own_LEE.astype(np.float32), next_LEE.astype(np.float32)
 
 
-def layer_cosines(weights: Arrayish, rows_or_blocks: Arrayish | tuple[Arrayish, Arrayish]) -> Floats:
-    """[S, L-1] cosine of e_l and e_(l+1) for each sample, from -1 to 1.
+def layer_cosines(weights: Arrayish, rows_or_blocks: RowsOrBlocks) -> Floats:
+    """[S, L-1] cosine of e_l and e_(l+1) of each sample, from -1 to 1.
 
-    weights [S, L, E]; rows_or_blocks: router rows [L, E, D], or the pair of arrays that `gram_blocks` returns.
-    NaN where one of the two vectors is zero, that is, shorter than float32 blocks can tell from zero.
-    Raises ValueError for input that is empty, not finite, negative weights, or shapes that do not fit.
+    NaN where one of the two vectors is zero within the rounding of the float32 blocks.
+
+    Args:
+        weights: [S, L, E] routing weights.
+        rows_or_blocks: router rows [L, E, D], or the pair of arrays that `gram_blocks` returns.
+
+    Raises:
+        ValueError: input that is empty or not finite, negative weights, or shapes that do not match.
     """
     weights_SLE = routing_weights(weights)
     own_LEE, next_LEE = _blocks(rows_or_blocks)
@@ -76,7 +88,7 @@ def layer_cosines(weights: Arrayish, rows_or_blocks: Arrayish | tuple[Arrayish, 
     weights_LSE = weights_SLE.transpose(1, 0, 2)
     squares_LS = _inner(weights_LSE, own_LEE, weights_LSE)
     products_LS = _inner(weights_LSE[:-1], next_LEE, weights_LSE[1:])
-    # Blocks rounded to float32 put an error of up to eps (sum_e g_e |W_e|)^2 on a squared length.
+    # Rounding the blocks to float32 changes a squared length by up to eps (sum_e g_e |W_e|)^2.
     longest_LS = np.einsum("lse,le->ls", weights_LSE, np.sqrt(np.maximum(np.einsum("lee->le", own_LEE), 0)))
     nonzero_LS = squares_LS > np.finfo(np.float32).eps * longest_LS**2
     lengths_LS = np.sqrt(np.where(nonzero_LS, squares_LS, np.nan))
@@ -84,61 +96,63 @@ def layer_cosines(weights: Arrayish, rows_or_blocks: Arrayish | tuple[Arrayish, 
     return np.clip(cosines_LS, -1, 1).T
 
 
-def cosine(weights: Arrayish, rows_or_blocks: Arrayish | tuple[Arrayish, Arrayish]) -> Floats:
-    """[S] mean over layers of the cosine of consecutive e_l, from -1 to 1: the primary curve.
+def cosine(weights: Arrayish, rows_or_blocks: RowsOrBlocks) -> Floats:
+    """[S] mean over layers of the cosine of consecutive e_l, from -1 to 1.
 
     NaN for L = 1 and for a sample with a zero vector. Arguments and errors as `layer_cosines`.
     """
-    return _mean_over_layers(layer_cosines(weights, rows_or_blocks))
+    return _over_layers(np.mean, layer_cosines(weights, rows_or_blocks))
 
 
-def inconsistency(weights: Arrayish, rows_or_blocks: Arrayish | tuple[Arrayish, Arrayish]) -> Floats:
-    """[S] `C_i = 1 - mean_l cos_l / (max_l cos_l + 1e-8)` (paper): higher is more erratic. Without unit.
+def inconsistency(weights: Arrayish, rows_or_blocks: RowsOrBlocks) -> Floats:
+    """[S] `C_i = 1 - mean_l cos_l / (max_l cos_l + 1e-8)` (paper), without unit: higher is more erratic.
 
-    The division is unsafe where the largest cosine is small or negative: for a group take `guarded_median` with
-    `max_cosine`. NaN for L = 1 and for a sample with a zero vector. Arguments and errors as `layer_cosines`.
+    The quotient is unreliable where the largest cosine is small or negative: for a group of samples use
+    `guarded_median` with `max_cosine`. NaN, arguments and errors as `cosine`.
     """
     return _inconsistency(layer_cosines(weights, rows_or_blocks))
 
 
-def max_cosine(weights: Arrayish, rows_or_blocks: Arrayish | tuple[Arrayish, Arrayish]) -> Floats:
-    """[S] largest cosine of consecutive e_l of each sample, NaN as in `cosine`: what `inconsistency` divides by."""
-    return _max_over_layers(layer_cosines(weights, rows_or_blocks))
+def max_cosine(weights: Arrayish, rows_or_blocks: RowsOrBlocks) -> Floats:
+    """[S] largest cosine of consecutive e_l, the divisor of `inconsistency`. NaN, arguments and errors as `cosine`."""
+    return _over_layers(np.max, layer_cosines(weights, rows_or_blocks))
 
 
 def guarded_median(values: Arrayish, maxima: Arrayish, seed: int = 0) -> GuardedMedian:
-    """Median of `values` [S] over the samples whose `maxima` [S] exceed 0.05; the others are counted.
+    """Median of `values` over the samples whose `maxima` exceed 0.05.
 
-    `values` from `inconsistency` (or 1 minus it), `maxima` from `max_cosine`. Raises ValueError for unequal lengths.
+    Args:
+        values: [S] from `inconsistency`.
+        maxima: [S] from `max_cosine`.
+
+    Raises:
+        ValueError: unequal lengths.
     """
     values_S, maxima_S = to_float64(values).ravel(), to_float64(maxima).ravel()
     if len(values_S) != len(maxima_S):
         raise ValueError(
-            f"values and maxima have lengths {len(values_S)} and {len(maxima_S)}: pass one of each a sample"
+            f"values and maxima have lengths {len(values_S)} and {len(maxima_S)}: pass one of each per sample"
         )
-    used_S = (maxima_S > LEAST_MAXIMUM) & ~np.isnan(values_S)  # a NaN maximum does not exceed
-    kept = values_S[used_S]
-    left_out = len(values_S) - len(kept)
-    if len(kept) == 0:
-        return GuardedMedian(float("nan"), float("nan"), float("nan"), 0, left_out)
-    low = high = float("nan")
-    if len(kept) >= LEAST_SAMPLES:
-        medians_R = np.median(kept[resample_indices(len(kept), np.random.default_rng(seed))], axis=1)
-        low, high = percentiles(medians_R, len(kept))
-    return GuardedMedian(float(np.median(kept)), low, high, len(kept), left_out)
+    used = values_S[(maxima_S > LEAST_MAXIMUM) & ~np.isnan(values_S)]  # False for a NaN maximum
+    left_out = len(values_S) - len(used)
+    median = low = high = float("nan")
+    if len(used):
+        median = float(np.median(used))
+    if len(used) >= LEAST_SAMPLES:
+        medians_R = np.median(used[resample_indices(len(used), np.random.default_rng(seed))], axis=1)
+        low, high = percentiles(medians_R, len(used))
+    return GuardedMedian(median, low, high, len(used), left_out)
 
 
-def group_consistency(
-    weights: Arrayish, rows_or_blocks: Arrayish | tuple[Arrayish, Arrayish], seed: int = 0
-) -> GroupConsistency:
-    """`cosine`, `inconsistency` and 1 - `inconsistency` of a group of samples, from one pass over the layers.
+def group_consistency(weights: Arrayish, rows_or_blocks: RowsOrBlocks, seed: int = 0) -> GroupConsistency:
+    """`cosine`, `inconsistency` and 1 - `inconsistency` of a group of samples, from one computation of the cosines.
 
-    Arguments and errors as `layer_cosines`; samples without a value are counted in the fields, never in a mean.
+    Samples without a value are counted and excluded. Arguments and errors as `layer_cosines`.
     """
     cosines_SL = layer_cosines(weights, rows_or_blocks)
-    median = guarded_median(_inconsistency(cosines_SL), _max_over_layers(cosines_SL), seed)
+    median = guarded_median(_inconsistency(cosines_SL), _over_layers(np.max, cosines_SL), seed)
     return GroupConsistency(
-        cosine=mean_of_samples(_mean_over_layers(cosines_SL), seed),
+        cosine=mean_of_samples(_over_layers(np.mean, cosines_SL), seed),
         inconsistency=median,
         consistency=replace(median, median=1 - median.median, low=1 - median.high, high=1 - median.low),
     )
@@ -147,39 +161,32 @@ def group_consistency(
 def _inner(left_LSE: Floats, blocks_LEE: Floats, right_LSE: Floats) -> Floats:
     """[L, S] `left^T block right` of each layer and sample.
 
-    Not by BLAS, whose last bits depend on its threads and on the samples beside: a report over all samples must agree
-    with what was logged domain by domain.
+    Not by BLAS: its last bits depend on the number of threads and on the other samples of the call, and a report over
+    all samples must agree with the values logged per domain.
     """
     return np.einsum("lse,lse->ls", np.einsum("lse,lef->lsf", left_LSE, blocks_LEE), right_LSE)
 
 
 def _blocks(rows_or_blocks: Any) -> tuple[Floats, Floats]:
-    """Blocks as float64. A tuple or list of two arrays of three axes is taken for blocks, anything else for rows."""
+    """Gram blocks as float64. A tuple or list of two arrays with three axes holds blocks, anything else holds rows."""
     if (
         isinstance(rows_or_blocks, tuple | list)
         and len(rows_or_blocks) == 2
         and all(getattr(block, "ndim", 0) == 3 for block in rows_or_blocks)
     ):
         own_LEE = finite(rows_or_blocks[0], "rows_or_blocks[0]", "layers, experts, experts")
-        next_LEE = to_float64(rows_or_blocks[1])  # empty for one layer
+        next_LEE = to_float64(rows_or_blocks[1])  # may be empty: one layer
         if not np.isfinite(next_LEE).all():
-            raise ValueError("rows_or_blocks[1] holds NaN or infinite values: leave out the reading that has them")
+            raise ValueError("rows_or_blocks[1] holds NaN or infinite values: exclude the reading that has them")
         return own_LEE, next_LEE
     own, following = gram_blocks(rows_or_blocks)
     return own.astype(np.float64), following.astype(np.float64)
 
 
-def _mean_over_layers(cosines_SL: Floats) -> Floats:
-    if cosines_SL.shape[1] == 0:
-        return np.full(len(cosines_SL), np.nan)
-    return cosines_SL.mean(axis=1)
-
-
-def _max_over_layers(cosines_SL: Floats) -> Floats:
-    if cosines_SL.shape[1] == 0:
-        return np.full(len(cosines_SL), np.nan)
-    return cosines_SL.max(axis=1)
+def _over_layers(reduce: Any, cosines_SL: Floats) -> Floats:
+    """[S] a reduction of the cosines over layers; NaN where there is one layer and so no cosine."""
+    return reduce(cosines_SL, axis=1) if cosines_SL.shape[1] else np.full(len(cosines_SL), np.nan)
 
 
 def _inconsistency(cosines_SL: Floats) -> Floats:
-    return 1 - _mean_over_layers(cosines_SL) / (_max_over_layers(cosines_SL) + DIVISION_GUARD)
+    return 1 - _over_layers(np.mean, cosines_SL) / (_over_layers(np.max, cosines_SL) + DIVISION_GUARD)

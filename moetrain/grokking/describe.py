@@ -1,4 +1,4 @@
-"""The text of README.md by quantity: what a TensorBoard tag shows as its description."""
+"""Descriptions of the quantities: the sections of README.md, shown as descriptions of the TensorBoard tags."""
 
 import re
 from functools import cache
@@ -8,10 +8,14 @@ HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 
 
 def describe(name: str) -> str:
-    """What a quantity is, its sign, how to read it and what it does not mean: its section of README.md (Markdown).
+    """The README.md section of a quantity, in Markdown: its definition, sign, use and limits.
 
-    name: a heading such as "d_path_norm", or a tag that holds one, such as "pathway/d_path_norm/math"; the first part
-    of the tag that is a heading counts. Raises ValueError, listing the headings, where there is none.
+    Args:
+        name: a heading such as "d_path_norm", or a tag such as "pathway/d_path_norm/math". The first part of the tag
+            that is a heading counts.
+
+    Raises:
+        ValueError: no part is a heading; the message lists the headings.
     """
     sections = _sections()
     for part in name.split("/"):
@@ -22,7 +26,7 @@ def describe(name: str) -> str:
 
 @cache
 def _sections() -> dict[str, str]:
-    """Sections whose heading is one name in backquotes; the others are for readers of the page."""
+    """The sections whose heading is a single name in backquotes. The others describe no quantity."""
     readme = files(__package__).joinpath("README.md").read_text(encoding="utf-8")
     parts = HEADING.split(readme)[1:]  # heading, text, heading, text, ...
     pairs = zip(parts[::2], parts[1::2], strict=True)

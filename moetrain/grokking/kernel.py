@@ -1,6 +1,6 @@
-"""The routing kernel, its effective dimension (paper, Theorem 4.1), and three shapes of the cloud of routing weights.
+"""The routing kernel, its effective dimension (paper, Theorem 4.1), and three measures of how routing weights vary.
 
-All in float64. Suffixes: S samples, L MoE layers, E experts a layer, D hidden size, F the weights of all layers.
+All in float64. Suffixes: S samples, L MoE layers, E experts per layer, D hidden size, F the weights of all layers.
 """
 
 from dataclasses import dataclass
@@ -29,9 +29,15 @@ class RiskBound:
 def routing_kernel(weights: Arrayish, features: Arrayish | None = None) -> Floats:
     """[S, S] kernel `H_ij = sum_l sum_e g_l,e(x_i) g_l,e(x_j) K_l(x_i, x_j)` (paper, Theorem 4.1, summed over layers).
 
-    weights [S, L, E]. Without features K = 1: routing alone. features [S, L, D], mean-pooled inputs of each MoE
-    layer: K_l = <x_i, x_j>, linear experts. Symmetric and positive semidefinite, in units of the features squared.
-    Raises ValueError for input that is empty, not finite or of wrong shape, and for negative weights.
+    Symmetric and positive semidefinite, in squared units of the features.
+
+    Args:
+        weights: [S, L, E] routing weights.
+        features: [S, L, D] inputs of each MoE layer, averaged over tokens: linear experts, K_l = <x_i, x_j>. None for
+            K = 1: routing alone.
+
+    Raises:
+        ValueError: input that is empty, not finite or of the wrong shape, or negative weights.
     """
     weights_LSE = routing_weights(weights).transpose(1, 0, 2)
     kernels_LSS = weights_LSE @ weights_LSE.transpose(0, 2, 1)
@@ -47,49 +53,46 @@ def routing_kernel(weights: Arrayish, features: Arrayish | None = None) -> Float
 
 
 def effective_dimension(kernel: Arrayish, lam: float) -> float:
-    """`d_eff = Tr(H (H + lam I)^-1)` of a kernel [S, S]: from 0 to its rank (paper, Theorem 4.1).
+    """`Tr(H (H + lam I)^-1)` of a kernel [S, S]: from 0 to its rank (paper, Theorem 4.1).
 
-    lam > 0, in the units of the kernel. Raises ValueError for a kernel that is not square, symmetric and finite, and
-    for lam that is not positive.
+    Args:
+        lam: above 0, in the units of the kernel.
+
+    Raises:
+        ValueError: a kernel that is not square, symmetric and finite, or lam that is not positive.
     """
     eigenvalues_S = _eigenvalues(kernel, lam)
     return float((eigenvalues_S / (eigenvalues_S + lam)).sum())
 
 
 def d_eff(weights: Arrayish, features: Arrayish | None = None) -> float:
-    """`effective_dimension` as it is logged: of the first 64 samples, at lam = 0.01 Tr(H) / 64, so that values compare.
+    """`effective_dimension` as it is logged: of the first 64 samples, at lam = 0.01 Tr(H) / 64.
 
-    weights [S, L, E], features as `routing_kernel`. Returns a number from 0 to 64; NaN below 64 samples, where the
-    value would not compare, and for a kernel of zeros. Raises ValueError as `routing_kernel`.
+    From 0 to 64. NaN below 64 samples, since values compare only at one number of samples, and for a kernel of zeros.
+    Arguments and errors as `routing_kernel`.
     """
-    weights_SLE, features_SLD = _logged(weights, features)
-    if len(weights_SLE) < SAMPLES:
-        return float("nan")
-    return _dimension(weights_SLE, features_SLD)
+    weights_SLE, features_SLD = _first_samples(weights, features)
+    return _dimension(weights_SLE, features_SLD) if len(weights_SLE) == SAMPLES else float("nan")
 
 
 def d_eff_estimate(weights: Arrayish, features: Arrayish | None = None) -> Estimate:
     """`d_eff` with its interval by `jackknife`. Arguments and errors as `d_eff`."""
-    weights_SLE, features_SLD = _logged(weights, features)
+    weights_SLE, features_SLD = _first_samples(weights, features)
     if len(weights_SLE) < SAMPLES:
-        return Estimate(float("nan"), float("nan"), float("nan"), len(weights_SLE), 0)
+        return Estimate.undefined(len(weights_SLE))
     return jackknife(
         lambda which: _dimension(weights_SLE[which], None if features_SLD is None else features_SLD[which]), SAMPLES
     )
 
 
 def d_eff_by_layer(weights: Arrayish, features: Arrayish | None = None) -> Floats:
-    """[L] `d_eff` of each layer's own kernel, at its own lam. Arguments and errors as `d_eff`."""
-    weights_SLE, features_SLD = _logged(weights, features)
-    layers = weights_SLE.shape[1]
-    if len(weights_SLE) < SAMPLES:
-        return np.full(layers, np.nan)
-    return np.array(
-        [
-            _dimension(weights_SLE[:, [layer]], None if features_SLD is None else features_SLD[:, [layer]])
-            for layer in range(layers)
-        ]
-    )
+    """[L] `d_eff` of each layer's own kernel, with its own lam. Arguments and errors as `d_eff`."""
+    weights_SLE, features_SLD = _first_samples(weights, features)
+
+    def of_layer(layer: int) -> float:
+        return d_eff(weights_SLE[:, [layer]], None if features_SLD is None else features_SLD[:, [layer]])
+
+    return np.array([of_layer(layer) for layer in range(weights_SLE.shape[1])])
 
 
 def risk_bound(
@@ -103,20 +106,24 @@ def risk_bound(
 ) -> RiskBound:
     """The bound of Theorem 4.1: `c1 lam^2/n y^T (H + lam I)^-2 y  +  c2 noise^2 (d_eff(lam) + log(1/delta))/n`.
 
-    kernel [S, S], targets [S]; noise: standard deviation of the labels; the bound holds with probability 1 - delta.
-    The paper leaves c1 and c2 open, so only values with the same constants compare. Returns RiskBound.
-    Raises ValueError as `effective_dimension`, for targets that do not fit, and for delta outside (0, 1].
+    It holds with probability 1 - delta. The paper does not give c1 and c2: compare only values with equal constants.
+
+    Args:
+        kernel: [S, S].
+        targets: [S].
+        noise: standard deviation of the labels.
+
+    Raises:
+        ValueError: as `effective_dimension`, for targets of another length, and for delta outside (0, 1].
     """
     if not 0 < delta <= 1:
         raise ValueError(f"delta is {delta}: a probability above 0 and up to 1")
     dimension = effective_dimension(kernel, lam)
     targets_S = finite(targets, "targets", "samples")
     kernel_SS = finite(kernel, "kernel", "samples, samples")
-    if len(targets_S) != len(kernel_SS):
-        raise ValueError(
-            f"targets has {len(targets_S)} values for a kernel of {len(kernel_SS)} samples: pass one a sample"
-        )
     samples = len(targets_S)
+    if samples != len(kernel_SS):
+        raise ValueError(f"targets has {samples} values for a kernel of {len(kernel_SS)} samples: pass one per sample")
     solved_S = np.linalg.solve(kernel_SS + lam * np.eye(samples), targets_S)
     return RiskBound(
         bias=float(c1 * lam**2 / samples * (solved_S @ solved_S)),
@@ -125,10 +132,15 @@ def risk_bound(
 
 
 def spread(weights: Arrayish) -> float:
-    """Mean over layers of the variance of routing weights over samples, summed over experts: from 0 to 1.
+    """Variance of routing weights over samples, summed over experts, mean over layers: from 0 to 1.
 
-    weights [S, L, E]. Variance with denominator S; squared units of probability. NaN for one sample.
-    Raises ValueError for input that is empty, not finite, negative or of wrong shape.
+    The variance has denominator S. In squared units of probability. NaN for one sample.
+
+    Args:
+        weights: [S, L, E].
+
+    Raises:
+        ValueError: input that is empty, not finite, negative or of the wrong shape.
     """
     weights_SLE = routing_weights(weights)
     if len(weights_SLE) < 2:
@@ -137,10 +149,10 @@ def spread(weights: Arrayish) -> float:
 
 
 def effective_rank(weights: Arrayish) -> float:
-    """exp of the entropy of the normalised eigenvalues of the Gram matrix of centred weights, layers concatenated.
+    """exp of the entropy of the normalized eigenvalues of the Gram matrix of centred weights, layers concatenated.
 
-    weights [S, L, E]. A number of directions, from 1 to S - 1. NaN where no samples differ (one sample among them).
-    Errors as `spread`.
+    A number of directions, from 1 to S - 1. NaN where the samples do not differ (or there is one). Weights [S, L, E];
+    errors as `spread`.
     """
     centred_SLE = _centred(routing_weights(weights))
     rows_SF = centred_SLE.reshape(len(centred_SLE), -1)
@@ -154,9 +166,9 @@ def effective_rank(weights: Arrayish) -> float:
 def layer_cka(weights: Arrayish) -> float:
     """Linear CKA of the centred routing weights of consecutive layers, mean over layers: from 0 to 1.
 
-    `CKA(X, Y) = |X^T Y|^2 / (|X^T X| |Y^T Y|)` in Frobenius norms (Kornblith et al. 2019) for X, Y [S, E].
-    weights [S, L, E]. Pairs of layers of which one does not tell the samples apart are left out of the mean; NaN where
-    none is left, as for one layer or one sample. Errors as `spread`.
+    `CKA(X, Y) = |X^T Y|^2 / (|X^T X| |Y^T Y|)` in Frobenius norms (Kornblith et al. 2019), X and Y [S, E]. Pairs with a
+    layer in which the samples do not differ are excluded; NaN where no pair is left, as for one layer or one sample.
+    Weights [S, L, E]; errors as `spread`.
     """
     centred_LSE = _centred(routing_weights(weights)).transpose(1, 0, 2)
     centred_LES = centred_LSE.transpose(0, 2, 1)
@@ -168,8 +180,8 @@ def layer_cka(weights: Arrayish) -> float:
     return float((cross_L[defined_L] ** 2 / (own_L[:-1] * own_L[1:])[defined_L]).mean())
 
 
-def _logged(weights: Arrayish, features: Arrayish | None) -> tuple[Floats, Floats | None]:
-    """The first 64 samples, which what is logged is taken over."""
+def _first_samples(weights: Arrayish, features: Arrayish | None) -> tuple[Floats, Floats | None]:
+    """The first 64 samples, of which `d_eff` is taken."""
     weights_SLE = routing_weights(weights)[:SAMPLES]
     if features is None:
         return weights_SLE, None
@@ -184,7 +196,7 @@ def _dimension(weights_SLE: Floats, features_SLD: Floats | None) -> float:
 
 
 def _centred(weights_SLE: Floats) -> Floats:
-    """Weights minus their mean over samples; exactly 0 in layers where the difference is no more than rounding."""
+    """Weights minus their mean over samples; exactly 0 in layers where samples differ by rounding alone."""
     centred_SLE = weights_SLE - weights_SLE.mean(axis=0)
     rounding_L = len(weights_SLE) * np.finfo(np.float64).eps * np.abs(weights_SLE).max(axis=(0, 2))
     differs_L = np.abs(centred_SLE).max(axis=(0, 2)) > rounding_L
@@ -192,7 +204,7 @@ def _centred(weights_SLE: Floats) -> Floats:
 
 
 def _eigenvalues(kernel: Arrayish, lam: float) -> Floats:
-    """Eigenvalues of a checked kernel, those that rounding has put below 0 set to 0."""
+    """Eigenvalues of a kernel, after its checks; those that rounding made negative are set to 0."""
     kernel_SS = finite(kernel, "kernel", "samples, samples")
     if kernel_SS.shape[0] != kernel_SS.shape[1] or not np.allclose(
         kernel_SS, kernel_SS.T, rtol=0, atol=1e-6 * np.abs(kernel_SS).max()

@@ -1,10 +1,10 @@
-"""Which training group does a test group follow, and how long after? (paper: matching of groups, and the delay)
+"""Which training group does a test group follow, and after what delay? (paper: matching of groups)
 
 Suffixes: S training samples, I probe items, D width of a text embedding, M train groups, N test groups.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -14,11 +14,11 @@ from ._arrays import Arrayish, Floats, Ints, finite
 
 @dataclass(frozen=True, slots=True)
 class GroupPair:
-    """`Pretrain@memorized_at` and `Test@generalized_at`, by index of reading, and how alike their texts are."""
+    """A train group `Pretrain@memorized_at` and a test group `Test@generalized_at`, each by index of its reading."""
 
     memorized_at: int
     generalized_at: int
-    similarity: float  # mean pairwise cosine, -1 to 1
+    similarity: float  # mean cosine of the text embeddings over pairs, -1 to 1
     samples: int
     items: int
 
@@ -33,7 +33,7 @@ class ReadingTimes:
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """t# - t*, positive where generalization follows memorization; the true delay lies within the resolution."""
+    """t# - t*: above 0 where generalization follows memorization. The error is less than the resolution."""
 
     steps: float
     tokens: float
@@ -47,12 +47,18 @@ def pair_groups(
     train_embeddings: Arrayish,
     test_embeddings: Arrayish,
 ) -> list[GroupPair]:
-    """Groups of one domain paired one to one: the Hungarian matching of largest total mean pairwise cosine.
+    """Groups of one domain matched one to one, with the largest total mean pairwise cosine (Hungarian matching).
 
-    train_groups, test_groups: rows of the embeddings by onset, as from `memorized_groups` and `generalized_groups`.
-    train_embeddings [S, D], test_embeddings [I, D]: text embeddings of one model. Returns pairs in order of t*; of the
-    larger side some groups stay without partner, and without groups there are no pairs.
-    Raises ValueError for embeddings that are empty, not finite, zero, or of different width.
+    Args:
+        train_groups, test_groups: rows of the embeddings by onset, as `memorized_groups` and `generalized_groups`
+            return them.
+        train_embeddings, test_embeddings: [S, D] and [I, D] text embeddings of one model.
+
+    Returns:
+        The pairs in order of t*. Surplus groups of the larger side stay unpaired.
+
+    Raises:
+        ValueError: embeddings that are empty, not finite, zero, or of different width.
     """
     if not train_groups or not test_groups:
         return []
@@ -62,7 +68,7 @@ def pair_groups(
             f"train_embeddings are {train_SD.shape[1]} wide, test_embeddings {test_ID.shape[1]}: use one encoder"
         )
     train_onsets, test_onsets = sorted(train_groups), sorted(test_groups)
-    # The mean over pairs of cosines is the inner product of the means of unit vectors.
+    # The mean cosine over pairs is the inner product of the means of the unit vectors.
     means_MD = np.stack([train_SD[train_groups[onset]].mean(axis=0) for onset in train_onsets])
     means_ND = np.stack([test_ID[test_groups[onset]].mean(axis=0) for onset in test_onsets])
     similarity_MN = means_MD @ means_ND.T
@@ -80,44 +86,43 @@ def pair_groups(
 
 
 def delay(pair: GroupPair, panel: ReadingTimes, probe: ReadingTimes) -> Delay:
-    """Delay of one pair, in steps and tokens; the panel and the probes may be read at different times.
+    """Delay of one pair, in steps and tokens; panel and probes may be read at different times.
 
-    An onset is only known to lie after the reading before it (or after the start of the run), so the true delay
-    differs from the one returned by less than the larger of these two distances: the resolution.
-    Raises ValueError for times of unequal length, not ascending, or without the reading of the pair.
+    An onset lies between its reading and the one before it (or the start of the run). So the resolution is the larger
+    of these two distances.
+
+    Raises:
+        ValueError: times of unequal length or not ascending, or an onset beyond them.
     """
-    at, at_gap = _time(panel, pair.memorized_at, "panel")
-    then, then_gap = _time(probe, pair.generalized_at, "probe")
-    steps, tokens = (then - at).tolist()
-    steps_resolution, tokens_resolution = np.maximum(at_gap, then_gap).tolist()
-    return Delay(steps, tokens, steps_resolution, tokens_resolution)
+    memorized, memorized_gap = _time(panel, pair.memorized_at, "panel")
+    generalized, generalized_gap = _time(probe, pair.generalized_at, "probe")
+    return Delay(*(generalized - memorized).tolist(), *np.maximum(memorized_gap, generalized_gap).tolist())
 
 
 def mean_delay(pairs: Sequence[GroupPair], panel: ReadingTimes, probe: ReadingTimes) -> Delay | None:
-    """Delay of a domain (a choice of this project): mean over its pairs, each weighing its probe items; None without.
+    """Delay of a domain (ours): mean over its pairs, weighted by probe items, and the same mean of the resolutions.
 
-    The resolution is the same mean of theirs. Errors as `delay`.
+    None without pairs. Errors as `delay`.
     """
     if not pairs:
         return None
-    delays = [delay(pair, panel, probe) for pair in pairs]
-    rows = np.array([[d.steps, d.tokens, d.steps_resolution, d.tokens_resolution] for d in delays])
-    return Delay(*np.average(rows, axis=0, weights=[pair.items for pair in pairs]).tolist())
+    delays = np.array([astuple(delay(pair, panel, probe)) for pair in pairs])
+    return Delay(*np.average(delays, axis=0, weights=[pair.items for pair in pairs]).tolist())
 
 
 def _unit(embeddings: Arrayish, name: str) -> Floats:
     rows = finite(embeddings, name, "rows, width")
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     if (lengths == 0).any():
-        raise ValueError(f"{name} holds a zero vector, which has no direction: leave out texts without tokens")
+        raise ValueError(f"{name} holds a zero vector, which has no direction: exclude texts without tokens")
     return rows / lengths
 
 
 def _time(times: ReadingTimes, reading: int, name: str) -> tuple[Floats, Floats]:
-    """(steps, tokens) at a reading, and since the one before it."""
+    """(steps, tokens) at a reading, and their distance from the reading before."""
     if len(times.steps) != len(times.tokens):
         raise ValueError(
-            f"{name} has {len(times.steps)} steps and {len(times.tokens)} tokens: pass one of each a reading"
+            f"{name} has {len(times.steps)} steps and {len(times.tokens)} tokens: pass one of each per reading"
         )
     if not 0 <= reading < len(times.steps):
         raise ValueError(f"{name} has {len(times.steps)} readings, the pair's onset is {reading}: pass all readings")

@@ -1,4 +1,4 @@
-"""What the paper reports, to stand beside one's own (Li, Fan and Zhou, arXiv 2506.21551, version 4)."""
+"""Values that the paper reports, for comparison (Li, Fan and Zhou, arXiv 2506.21551, version 4)."""
 
 _DOMAINS = ("math", "code", "commonsense", "domain")
 _ROWS = {
@@ -14,4 +14,4 @@ CORRELATIONS = {
     }
     for predictor, row in _ROWS.items()
 }
-"""Table 1: correlation with accuracy over about 4 to 6 checkpoints a domain, so that its own intervals are wide."""
+"""Table 1: correlation with accuracy over about 4 to 6 checkpoints per domain, so its confidence intervals are wide."""

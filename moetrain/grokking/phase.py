@@ -1,20 +1,22 @@
-"""The phase of a domain: the monitor's verdict, from training loss and the routing of samples trained on alone (ours).
+"""The phase of a domain: the monitor's verdict, from training loss and leave-one-out accuracy (ours).
 
-The rule rests on left-out accuracy, the one measure of many that told rules from facts that can only be memorized in a
-study with planted truth: thresholds were fitted on some runs and tested on others, with other seeds and settings
-(tools/results/validity.md says how often it errs). A verdict uses readings up to its own and none after it.
+Both are taken over panel samples that the run has trained on. The verdict at a reading uses that reading and earlier
+ones only. The rule, with the default thresholds:
 
-1. **learning**: the loss of the seen panel samples has not fallen by 80% of its highest reading, and falls: by a
-   straight line through the last 5 readings by 5% or more of all it has fallen, and the fall's interval does not hold
-   0. Where it has not fallen so far and does not fall now, the domain is **undecided**.
-2. From then on the mean of the newest 3 readings of left-out accuracy decides. At least `generalizing`: the answers of
-   other samples tell this one's, the domain is **generalizing**. At most `memorizing`: it is **memorizing**. Between
-   the two: **undecided**.
-3. **settled**: rule 2 has said generalizing for more than 3 readings, and the mean has risen by less than 0.05 since.
-4. **undecided** also where documents mark no answers, or fewer than 96 samples have one: the measures that need no
-   answers did not tell the two apart in the study.
+1. **Not learned yet**: the loss of the seen samples has not fallen by 80% of its highest reading. The domain is
+   **learning** if the loss still falls, and **undecided** if not. It falls if a straight line through the last 5
+   readings falls by 5% or more of the total fall so far, and the 95% interval of that fall is above 0.
+2. **Learned**: the mean of the newest 3 readings of leave-one-out accuracy decides. At least 0.13: **generalizing**.
+   At most 0.11: **memorizing**. In between: **undecided**.
+3. **settled** replaces generalizing where the domain was generalizing or settled at each of the previous 3 readings,
+   and the mean is less than 0.05 above the mean of the 3 readings before its own.
+4. **undecided** also with fewer than 64 seen samples, where the documents mark no answers, and where fewer than 96
+   samples have a marked answer.
 
-All other curves stand beside the verdict as evidence and do not enter it. Suffixes: T readings in order of time.
+Leave-one-out accuracy was the only measure of routing that separated learned rules from facts that can only be
+memorized, in a study with planted ground truth; measures that need no marked answers did not. The thresholds were
+fitted on some runs and tested on others with other seeds and settings: tools/results/validity.md gives the error rates.
+Other curves are recorded with a verdict and do not affect it. Suffix: T readings in order of time.
 """
 
 import math
@@ -30,9 +32,9 @@ from ._arrays import Arrayish, Floats, Ints, to_float64
 from .estimate import Estimate
 from .memorization import LEAST_CELL
 
-LEAST_READINGS = 3  # of a line: two make no scatter around it
+LEAST_READINGS = 3  # a line through two readings has no residuals
 
-Role: TypeAlias = Literal["loss", "deciding", "beside"]
+Role: TypeAlias = Literal["loss", "deciding", "beside"]  # as recorded in events.jsonl; "beside": not used by the rule
 Unit: TypeAlias = Literal["share", "level"]
 
 
@@ -48,20 +50,21 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class PhaseThresholds:
-    """The numbers of the rule; those of rule 2 were fitted on the fit runs of the validity study.
+    """The numbers of the rule. Those of part 2 were fitted on runs of the validity study.
 
-    Raises ValueError for numbers that make no rule.
+    Raises:
+        ValueError: numbers out of their range.
     """
 
-    samples: int = LEAST_CELL  # seen panel samples below which nothing is said
-    trend: int = 5  # readings that the line through the loss is made of
-    steep: float = 0.05  # fall over those, as a share of the fall so far, from which on the domain is learning
-    learned: float = 0.8  # share of its highest reading that the loss must have fallen by before routing is judged
-    window: int = 3  # readings of left-out accuracy that are averaged
-    answers: int = 96  # samples with a marked answer below which left-out accuracy is not judged
-    generalizing: float = 0.13  # left-out accuracy from which on a domain is generalizing
-    memorizing: float = 0.11  # and up to which it is memorizing
-    still: float = 0.05  # rise of left-out accuracy over a window up to which it has settled
+    samples: int = LEAST_CELL  # seen panel samples that a verdict needs
+    trend: int = 5  # readings of the line through the loss
+    steep: float = 0.05  # fall over them, as a share of the fall so far, from which on the domain is learning
+    learned: float = 0.8  # fall of the loss, as a share of its highest reading, from which on the domain is learned
+    window: int = 3  # readings of leave-one-out accuracy that are averaged
+    answers: int = 96  # samples with a marked answer that leave-one-out accuracy needs
+    generalizing: float = 0.13  # least leave-one-out accuracy of a generalizing domain
+    memorizing: float = 0.11  # largest leave-one-out accuracy of a memorizing domain
+    still: float = 0.05  # rise of leave-one-out accuracy below which a generalizing domain is settled
 
     def __post_init__(self) -> None:
         if self.trend < LEAST_READINGS or self.window < 1 or min(self.samples, self.answers) < 1:
@@ -88,10 +91,12 @@ class Curve:
 
 
 def curve(points: Sequence[Estimate | float | None] | Arrayish) -> Curve:
-    """A Curve of what a monitor holds: one Estimate, number or None a reading; or an array [T] of values, or [T, 3] of
-    value, low and high.
+    """A Curve from one Estimate, number or None per reading, or from an array [T] of values or [T, 3] with intervals.
 
-    What is not finite becomes NaN. Raises ValueError for an array of another shape.
+    Values that are not finite become NaN.
+
+    Raises:
+        ValueError: an array of another shape.
     """
     listed: Any = [_row(point) for point in points] if isinstance(points, Sequence) else points
     rows = to_float64(listed)
@@ -115,29 +120,30 @@ def _row(point: Any) -> Any:
 class History:
     """The readings of one domain's panel in order of time.
 
-    steps, tokens [T]: of the run, ascending. samples, answers [T]: panel samples already trained on at each reading,
-    and those of them whose answer left-out accuracy was taken over. loss_seen in nats and left_out are over those.
-    beside: other curves by name, which verdicts show and do not use.
-    Raises ValueError for lengths that differ and for steps or tokens that do not ascend.
+    Raises:
+        ValueError: unequal lengths, or steps or tokens that do not ascend.
     """
 
-    steps: Ints
-    tokens: Ints
-    samples: Ints
-    answers: Ints
-    loss_seen: Curve
-    left_out: Curve
-    beside: Mapping[str, Curve] = field(default_factory=dict)
+    steps: Ints  # [T]
+    tokens: Ints  # [T] trained on by the run
+    samples: Ints  # [T] panel samples trained on
+    answers: Ints  # [T] of these, samples that leave-one-out accuracy was taken over
+    loss_seen: Curve  # mean loss of the samples, nats per predicted token
+    left_out: Curve  # leave-one-out accuracy
+    context: Mapping[str, Curve] = field(
+        default_factory=dict
+    )  # other curves: recorded in verdicts, not used by the rule
 
     def __post_init__(self) -> None:
-        for name in ("steps", "tokens", "samples", "answers"):
+        counts = ("steps", "tokens", "samples", "answers")
+        for name in counts:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int64))
-        lengths = {name: len(getattr(self, name)) for name in ("steps", "tokens", "samples", "answers")}
-        curves = {"loss_seen": self.loss_seen, "left_out": self.left_out, **self.beside}
+        curves = {"loss_seen": self.loss_seen, "left_out": self.left_out, **self.context}
+        lengths = {name: len(getattr(self, name)) for name in counts}
         lengths |= {name: len(part.value) for name, part in curves.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(
-                f"curves of different length, {lengths}: pass one value a reading, NaN where there is none"
+                f"curves of different length, {lengths}: pass one value per reading, NaN where there is none"
             )
         if (np.diff(self.steps) <= 0).any() or (np.diff(self.tokens) <= 0).any():
             raise ValueError("steps and tokens do not ascend: sort the readings, and take each once")
@@ -148,42 +154,34 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One number that a verdict rests on, or that stands beside it.
-
-    `unit`: "share" (of the fall of the loss so far, over the last readings) or "level" (now). `low` and `high`: 95%
-    interval; `readings` and `samples`: what went in. `vote`: 1 speaks for generalization, -1 for memorization, 0 for
-    neither.
-    """
+    """One number that a verdict rests on or is recorded with."""
 
     name: str
     role: Role
-    unit: Unit
+    unit: Unit  # "share": fall over the last readings, as a share of the fall so far; "level": the value itself
     value: float
-    low: float
+    low: float  # 95% interval
     high: float
-    readings: int
+    readings: int  # that the value was computed from
     samples: int
-    vote: int = 0
+    vote: int = 0  # 1 for generalizing, -1 for memorizing, 0 for neither
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The phase at one reading, what it rests on, and what one may do about it.
-
-    `why` says which part of the rule spoke, `sentence` is for the reader.
-    """
+    """The phase at one reading."""
 
     phase: Phase
     step: int
     tokens: int
-    why: str
-    sentence: str
+    why: str  # the part of the rule that applied, with its numbers
+    sentence: str  # what the user may do about it
     evidence: tuple[Evidence, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseChange:
-    """An event: the phase became another one at this verdict. Before the first reading a domain is undecided."""
+    """An event: this verdict's phase differs from the one before. Before the first reading a domain is undecided."""
 
     before: Phase
     after: Phase
@@ -191,44 +189,45 @@ class PhaseChange:
 
 
 ADVICE = {
-    Phase.UNDECIDED: "Draw no conclusion: go on training and look at the curves themselves.",
-    Phase.LEARNING: "Go on training: its texts are still being learned, and routing says little before they are.",
+    Phase.UNDECIDED: "The rule cannot tell: continue training and look at the curves.",
+    Phase.LEARNING: "Continue training: the texts are still being learned, and routing is not informative before that.",
     Phase.MEMORIZING: (
-        "Its texts are learned, and each by itself: more passes over the same texts may only be memorized; look at the "
-        "gaps, and consider fewer repeats, more varied texts or more weight decay."
+        "The texts are learned, but each one separately: further passes over them may only be memorized. Look at the "
+        "loss gaps, and consider fewer repeats, more varied texts or more weight decay."
     ),
     Phase.GENERALIZING: (
-        "What its samples have in common tells their answers: go on training, held-out text gains from it; probes may "
-        "confirm it."
+        "What the samples have in common determines their answers: continue training, because held-out text benefits; "
+        "probes can confirm it."
     ),
     Phase.SETTLED: (
-        "It generalizes, and its routing has stopped changing: its share of the mixture may go to domains that still "
-        "learn."
+        "The domain generalizes and its routing no longer changes: its share of the mixture can go to domains that are "
+        "still learning."
     ),
 }
 
 
 def phases(history: History, thresholds: PhaseThresholds | None = None) -> list[Verdict]:
-    """The verdict at each reading, by the rule of this module; the one at reading t rests on readings up to t only.
+    """The verdict at each reading, by the rule of this module; the verdict at reading t uses readings up to t only.
 
-    Deterministic. NaN readings are left out of windows. Phases do not change when loss, steps or tokens are measured in
-    another unit.
+    Deterministic. NaN readings are excluded from windows. Phases do not depend on the units of loss, steps and tokens.
     """
     rule = thresholds or PhaseThresholds()
     verdicts: list[Verdict] = []
-    held = 0  # readings in a row that generalized
+    generalizing_for = 0  # consecutive readings, up to the previous one
     for t in range(len(history)):
         evidence: list[Evidence] = []
-        phase, why = _judge(history, rule, t, held, evidence)
-        held = held + 1 if phase in (Phase.GENERALIZING, Phase.SETTLED) else 0
-        evidence += [_level(history, name, part, t) for name, part in history.beside.items()]
-        at = int(history.steps[t]), int(history.tokens[t])
-        verdicts.append(Verdict(phase, *at, why, ADVICE[phase], tuple(evidence)))
+        phase, why = _decide(history, rule, t, generalizing_for, evidence)
+        generalizing_for = generalizing_for + 1 if phase in (Phase.GENERALIZING, Phase.SETTLED) else 0
+        for name, part in history.context.items():
+            now = float(part.value[t]), float(part.low[t]), float(part.high[t])
+            evidence.append(Evidence(name, "beside", "level", *now, readings=1, samples=int(history.samples[t])))
+        step, tokens = int(history.steps[t]), int(history.tokens[t])
+        verdicts.append(Verdict(phase, step, tokens, why, ADVICE[phase], tuple(evidence)))
     return verdicts
 
 
 def changes(verdicts: Sequence[Verdict]) -> list[PhaseChange]:
-    """The events among the verdicts of one domain: each at which the phase differs from the one before."""
+    """The changes of phase among the verdicts of one domain."""
     before = [Phase.UNDECIDED, *(verdict.phase for verdict in verdicts)]
     return [
         PhaseChange(phase, verdict.phase, verdict)
@@ -237,31 +236,32 @@ def changes(verdicts: Sequence[Verdict]) -> list[PhaseChange]:
     ]
 
 
-def _judge(history: History, rule: PhaseThresholds, t: int, held: int, evidence: list[Evidence]) -> tuple[Phase, str]:
-    """The phase at a reading and why; what it rests on is added to ``evidence``."""
+def _decide(
+    history: History, rule: PhaseThresholds, t: int, generalizing_for: int, evidence: list[Evidence]
+) -> tuple[Phase, str]:
+    """The phase at a reading and the reason; appends the numbers it rests on to ``evidence``."""
     samples = int(history.samples[t])
     if samples < rule.samples:
         return Phase.UNDECIDED, f"too few samples: {samples} of {rule.samples}"
-    fall, fallen = _loss(history, rule, t)
-    evidence.append(fall)
-    if not fallen >= rule.learned:
-        if fall.readings < LEAST_READINGS:
-            return Phase.UNDECIDED, f"too few readings of the loss: {fall.readings} of {LEAST_READINGS}"
-        if fall.value >= rule.steep and fall.low > 0:
-            return Phase.LEARNING, f"the loss falls, by {fall.value:.0%} of its fall so far in {fall.readings} readings"
-        return (
-            Phase.UNDECIDED,
-            f"the loss has fallen by {max(fallen, 0):.0%} of {rule.learned:.0%}, and does not fall now",
-        )
-    return _judge_routing(history, rule, t, held, evidence)
+    recent_fall, total_fall = _loss(history, rule, t)
+    evidence.append(recent_fall)
+    if total_fall >= rule.learned:
+        return _decide_learned(history, rule, t, generalizing_for, evidence)
+    if recent_fall.readings < LEAST_READINGS:
+        return Phase.UNDECIDED, f"too few readings of the loss: {recent_fall.readings} of {LEAST_READINGS}"
+    if recent_fall.value >= rule.steep and recent_fall.low > 0:
+        share = f"{recent_fall.value:.0%} of its total fall"
+        return Phase.LEARNING, f"the loss still falls: by {share} over the last {recent_fall.readings} readings"
+    fallen = f"{max(total_fall, 0):.0%} of its highest reading, less than {rule.learned:.0%}"
+    return Phase.UNDECIDED, f"the loss has fallen by {fallen}, and no longer falls"
 
 
-def _judge_routing(
-    history: History, rule: PhaseThresholds, t: int, held: int, evidence: list[Evidence]
+def _decide_learned(
+    history: History, rule: PhaseThresholds, t: int, generalizing_for: int, evidence: list[Evidence]
 ) -> tuple[Phase, str]:
-    """Rules 2 to 4: a domain whose texts have been learned."""
+    """Parts 2 to 4 of the rule."""
     if not history.answers[: t + 1].any():
-        return Phase.UNDECIDED, "its documents mark no answers, without which routing does not tell"
+        return Phase.UNDECIDED, "learned, but the documents mark no answers, which leave-one-out accuracy needs"
     answers = int(history.answers[t])
     if answers < rule.answers:
         return Phase.UNDECIDED, f"too few samples with an answer: {answers} of {rule.answers}: raise panel.samples"
@@ -269,24 +269,24 @@ def _judge_routing(
     vote = 1 if now >= rule.generalizing else -1 if now <= rule.memorizing else 0
     evidence.append(Evidence("left_out", "deciding", "level", now, low, high, readings, answers, vote))
     if not readings:
-        return Phase.UNDECIDED, "left-out accuracy has no value in the newest readings"
+        return Phase.UNDECIDED, "leave-one-out accuracy has no value in the newest readings"
+    why = f"learned; leave-one-out accuracy is {now:.0%}, "
     if vote < 0:
-        return Phase.MEMORIZING, f"learned, but others tell {now:.0%} of the answers: at most {rule.memorizing:.0%}"
+        return Phase.MEMORIZING, f"{why}at most {rule.memorizing:.0%}"
     if vote == 0:
-        between = f"{rule.memorizing:.0%} and {rule.generalizing:.0%}"
-        return Phase.UNDECIDED, f"others tell {now:.0%} of the answers: between {between}"
-    why = f"others tell {now:.0%} of the answers: at least {rule.generalizing:.0%}"
+        return Phase.UNDECIDED, f"{why}between {rule.memorizing:.0%} and {rule.generalizing:.0%}"
+    why += f"at least {rule.generalizing:.0%}"
     before = _mean(history.left_out, t - rule.window, rule.window)[0]
-    if held >= rule.window and now - before < rule.still:
-        return Phase.SETTLED, f"{why}, no more than {rule.window} readings ago"
+    if generalizing_for >= rule.window and now - before < rule.still:
+        return Phase.SETTLED, f"{why}, and has risen by less than {rule.still:.0%} in {rule.window} readings"
     return Phase.GENERALIZING, why
 
 
 def _loss(history: History, rule: PhaseThresholds, t: int) -> tuple[Evidence, float]:
-    """The fall over the newest readings as a share of the fall so far, and the share of its highest it has fallen by.
+    """The fall of the loss over the last readings, as a share of the fall so far; and the fall so far, relative.
 
-    The interval is that of the line's slope: the samples are the same at each reading, so that how they differ from
-    each other adds nothing to it.
+    The first is the fall of a least-squares line. Its interval is that of the slope: the samples are the same at every
+    reading, so their differences from each other do not enter. The second is a share of the highest reading.
     """
     rows, loss_T = slice(max(t + 1 - rule.trend, 0), t + 1), history.loss_seen.value
     y_T, x_T = loss_T[rows], history.steps[rows].astype(np.float64)
@@ -301,22 +301,18 @@ def _loss(history: History, rule: PhaseThresholds, t: int) -> tuple[Evidence, fl
     residual_T = y_T - y_T.mean() - slope * centred_T
     error = math.sqrt(residual_T @ residual_T / (n - 2) / (centred_T @ centred_T))
     now = float(np.median(y_T[-LEAST_READINGS:]))
+    # A fall so far below (1 - learned) of the highest reading counts as that much, so that early noise is no trend.
     scale = span / max(highest - now, (1 - rule.learned) * highest)
-    half = float(student.ppf(0.975, n - 2)) * error
-    value, low, high = (-change * scale for change in (slope, slope + half, slope - half))
+    half_width = float(student.ppf(0.975, n - 2)) * error
+    value, low, high = (-change * scale for change in (slope, slope + half_width, slope - half_width))
     return Evidence("loss_seen", "loss", "share", value, low, high, n, samples), (highest - now) / highest
 
 
 def _mean(part: Curve, t: int, window: int) -> tuple[float, float, float, int]:
-    """Mean of the newest readings and of their interval's ends, and how many there were; NaN of none."""
+    """Means of value, low and high over the finite readings of a window that ends at t, and their number."""
     rows = slice(max(t + 1 - window, 0), max(t + 1, 0))
-    kept = np.isfinite(part.value[rows])
-    if not kept.any():
+    finite_T = np.isfinite(part.value[rows])
+    if not finite_T.any():
         return math.nan, math.nan, math.nan, 0
-    low, high = (float(ends[rows][kept].mean()) for ends in (part.low, part.high))
-    return float(part.value[rows][kept].mean()), low, high, int(kept.sum())
-
-
-def _level(history: History, name: str, part: Curve, t: int) -> Evidence:
-    now = float(part.value[t]), float(part.low[t]), float(part.high[t])
-    return Evidence(name, "beside", "level", *now, 1, int(history.samples[t]))
+    low, high = (float(ends[rows][finite_T].mean()) for ends in (part.low, part.high))
+    return float(part.value[rows][finite_T].mean()), low, high, int(finite_T.sum())

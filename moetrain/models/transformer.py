@@ -80,10 +80,17 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs, bias=False)
 
     def reset_parameters(self) -> None:
-        """Nothing: the whole model draws its initial weights in one order."""
+        """Draw nothing: see `moetrain.models.initialization`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight.to(x.dtype))
+
+
+class Embedding(nn.Embedding):
+    """Input embeddings."""
+
+    def reset_parameters(self) -> None:
+        """Draw nothing: see `moetrain.models.initialization`."""
 
 
 class Attention(nn.Module):
@@ -201,7 +208,7 @@ class Decoder(nn.Module):
 
     def __init__(self, settings: ModelSettings, vocab_size: int) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(vocab_size, settings.hidden_size)
+        self.embed_tokens = Embedding(vocab_size, settings.hidden_size)
         self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.num_hidden_layers))
         self.norm = RMSNorm(settings.hidden_size, settings.rms_norm_eps)
 
@@ -209,7 +216,8 @@ class Decoder(nn.Module):
 class Transformer(nn.Module):
     """A mixture-of-experts language model (OLMoE, 2409.02060) over packed rows.
 
-    Parameters are float32; products run in ``dtype``; the residual stream, norms and the router stay float32.
+    Parameters are float32; matmuls run in ``dtype``; the residual stream, norms and the router stay float32. Weights
+    are uninitialized: see `moetrain.models.initialization`.
     """
 
     def __init__(self, settings: ModelSettings, vocab_size: int, dtype: torch.dtype, recompute: bool = False) -> None:
@@ -221,7 +229,6 @@ class Transformer(nn.Module):
         self.lm_head = Linear(settings.hidden_size, vocab_size)
         if settings.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self._initialize()
 
     @classmethod
     def from_state(
@@ -232,7 +239,7 @@ class Transformer(nn.Module):
         Raises:
             ValueError: a weight that is missing, unknown or of another shape, by name.
         """
-        with torch.device("meta"):  # initial weights of a large model would take minutes
+        with torch.device("meta"):
             model = cls(settings, vocab_size, dtype)
         expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         given = {name: tuple(value.shape) for name, value in state.items()}
@@ -244,13 +251,6 @@ class Transformer(nn.Module):
         if settings.tie_word_embeddings:
             model.lm_head.weight = model.model.embed_tokens.weight
         return model.eval()
-
-    @torch.no_grad()
-    def _initialize(self) -> None:
-        """Normal weights of one deviation, as OLMoE; norms at one."""
-        for name, parameter in self.named_parameters():
-            if "norm" not in name:
-                parameter.normal_(0.0, self.settings.initializer_range)
 
     def forward(
         self,

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.stream import Stream
-from moetrain.distributed.collectives import all_gather_objects
-from moetrain.distributed.sharding import bare, unsharded_copy, whole
+from moetrain.distributed.mesh import ParallelLayout
+from moetrain.distributed.sharding import full_tensor, inner_model, unsharded_copy
 from moetrain.grokking import gram_blocks
 from moetrain.loggers.run_logger import RunLogger
 from moetrain.models.router import Router
@@ -56,19 +55,19 @@ class Monitor:
         self,
         settings: Settings,
         corpus: Corpus,
-        accelerator: Accelerator,
+        layout: ParallelLayout,
         state: MonitorState,
         validation: dict[str, Stream],
         panel_domains: list[str],
         clock: Clock,
     ) -> None:
         self.settings, self.corpus, self.state = settings, corpus, state
-        self.accelerator, self.clock = accelerator, clock
+        self.layout, self.clock = layout, clock
         self.incidents = IncidentLog()
         self.logger: RunLogger | None = None
         self.background: BackgroundWorker[StreamPoints | PanelPoints] = BackgroundWorker()
         self._validation, self._panel_domains = validation, panel_domains
-        self._token_bytes = torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(accelerator.device)
+        self._token_bytes = torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(layout.device)
         self._folder = Path()
 
     def open(self, folder: Path, logger: RunLogger | None) -> None:
@@ -81,10 +80,10 @@ class Monitor:
 
     def synchronize(self) -> None:
         """Bring the other ranks' incidents and counts to the main rank; all ranks must call."""
-        is_main, stream = self.accelerator.is_main_process, self.state.stream
-        self.incidents.gather(is_main)
-        dropped = sum(all_gather_objects(stream.not_finite))
-        stream.not_finite = dropped if is_main else 0
+        stream = self.state.stream
+        self.incidents.gather(self.layout)
+        dropped = sum(self.layout.all_gather_objects(stream.not_finite))
+        stream.not_finite = dropped if self.layout.is_main else 0
 
     def report_incidents(self) -> None:
         """Log the incidents that the main rank knows of."""
@@ -96,7 +95,7 @@ class Monitor:
         if not self._validation:
             return
         with self.clock.measure("validate"), unsharded_copy(model) as unsharded:
-            losses = heldout_losses(self.accelerator, unsharded, self._validation, self._token_bytes)
+            losses = heldout_losses(self.layout, unsharded, self._validation, self._token_bytes)
         if self.logger is None:
             return
         for domain, heldout in losses.items():
@@ -207,7 +206,7 @@ class Monitor:
             task["generalized"] = state.probes.history.group_sizes(name)
         for domain, found in domains.items():
             found["correlations"] = state.correlations.as_dict(domain)
-        for domain, delay in delays(model, state, self.settings, self.corpus, self.accelerator.device).items():
+        for domain, delay in delays(model, state, self.settings, self.corpus, self.layout.device).items():
             domains[domain]["delay"] = delay.as_dict()
             logger.delay(step, domain, delay.mean.steps if delay.mean else None)
 
@@ -237,21 +236,17 @@ class Monitor:
         self, model: nn.Module, step: int, rows_LED: np.ndarray, context: TrainingContext, layer_inputs: bool
     ) -> StoredReading:
         assert self.state.panel is not None
-        panel, accelerator = self.state.panel.panel, self.accelerator
-        ranks = (accelerator.process_index, accelerator.num_processes)
+        panel = self.state.panel.panel
         with unsharded_copy(model) as unsharded:
-            reading = read_panel(unsharded, panel, step, accelerator.device, *ranks, all_gather_objects, layer_inputs)
+            reading = read_panel(unsharded, panel, step, self.layout, layer_inputs)
         return to_stored(panel, reading, self._panel_domains, gram_blocks(rows_LED), context)
 
     def _scores(self, model: nn.Module) -> dict[str, TaskScore]:
         assert self.state.probes is not None
-        settings, accelerator = self.settings.probes, self.accelerator
-        ranks = (accelerator.process_index, accelerator.num_processes)
+        settings = self.settings.probes
         new_tokens = settings.max_new_tokens if settings.generate else 0
         with unsharded_copy(model) as unsharded:
-            return score(
-                unsharded, self.state.probes.prepared, accelerator.device, *ranks, all_gather_objects, new_tokens
-            )
+            return score(unsharded, self.state.probes.prepared, self.layout, new_tokens)
 
     def _router_rows(self, model: nn.Module, step: int) -> np.ndarray | None:
         """`router_rows`; None, which is logged, where they are so large that matmuls of them overflow."""
@@ -265,4 +260,5 @@ class Monitor:
 
 def router_rows(model: nn.Module) -> np.ndarray:
     """The routers' weights, float32 [L, E, D], gathered where they are sharded; all ranks must call."""
-    return np.stack([whole(m.weight.detach()).cpu().numpy() for m in bare(model).modules() if isinstance(m, Router)])
+    routers = [module for module in inner_model(model).modules() if isinstance(module, Router)]
+    return np.stack([full_tensor(router.weight.detach()).cpu().numpy() for router in routers])

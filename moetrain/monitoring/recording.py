@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moetrain.config import Settings
 from moetrain.data.stream import Batch, Stream
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.transformer import Output
 from moetrain.routing.recorder import start_record
 from moetrain.routing.sample_store import SampleStore
@@ -28,12 +29,11 @@ class StreamRecorder:
         settings: Settings,
         stream: Stream,
         windows: StreamMonitor,
-        rank: int,
-        world_size: int,
+        layout: ParallelLayout,
         incidents: IncidentLog,
     ) -> None:
         self._settings, self._stream, self._windows, self._incidents = settings, stream, windows, incidents
-        self._rank, self._world_size = rank, world_size
+        self._layout = layout
         self._store: SampleStore | None = None
 
     def open_store(self, folder: Path) -> None:
@@ -44,14 +44,14 @@ class StreamRecorder:
         top = min(settings.monitor.store_top, settings.model.num_experts)
         slots_per_step = settings.train.batch_rows * self._stream.most_samples
         domains = list(settings.data.domains)
-        self._store = SampleStore(folder, self._rank, top, self._stream.samples, domains, slots_per_step)
+        self._store = SampleStore(folder, self._layout.rank, top, self._stream.samples, domains, slots_per_step)
         self._windows.keeps = True
 
     def record(self, step: int, outputs: Sequence[tuple[Batch, Output]]) -> None:
         """Record this rank's micro-batches of a step (1 the first)."""
         before = self._windows.not_finite
         rows, slots = self._settings.train.batch_rows, self._stream.most_samples
-        row = (step - 1) * rows + self._rank * (rows // self._world_size)
+        row = (step - 1) * rows + self._layout.row_range(rows)[0]
         for batch, output in outputs:
             routing = output.routing
             assert routing is not None

@@ -15,6 +15,7 @@ import torch
 
 from moetrain.data.items import Item
 from moetrain.data.tokenizer import Tokenizer
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.transformer import Transformer
 from moetrain.probes.requests import Request, batch_hidden_states, pack_requests
 from moetrain.probes.tasks import Task
@@ -40,7 +41,7 @@ def generate(
     model: Transformer,
     prompts: Sequence[np.ndarray],
     tokenizer: Tokenizer,
-    device: torch.device,
+    layout: ParallelLayout,
     context_tokens: int,
     batch_tokens: int,
     max_new_tokens: int,
@@ -59,7 +60,7 @@ def generate(
         if not unfinished:
             break
         read = [_cut(sequences[r], context_tokens) for r in unfinished]
-        found = _next_tokens(model, read, tokenizer.end_id, device, batch_tokens).tolist()
+        found = _next_tokens(model, read, tokenizer.end_id, layout, batch_tokens).tolist()
         going_on = []
         for r, token in zip(unfinished, found, strict=True):
             if token != tokenizer.end_id:
@@ -76,14 +77,16 @@ def _cut(sequence: np.ndarray, most: int) -> np.ndarray:
 
 
 def _next_tokens(
-    model: Transformer, sequences: Sequence[np.ndarray], end_id: int, device: torch.device, batch_tokens: int
+    model: Transformer, sequences: Sequence[np.ndarray], end_id: int, layout: ParallelLayout, batch_tokens: int
 ) -> np.ndarray:
     """The likeliest token after each sequence, int64 [R]; of two as likely, the first."""
     # The end mark stands for the token to come, which is all that is looked at.
     requests = [Request(np.append(sequence, np.int32(end_id)), len(sequence), 0, 0, False) for sequence in sequences]
     found = np.zeros(len(requests), np.int64)
     for batch in pack_requests(requests, end_id, batch_tokens):
-        hidden_KD = batch_hidden_states(model, batch.to(device)).index_select(0, batch.scored_K.to(device))
+        hidden_KD = batch_hidden_states(model, batch.to(layout.device)).index_select(
+            0, batch.scored_K.to(layout.device)
+        )
         logits_KV = (hidden_KD.to(model.dtype) @ model.lm_head.weight.to(model.dtype).T).float()
         found[batch.requests] = logits_KV.argmax(-1).cpu().numpy()
     return found

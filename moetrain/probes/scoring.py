@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from moetrain.data.tokenizer import Tokenizer
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.grokking import Estimate
 from moetrain.metrics.latest import as_metric
 from moetrain.models.loss import log_probabilities
@@ -25,9 +26,6 @@ from moetrain.models.transformer import Transformer
 from moetrain.probes.generation import generate, is_exact, is_generated
 from moetrain.probes.requests import Request, RequestBatch, batch_hidden_states, make_requests, pack_requests
 from moetrain.probes.tasks import Task
-
-Gather = Callable[[list[np.ndarray]], list[list[np.ndarray]]]
-"""Each process's arrays, on each process."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +133,11 @@ def prepare(tasks: Sequence[Task], tokenizer: Tokenizer, context_tokens: int, ba
 def score(
     model: Transformer,
     prepared: PreparedTasks,
-    device: torch.device,
-    process: int = 0,
-    processes: int = 1,
-    gather: Gather = lambda arrays: [arrays],
+    layout: ParallelLayout,
     max_new_tokens: int = 0,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, TaskScore]:
-    """Score all tasks, forward only, each process its share of the batches; training is left as it was.
+    """Score all tasks, forward only, each rank its share of the batches; training is left as it was.
 
     Metrics by task: ``accuracy``: the right choice has the largest log-probability, or the greedy answer begins with
     the target; ``accuracy_per_character``: the largest log-probability a character; ``accuracy_centred``: accuracy on
@@ -154,41 +149,39 @@ def score(
     Args:
         model: without what a launch wraps around it.
         max_new_tokens: of a generated answer; 0 generates none.
-        tell: told before each batch how many tokens this process has read, of how many.
+        tell: told before each batch how many tokens this rank has read, of how many.
     """
-    mine = prepared.batches[process::processes]
-    log_probs_R, greedy_R = _score_requests(model, mine, len(prepared.requests), device, gather, tell)
+    log_probs_R, greedy_R = _score_requests(model, prepared, layout, tell)
     scores = {
         task.name: _task_score(task, prepared.requests, members, log_probs_R, greedy_R)
         for task, members in zip(prepared.tasks, prepared.members, strict=True)
     }
     if max_new_tokens:
-        for name, exact in _exact_matches(model, prepared, device, max_new_tokens, process, processes, gather).items():
+        for name, exact in _exact_matches(model, prepared, layout, max_new_tokens).items():
             scores[name].metrics["exact_match"] = Measured.of(exact)
     return scores
 
 
 def _score_requests(
     model: Transformer,
-    batches: Sequence[RequestBatch],
-    requests: int,
-    device: torch.device,
-    gather: Gather,
+    prepared: PreparedTasks,
+    layout: ParallelLayout,
     tell: Callable[[int, int], None],
 ) -> tuple[np.ndarray, np.ndarray]:
     """By request: nats of its scored tokens together, float64 [R], and whether each was the likeliest, bool [R]."""
-    log_probs_R, greedy_R = np.zeros(requests), np.zeros(requests, bool)
+    batches = prepared.batches[layout.rank :: layout.world_size]
+    log_probs_R, greedy_R = np.zeros(len(prepared.requests)), np.zeros(len(prepared.requests), bool)
     sizes = [len(batch.tokens_N) for batch in batches]
     found = []
     for number, batch in enumerate(batches):  # all are on their way before the first result is waited for
         tell(sum(sizes[:number]), sum(sizes))
-        found.append(_score_batch(model, batch.to(device)))
+        found.append(_score_batch(model, batch.to(layout.device)))
     for batch, (log_probs_K, greedy_K) in zip(batches, found, strict=True):
         starts = np.cumsum(batch.counts) - batch.counts
         log_probs_R[batch.requests] = np.add.reduceat(log_probs_K.cpu().double().numpy(), starts)
         greedy_R[batch.requests] = np.logical_and.reduceat(greedy_K.cpu().numpy(), starts)
-    # A request is scored by one process and zero on the others.
-    parts = gather([log_probs_R, greedy_R])
+    # A request is scored by one rank and zero on the others.
+    parts = layout.all_gather_objects([log_probs_R, greedy_R])
     return np.sum([part[0] for part in parts], axis=0), np.any([part[1] for part in parts], axis=0)
 
 
@@ -202,11 +195,8 @@ def _score_batch(model: Transformer, batch: RequestBatch) -> tuple[torch.Tensor,
 def _exact_matches(
     model: Transformer,
     prepared: PreparedTasks,
-    device: torch.device,
+    layout: ParallelLayout,
     max_new_tokens: int,
-    process: int,
-    processes: int,
-    gather: Gather,
 ) -> dict[str, np.ndarray]:
     """By task whose answers can be generated, whether each is its target, bool [I]."""
     asked = [
@@ -215,14 +205,14 @@ def _exact_matches(
         if is_generated(task)
         for item, own in zip(task.items, members, strict=True)
     ]
-    mine = range(process, len(asked), processes)
-    prompts = [request.tokens[: request.first] for _, _, request in asked[process::processes]]
+    share = range(layout.rank, len(asked), layout.world_size)
+    prompts = [asked[number][2].tokens[: asked[number][2].first] for number in share]
     sizes = prepared.context_tokens, prepared.batch_tokens
-    answers = generate(model, prompts, prepared.tokenizer, device, *sizes, max_new_tokens)
+    answers = generate(model, prompts, prepared.tokenizer, layout, *sizes, max_new_tokens)
     exact_R = np.zeros(len(asked), bool)
-    for number, answer in zip(mine, answers, strict=True):
+    for number, answer in zip(share, answers, strict=True):
         exact_R[number] = is_exact(answer, asked[number][1])
-    exact_R = np.any([part[0] for part in gather([exact_R])], axis=0)
+    exact_R = np.any([part[0] for part in layout.all_gather_objects([exact_R])], axis=0)
     names = np.array([name for name, _, _ in asked])
     return {name: exact_R[names == name] for name in dict.fromkeys(names.tolist())}
 

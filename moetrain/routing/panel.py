@@ -9,7 +9,6 @@ Shapes: P panel samples, L layers, E experts, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.packing import Samples, cut_samples, join_samples, pack_rows
 from moetrain.data.stream import Stream
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.transformer import Transformer
 from moetrain.routing.answers import AnswerRouting, join_answers, no_answers, read_answers, short_answers
 from moetrain.routing.recorder import record_samples
@@ -177,16 +177,12 @@ def read_panel(
     model: Transformer,
     panel: Panel,
     step: int,
-    device: torch.device,
-    process: int = 0,
-    processes: int = 1,
-    gather: Callable[[list[np.ndarray]], list[list[np.ndarray]]] = lambda value: [value],
+    layout: ParallelLayout,
     inputs: bool = False,
 ) -> PanelReading:
-    """Read the panel forward only, each process its share of the rows; training is left as it was.
+    """Read the panel forward only, each rank its share of the rows; training is left as it was.
 
     Args:
-        gather: each process's value, on each process.
         inputs: whether each layer's inputs are read too, for the kernel of linear experts.
     """
     size = len(panel)
@@ -197,9 +193,9 @@ def read_panel(
     counts = np.zeros(shape, np.uint16)
     pooled = np.zeros((size, shape[1], settings.hidden_size if inputs else 0), np.float32)
     answers, answered = [no_answers(*shape[1:])], short_answers(panel.stream)
-    for number in range(process, panel.stream.steps, processes):
+    for number in layout.share(panel.stream.steps):
         batch = panel.stream.batch(number, 0, panel.stream.batch_rows)
-        output = model(batch.to(device).model_input(), record_layer_inputs=inputs)
+        output = model(batch.to(layout.device).model_input(), record_layer_inputs=inputs)
         assert output.routing is not None
         sums, tokens = batch.sum_by_sample(output.loss_BT.cpu().numpy())
         there = batch.samples_BS.numpy() >= 0
@@ -215,9 +211,9 @@ def read_panel(
             pooled[records.sample] = _mean_inputs(
                 routing.inputs_LBRD, batch.compared_BS, records.even_SLE, records.odd_SLE
             )
-        answers.append(read_answers(model, batch, panel.stream, answered, device))
-    everywhere = gather([loss, even, odd, counts, pooled, *join_answers(answers).arrays()])
-    # A sample is read by one process and zero on the others.
+        answers.append(read_answers(model, batch, panel.stream, answered, layout.device))
+    everywhere = layout.all_gather_objects([loss, even, odd, counts, pooled, *join_answers(answers).arrays()])
+    # A sample is read by one rank and zero on the others.
     loss, even, odd, counts, pooled = (
         sum(parts[1:], parts[0]) for parts in zip(*(arrays[:5] for arrays in everywhere), strict=True)
     )

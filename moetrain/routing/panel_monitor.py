@@ -186,7 +186,7 @@ class PanelMonitor:
                 answers=answers,
                 loss_seen=curves.pop("loss_seen"),
                 left_out=curves.pop("left_out"),
-                beside=curves,
+                context=curves,
             )
             judged = grokking.phases(so_far, self.thresholds)
             verdicts[domain] = judged[-1]

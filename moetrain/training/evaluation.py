@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
 
 from moetrain.data.stream import IGNORED, Stream
-from moetrain.distributed.collectives import all_reduce_sum
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.transformer import Transformer
 
 
@@ -33,21 +32,21 @@ class HeldOutLoss:
 
 @torch.no_grad()
 def heldout_losses(
-    accelerator: Accelerator, model: Transformer, streams: dict[str, Stream], token_bytes: torch.Tensor
+    layout: ParallelLayout, model: Transformer, streams: dict[str, Stream], token_bytes: torch.Tensor
 ) -> dict[str, HeldOutLoss]:
     """The loss on each domain's held-out samples.
 
     Args:
         token_bytes: bytes of text that each token id stands for, int64 [V].
     """
-    sums = torch.zeros(len(streams), 3, dtype=torch.float64, device=accelerator.device)
+    sums = torch.zeros(len(streams), 3, dtype=torch.float64, device=layout.device)
     for number, stream in enumerate(streams.values()):
-        for step in range(accelerator.process_index, stream.steps, accelerator.num_processes):
-            batch = stream.batch(step, 0, stream.batch_rows).to(accelerator.device)
+        for step in layout.share(stream.steps):  # rows beyond the stream are empty
+            batch = stream.batch(step, 0, stream.batch_rows).to(layout.device)
             output = model(batch.model_input(by_sample=False))
             predicted = batch.targets_BT[batch.targets_BT != IGNORED]
             sums[number, 0] += output.loss_BT.double().sum()
             sums[number, 1] += len(predicted)
             sums[number, 2] += token_bytes[predicted].sum()
-    totals = all_reduce_sum(sums).tolist()
+    totals = layout.all_reduce_sum(sums).tolist()
     return {name: HeldOutLoss(nats, int(n), int(size)) for name, (nats, n, size) in zip(streams, totals, strict=True)}

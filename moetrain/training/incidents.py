@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from moetrain.distributed.collectives import all_gather_objects
+from moetrain.distributed.mesh import ParallelLayout
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class IncidentLog:
     def add(self, incident: Incident) -> None:
         self._pending.append(incident)
 
-    def gather(self, is_main: bool) -> None:
+    def gather(self, layout: ParallelLayout) -> None:
         """Move the other ranks' incidents to the main rank; all ranks must call."""
-        gathered = all_gather_objects(self._pending)
+        gathered = layout.all_gather_objects(self._pending)
         self._pending = []
-        if is_main:
+        if layout.is_main:
             for rank, incidents in enumerate(gathered):
                 prefix = f"process {rank}: " if rank else ""
                 self._pending += [replace(each, problem=prefix + each.problem) for each in incidents]

@@ -9,6 +9,7 @@ import torch
 from moetrain.config import ModelSettings, Settings, SettingsError
 from moetrain.data.tokenizer import Tokenizer, load_tokenizer
 from moetrain.models.hf import OlmoeError, find_olmoe, read_olmoe, read_settings
+from moetrain.models.initialization import initialize_weights
 from moetrain.models.transformer import Transformer
 
 # What makes the same weights another model.
@@ -41,7 +42,7 @@ def initial_model(settings: Settings, tokenizer: Tokenizer, dtype: torch.dtype) 
     """
     source, recompute = settings.model.initialize_from, settings.train.activation_checkpointing
     if source is None:
-        return Transformer(settings.model, tokenizer.vocab_size, dtype, recompute)
+        return initialize_weights(Transformer(settings.model, tokenizer.vocab_size, dtype, recompute))
     try:
         folder = find_olmoe(source)
         theirs, vocab_size = read_settings(folder)

@@ -6,17 +6,15 @@ Shapes: B rows, T tokens, D domains, L layers, E experts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from moetrain.config import Settings
 from moetrain.data.stream import Batch, Stream
-from moetrain.distributed.collectives import all_reduce_sum
-from moetrain.distributed.sharding import whole
+from moetrain.distributed.mesh import ParallelLayout
+from moetrain.distributed.sharding import accumulate
 from moetrain.models.transformer import Output
 from moetrain.training.balancing import Balancing
 
@@ -39,7 +37,7 @@ class StepStatistics:
 
 
 def forward_backward(
-    accelerator: Accelerator,
+    layout: ParallelLayout,
     model: nn.Module,
     stream: Stream,
     step: int,
@@ -55,22 +53,20 @@ def forward_backward(
     Args:
         record: given each micro-batch and what the model made of it.
     """
-    share = settings.train.batch_rows // accelerator.num_processes
+    first, share = layout.row_range(settings.train.batch_rows)
     micro = settings.train.micro_batch_rows or share
-    first = accelerator.process_index * share
     predicted, real = stream.predicted_tokens(step), stream.real_tokens(step)
     sums: list[torch.Tensor] = []
     for start in range(first, first + share, micro):
-        batch = stream.batch(step, start, micro).to(accelerator.device)
-        last = start + micro == first + share
-        with nullcontext() if last else accelerator.no_sync(model):
+        batch = stream.batch(step, start, micro).to(layout.device)
+        with accumulate(model, last=start + micro == first + share):
             output: Output = model(batch.model_input(settings.watches_routing))
             loss = part_of_loss(output, balancing, settings, predicted, real)
-            # Gradients are averaged over processes; the part already counts all of them.
-            (loss * accelerator.num_processes).backward()
+            # Gradients are averaged over ranks; this loss is already divided by the tokens of all ranks.
+            (loss * layout.world_size).backward()
         sums.append(_flat_sums(batch, output, len(settings.data.domains)))
         record(batch, output)
-    total = all_reduce_sum(torch.stack(sums).sum(0))
+    total = layout.all_reduce_sum(torch.stack(sums).sum(0))
     return _statistics(total, settings, balancing, real)
 
 
@@ -116,14 +112,19 @@ def _statistics(total: torch.Tensor, settings: Settings, balancing: Balancing, r
 
 @torch.no_grad()
 def update(
-    model: nn.Module, optimizer: torch.optim.AdamW, learning_rate: float, largest_norm: float, loss: torch.Tensor
+    layout: ParallelLayout,
+    model: nn.Module,
+    optimizer: torch.optim.AdamW,
+    learning_rate: float,
+    largest_norm: float,
+    loss: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Clip, step, and drop the gradients: (norm before clipping, whether the update was made), both on the device.
 
     Where the loss or the gradient is not finite, the gradient is dropped without an update, and its norm is given as 0.
     That is decided on the device, in the fused update itself: the host would have to wait for the whole step to decide.
     """
-    norm = whole(nn.utils.clip_grad_norm_(model.parameters(), largest_norm))
+    norm = layout.clip_gradients(model.parameters(), largest_norm)
     made = norm.isfinite() & loss.isfinite()
     optimizer.found_inf = (~made).float()  # type: ignore[attr-defined]  # what a gradient scaler would set
     for group in optimizer.param_groups:

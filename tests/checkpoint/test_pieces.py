@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from moetrain.config import ModelSettings, OptimSettings
-from moetrain.distributed import signals
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.signals import StopAgreement
+from moetrain.models.initialization import initialize_weights
 from moetrain.models.transformer import Routing, Transformer
 from moetrain.optim.builder import make_optimizer, optimizer_state, start_optimizer_state
 from moetrain.optim.schedule import learning_rate
@@ -52,7 +53,7 @@ def small_model(**changes):
     settings = ModelSettings(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_experts=4, num_experts_per_tok=2, **changes
     )
-    return Transformer(settings, 50, torch.float32), settings
+    return initialize_weights(Transformer(settings, 50, torch.float32)), settings
 
 
 def test_norms_and_embeddings_do_not_decay_and_all_else_does():
@@ -105,8 +106,8 @@ def test_moments_in_bf16_are_adamw_with_rounded_moments():
     for step in range(5):
         give_gradients(mine, step)
         give_gradients(theirs, step)
-        update(mine, optimizer, 1e-2, 1.0, FINE)
-        update(theirs, reference, 1e-2, 1.0, FINE)
+        update(ParallelLayout(), mine, optimizer, 1e-2, 1.0, FINE)
+        update(ParallelLayout(), theirs, reference, 1e-2, 1.0, FINE)
         for state in reference.state.values():
             for key in ("exp_avg", "exp_avg_sq"):
                 state[key].copy_(state[key].bfloat16())
@@ -121,11 +122,11 @@ def test_moments_in_bf16_come_back_and_are_left_alone_by_a_skipped_update():
     model, _ = small_model()
     optimizer = small_state(model)
     give_gradients(model, 0)
-    update(model, optimizer, 1e-2, 1.0, FINE)
+    update(ParallelLayout(), model, optimizer, 1e-2, 1.0, FINE)
     state = {key: value.clone() for key, value in optimizer_state(model, optimizer).items()}
     give_gradients(model, 1)
     model.lm_head.weight.grad[0, 0] = math.inf
-    _, made = update(model, optimizer, 1e-2, 1.0, FINE)
+    _, made = update(ParallelLayout(), model, optimizer, 1e-2, 1.0, FINE)
     assert not made
     assert all(torch.equal(state[key], value) for key, value in optimizer_state(model, optimizer).items())
     other, _ = small_model()
@@ -148,7 +149,7 @@ def test_gradients_are_clipped_to_the_norm():
     optimizer = make_optimizer(model, OptimSettings())
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    norm, finite = update(model, optimizer, 1e-3, 1.0, FINE)
+    norm, finite = update(ParallelLayout(), model, optimizer, 1e-3, 1.0, FINE)
     assert finite
     assert float(norm) == pytest.approx(math.sqrt(sum(p.numel() for p in model.parameters())), rel=1e-5)
     assert all(p.grad is None for p in model.parameters())
@@ -165,17 +166,19 @@ def test_a_gradient_or_loss_that_is_not_finite_changes_nothing(broken):
         parameter.grad = torch.zeros_like(parameter)
     if broken == "gradient":
         model.lm_head.weight.grad[0, 0] = math.nan
-    _, finite = update(model, optimizer, 1e-3, 1.0, torch.tensor(1.0 if broken == "gradient" else math.inf))
+    _, finite = update(
+        ParallelLayout(), model, optimizer, 1e-3, 1.0, torch.tensor(1.0 if broken == "gradient" else math.inf)
+    )
     assert not finite
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-def test_processes_agree_on_a_signal_at_once_on_cpu_and_one_step_later_on_cuda(monkeypatch):
+def test_ranks_agree_on_a_signal_at_once_on_cpu_and_one_step_later_on_cuda(monkeypatch):
     others = iter([0, signal.SIGTERM, 0, 0] * 2 + [0, 0])
-    monkeypatch.setattr(signals, "all_reduce_max", lambda own, _: torch.tensor(max(own, next(others))))
-    here = StopAgreement(torch.device("cpu"))
+    monkeypatch.setattr(ParallelLayout, "all_reduce_max", lambda _, own: torch.tensor(max(own, next(others))))
+    here = StopAgreement(ParallelLayout())
     assert [here.ask(None) for _ in range(4)] == [None, "SIGTERM", None, None]
-    late = StopAgreement(torch.device("cuda"))
+    late = StopAgreement(ParallelLayout(device=torch.device("cuda")))
     assert [late.ask(None) for _ in range(4)] == [None, None, "SIGTERM", None]
     assert late.ask("SIGINT") is None
     assert late.ask(None) == "SIGINT"

@@ -19,8 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moetrain.config import load_settings
-from moetrain.data import digests, documents
-from moetrain.data import token_shards as parts
+from moetrain.data import digests, documents, token_shards
 from moetrain.data.corpus import prepare_corpus, prepare_tokenizer
 from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import DataError, DomainReport, document_id, read_documents
@@ -111,8 +110,8 @@ def test_token_files_stay_on_disk_and_hold_the_documents(large, tmp_path):
     st.integers(1, 200),
     st.integers(0, 12),
 )
-def test_copies_are_dropped_as_if_all_were_read_in_order(tmp_path_factory, monkeypatch, domains, part_bytes, at_once):
-    """Whatever the files, and however parts are cut: the first in the order of the source stays."""
+def test_copies_are_dropped_as_if_all_were_read_in_order(tmp_path_factory, monkeypatch, domains, shard_bytes, at_once):
+    """Whatever the files, and however shards are cut: the first in the order of the source stays."""
     folder = tmp_path_factory.mktemp("drawn")
     for number, files in enumerate(domains):
         for file, values in enumerate(files):
@@ -121,9 +120,9 @@ def test_copies_are_dropped_as_if_all_were_read_in_order(tmp_path_factory, monke
     (folder / "t.model").write_bytes(TOKENIZER.model)
     settings = chosen(folder, folder / "cache", *names, f"tokenizer.model={folder / 't.model'}")
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "PART_BYTES", part_bytes)
-        patch.setattr(parts, "_DOCUMENTS_AT_ONCE", at_once + 1)
-        patch.setattr(documents, "PORTION_BYTES", part_bytes)
+        patch.setattr(token_shards, "SHARD_BYTES", shard_bytes)
+        patch.setattr(token_shards, "_BATCH_DOCUMENTS", at_once + 1)
+        patch.setattr(documents, "PORTION_BYTES", shard_bytes)
         wanted, said = _read_in_order(settings)
         if said is not None:
             with pytest.raises(DataError) as caught:
@@ -158,9 +157,9 @@ class _StoppedError(Exception):
 
 @pytest.mark.parametrize("source", ["path", "builtin", "limit", "text"])
 def test_a_preparation_that_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeypatch, source):
-    monkeypatch.setattr(parts, "PART_BYTES", 3000)
-    monkeypatch.setattr(parts, "_DOCUMENTS_AT_ONCE", 7)
-    monkeypatch.setattr("moetrain.data.corpus._SECONDS_BETWEEN_WORDS", 0)
+    monkeypatch.setattr(token_shards, "SHARD_BYTES", 3000)
+    monkeypatch.setattr(token_shards, "_BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr("moetrain.data.corpus._SECONDS_BETWEEN_PROGRESS", 0)
     rng = random.Random(2)
     texts = [f"{n % 80}. " + sums(random.Random(n % 80), 9) for n in range(150)]
     write(tmp_path / "a.jsonl", texts[:70])
@@ -194,23 +193,23 @@ def test_a_preparation_that_stopped_anywhere_goes_on_where_it_was(tmp_path, monk
     assert again.domains[0].report == whole.domains[0].report
 
 
-def test_a_damaged_part_is_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "PART_BYTES", 2000)
-    monkeypatch.setattr(parts, "_DOCUMENTS_AT_ONCE", 3)
+def test_a_corrupt_shard_is_written_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_shards, "SHARD_BYTES", 2000)
+    monkeypatch.setattr(token_shards, "_BATCH_DOCUMENTS", 3)
     write(tmp_path / "a.jsonl", [f"{n}. " + sums(random.Random(n), 9) for n in range(60)])
     settings = chosen(tmp_path, tmp_path / "cache", "data.domains.d.path=a.jsonl")
     whole = files_of(prepare_corpus(settings), tmp_path / "cache")
-    real, made = parts.join_parts, []
+    real, made = token_shards.join_shards, []
 
     def stop(folders, *rest):
         made.extend(folders)
         raise _StoppedError
 
     again = chosen(tmp_path, tmp_path / "again", "data.domains.d.path=a.jsonl")
-    monkeypatch.setattr("moetrain.data.corpus.join_parts", stop)
+    monkeypatch.setattr("moetrain.data.corpus.join_shards", stop)
     with pytest.raises(_StoppedError):
         prepare_corpus(again)
-    monkeypatch.setattr("moetrain.data.corpus.join_parts", real)
+    monkeypatch.setattr("moetrain.data.corpus.join_shards", real)
     files = sorted(made[0].glob("*.npz"))
     assert len(files) > 4
     files[1].write_bytes(files[1].read_bytes()[:-200])
@@ -293,11 +292,11 @@ def test_damaged_token_files_are_named(corpus_folder, tmp_path):
         training_stream(prepare_corpus(settings), settings).batch(0, 0, 1)
     for damaged in (whole[:-2], whole[:-1], b"", whole + b"xx"):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"the prepared data of d is damaged: remove this folder"):
+        with pytest.raises(DataError, match=r"the prepared data of d is corrupt: remove this folder"):
             prepare_corpus(settings)
     path.write_bytes(whole)
     (path.parent / "index.npy").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"the prepared data of d is damaged"):
+    with pytest.raises(DataError, match=r"the prepared data of d is corrupt"):
         prepare_corpus(settings)
 
 
@@ -384,11 +383,11 @@ def test_a_sample_is_the_lowest_hashes_up_to_the_budget_in_any_order_and_split(i
 def test_seen_ids_are_a_set(steps):
     seen, known = SeenIds(), set()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("moetrain.data.dedup._NEWEST", 4)
+        patch.setattr("moetrain.data.dedup._RECENT_IDS", 4)
         for at_once, ids in steps:
             if at_once:
                 wanted = [i not in known and i not in ids[:n] for n, i in enumerate(ids)]
-                assert seen.first(np.array(ids, np.uint64)).tolist() == wanted
+                assert seen.add_all(np.array(ids, np.uint64)).tolist() == wanted
                 known.update(ids)
             else:
                 for i in ids:

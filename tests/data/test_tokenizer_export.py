@@ -139,8 +139,8 @@ class Shifted(SentencePieceTokenizer):
         (lambda path: spm_model(path, model_type="unigram"), "tokenizer.model is not a BPE model"),
         (with_unused, "has a piece that no text reaches"),
         (lambda path: spm_model(path, user_defined_symbols=["has a"]), r"no text reaches \('has a'\)"),
-        (with_equal_scores, "has pieces of one score"),
-        (lambda path: Shifted(own().model), "ids cannot be had through a tokenizer.json"),
+        (with_equal_scores, "has pieces of equal score"),
+        (lambda path: Shifted(own().model), "a tokenizer.json cannot give this tokenizer's ids"),
     ],
 )
 def test_what_cannot_be_expressed_is_one_line(tmp_path, make, said):

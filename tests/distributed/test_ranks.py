@@ -14,7 +14,7 @@ import torch
 import moetrain
 from moetrain.checkpoint.manager import checkpoint_folder
 from moetrain.config import SettingsError
-from moetrain.distributed.launch import start_accelerator
+from moetrain.distributed.launch import start_ranks
 from tests.conftest import small_run
 from tests.trainer.reading import scalars, states
 
@@ -106,17 +106,17 @@ def test_only_one_process_writes(run_of, processes):
 
 def test_a_launch_whose_processes_did_not_join_is_refused(make_settings, monkeypatch):
     # What accelerate launch --cpu --num_processes 2 comes to: a process that is alone and does not know it.
-    monkeypatch.setattr("moetrain.distributed.launch.Accelerator", lambda **_: type("One", (), {"num_processes": 1})())
+    monkeypatch.setattr("moetrain.distributed.launch.PartialState", lambda **_: type("One", (), {"num_processes": 1})())
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SettingsError, match="2 processes were launched but 1 joined: on CPU launch them with torchrun"):
-        start_accelerator(make_settings())
+        start_ranks(make_settings())
 
 
 def test_a_batch_that_does_not_split_is_refused(make_settings):
     settings = make_settings("train.batch_rows=8", "train.micro_batch_rows=8")
-    start_accelerator(settings)
+    start_ranks(settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("moetrain.distributed.launch.Accelerator", lambda **_: type("Three", (), {"num_processes": 3})())
+        patch.setattr("moetrain.distributed.launch.PartialState", lambda **_: type("Three", (), {"num_processes": 3})())
         patch.setenv("WORLD_SIZE", "3")
         with pytest.raises(SettingsError, match=r"8 does not split over 3 processes.*multiple of 24"):
-            start_accelerator(settings)
+            start_ranks(settings)

@@ -75,7 +75,7 @@ def test_a_disk_that_is_really_full_costs_no_more_than_the_steps_since_the_last_
     said = log.read_text().replace("\n", "")
     assert "no checkpoint was written" in said
     assert "No space left on device" in said
-    assert "the last step could not be saved: free some space and run the same command again to continue" in said
+    assert "the last step could not be saved: free some space and run the same command again to resume" in said
     assert "Traceback" not in said
     full = disk / "runs" / "run"
     assert [folder.name for folder in (full / "checkpoints").iterdir()] == ["step_00000005"]

@@ -36,8 +36,8 @@ def test_signals_save_and_end_and_the_same_command_goes_on(straight, corpus_fold
     assert run(overrides, log, "TERM:1:rename panel_00000008") == STOPPED_BY_SIGNAL
     assert steps(folder) == [5, 8]
     said = log.read_text().replace("\n", "")
-    assert "SIGINT: saved at step 4; run the same command again to continue" in said
-    assert "SIGTERM: saved at step 8; run the same command again to continue" in said
+    assert "SIGINT: saved at step 4; run the same command again to resume" in said
+    assert "SIGTERM: saved at step 8; run the same command again to resume" in said
     assert run(overrides, log) == 0
     unlike = [name for name in different(folder, straight) if name.startswith(("point", "step_00000012", "summary"))]
     assert unlike == []

@@ -130,8 +130,8 @@ def test_told_to_stop_whichever_of_them_is_told_they_save_and_end_together(runs)
     assert both(overrides, log, "INT:1:rename panel_00000008") == stopped, log.read_text()
     assert steps(folder / "run") == [8]
     said = log.read_text().replace("\n", "")
-    assert "SIGTERM: saved at step 6; run the same command again to continue" in said
-    assert "SIGINT: saved at step 8; run the same command again to continue" in said
+    assert "SIGTERM: saved at step 6; run the same command again to resume" in said
+    assert "SIGINT: saved at step 8; run the same command again to resume" in said
     assert both(overrides, log) == [0, 0], log.read_text()
     # Saved twice more, it has events of that, and routing in more pieces, which a record lists.
     different_names = different(folder / "run", runs.straight)

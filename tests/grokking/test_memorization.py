@@ -138,12 +138,12 @@ def test_online_agreement_is_the_replay_of_the_run(table):
 
 def test_gap_is_positive_where_seen_samples_are_known_better():
     rng = np.random.default_rng(0)
-    unmet, seen = rng.normal(2.0, 0.3, size=64), rng.normal(1.5, 0.3, size=80)
-    gap = g.memorized_gap(unmet, seen)
-    assert gap.mean == pytest.approx(unmet.mean() - seen.mean())
+    unseen, seen = rng.normal(2.0, 0.3, size=64), rng.normal(1.5, 0.3, size=80)
+    gap = g.memorized_gap(unseen, seen)
+    assert gap.mean == pytest.approx(unseen.mean() - seen.mean())
     assert 0.3 < gap.low < gap.mean < gap.high < 0.7
     assert (gap.samples, gap.pairs) == (144, 0)
-    assert g.memorized_gap(unmet, seen) == gap
+    assert g.memorized_gap(unseen, seen) == gap
 
 
 def test_interval_of_the_gap_covers_it():
@@ -176,7 +176,7 @@ def test_too_few(samples, count, expected):
         (lambda: g.choose_eps([[1.0]], grid=0), "grid is 0"),
         (lambda: g.memorized_now([[1.0]], 1.0, window=0), "window is 0"),
         (lambda: g.memorized_gap([1.0], [math.nan]), "seen holds NaN"),
-        (lambda: g.memorized_gap([math.inf], [1.0]), "unmet holds NaN or infinite"),
+        (lambda: g.memorized_gap([math.inf], [1.0]), "unseen holds NaN or infinite"),
     ],
 )
 def test_errors_name_the_argument(call, words):

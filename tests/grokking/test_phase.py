@@ -1,4 +1,4 @@
-"""The verdict on synthetic histories of each phase; that it knows no later reading and no unit."""
+"""The verdict on synthetic histories of each phase; it depends on no later reading and on no unit."""
 
 import dataclasses
 import itertools
@@ -22,8 +22,8 @@ def banded(value, width=0.05):
     return g.curve(np.stack([value, value * (1 - width), value * (1 + width)], axis=1))
 
 
-def history(count=30, samples=128, answers=128, loss=None, left_out=None, **beside):
-    """A domain that memorizes: its loss falls to a floor, and others never tell its answers."""
+def history(count=30, samples=128, answers=128, loss=None, left_out=None, **context):
+    """A domain that memorizes: its loss falls to a floor, and leave-one-out accuracy stays low."""
     steps = 100 * np.arange(1, count + 1)
     loss = 0.2 + 4 * np.exp(-np.arange(count) / 3) if loss is None else loss
     left_out = np.full(count, LOW) if left_out is None else left_out
@@ -34,12 +34,12 @@ def history(count=30, samples=128, answers=128, loss=None, left_out=None, **besi
         answers=np.full(count, answers),
         loss_seen=banded(loss),
         left_out=banded(left_out),
-        beside={name: banded(value) for name, value in beside.items()},
+        context={name: banded(value) for name, value in context.items()},
     )
 
 
 def rising(count=30, start=12, length=8):
-    """Left-out accuracy of a domain in which a rule takes over."""
+    """Leave-one-out accuracy of a domain that comes to use a rule."""
     return LOW + (HIGH - LOW) * np.clip((np.arange(count) - start) / length, 0, 1)
 
 
@@ -58,7 +58,7 @@ def test_memorizing():
     deciding = [item for item in verdicts[-1].evidence if item.role == "deciding"]
     assert [(item.name, item.vote, item.samples, item.readings) for item in deciding] == [("left_out", -1, 128, 3)]
     assert deciding[0].value == pytest.approx(LOW)
-    assert "others tell" in verdicts[-1].why
+    assert "leave-one-out accuracy is 5%, at most 11%" in verdicts[-1].why
 
 
 def test_generalizing_and_then_settled():
@@ -69,16 +69,16 @@ def test_generalizing_and_then_settled():
     assert mean >= RULE.generalizing > rising()[first - 3 : first].mean()
 
 
-def test_a_domain_whose_answers_others_tell_from_the_start_generalizes_as_soon_as_it_is_learned():
+def test_a_domain_with_high_accuracy_from_the_start_generalizes_as_soon_as_it_is_learned():
     verdicts = g.phases(history(left_out=np.full(30, 0.9)))
     assert order(verdicts) == [UNDECIDED, LEARNING, GENERALIZING, SETTLED]
 
 
-def test_between_the_thresholds_nothing_is_said():
+def test_between_the_thresholds_the_phase_is_undecided():
     middle = (RULE.memorizing + RULE.generalizing) / 2
     verdict = g.phases(history(left_out=np.full(30, middle)))[-1]
     assert verdict.phase == UNDECIDED
-    assert "between" in verdict.why
+    assert "between 11% and 13%" in verdict.why
     assert verdict.evidence[1].vote == 0
 
 
@@ -88,11 +88,11 @@ def test_one_reading_does_not_decide():
     assert g.phases(history(left_out=spike))[-1].phase == MEMORIZING
 
 
-def test_before_it_is_learned_only_the_loss_speaks():
+def test_before_it_is_learned_only_the_loss_decides():
     half = 2 + 2 * np.exp(-np.arange(30) / 3)  # falls by half, then stays
     verdicts = g.phases(history(loss=half, left_out=np.full(30, 0.9)))
     assert order(verdicts) == [UNDECIDED, LEARNING, UNDECIDED]
-    assert "has fallen by 50% of 80%, and does not fall now" in verdicts[-1].why
+    assert "has fallen by 50% of its highest reading, less than 80%, and no longer falls" in verdicts[-1].why
     rises = np.linspace(1, 3, 30)
     assert set(names(g.phases(history(loss=rises)))) == {UNDECIDED}
 
@@ -105,11 +105,11 @@ def test_learning_begins_anew_when_the_loss_rises_and_falls_again():
     assert phases[-1] == MEMORIZING
 
 
-def test_without_marked_answers_nothing_is_said_of_a_learned_domain():
+def test_without_marked_answers_a_learned_domain_is_undecided():
     verdict = g.phases(history(answers=0, left_out=np.full(30, math.nan)))[-1]
     assert (verdict.phase, verdict.why) == (
         UNDECIDED,
-        "its documents mark no answers, without which routing does not tell",
+        "learned, but the documents mark no answers, which leave-one-out accuracy needs",
     )
 
 
@@ -123,21 +123,21 @@ def test_too_few_samples_answers_or_readings():
     assert g.changes([]) == []
 
 
-def test_readings_without_a_number_are_left_out():
+def test_readings_without_a_number_are_excluded():
     left_out, loss = rising(), 0.2 + 4 * np.exp(-np.arange(30) / 3)
     left_out[4::5] = math.nan
     loss[2::7] = math.nan
     assert g.phases(history(left_out=left_out, loss=loss))[-1].phase == SETTLED
     nothing = g.phases(history(left_out=np.full(30, math.nan)))[-1]
-    assert (nothing.phase, nothing.why) == (UNDECIDED, "left-out accuracy has no value in the newest readings")
+    assert (nothing.phase, nothing.why) == (UNDECIDED, "leave-one-out accuracy has no value in the newest readings")
     assert set(names(g.phases(history(loss=np.full(30, math.nan))))) == {UNDECIDED}
 
 
-def test_other_curves_stand_beside_and_do_not_enter():
+def test_other_curves_are_recorded_and_do_not_affect_the_verdict():
     plain = history(left_out=rising())
-    beside = history(left_out=rising(), gap_heldout=np.linspace(0, 5, 30), cosine=np.linspace(1, 0, 30))
-    assert names(g.phases(beside)) == names(g.phases(plain))
-    shown = {item.name: item for item in g.phases(beside)[-1].evidence}
+    with_context = history(left_out=rising(), gap_heldout=np.linspace(0, 5, 30), cosine=np.linspace(1, 0, 30))
+    assert names(g.phases(with_context)) == names(g.phases(plain))
+    shown = {item.name: item for item in g.phases(with_context)[-1].evidence}
     assert shown["gap_heldout"].role == "beside"
     assert shown["gap_heldout"].value == 5
     assert shown["gap_heldout"].vote == 0
@@ -148,7 +148,7 @@ finite_or_not = st.one_of(st.floats(0, 1), st.sampled_from([math.nan, math.inf, 
 
 @st.composite
 def any_history(draw):
-    """From plain to absurd: the histories above, noisy, with arbitrary points put in."""
+    """The histories above with noise and some arbitrary points."""
     count = draw(st.integers(1, 30))
     rng = np.random.default_rng(draw(st.integers(0, 9)))
     noise = draw(st.sampled_from([0.0, 0.1, 0.5]))
@@ -174,7 +174,7 @@ def prefix(whole, count):
 
 @settings(max_examples=60, deadline=None)
 @given(any_history(), st.data())
-def test_no_verdict_knows_a_later_reading(whole, data):
+def test_no_verdict_depends_on_later_readings(whole, data):
     count = data.draw(st.integers(0, len(whole)))
     # repr, because NaN equals NaN there
     assert repr(g.phases(prefix(whole, count))) == repr(g.phases(whole)[:count])
@@ -198,7 +198,7 @@ def test_changes_are_the_steps_between_verdicts():
     assert sum(a.phase != b.phase for a, b in itertools.pairwise(verdicts)) == len(events)
 
 
-def test_the_page_states_the_thresholds_that_the_code_has():
+def test_the_readme_states_the_default_thresholds():
     text = " ".join(g.describe("phase").split())
     for words in (
         f"not fallen by {RULE.learned:.0%} of its highest reading",

@@ -6,6 +6,7 @@ from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
 from moetrain.model_input import PackedTokens
 from moetrain.models.backends import Backends
+from moetrain.models.initialization import initialize_weights
 from moetrain.models.transformer import Transformer
 from tests.models import stand_ins
 
@@ -23,7 +24,7 @@ SMALL = {
 
 def make_model(vocab_size=320, recompute=False, dtype=torch.float32, **changes):
     torch.manual_seed(0)
-    return Transformer(ModelSettings(**(SMALL | changes)), vocab_size, dtype, recompute)
+    return initialize_weights(Transformer(ModelSettings(**(SMALL | changes)), vocab_size, dtype, recompute))
 
 
 @pytest.fixture

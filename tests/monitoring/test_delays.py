@@ -9,6 +9,7 @@ import torch
 from moetrain import grokking
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
+from moetrain.models.initialization import initialize_weights
 from moetrain.models.transformer import Transformer
 from moetrain.monitoring import delays as module
 from moetrain.monitoring.delays import delays
@@ -51,7 +52,7 @@ def a_run(make_settings, losses, correct):
         score = TaskScore(task, [], right, {"accuracy": Measured.of(right)}, 0)
         history.add(int(STEPS[reading]), int(1000 * STEPS[reading]), {"quiz": score})
     torch.manual_seed(0)
-    model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32)
+    model = initialize_weights(Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32))
     return SimpleNamespace(
         settings=settings,
         corpus=corpus,

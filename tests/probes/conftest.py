@@ -7,6 +7,7 @@ import torch
 
 from moetrain.config import ModelSettings
 from moetrain.data.tokenizer import train_tokenizer
+from moetrain.models.initialization import initialize_weights
 from moetrain.models.transformer import Transformer
 from tests.conftest import sentences, sums
 
@@ -16,7 +17,7 @@ def small_model(vocab_size, seed=0, **changes):
     torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     routed = {"num_experts": 8, "num_experts_per_tok": 2, "initializer_range": 0.3}
-    return Transformer(ModelSettings(**(sizes | routed | changes)), vocab_size, torch.float32)
+    return initialize_weights(Transformer(ModelSettings(**(sizes | routed | changes)), vocab_size, torch.float32))
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.model_input import PackedTokens
 from moetrain.probes.generation import generate, is_exact, is_generated
 from moetrain.probes.scoring import prepare, score
 from moetrain.probes.tasks import tasks_of
+from tests.distributed.layouts import Recording, Replaying
 from tests.probes.conftest import item, small_model, some_items
 from tests.probes.references import logits, mean_and_error
 
-CPU = torch.device("cpu")
+ONE_RANK = ParallelLayout()
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva")
 
 
@@ -50,9 +52,9 @@ def questions(facts):
     return [item(prompt, target, task="facts", name=prompt) for prompt, target in facts]
 
 
-def asked(model, tokenizer, items, max_new_tokens=16, **sharing):
+def asked(model, tokenizer, items, max_new_tokens=16, layout=ONE_RANK):
     prepared = prepare(tasks_of(items), tokenizer, 64, 256)
-    return score(model, prepared, CPU, max_new_tokens=max_new_tokens, **sharing)
+    return score(model, prepared, layout, max_new_tokens)
 
 
 def test_what_was_learned_is_answered_exactly(trained, tokenizer):
@@ -71,21 +73,14 @@ def test_what_was_learned_is_answered_exactly(trained, tokenizer):
     assert "exact_match" not in asked(trained, tokenizer, questions(FACTS), max_new_tokens=0)["facts"].metrics
 
 
-def test_processes_share_the_questions(trained, tokenizer):
+def test_ranks_share_the_questions(trained, tokenizer):
     items = questions([(prompt, target if n % 3 else "?") for n, (prompt, target) in enumerate(FACTS)])
     whole = asked(trained, tokenizer, items)["facts"].metrics["exact_match"]
     assert 0 < whole.value < 1
     kept = []
-
-    def keep(arrays):
-        kept.append(arrays)
-        return [arrays]
-
-    for process in range(3):
-        asked(trained, tokenizer, items, process=process, processes=3, gather=keep)
-    scored, generated = kept[0::2], kept[1::2]
-    turns = iter([scored, generated])
-    joined = asked(trained, tokenizer, items, process=0, processes=3, gather=lambda _: next(turns))
+    for rank in range(3):
+        asked(trained, tokenizer, items, layout=Recording(rank, 3, kept))
+    joined = asked(trained, tokenizer, items, layout=Replaying(0, 3, kept))
     assert joined["facts"].metrics["exact_match"] == whole
 
 
@@ -112,10 +107,10 @@ def test_answers_are_those_of_one_prompt_at_a_time(trained, tokenizer, context_t
     prompts = [prompt for prompt, _ in FACTS[:6]] + ["Ada has", "", "Dan plus Eva", "3 plus 3 plus 3 plus 3 is"]
     rng.shuffle(prompts)
     ids = [np.array([tokenizer.begin_id, *tokenizer.encode(prompt)]) for prompt in prompts]
-    found = generate(trained, ids, tokenizer, CPU, context_tokens, 40, 12)
+    found = generate(trained, ids, tokenizer, ParallelLayout(), context_tokens, 40, 12)
     assert found == [slow_answer(trained, tokenizer, prompt, context_tokens, 12) for prompt in prompts]
-    assert generate(trained, ids, tokenizer, CPU, context_tokens, 1000, 12) == found
-    assert generate(trained, [], tokenizer, CPU, context_tokens, 40, 12) == []
+    assert generate(trained, ids, tokenizer, ParallelLayout(), context_tokens, 1000, 12) == found
+    assert generate(trained, [], tokenizer, ParallelLayout(), context_tokens, 40, 12) == []
 
 
 @pytest.mark.parametrize(

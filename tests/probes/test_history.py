@@ -6,12 +6,11 @@ import torch
 
 from moetrain import grokking
 from moetrain.data.errors import DataError
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.probes.history import ProbeHistory
 from moetrain.probes.scoring import prepare, score
 from moetrain.probes.tasks import tasks_of
 from tests.probes.conftest import item, small_model, some_items
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +18,7 @@ def readings(tokenizer):
     """Six readings of three tasks, each by a model of its own."""
     tasks = tasks_of(some_items())
     prepared = prepare(tasks, tokenizer, 10_000, 512)
-    return tasks, [score(small_model(tokenizer.vocab_size, seed), prepared, CPU) for seed in range(6)]
+    return tasks, [score(small_model(tokenizer.vocab_size, seed), prepared, ParallelLayout()) for seed in range(6)]
 
 
 def filled(readings, count):

@@ -10,19 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.model_input import PackedTokens
 from moetrain.probes.requests import make_requests, split_prompt
 from moetrain.probes.scoring import prepare, score
 from moetrain.probes.tasks import ENOUGH, tasks_of
+from tests.distributed.layouts import Recording, Replaying
 from tests.probes.conftest import item, small_model, some_items
 from tests.probes.references import answer_tokens, log_probability, logits, mean_and_error, parted
 
-CPU = torch.device("cpu")
 LONG = 10_000
 
 
 def scored(model, tokenizer, items, context_tokens=LONG, batch_tokens=256):
-    return score(model, prepare(tasks_of(items), tokenizer, context_tokens, batch_tokens), CPU)
+    return score(model, prepare(tasks_of(items), tokenizer, context_tokens, batch_tokens), ParallelLayout())
 
 
 # The numbers
@@ -130,13 +131,13 @@ def test_batches_change_nothing_but_rounding(model, tokenizer):
         assert all(map(np.array_equal, result.log_probs, again[name].log_probs))
 
 
-def test_processes_share_a_reading(model, tokenizer):
+def test_ranks_share_a_reading(model, tokenizer):
     prepared = prepare(tasks_of(some_items()), tokenizer, LONG, 256)
-    whole = score(model, prepared, CPU)
+    whole = score(model, prepared, ParallelLayout())
     kept = []
-    for process in range(3):
-        score(model, prepared, CPU, process, 3, lambda value: kept.append(value) or [value])
-    joined = score(model, prepared, CPU, 0, 3, lambda _: kept)
+    for rank in range(3):
+        score(model, prepared, Recording(rank, 3, kept))
+    joined = score(model, prepared, Replaying(0, 3, kept))
     for name, result in whole.items():
         assert all(map(np.array_equal, result.log_probs, joined[name].log_probs))
         assert result.metrics == joined[name].metrics
@@ -167,14 +168,14 @@ def test_scoring_leaves_no_trace_in_training(tokenizer):
         for step in range(3):
             if with_probes:
                 model.train(step % 2 == 0)
-                score(model, prepared, CPU)
+                score(model, prepared, ParallelLayout())
                 assert model.training == (step % 2 == 0)
             tokens = torch.randint(0, tokenizer.vocab_size, (1, 64))
             output = model(PackedTokens.one_sample_per_row(tokens, tokens.roll(-1)))
             output.loss_sum.backward()
             if with_probes:  # gradients that wait for their update stay
                 kept = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-                score(model, prepared, CPU)
+                score(model, prepared, ParallelLayout())
                 now = [p.grad for p in model.parameters() if p.grad is not None]
                 assert all(map(torch.equal, kept, now))
             optimizer.step()
@@ -294,7 +295,7 @@ def test_scoring_costs_little_more_than_the_forward_passes(tokenizer):
 
     seconds = {bare: [], score: []}
     for _ in range(6):
-        for function, arguments in ((bare, ()), (score, (model, prepared, CPU))):
+        for function, arguments in ((bare, ()), (score, (model, prepared, ParallelLayout()))):
             began = time.process_time()
             function(*arguments)
             seconds[function].append(time.process_time() - began)

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 import moetrain
-from moetrain.loggers.summary import PREDICTORS, as_metric
+from moetrain.loggers.summary import PREDICTORS
+from moetrain.metrics.latest import LatestMetrics, as_metric
 from moetrain.monitoring.probe_correlations import ProbeCorrelations
 from moetrain.probes.history import ProbeHistory
 from moetrain.report import open_run as module
@@ -164,13 +165,15 @@ def test_correlations_of_an_unfinished_run_are_those_that_it_would_have_kept(unf
     frame = {"domain": "sums", "step": range(10, 130, 10), "items": 400, "chance": 0.25, "accuracy": rising}
     frame |= {name: rng.normal(size=12) for name in PREDICTORS} | {"tokens": np.arange(1, 13) * 1000.0}
     unfinished.predictors = pd.DataFrame(frame)
-    relations = ProbeCorrelations(["sums"], ProbeHistory([]))
-    relations.accuracy = lambda domain: (rising, 0.25, 400)
-    relations._history._tokens = [1000 * n for n in range(1, 13)]
+    correlations = ProbeCorrelations(["sums"], ProbeHistory([]))
+    correlations.accuracy = lambda domain: (rising, 0.25, 400)
+    correlations._history._tokens = [1000 * n for n in range(1, 13)]
     for place in range(12):
         metrics = {metric: {"value": frame[name][place]} for name, metric in PREDICTORS.items()}
-        relations.add({"sums": {"metrics": metrics}})
-    table = relations.as_dict("sums")["predictors"]
+        latest = LatestMetrics(["sums"])
+        latest.domains["sums"]["metrics"] = metrics
+        correlations.add(latest)
+    table = correlations.as_dict("sums")["predictors"]
     found = unfinished.correlations
     own = found[found["domain"] == "sums"].set_index(["predictor", "series", "method"])
     assert len(own) == 6 * len(PREDICTORS)

@@ -9,8 +9,10 @@ import torch
 from moetrain import grokking
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.loggers.events import as_event
 from moetrain.model_input import PackedTokens
+from moetrain.models.initialization import initialize_weights
 from moetrain.models.router import Router
 from moetrain.models.transformer import Transformer
 from moetrain.routing.panel import HELDOUT, SEEN, TO_COME, draw_panel, read_panel, reading_steps
@@ -27,6 +29,7 @@ from moetrain.routing.store import (
     write_reading,
 )
 from moetrain.train import train
+from tests.distributed.layouts import Recording, Replaying
 from tests.trainer.reading import scalars
 
 STEPS = 40
@@ -39,7 +42,7 @@ def made(make_settings):
     corpus = prepare_corpus(settings)
     stream = training_stream(corpus, settings)
     torch.manual_seed(0)
-    model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32)
+    model = initialize_weights(Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32))
     panel = draw_panel(corpus, stream, settings, STEPS, rows=4)
     return settings, corpus, stream, model, panel
 
@@ -52,13 +55,13 @@ def ruled(make_settings):
     corpus = prepare_corpus(settings)
     stream = training_stream(corpus, settings)
     torch.manual_seed(0)
-    model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32)
+    model = initialize_weights(Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32))
     return settings, corpus, stream, model, draw_panel(corpus, stream, settings, STEPS, rows=4)
 
 
 def ruled_reading(ruled, step=20):
     settings, _, _, model, panel = ruled
-    reading = read_panel(model, panel, step, torch.device("cpu"))
+    reading = read_panel(model, panel, step, ParallelLayout())
     return to_stored(panel, reading, list(settings.data.domains), grokking.gram_blocks(router_rows(model)))
 
 
@@ -68,7 +71,7 @@ def router_rows(model):
 
 def reading_of(made, step=20):
     _, _, _, model, panel = made
-    reading = read_panel(model, panel, step, torch.device("cpu"))
+    reading = read_panel(model, panel, step, ParallelLayout())
     return reading, to_stored(panel, reading, DOMAINS, grokking.gram_blocks(router_rows(model)))
 
 
@@ -122,7 +125,7 @@ def test_a_reading_is_each_sample_alone(made):
 def test_answers_are_read_where_each_token_is_predicted(ruled):
     """Against the routers' own inputs, one sample at a time: no packing, no summing."""
     settings, _, _, model, panel = ruled
-    reading = read_panel(model, panel, 20, torch.device("cpu"))
+    reading = read_panel(model, panel, 20, ParallelLayout())
     inputs = []
     hooks = [m.register_forward_hook(lambda m, args, _: inputs.append((m, args[0]))) for m in routers(model)]
     expected = []
@@ -249,13 +252,13 @@ def test_a_reading_that_cannot_be_written_whole_is_not_written(ruled, tmp_path, 
     assert list_pieces(tmp_path) == []
 
 
-def test_processes_share_a_reading(ruled):
+def test_ranks_share_a_reading(ruled):
     _, _, _, model, panel = ruled
-    whole = read_panel(model, panel, 3, torch.device("cpu"))
+    whole = read_panel(model, panel, 3, ParallelLayout())
     kept = []
-    for process in range(3):
-        read_panel(model, panel, 3, torch.device("cpu"), process, 3, lambda value: kept.append(value) or [value])
-    joined = read_panel(model, panel, 3, torch.device("cpu"), 0, 3, lambda _: kept)
+    for rank in range(3):
+        read_panel(model, panel, 3, Recording(rank, 3, kept))
+    joined = read_panel(model, panel, 3, Replaying(0, 3, kept))
     for name in ("loss", "even", "odd", "counts"):
         assert np.array_equal(getattr(joined, name), getattr(whole, name))
     assert len(whole.answers) > max(len(arrays[-1]) for arrays in kept) > 0
@@ -338,9 +341,9 @@ def test_domains_read_over_other_lengths_are_not_compared(make_settings):
     settings = make_settings("data.domains.sums.panel_tokens=12", "train.max_steps=40")
     corpus = prepare_corpus(settings)
     stream = training_stream(corpus, settings)
-    model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32)
+    model = initialize_weights(Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32))
     panel = draw_panel(corpus, stream, settings, 40, rows=4)
-    reading = read_panel(model, panel, 8, torch.device("cpu"))
+    reading = read_panel(model, panel, 8, ParallelLayout())
     found = panel_metrics(
         to_stored(panel, reading, DOMAINS, grokking.gram_blocks(router_rows(model))), DOMAINS, 0.7, 12
     )
@@ -420,7 +423,7 @@ def test_every_logged_panel_number_comes_out_of_the_files_again(make_settings, t
 
 def test_the_linear_kernel_takes_mean_inputs_of_each_layer(made, tmp_path):
     _, _, _, model, panel = made
-    reading = read_panel(model, panel, 20, torch.device("cpu"), inputs=True)
+    reading = read_panel(model, panel, 20, ParallelLayout(), inputs=True)
     seen = []
     hooks = [layer.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for layer in model.model.layers]
     member = 5
@@ -465,9 +468,9 @@ def test_an_answer_behind_the_compared_tokens_is_still_what_the_loss_is_of(make_
     corpus = prepare_corpus(settings)
     stream = training_stream(corpus, settings)
     torch.manual_seed(0)
-    model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32)
+    model = initialize_weights(Transformer(settings.model, corpus.tokenizer.vocab_size, torch.float32))
     panel = draw_panel(corpus, stream, settings, 12, rows=4)
-    reading = read_panel(model, panel, 1, torch.device("cpu"))
+    reading = read_panel(model, panel, 1, ParallelLayout())
     names = list(settings.data.domains)
     stored = to_stored(panel, reading, names, grokking.gram_blocks(router_rows(model)))
     members = np.flatnonzero(stored.domain == "rule")

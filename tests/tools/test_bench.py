@@ -299,7 +299,7 @@ def test_a_step_is_timed_whole_and_in_parts_and_a_plan_of_the_same_shape_has_its
 def test_a_step_taken_apart_trains_as_a_whole_one_does(config):
     settings = settings_of(config)
     weights = []
-    for take in (steps.train_step, steps.step_apart):
+    for take in (Trainer.train_step, steps.step_apart):
         with steps.open_run(settings, 3) as made:
             take(made, 1)
             weights.append([p.detach().clone() for p in made.model.parameters()])
@@ -351,13 +351,13 @@ def test_planned_memory_is_what_a_step_takes(config, more, monkeypatch):
     with steps.open_run(settings, 3) as made:
         planned = memory.predict(settings, 320, logits_held=2**21)
         assert planned.parameters == sum(p.nbytes for p in made.model.parameters())
-        steps.train_step(made, 1)  # the optimizer's state is there from the first step on
+        made.train_step(1)  # the optimizer's state is there from the first step on
         assert planned.parameters + planned.optimizer == pytest.approx(steps.state_bytes(made), rel=0.001)
         batch = made.stream.batch(1, 0, settings.train.micro_batch_rows or 32)
         if not settings.train.activation_checkpointing:
             kept = memory.kept_by(made.model, lambda: made.model(batch.model_input()))
             assert planned.kept == pytest.approx(kept, rel=0.1)
-        peak = memory.measure_peak(lambda: steps.train_step(made, 2))
+        peak = memory.measure_peak(lambda: made.train_step(2))
     assert planned.peak - planned.parameters - planned.optimizer == pytest.approx(peak, rel=0.2)
 
 
@@ -418,7 +418,7 @@ def test_planned_bytes_on_disk_are_those_of_a_reading(config, tmp_path):
     with steps.open_run(settings, 1) as made:
         panel = made.state.monitor.panel
         members = panel.panel
-        reading = read_panel(made.model, members, 0, torch.device("cpu"))
+        reading = read_panel(made.model, members, 0, made.layout)
         stored = to_stored(members, reading, panel.domains, gram_blocks(router_rows(made.model)))
         pieces = write_reading(tmp_path, stored)
     planned = plan.reading_bytes(settings, len(members))

@@ -5,7 +5,6 @@ copy to the host) is an error there. `tests/gpu` asks CUDA itself the same.
 """
 
 import sys
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.backends import Backends
 from moetrain.models.transformer import Transformer
 from moetrain.optim.builder import make_optimizer
@@ -60,13 +60,13 @@ def test_a_step_reads_nothing_off_the_device(make_settings, more):
     optimizer = make_optimizer(model, settings.optim)
     balancing, interval = Balancing(model, settings.model), TrainMetrics(list(settings.data.domains))
     monitor = StreamMonitor(list(settings.data.domains), settings.monitor.window, settings.monitor.tau)
-    accelerator = SimpleNamespace(device=META, num_processes=1, process_index=0, no_sync=lambda _: nullcontext())
+    layout = ParallelLayout(device=META)
     recorded = []
     statistics = forward_backward(
-        accelerator, model, stream, 0, balancing, settings, lambda batch, output: recorded.append((batch, output))
+        layout, model, stream, 0, balancing, settings, lambda batch, output: recorded.append((batch, output))
     )
     assert all(parameter.grad is not None and parameter.grad.is_meta for parameter in model.parameters())
-    norm, made = update(model, optimizer, 1e-3, 1.0, statistics.loss)
+    norm, made = update(layout, model, optimizer, 1e-3, 1.0, statistics.loss)
     balancing.after_step(statistics.load_LE, made)
     interval.add(statistics, norm, made)
     guards = Guards(settings.guard)

@@ -23,7 +23,6 @@ from benchmarks.configs import add_configs, load_configs, open_run
 from benchmarks.timing import Timing, clock, share_with_interval, take_turns
 from moetrain.config import Settings, SettingsError
 from moetrain.loggers.run_logger import RunLogger
-from moetrain.routing.store import TrainingContext
 from moetrain.trainer import Trainer
 
 PARTS = ("share", "sums", "panel", "costs", "distances")
@@ -91,7 +90,7 @@ def share(settings: Settings, pairs: int = 4, steps: int = 50) -> dict[str, Any]
                 inside[name] += watched.clock.spent(name)
 
         timings = take_turns(
-            {"with": with_monitor, "without": lambda turn: block(silent)}, pairs, watched.accelerator.device, warmup=0
+            {"with": with_monitor, "without": lambda turn: block(silent)}, pairs, watched.layout.device, warmup=0
         )
     watching, alone = timings["with"], timings["without"]
     return {
@@ -121,7 +120,7 @@ def sums(settings: Settings, turns: int = 100) -> dict[str, Any]:
 
         def passes(turn: int, recorded: bool) -> None:
             batch = run.stream.batch(turn, 0, settings.train.micro_batch_rows or settings.train.batch_rows)
-            batch = batch.to(run.accelerator.device)
+            batch = batch.to(run.layout.device)
             inputs = batch.model_input(by_sample=recorded)
             if not recorded:
                 inputs = replace(inputs, recorded_BT=torch.full_like(inputs.recorded_BT, -1))
@@ -129,7 +128,7 @@ def sums(settings: Settings, turns: int = 100) -> dict[str, Any]:
             run.optimizer.zero_grad(set_to_none=True)
 
         sides = {"with": lambda turn: passes(turn, True), "without": lambda turn: passes(turn, False)}
-        timings = take_turns(sides, turns, run.accelerator.device, warmup=2)
+        timings = take_turns(sides, turns, run.layout.device, warmup=2)
     both = timings["with"], timings["without"]
     return {
         "wall": share_with_interval(both[0].wall, both[1].wall),
@@ -165,11 +164,11 @@ def panel(settings: Settings, readings: int = 3) -> dict[str, Any]:
         for step in range(readings + 1):  # the first one warms up
             if step:
                 run.train_step(step)
-            began = clock(run.accelerator.device)
-            run.monitor.read_panel(run.model, step, TrainingContext())
-            trains_on = clock(run.accelerator.device)
+            began = clock(run.layout.device)
+            run.monitor.read_panel(run.model, step, run.context)
+            trains_on = clock(run.layout.device)
             run.monitor.publish(wait=True)
-            done = clock(run.accelerator.device)
+            done = clock(run.layout.device)
             if step:
                 waits.add(trains_on[0] - began[0], trains_on[1] - began[1])
                 shown.add(done[0] - began[0], done[1] - began[1])

@@ -32,7 +32,7 @@ from benchmarks.transformers_peers import Peer, Variant, memory_refusal, variant
 from moetrain.config import Settings, SettingsError
 from moetrain.data.stream import Batch
 from moetrain.distributed.launch import compute_dtype
-from moetrain.distributed.sharding import bare
+from moetrain.distributed.sharding import inner_model
 from moetrain.models.transformer import Transformer
 
 OURS, OUR_DENSE = "moetrain", "moetrain dense"
@@ -60,11 +60,11 @@ def compare(settings: Settings, turns: int = 8, warmup: int = _WARMUP) -> dict[s
     """
     dense = settings.model_copy(update={"model": settings.model.model_copy(update={"experts": "dense"})})
     with open_run(settings, turns + warmup) as ours:
-        device, rows = ours.accelerator.device, settings.train.batch_rows
+        device, rows = ours.layout.device, settings.train.batch_rows
         batches = [ours.stream.batch(step, 0, rows) for step in range(turns + warmup)]
         vocab_size = ours.corpus.tokenizer.vocab_size
         tokens = rows * settings.data.seq_len
-        flops = step_flops(bare(ours.model), tokens, batches[0].spans_N2)
+        flops = step_flops(inner_model(ours.model), tokens, batches[0].spans_N2)
     dtype = compute_dtype(settings, device)
     olmoes, denses = variants(dtype, dense=False), variants(dtype, dense=True)
     tried = call_in_subprocess(_try, [*olmoes, *denses], settings, vocab_size, device, batches[:_TRIED])

@@ -27,7 +27,7 @@ from benchmarks.timing import Timing, clock, take_turns
 from moetrain.config import Settings
 from moetrain.data.stream import Batch
 from moetrain.distributed.launch import compute_dtype
-from moetrain.distributed.sharding import bare
+from moetrain.distributed.sharding import inner_model
 from moetrain.models.transformer import Output
 from moetrain.monitoring.monitor import router_rows
 from moetrain.optim.schedule import learning_rate
@@ -59,7 +59,7 @@ def measure_steps(settings: Settings, turns: int = 10, operators: int = 12, warm
     """
     needed = 2 * (turns + warmup) + 1
     with open_run(settings, needed) as run:
-        device = run.accelerator.device
+        device = run.layout.device
         before = peak_memory(device)
         split: list[dict[str, float]] = []
         rate = MatrixRate(device, compute_dtype(settings, device))
@@ -73,8 +73,8 @@ def measure_steps(settings: Settings, turns: int = 10, operators: int = 12, warm
         costliest = costliest_operators(run, needed, operators) if operators else []
         batch = run.stream.batch(0, 0, settings.train.batch_rows)
         tokens = settings.train.batch_rows * settings.data.seq_len
-        flops = step_flops(bare(run.model), tokens, batch.spans_N2)
-        every, active = bare(run.model).parameter_counts()
+        flops = step_flops(inner_model(run.model), tokens, batch.spans_N2)
+        every, active = inner_model(run.model).parameter_counts()
     seconds = timings["whole"].seconds
     parts = {name: Timing([step[name] for step in split[warmup:]]).seconds for name in PARTS}
     return {
@@ -98,12 +98,12 @@ def measure_steps(settings: Settings, turns: int = 10, operators: int = 12, warm
 
 def step_apart(run: Trainer, step: int) -> dict[str, float]:
     """A training step as `Trainer.train_step` takes it; returns the seconds of each of `PARTS`."""
-    device, settings = run.accelerator.device, run.settings
+    device, settings = run.layout.device, run.settings
     seconds = dict.fromkeys(PARTS, 0.0)
     recorded: list[tuple[Batch, Output]] = []
     with timed(seconds, "backward", device), ExitStack() as hooks:
         began = [0.0]
-        model = bare(run.model)
+        model = inner_model(run.model)
         for handle in (
             model.register_forward_pre_hook(lambda *_: began.append(clock(device)[0])),
             model.register_forward_hook(lambda *_: _add(seconds, "forward", clock(device)[0] - began[-1])),
@@ -111,7 +111,7 @@ def step_apart(run: Trainer, step: int) -> dict[str, float]:
             hooks.callback(handle.remove)
         hooks.enter_context(patch.object(run.stream, "batch", _timed_call(run.stream.batch, seconds, "data", device)))
         statistics = forward_backward(
-            run.accelerator,
+            run.layout,
             run.model,
             run.stream,
             step - 1,
@@ -122,7 +122,7 @@ def step_apart(run: Trainer, step: int) -> dict[str, float]:
     seconds["backward"] -= seconds["forward"] + seconds["data"]
     with timed(seconds, "optimizer", device):
         rate = learning_rate(step, run.steps, settings.optim)
-        _, made = update(run.model, run.optimizer, rate, settings.optim.grad_clip, statistics.loss)
+        _, made = update(run.layout, run.model, run.optimizer, rate, settings.optim.grad_clip, statistics.loss)
         run.state.balancing.after_step(statistics.load_LE, made)
     if settings.watches_routing:
         with timed(seconds, "monitor", device):
@@ -161,7 +161,7 @@ def state_bytes(run: Trainer) -> int:
 
 def costliest_operators(run: Trainer, step: int, count: int) -> list[dict[str, Any]]:
     """Operators of one step by the time they take themselves, the costliest first."""
-    device = run.accelerator.device
+    device = run.layout.device
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=kinds) as profiled:
         run.train_step(step)

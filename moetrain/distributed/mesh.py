@@ -1,0 +1,139 @@
+"""The parallel layout: which ranks there are, which rows each reads, and the groups over which they communicate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.tensor import DTensor
+
+from moetrain.config import SettingsError
+
+Group = Literal["all", "data", "shard"]
+"""``all``: every rank, each reading rows of its own. ``data``: ranks that hold the same shard of different replicas.
+``shard``: ranks that together hold one replica of the model."""
+
+
+@dataclass(frozen=True)
+class ParallelLayout:
+    """This rank's place among all ranks. Without arguments: one process on the CPU.
+
+    The methods that communicate are collectives: every rank of their group must call them, in the same order. With one
+    rank they return at once.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1  # ranks on this machine
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    mesh: DeviceMesh | None = None  # named dimensions, see `make_mesh`; None without a process group
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that prints and writes the run's files."""
+        return self.rank == 0
+
+    @property
+    def shards(self) -> int:
+        """Ranks that hold one replica of the model together."""
+        return 1 if self.mesh is None else self.mesh["shard"].size()
+
+    @property
+    def replicas(self) -> int:
+        """Replicas of the model over all ranks."""
+        return self.world_size // self.shards
+
+    def row_range(self, batch_rows: int) -> tuple[int, int]:
+        """The rows of a global batch that this rank reads: (first, count)."""
+        count = batch_rows // self.world_size
+        return self.rank * count, count
+
+    def share(self, count: int) -> range:
+        """This rank's share of ``range(count)``.
+
+        Where the model is sharded, all ranks get shares of equal length, since each forward pass is a collective:
+        numbers from ``count`` on stand for empty passes.
+        """
+        if self.shards > 1:
+            count += -count % self.world_size
+        return range(self.rank, count, self.world_size)
+
+    def all_gather_objects(self, value: Any, over: Group = "all") -> list[Any]:
+        """The value of each rank of a group, in the order of ranks; values must be picklable."""
+        if self.mesh is None:
+            return [value]
+        group = self._group(over)
+        gathered: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(gathered, value, group=group)
+        return gathered
+
+    def all_reduce_sum(self, tensor: torch.Tensor, over: Group = "all") -> torch.Tensor:
+        """The sum of a tensor over a group, in place."""
+        if self.mesh is not None:
+            dist.all_reduce(tensor, group=self._group(over))
+        return tensor
+
+    def all_reduce_max(self, number: int, over: Group = "all") -> torch.Tensor:
+        """The largest number of a group, int64 []; on the device, so that the host need not wait for it."""
+        largest = torch.full((), number, device=self.device)
+        if self.mesh is not None:
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self._group(over))
+        return largest
+
+    def barrier(self, over: Group = "all") -> None:
+        """Wait until every rank of a group has come here."""
+        if self.mesh is not None:
+            dist.barrier(group=self._group(over))
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main rank runs the block before the others do."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
+
+    @torch.no_grad()
+    def clip_gradients(self, parameters: Iterable[nn.Parameter], largest_norm: float) -> torch.Tensor:
+        """Scale gradients down to ``largest_norm``; returns their norm before that, over all shards: float32 []."""
+        norm = nn.utils.clip_grad_norm_(parameters, largest_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        """How long a collective of any group may take before it fails."""
+        if self.mesh is not None:
+            for group in (None, *self.mesh.get_all_groups()):
+                _set_pg_timeout(timeout, group)
+
+    def _group(self, over: Group) -> dist.ProcessGroup | None:
+        """A process group; None stands for the default one, of all ranks."""
+        return None if over == "all" or self.mesh is None else self.mesh.get_group(over)
+
+
+def make_mesh(
+    sharding: Literal["none", "fsdp", "hybrid"], world_size: int, local_world_size: int, device: torch.device
+) -> DeviceMesh:
+    """The ranks by named dimensions: ``data`` (replicas of the model) and ``shard`` (ranks that share one replica).
+
+    ``none`` has a replica on each rank, ``fsdp`` one over all ranks, ``hybrid`` one on each machine. Expert parallelism
+    would be a third dimension here, between the two.
+
+    Raises:
+        SettingsError: ``hybrid``, and machines with unequal numbers of ranks.
+    """
+    if sharding == "hybrid" and world_size % local_world_size:
+        raise SettingsError(
+            f"train.sharding=hybrid: {world_size} processes are not machines of {local_world_size} each: "
+            "launch as many on each"
+        )
+    shards = {"none": 1, "fsdp": world_size, "hybrid": local_world_size}[sharding]
+    return init_device_mesh(device.type, (world_size // shards, shards), mesh_dim_names=("data", "shard"))

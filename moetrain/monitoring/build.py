@@ -23,7 +23,8 @@ from moetrain.loggers.preview import DATA_COLUMNS, data_rows, data_summary, mode
 from moetrain.loggers.terminal import Terminal
 from moetrain.models.backends import choose_backends
 from moetrain.monitoring.background import Beside
-from moetrain.optim.builder import make_optimizer
+from moetrain.optim.builder import Optimizer, make_optimizer
+from moetrain.optim.schedule import warmup_warning
 from moetrain.probes.items import check_tasks
 from moetrain.probes.probes import COLUMNS, Probes, load_probes
 from moetrain.routing.panel import draw_panel
@@ -50,7 +51,7 @@ class Run:
     stream: Stream
     validation: dict[str, Stream]
     model: nn.Module
-    optimizer: torch.optim.AdamW
+    optimizer: Optimizer
     balancing: Balancing
     guards: Guards
     monitor: StreamMonitor
@@ -160,6 +161,8 @@ def describe(run: Run) -> None:
     if run.probes is not None:
         run.terminal.table("probes", COLUMNS, run.probes.rows())
     run.terminal.note(stream_line(run.stream, run.steps, run.settings))
+    if warning := warmup_warning(run.steps, run.settings.optim):
+        run.terminal.note(warning)
 
 
 def claim_folder(run: Run) -> RunFolder:

@@ -26,7 +26,7 @@ from moetrain.loggers.summary import summary_rows, write_summary
 from moetrain.monitoring.build import Run
 from moetrain.monitoring.delays import delays
 from moetrain.monitoring.watch import MONITORING, gather_troubles, note, show, store, tell_troubles
-from moetrain.optim.builder import optimizer_state, start_optimizer_state
+from moetrain.optim.builder import initial_optimizer_state, optimizer_state
 from moetrain.report.report import report_or_say_why
 from moetrain.routing.panel_monitor import memorization_summary
 from moetrain.routing.store import list_pieces
@@ -102,7 +102,7 @@ def resume(run: Run, checkpoint: Checkpoint) -> int:
     model = inner_model(run.model)
     checkpoint.states.fill("model", model.state_dict())
     if checkpoint.states.names("optimizer"):
-        checkpoint.states.fill("optimizer", start_optimizer_state(model, run.optimizer))
+        checkpoint.states.fill("optimizer", initial_optimizer_state(model, run.optimizer))
     run.balancing.load_state(checkpoint.states["balancing"])
     run.interval.load_state(checkpoint.states.get("interval", {}), run.layout.device)
     run.monitor.load_state(checkpoint.states.get("monitor", {}), run.layout.is_main)

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from moetrain.checkpoint.manager import CheckpointError, load_checkpoint, set_aside_later
+from moetrain.checkpoint.manager import CheckpointError, load_checkpoint, move_superseded
 from moetrain.checkpoint.run_folder import RunFolder
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
 from moetrain.data.documents import DataError
@@ -113,7 +113,7 @@ def loop(run: Run, folder: RunFolder) -> int:
     outputs = None
     if run.layout.is_main:
         if checkpoint is not None:
-            set_aside_later(folder.path, checkpoint.step)
+            move_superseded(folder.path, checkpoint.step)
             remove_unlisted(folder.path, checkpoint.record["pieces"])
         run.corpus.tokenizer.save_in(folder.path)  # a cache may go: the run's folder has all that its model needs
         tasks = run.probes.prepared.tasks if run.probes is not None else []

@@ -11,9 +11,9 @@ from moetrain.checkpoint.manager import (
     Checkpoint,
     CheckpointError,
     State,
-    drop_checkpoints,
     end_write,
     help_write,
+    prune_checkpoints,
     save_checkpoint,
     write_checkpoint,
 )
@@ -83,7 +83,7 @@ def _write(run: Run, folder: Path, step: int, outputs: Outputs, parts: Mapping[s
         saved = outputs.checkpoint(step, lambda sizes: save_checkpoint(folder, step, states, record, sizes, run.layout))
         if saved:
             try:
-                drop_checkpoints(folder, run.settings.train.keep_checkpoints, run.settings.train.keep_every)
+                prune_checkpoints(folder, run.settings.train.keep_checkpoints, run.settings.train.keep_every)
             except OSError as error:
                 outputs.guard(step, f"an old checkpoint was not removed ({error})")
         return saved

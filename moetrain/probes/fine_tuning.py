@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from moetrain.atomic_io import BESIDE, write_file
+from moetrain.atomic_io import PARTIAL, write_file
 from moetrain.data.instructions import Example
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.models.loss import cross_entropy
@@ -213,7 +213,7 @@ def save_adapters(adapted: Any, folder: Path) -> None:
     config = copy.deepcopy(adapted.peft_config["default"])
     config.inference_mode, config.task_type = True, "CAUSAL_LM"
     weights = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    beside = folder.with_name(folder.name + BESIDE)
+    beside = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:

@@ -220,7 +220,7 @@ def log(run: Run, step: int, outputs: Outputs | None) -> None:
     rate = run.clock.rate_since_last()
     system = {
         "system/tokens_per_second": rate,
-        "system/mfu": rate * inner_model(run.model).operations_a_token() / run.matrix_rate,
+        "system/mfu": rate * inner_model(run.model).flops_per_token() / run.matrix_rate,
         "system/monitor_share": run.clock.share(*MONITORING),
         "system/monitor_panel": run.clock.share("panel"),
         "system/monitor_probes": run.clock.share("probes"),

@@ -337,7 +337,7 @@ WIDE = ("model.hidden_size=64", "model.intermediate_size=64", "model.num_hidden_
 @pytest.mark.parametrize("more", [(), ("train.micro_batch_rows=4",), ("train.activation_checkpointing=true",)])
 def test_predicted_memory_matches_a_step(config, more, monkeypatch):
     # The plan assumes the GPU's experts; those of the CPU save less.
-    monkeypatch.setattr("moetrain.models.experts.tiled_experts", grouped_experts)
+    monkeypatch.setattr("moetrain.models.experts.cpu_experts", grouped_experts)
     settings = settings_of([*config, *WIDE, "train.batch_rows=32", "train.precision=bf16", *more])
     with steps.open_run(settings, 3) as made:
         planned = memory.predict(settings, 320, logits_held=2**21)

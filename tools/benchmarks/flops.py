@@ -39,7 +39,7 @@ def step_flops(model: Transformer, tokens: int, spans_N2: torch.Tensor) -> Flops
     lengths = spans_N2[:, 1].double()
     pairs = float((lengths * (lengths + 1) / 2).sum())
     width = settings.hidden_size
-    return Flops(float(model.operations_a_token() * tokens), 12.0 * width * settings.num_hidden_layers * pairs)
+    return Flops(float(model.flops_per_token() * tokens), 12.0 * width * settings.num_hidden_layers * pairs)
 
 
 class MatrixRate:

@@ -27,6 +27,7 @@ from moetrain.config import ModelSettings, Settings
 from moetrain.model_input import PackedTokens
 from moetrain.models import attention, elementwise, experts, loss, transformer
 from moetrain.models.backends import Backends
+from moetrain.models.compilation import uncompiled
 from moetrain.models.transformer import Transformer
 
 _MOMENTS = {"fp32": 8, "bf16": 4}  # bytes of AdamW's two moments per parameter
@@ -87,7 +88,7 @@ def predict(
     layers = model.num_hidden_layers
     parameters, layer = count_parameters(settings, vocab_size)
     shards = devices if sharded else 1
-    held = logits_held or loss._HELD
+    held = logits_held or loss._CHUNK_LOGITS
     in_the_loss = min(held, tokens * vocab_size) * _LOGIT_BYTES
     # Backward of a layer: gradients of its experts' rows, and of its weights in the dtype of computation.
     routed = tokens * model.num_experts_per_tok
@@ -183,6 +184,7 @@ def kept_by(model: Transformer, forward: Callable[[], Any]) -> int:
     return kept
 
 
+@uncompiled
 def _as_megablocks(
     x_ND: torch.Tensor,
     index_NK: torch.Tensor,

@@ -37,7 +37,7 @@ from moetrain.models.transformer import Transformer
 from moetrain.monitoring.build import panel_monitor
 from moetrain.monitoring.delays import delays
 from moetrain.monitoring.watch import router_rows
-from moetrain.probes.probes import Probes, load_probes, write_scores
+from moetrain.probes.probe_monitor import ProbeMonitor, load_probes, write_scores
 from moetrain.probes.scoring import score
 from moetrain.report.report import report_or_say_why
 from moetrain.routing.panel import Panel, document_panel, read_panel
@@ -119,7 +119,7 @@ class Texts:
     panel: PanelMonitor
     names: list[str]  # of the panel's domains, by number
     validation: dict[str, Stream]
-    probes: Probes | None
+    probes: ProbeMonitor | None
     start: Transformer | None = None  # the model before its first step
 
 
@@ -250,7 +250,7 @@ class _Reader:
             self._probe(model, texts.probes, saved)
         self._read[step] = saved.name
 
-    def _probe(self, model: Transformer, probes: Probes, saved: SavedModel) -> None:
+    def _probe(self, model: Transformer, probes: ProbeMonitor, saved: SavedModel) -> None:
         answers = self.settings.probes.max_new_tokens if self.settings.probes.generate else 0
         scores = score(model, probes.prepared, self.layout, max_new_tokens=answers)
         probes.history.add(saved.step, saved.tokens, scores)

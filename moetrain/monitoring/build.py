@@ -25,8 +25,8 @@ from moetrain.models.backends import choose_backends
 from moetrain.monitoring.background import Beside
 from moetrain.optim.builder import Optimizer, make_optimizer
 from moetrain.optim.schedule import warmup_warning
-from moetrain.probes.items import check_tasks
-from moetrain.probes.probes import COLUMNS, Probes, load_probes
+from moetrain.probes.probe_monitor import COLUMNS, ProbeMonitor, load_probes
+from moetrain.probes.tasks import check_tasks
 from moetrain.routing.panel import draw_panel
 from moetrain.routing.panel_monitor import PanelMonitor, PanelPoints
 from moetrain.routing.sample_store import SampleStore
@@ -56,7 +56,7 @@ class Run:
     guards: Guards
     monitor: StreamMonitor
     panel: PanelMonitor | None
-    probes: Probes | None
+    probes: ProbeMonitor | None
     steps: int
     interval: Interval
     matrix_rate: float  # operations a second of large products, over all processes

@@ -22,7 +22,7 @@ from moetrain.distributed.sharding import inner_model
 from moetrain.grokking import Delay, GroupPair
 from moetrain.grokking.memorization import MIN_TAIL_IN_RUNS
 from moetrain.probes.embeddings import item_text, mean_hidden_states, sentence_encoder
-from moetrain.probes.probes import BATCH_TOKENS, Probes
+from moetrain.probes.probe_monitor import BATCH_TOKENS, ProbeMonitor
 from moetrain.routing.panel import SEEN
 from moetrain.routing.panel_monitor import PanelMonitor
 
@@ -54,7 +54,7 @@ class Watched(Protocol):
     def panel(self) -> PanelMonitor | None: ...
 
     @property
-    def probes(self) -> Probes | None: ...
+    def probes(self) -> ProbeMonitor | None: ...
 
     @property
     def model(self) -> nn.Module | None: ...

@@ -16,7 +16,7 @@ from moetrain.models.router import Router
 from moetrain.models.transformer import Output
 from moetrain.monitoring.build import Run
 from moetrain.optim.schedule import learning_rate
-from moetrain.probes.probes import Probes, write_scores
+from moetrain.probes.probe_monitor import ProbeMonitor, write_scores
 from moetrain.probes.scoring import TaskScore, score
 from moetrain.routing.panel import read_panel
 from moetrain.routing.panel_monitor import PanelPoints
@@ -169,7 +169,7 @@ def show(run: Run, outputs: Outputs, wait: bool = False) -> None:
                 outputs.panel(points)
 
 
-def ask(run: Run, probes: Probes) -> dict[str, TaskScore]:
+def ask(run: Run, probes: ProbeMonitor) -> dict[str, TaskScore]:
     """What the model makes of all tasks now, each process its share of them."""
     settings = run.settings.probes
     answers = settings.max_new_tokens if settings.generate else 0

@@ -36,7 +36,7 @@ _NO_PANEL = "The run has no panel."
 
 
 def memorization(run: OpenedRun) -> Group:
-    """Shares of samples memorized, accuracy (as the paper's Figure 1) and leave-one-out accuracy over time, by domain."""
+    """Share of samples memorized, accuracy (as the paper's Figure 1) and leave-one-out accuracy by domain."""
     figures = []
     for domain in run.domains:
         steps, share = memorized_share(run, domain)

@@ -1,4 +1,4 @@
-"""Files that survive whatever ends the process: whole or absent, or growing by whole records."""
+"""Files that survive a crash: written atomically, or appended to by complete records."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from pathlib import Path
 
 from moetrain.fault_injection import fault_point
 
-BESIDE = ".partial"
-"""What the name of a file or folder ends in while it is being made; one that a killed process left may be removed."""
+PARTIAL = ".partial"
+"""Suffix of a file or folder while it is being written. One that a killed process left may be removed."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Have ``write`` make a file beside ``path``, make it durable and put it in its place.
+    """Have ``write`` write a partial file, sync it and rename it to ``path``; returns ``path``.
 
     Raises:
-        OSError: nothing was kept, for instance on a full disk; what stood in its place before still stands.
+        OSError: nothing was written, for instance on a full disk; an earlier file at ``path`` is untouched.
     """
-    beside = path.with_name(path.name + BESIDE)
+    partial = path.with_name(path.name + PARTIAL)
     try:
-        write(beside)
+        write(partial)
         fault_point(f"write {path.name}")
-        sync(beside)
-        beside.replace(path)
+        sync(partial)
+        partial.replace(path)
         fault_point(f"rename {path.name}")
         sync(path.parent)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
     return path
 
 
 def write_file(path: Path, content: str | bytes) -> Path:
-    """`write_atomically` of a text or of bytes."""
+    """Write text or bytes with `write_atomically`; returns ``path``."""
     data = content.encode() if isinstance(content, str) else content
-    return write_atomically(path, lambda beside: beside.write_bytes(data))
+    return write_atomically(path, lambda partial: partial.write_bytes(data))
 
 
 def sync(path: Path) -> None:
-    """Make a file's content, or a folder's entries, durable."""
+    """fsync a file, or a folder's entries."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -50,35 +50,35 @@ def sync(path: Path) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """A file's content in 16 bytes of BLAKE2b, as hexadecimal digits."""
+    """The hash of a file's content: 16 bytes of BLAKE2b, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 class AppendOnlyFile:
-    """A file that grows by whole records; what the disk has no room for waits in memory until it has.
+    """A file that grows by complete records, in order. Records that a full disk rejects stay buffered in memory.
 
-    Records are given in order and stand in order; none is ever torn while the process lives.
+    No record is ever torn while the process lives.
     """
 
     def __init__(self, path: Path) -> None:
         path.touch()
         self.path = path
-        self.size = path.stat().st_size  # bytes on disk, all of whole records
-        self._waiting: list[bytes] = []
+        self.size = path.stat().st_size  # bytes on disk, all of complete records
+        self._buffered: list[bytes] = []
 
     def add(self, record: bytes) -> None:
-        """Take a record in; it is in the file after the next `write` that succeeds."""
-        self._waiting.append(record)
+        """Buffer a record; the next `write` that succeeds appends it."""
+        self._buffered.append(record)
 
     def write(self, durable: bool = False) -> None:
-        """Write what waits; with ``durable``, all of the file is safe from a failure of the machine as well.
+        """Append the buffered records; with ``durable``, sync the file too.
 
         Raises:
-            OSError: there is no room, and it still waits; or the file is not durable.
+            OSError: they could not be written and stay buffered, or the file could not be synced.
         """
-        if self._waiting:
-            content = memoryview(b"".join(self._waiting))
+        if self._buffered:
+            content = memoryview(b"".join(self._buffered))
             size = self.size + len(content)
             try:
                 with open(self.path, "ab", buffering=0) as file:
@@ -89,12 +89,12 @@ class AppendOnlyFile:
                 os.truncate(self.path, self.size)
                 raise
             self.size = size
-            self._waiting.clear()
+            self._buffered.clear()
         if durable:
             sync(self.path)
 
     def cut(self, size: int) -> None:
-        """Take back what was written beyond ``size`` bytes, and what waits."""
-        self._waiting.clear()
+        """Truncate the file to ``size`` bytes and discard buffered records."""
+        self._buffered.clear()
         os.truncate(self.path, size)
         self.size = size

@@ -1,7 +1,7 @@
-"""Tensors to a device and back without the host waiting for it.
+"""Copies between host and device that do not block the host.
 
-A copy between the device and ordinary memory stops the host until the device has caught up. From and to page-locked
-memory it does not: the copy takes its turn on a stream, and the host goes on.
+A copy between the device and pageable memory blocks the host until the device has caught up. From and to page-locked
+memory it is queued on a stream.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on ``device``; work queued there after this call sees its content."""
+    """A copy of a host tensor on ``device``, ordered before all work queued there later."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 class HostCopy:
-    """Tensors on their way to the host; on CPU they are there already.
+    """Tensors being copied to the host; on CPU, the tensors themselves.
 
-    The copy runs on a stream of its own, beside the training, and begins when the work queued so far is done.
+    The copy runs on a stream of its own, overlapping with training, once the work queued so far is done.
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -35,10 +35,9 @@ class HostCopy:
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             self._tensors = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
-            for mine, theirs in zip(self._tensors, tensors, strict=True):
-                mine.copy_(theirs, non_blocking=True)
-                # Its memory may not be given to others before this stream has read it.
-                theirs.record_stream(stream)
+            for copy, tensor in zip(self._tensors, tensors, strict=True):
+                copy.copy_(tensor, non_blocking=True)
+                tensor.record_stream(stream)  # the allocator must not reuse its memory before this stream has read it
             self._arrived = stream.record_event()
 
     @property
@@ -47,7 +46,7 @@ class HostCopy:
         return self._arrived is None or self._arrived.query()
 
     def wait(self) -> list[torch.Tensor]:
-        """The tensors, in the host's memory."""
+        """The tensors in host memory, once the copy is done."""
         if self._arrived is not None:
             self._arrived.synchronize()
             self._arrived = None

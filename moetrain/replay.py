@@ -34,7 +34,7 @@ from moetrain.models.hf import find_olmoe, read_olmoe
 from moetrain.models.transformer import Transformer
 from moetrain.monitoring.monitor import Monitor
 from moetrain.monitoring.state import MonitorState, build_panel_monitor, panel_monitor
-from moetrain.probes.probes import Probes, load_probes
+from moetrain.probes.probe_monitor import ProbeMonitor, load_probes
 from moetrain.report.report import report_or_say_why
 from moetrain.routing.panel import Panel, document_panel
 from moetrain.routing.panel_monitor import PanelMonitor
@@ -122,7 +122,7 @@ class ReplayTexts:
     panel: PanelMonitor
     panel_domains: list[str]
     validation: dict[str, Stream]
-    probes: Probes | None
+    probes: ProbeMonitor | None
     initial: Transformer | None = None
 
 

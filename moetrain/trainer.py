@@ -14,12 +14,12 @@ from moetrain.checkpoint.manager import (
     Checkpoint,
     CheckpointError,
     State,
-    drop_checkpoints,
     end_write,
     help_write,
     load_checkpoint,
+    move_superseded,
+    prune_checkpoints,
     save_checkpoint,
-    set_aside_later,
 )
 from moetrain.checkpoint.run_folder import RunFolder
 from moetrain.config import Settings
@@ -40,10 +40,10 @@ from moetrain.monitoring.budget import Readings
 from moetrain.monitoring.monitor import CLOCKED, Monitor
 from moetrain.monitoring.recording import StreamRecorder
 from moetrain.monitoring.state import MonitorState, build_panel_monitor
-from moetrain.optim.builder import make_optimizer, optimizer_state, start_optimizer_state
-from moetrain.optim.schedule import learning_rate
-from moetrain.probes.items import check_tasks
-from moetrain.probes.probes import COLUMNS, load_probes
+from moetrain.optim.builder import Optimizer, initial_optimizer_state, make_optimizer, optimizer_state
+from moetrain.optim.schedule import learning_rate, warmup_warning
+from moetrain.probes.probe_monitor import COLUMNS, load_probes
+from moetrain.probes.tasks import check_tasks
 from moetrain.report.report import report_or_say_why
 from moetrain.routing.panel import reading_steps
 from moetrain.routing.store import TrainingContext, list_pieces, remove_unlisted
@@ -76,7 +76,7 @@ class Trainer:
     corpus: Corpus
     stream: Stream
     model: nn.Module
-    optimizer: torch.optim.AdamW
+    optimizer: Optimizer
     state: RunState
     monitor: Monitor
     recorder: StreamRecorder
@@ -144,6 +144,8 @@ class Trainer:
         if self.state.monitor.probes is not None:
             self.terminal.table("probes", COLUMNS, self.state.monitor.probes.rows())
         self.terminal.note(stream_line(self.stream, self.steps, self.settings))
+        if warning := warmup_warning(self.steps, self.settings.optim):
+            self.terminal.note(warning)
 
     def fit(self, folder: RunFolder, readings: Readings | None = None) -> int:
         """Train from the first step, or from the folder's checkpoint, to the summary; returns the exit status.
@@ -254,7 +256,7 @@ class Trainer:
         model = inner_model(self.model)
         checkpoint.states.fill("model", model.state_dict())
         if checkpoint.states.names("optimizer"):
-            checkpoint.states.fill("optimizer", start_optimizer_state(model, self.optimizer))
+            checkpoint.states.fill("optimizer", initial_optimizer_state(model, self.optimizer))
         self.state.load(
             checkpoint.step,
             checkpoint.states,
@@ -293,7 +295,7 @@ class Trainer:
             )
             if saved:
                 try:
-                    drop_checkpoints(run, train.keep_checkpoints, train.keep_every)
+                    prune_checkpoints(run, train.keep_checkpoints, train.keep_every)
                 except OSError as error:
                     logger.guard(step, f"an old checkpoint was not removed ({error})")
         return saved
@@ -315,7 +317,7 @@ class Trainer:
         """Begin to write to the run's folder, after removing what was written later than the checkpoint."""
         if self.layout.is_main:
             if checkpoint is not None:
-                set_aside_later(folder, checkpoint.step)
+                move_superseded(folder, checkpoint.step)
                 remove_unlisted(folder, checkpoint.record["pieces"])
             self.corpus.tokenizer.save_in(folder)  # the cache may be deleted: the folder holds all its model needs
             probes = self.state.monitor.probes
@@ -352,7 +354,7 @@ class Trainer:
         rate = clock.rate_since_last()
         system = {
             "system/tokens_per_second": rate,
-            "system/mfu": rate * inner_model(self.model).operations_a_token() / self.matmul_rate,
+            "system/mfu": rate * inner_model(self.model).flops_per_token() / self.matmul_rate,
             "system/monitor_share": clock.share(*CLOCKED),
             "system/monitor_panel": clock.share("panel"),
             "system/monitor_probes": clock.share("probes"),

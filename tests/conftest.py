@@ -88,7 +88,7 @@ def make_settings(corpus_folder: Path, tmp_path: Path, tmp_path_factory: pytest.
     return make
 
 
-# Beside `small_run`: a domain whose documents mark answers, enough of them in the first step for left-out accuracy.
+# Overrides for `small_run`: a domain with marked answers, enough of them in the first step for leave-one-out accuracy.
 MARKED_ANSWERS = (
     "data.domains.rule.builtin=modular",
     "data.domains.rule.repeats=4",

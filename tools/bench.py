@@ -1,78 +1,78 @@
-"""Measure how fast training is, beside others and in its parts, what watching costs, what a larger run would need.
+"""Benchmarks: training throughput, comparisons, monitoring overhead, and the resource plan of a larger run.
 
-    python tools/bench.py train --json train.json       # our step: tokens a second, parts, memory, utilization
-    python tools/bench.py peers --json peers.json       # beside transformers and beside dense models
-    python tools/bench.py monitor                       # recording, streaming metrics and panel, as shares and seconds
+    python tools/bench.py train --json train.json       # our step: tokens/s, time per component, memory, utilization
+    python tools/bench.py peers --json peers.json       # against transformers and against dense models
+    python tools/bench.py monitor                       # overhead of recording, streaming metrics and panel
     python tools/bench.py monitor --parts costs distances --json costs.json --figure costs.png
     python tools/bench.py plan CONFIG.yaml --gpus 8 --tokens 100e9 --measured train.json
-    python tools/bench.py card --output card            # all of it that needs a CUDA card, OLMoE-1B-7B's shape
+    python tools/bench.py card --output card            # all measurements that need a CUDA GPU, at OLMoE-1B-7B's shape
 
-Every benchmark that trains takes a configuration and overrides as a training run does. Sides that are compared take
-turns on the same fresh data; what is printed and written are medians, and ratios of medians.
+Every benchmark that trains takes a configuration and overrides, as training does. Compared implementations run
+alternately on the same fresh data. Results are medians, and ratios of medians.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks import attention_backends, card, expert_backends, monitor, peers, plan, steps
+from benchmarks import backends, card, monitor, peers, plan, steps
 from benchmarks.machine import heading
+from command_line import make_parser, reports_errors, write_json
 from rich.console import Console
 
 from moetrain.config import SettingsError
-from moetrain.data.documents import DataError
+from moetrain.data.errors import DataError
 
-BENCHMARKS: dict[str, tuple[ModuleType, str]] = {
-    "train": (steps, "a training step: tokens a second, parts, memory, utilization"),
-    "peers": (peers, "a training step beside transformers' and beside dense models"),
-    "experts": (expert_backends, "a layer's experts by backend"),
-    "attention": (attention_backends, "a layer's attention by backend"),
-    "monitor": (monitor, "what recording, streaming metrics and panel cost"),
-    "plan": (plan, "what a larger run would need"),
-    "card": (card, "all that is to be measured on one CUDA card"),
+
+class Benchmark(NamedTuple):
+    """A module with `add_arguments`, `tables` and `draw`; the function that measures; what it measures."""
+
+    module: ModuleType
+    run: Callable[[argparse.Namespace], dict[str, Any]]
+    summary: str
+
+
+BENCHMARKS = {
+    "train": Benchmark(steps, steps.run, "a training step: tokens a second, parts, memory, utilization"),
+    "peers": Benchmark(peers, peers.run, "a training step beside transformers' and beside dense models"),
+    "experts": Benchmark(backends, backends.run_experts, "a layer's experts by backend"),
+    "attention": Benchmark(backends, backends.run_attention, "a layer's attention by backend"),
+    "monitor": Benchmark(monitor, monitor.run, "what recording, streaming metrics and panel cost"),
+    "plan": Benchmark(plan, plan.run, "what a larger run would need"),
+    "card": Benchmark(card, card.run, "all that is to be measured on one CUDA card"),
 }
-"""By name, a module with `add_arguments`, `run`, `tables` and `draw`, and what it measures."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line; every benchmark adds what it needs."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    chosen = parser.add_subparsers(dest="benchmark", required=True, metavar="|".join(BENCHMARKS))
-    for name, (module, summary) in BENCHMARKS.items():
-        one = chosen.add_parser(name, help=summary, description=module.__doc__)
-        module.add_arguments(one)
-        one.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
-        one.add_argument("--figure", type=Path, metavar="FILE", help="draw the result here (.png, .svg, .pdf)")
+    """Parse the command line; each benchmark adds its own options."""
+    parser = make_parser(__doc__, prog="bench.py")
+    subparsers = parser.add_subparsers(dest="benchmark", required=True, metavar="|".join(BENCHMARKS))
+    for name, benchmark in BENCHMARKS.items():
+        subparser = subparsers.add_parser(name, help=benchmark.summary, description=benchmark.module.__doc__)
+        benchmark.module.add_arguments(subparser)
+        subparser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file")
+        subparser.add_argument("--figure", type=Path, metavar="FILE", help="write a figure (.png, .svg, .pdf)")
     return parser.parse_args(arguments)
 
 
+@reports_errors(SettingsError, DataError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print tables, write what was asked for; exit status 2 for a command or settings that cannot be used."""
+    """Measure, print tables, write results; exit status 0 done, 2 an invalid command or configuration."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(words)
-    module, summary = BENCHMARKS[options.benchmark]
-    try:
-        found = module.run(options)
-        result: dict[str, Any] = {**heading(summary, words), **found}  # after it: a run sets the threads
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(result, indent=1) + "\n")
-        for table in module.tables(result):
-            Console().print(table)
-        if options.figure:
-            module.draw(result, options.figure)
-    except (SettingsError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    benchmark = BENCHMARKS[options.benchmark]
+    found = benchmark.run(options)
+    result = heading(benchmark.summary, words) | found  # after measuring, which sets the number of threads
+    write_json(options.json, result)
+    for table in benchmark.module.tables(result):
+        Console().print(table)
+    if options.figure:
+        benchmark.module.draw(result, options.figure)
     return 0
 
 

@@ -43,9 +43,8 @@ from moetrain.probes.fine_tuning import (
     refuse_folder,
     save_adapters,
 )
-from moetrain.probes.items import read_entries
 from moetrain.probes.scoring import Measured, TaskScore, prepare, score
-from moetrain.probes.tasks import Task, tasks_of
+from moetrain.probes.tasks import Task, read_entries, tasks_of
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 16_384}  # half of what reading alone takes: training keeps what layers compute
 
@@ -104,7 +103,7 @@ def instruct_probe(
             prepared,
             ParallelLayout(device=device),
             max_new_tokens=max_new_tokens,
-            tell=lambda done, total: terminal.preparing(f"probing {when} fine-tuning", done, total),
+            on_batch=lambda done, total: terminal.preparing(f"probing {when} fine-tuning", done, total),
         )
 
     before = scores("before")

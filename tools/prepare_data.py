@@ -34,7 +34,7 @@ from moetrain.data.items import Item, read_all_items
 from moetrain.data.packing import cut_samples
 from moetrain.data.stream import nothing_held_out
 from moetrain.loggers.terminal import Terminal
-from moetrain.probes.items import read_task_items
+from moetrain.probes.tasks import read_task_items
 
 _DOCUMENTS = {
     "documents": "docs",

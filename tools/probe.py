@@ -24,9 +24,8 @@ from moetrain.config import SettingsError
 from moetrain.data.errors import DataError
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.loggers.terminal import Terminal
-from moetrain.probes.items import read_entries
 from moetrain.probes.scoring import TaskScore, prepare, score
-from moetrain.probes.tasks import ENOUGH, tasks_of
+from moetrain.probes.tasks import ENOUGH, read_entries, tasks_of
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
 _METRICS = {
@@ -107,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
             prepared,
             ParallelLayout(device=device),
             max_new_tokens=options.generate or 0,
-            tell=lambda done, total: terminal.preparing("reading tokens", done, total),
+            on_batch=lambda done, total: terminal.preparing("reading tokens", done, total),
         )
         seconds = time.monotonic() - began
         terminal.table(f"step {trained.step:,} of {trained.run}", *table_rows(scores))

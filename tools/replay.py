@@ -38,7 +38,7 @@ _COLUMNS = {
     "pathway/cosine": "cosine",
     "pathway/spread": "spread",
     "kernel/effective_rank": "rank",
-    "kernel/left_out": "left-out",
+    "kernel/left_out": "leave-one-out",
 }
 
 

@@ -4,7 +4,7 @@
     python tools/validate_monitor.py measure --output runs/validity  # their readings and tools/results/validity.json
     python tools/validate_monitor.py tables                          # every number of the report, from those alone
 
-`run --only 13_base 16_text` makes some of the runs; `tables --row "left-out accuracy"` gives one row of each table.
+`run --only 13_base 16_text` makes some of the runs; `tables --row "leave-one-out accuracy"` gives one row per table.
 configs/study/plan.yaml says which runs there are, and tools/results/validity.md what came out.
 """
 
@@ -100,7 +100,7 @@ def summary(found: dict[str, pd.DataFrame], tables: dict[str, pd.DataFrame]) -> 
     """The study in a few numbers, of its test runs: shares with 95% intervals (AUC's over runs, the others Wilson's),
     null where the runs measured so far do not give one."""
     measured = [run.part for run in read_plan() if run.name in set(tables["readings"]["run"])]
-    left_out = found["AUC at the end"].set_index("measure").loc["left-out accuracy"]
+    left_out = found["AUC at the end"].set_index("measure").loc["leave-one-out accuracy"]
     rates = found["error rates on the test runs"].set_index("rate")
     numbers: dict[str, Any] = {
         "runs": {part: measured.count(part) for part in ("fit", "test")},

@@ -1,1 +1,1 @@
-"""Checkpoints that are complete or absent, and the run folders that hold them."""
+"""Checkpoints, complete or absent: written, checked, pruned and loaded; and the run folders that hold them."""

@@ -1,4 +1,4 @@
-"""A trained model taken out of its run: weights, tokenizer and settings, for tools that train no further."""
+"""The model of a checkpoint with its tokenizer and settings, for tools that do not train."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from pathlib import Path
 
 import torch
 
-from moetrain.checkpoint.manager import CheckpointError, load_checkpoint, newest_whole
+from moetrain.checkpoint.manager import load_checkpoint, newest_valid
+from moetrain.checkpoint.manifest import MANIFEST, CheckpointError
 from moetrain.config import Settings, load_settings
 from moetrain.data.tokenizer import Tokenizer, load_from_folder
 from moetrain.distributed.launch import compute_dtype
 from moetrain.models.transformer import Transformer
 
-_MANIFEST, _CONFIG = "manifest.json", "config.yaml"
+_CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The model of a checkpoint, in evaluation mode, and what it was trained with."""
+    """The model of a checkpoint, in evaluation mode, with what it was trained on."""
 
     model: Transformer
     tokenizer: Tokenizer
@@ -36,11 +37,11 @@ def open_model(
     """The model of a checkpoint.
 
     Args:
-        checkpoint: RUN/checkpoints/step_XXXXXXXX, or RUN for its newest unharmed one.
-        dtype: what products run in; null: as the run's ``train.precision`` says, on this device.
+        checkpoint: RUN/checkpoints/step_XXXXXXXX, or RUN for its newest valid one.
+        dtype: of matmuls; None: by the run's ``train.precision``, on this device.
 
     Raises:
-        CheckpointError: there is no checkpoint, it is altered, or its run lacks something, in one line.
+        CheckpointError: there is no checkpoint, it is corrupt, or its run lacks a file, in one line.
         SettingsError: the run's config.yaml cannot be read.
     """
     device = torch.device(device)
@@ -50,7 +51,7 @@ def open_model(
     tokenizer = _open_tokenizer(run, settings)
     dtype = dtype or compute_dtype(settings, device)
     state = loaded.states["model"]
-    # A model that began as a transformers folder may have rows for more ids than its tokenizer has.
+    # A model initialized from a transformers folder may have more embeddings than its tokenizer has ids.
     rows = len(state["model.embed_tokens.weight"])
     try:
         if rows < tokenizer.vocab_size:
@@ -63,7 +64,7 @@ def open_model(
 
 
 def find_checkpoint(given: Path) -> tuple[Path, Path]:
-    """The folder of a checkpoint, or of a run's newest unharmed one, and the run it belongs to.
+    """The folder of a checkpoint, or of a run's newest valid one, and the run it belongs to.
 
     Raises:
         CheckpointError: there is none, or its run's config.yaml is missing.
@@ -72,11 +73,11 @@ def find_checkpoint(given: Path) -> tuple[Path, Path]:
     if not given.is_dir():
         raise CheckpointError(f"{given}: no such folder: give RUN or RUN/checkpoints/step_XXXXXXXX")
     folder = given.resolve()
-    if not (folder / _MANIFEST).is_file() and (folder / "checkpoints").is_dir():
-        folder, _ = newest_whole(folder, owners=("model",))
-    if not (folder / _MANIFEST).is_file():
+    if not (folder / MANIFEST).is_file() and (folder / "checkpoints").is_dir():
+        folder, _ = newest_valid(folder, owners=("model",))
+    if not (folder / MANIFEST).is_file():
         raise CheckpointError(f"{given}: no checkpoint here: give RUN or RUN/checkpoints/step_XXXXXXXX")
-    # A checkpoint that a resumed run went past lies a level deeper, in checkpoints/superseded.
+    # A superseded checkpoint is one level deeper, in checkpoints/superseded.
     for run in folder.parents[1:3]:
         if (run / _CONFIG).is_file():
             return folder, run

@@ -1,4 +1,4 @@
-"""Which folder a run writes to, and which checkpoint it goes on from. Nothing is ever overwritten."""
+"""Which folder a run writes to, and which checkpoint it resumes from. Nothing is ever overwritten."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moetrain.atomic_io import write_file
-from moetrain.checkpoint.manager import CheckpointError, list_checkpoints, load_checkpoint, newest_whole
+from moetrain.checkpoint.manager import CheckpointError, list_checkpoints, load_checkpoint, newest_valid
 from moetrain.config import Settings, SettingsError, expand, load_settings
 from moetrain.distributed.mesh import ParallelLayout
 
-# What `monitor.budget: auto` measures anew for each run.
+# Settings that `monitor.budget: auto` calibrates for each run.
 _CALIBRATED = ("panel.readings", "probes.readings")
 
-# Settings in which a run may differ from the one it continues.
+# Settings in which a run may differ from the one it resumes.
 _MAY_DIFFER = (
     "train.resume",
     "train.keep_checkpoints",
@@ -33,15 +33,15 @@ _MAY_DIFFER = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder, and the checkpoint to go on from, if any."""
+    """A run's folder, and the checkpoint to resume from, if any."""
 
     path: Path
     checkpoint: Path | None
-    notes: list[str]  # what to tell the user about the choice
-    lock: int  # an open file: the run is held until it is closed, or the process ends, however it ends
+    notes: list[str]  # lines for the user about the choice
+    lock: int  # an open file: the run is locked until it is closed or the process ends
 
     def release(self) -> None:
-        """Let other processes have the run."""
+        """Unlock the run."""
         os.close(self.lock)
 
 
@@ -65,8 +65,8 @@ def open_run_folder(settings: Settings) -> RunFolder:
     """Choose, create and lock the run's folder by ``train.resume``.
 
     Raises:
-        SettingsError: a given checkpoint that belongs to no run, or to one with other settings or in use.
-        CheckpointError: a checkpoint that is harmed or cannot be read; each file was checked against its hash.
+        SettingsError: a given checkpoint that belongs to no run, or to one that has other settings or is locked.
+        CheckpointError: a checkpoint that is corrupt or cannot be read; each file is compared with its hash.
     """
     base = Path(expand(settings.run.output_dir, "run.output_dir"))
     base.mkdir(parents=True, exist_ok=True)
@@ -78,8 +78,8 @@ def open_run_folder(settings: Settings) -> RunFolder:
         reason = _cannot_continue(run, settings)
         lock = None if reason else _lock(run)
         if lock is not None:
-            checkpoint, complaints = newest_whole(run)
-            return RunFolder(run, checkpoint, [*complaints, f"continuing {run} from {checkpoint.name}"], lock)
+            checkpoint, problems = newest_valid(run)
+            return RunFolder(run, checkpoint, [*problems, f"continuing {run} from {checkpoint.name}"], lock)
         notes.append(f"{run} {reason or 'is being written by another process'}")
     name = settings.run.name
     path = base / (name if not earlier else f"{name}-{_number(earlier[-1], name) + 1}")
@@ -128,10 +128,15 @@ def _differences(run: Path, settings: Settings) -> list[str]:
     Raises:
         SettingsError: the run's settings cannot be read.
     """
-    theirs = load_settings(run / "config.yaml")  # settings that it does not know stand at their defaults
-    a, b = dict(_flatten(theirs.model_dump())), dict(_flatten(settings.model_dump()))
+    saved = load_settings(run / "config.yaml")  # settings newer than the run get their defaults
+    a, b = flat_settings(saved), flat_settings(settings)
     free = (*_MAY_DIFFER, *_CALIBRATED) if settings.monitor.budget == "auto" else _MAY_DIFFER
     return sorted(key for key in a.keys() | b.keys() if key not in free and a.get(key) != b.get(key))
+
+
+def flat_settings(settings: Settings) -> dict[str, object]:
+    """Settings by dotted key."""
+    return dict(_flatten(settings.model_dump()))
 
 
 def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
@@ -152,7 +157,7 @@ def _number(path: Path, name: str) -> int:
 
 
 def _lock(run: Path) -> int | None:
-    """An open file that holds the run; None where another process holds it."""
+    """An open file that locks the run; None where another process has locked it."""
     handle = os.open(run / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

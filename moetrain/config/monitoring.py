@@ -93,10 +93,12 @@ class PhaseSettings(Section):
     learned: float = Field(
         0.8, gt=0, lt=1, description="Share of its highest reading that the loss must have fallen by."
     )
-    window: int = Field(3, ge=1, description="Readings of left-out accuracy that are averaged.")
+    window: int = Field(3, ge=1, description="Readings of leave-one-out accuracy that are averaged.")
     answers: int = Field(96, ge=1, description="Samples with a marked answer below which it is not judged.")
-    generalizing: float = Field(0.13, ge=0, le=1, description="Left-out accuracy that speaks for generalizing.")
-    memorizing: float = Field(0.11, ge=0, le=1, description="Left-out accuracy up to which it speaks for memorizing.")
+    generalizing: float = Field(0.13, ge=0, le=1, description="Leave-one-out accuracy that speaks for generalizing.")
+    memorizing: float = Field(
+        0.11, ge=0, le=1, description="Leave-one-out accuracy up to which it speaks for memorizing."
+    )
     still: float = Field(0.05, gt=0, lt=1, description="Rise over a window up to which a domain has settled.")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The order in which a run meets its samples: each at most once, domains by size or by weight."""
+"""The order of samples in the stream: each at most once, domains mixed by size or by weight."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from moetrain.data.packing import Samples
 
 
 def order_by_size(samples: Samples, seed: int, within: Sequence[float] = ()) -> np.ndarray:
-    """All samples once, in one seeded order, int64 [S]: each domain's share of the stream is its size.
+    """All samples once in a seeded random order, int64 [S], so that domains are mixed by their size.
 
     Args:
-        within: by domain, the share of the stream that all copies of one text lie within; none: 1 for all.
+        within: per domain, the share of the stream within which all copies of a text lie; empty: 1 for all.
     """
     order = np.random.default_rng([seed, 1]).permutation(len(samples))
     return _gather_copies(samples, order, seed, within)
@@ -23,54 +23,55 @@ def order_by_size(samples: Samples, seed: int, within: Sequence[float] = ()) -> 
 def order_by_weights(
     samples: Samples, phases: Sequence[tuple[int, Sequence[float]]], seed: int, within: Sequence[float] = ()
 ) -> np.ndarray:
-    """Samples in an order in which every stretch holds the domains' tokens in proportion to the weights, int64.
+    """Samples in an order in which each part of the stream has tokens in proportion to the weights, int64.
 
-    Each domain goes through its own seeded order. The stream ends when the first domain that is still asked for is
-    exhausted, so the others are left in part unused.
+    Each domain has its own seeded order. The stream ends when the first domain with a positive weight is exhausted;
+    the rest of the other domains is not used.
 
     Args:
-        phases: (tokens of the stream before it begins, weight of each domain), the first at 0, in order.
-        within: by domain, the share of its own order that all copies of one text lie within; none: 1 for all.
+        phases: (first token of the phase in the stream, weight of each domain), in order, beginning at 0.
+        within: per domain, the share of its own order within which all copies of a text lie; empty: 1 for all.
     """
     starts = np.array([start for start, _ in phases], float)
     weights = np.array([weight for _, weight in phases], float)
     shares = weights / weights.sum(1, keepdims=True)
-    # due[k, d]: tokens of domain d that are due when phase k begins.
+    # due[k, d]: tokens of domain d before phase k begins.
     due = np.concatenate([np.zeros((1, shares.shape[1])), np.cumsum(np.diff(starts)[:, None] * shares[:-1], axis=0)])
     orders, times, ends = [], [], []
     for domain in range(shares.shape[1]):
         members = np.random.default_rng([seed, 2, domain]).permutation(np.flatnonzero(samples.domain == domain))
         members = _gather_copies(samples, members, seed, within)
-        met = np.cumsum(samples.row_lengths[members]).astype(float)
+        tokens = np.cumsum(samples.row_lengths[members]).astype(float)
         orders.append(members)
-        times.append(_time_at(met, starts, shares[:, domain], due[:, domain], side="left"))
-        ends.append(_time_at(met[-1:], starts, shares[:, domain], due[:, domain], side="right")[0])
+        times.append(_time_at(tokens, starts, shares[:, domain], due[:, domain], side="left"))
+        ends.append(_time_at(tokens[-1:], starts, shares[:, domain], due[:, domain], side="right")[0])
     merged = np.concatenate(times)
     by_time = np.argsort(merged, kind="stable")
     return np.concatenate(orders)[by_time[merged[by_time] <= min(ends)]]
 
 
 def _gather_copies(samples: Samples, order: np.ndarray, seed: int, within: Sequence[float]) -> np.ndarray:
-    """An order of samples with the copies of each text moved together, where its domain asks for that.
+    """Move the copies of each text together, in domains whose ``within`` is below 1.
 
-    A text's copies keep their places relative to each other, drawn together into a stretch that begins anywhere.
+    The copies of a text keep their relative positions, scaled to a range that begins at a random position.
     """
     place = np.arange(len(order)) / max(1, len(order))
     for domain, share in enumerate(within):
-        (mine,) = np.nonzero(samples.domain[order] == domain)
-        if share < 1 and len(mine):
-            texts, text = np.unique(samples.start[order[mine]], return_inverse=True)
+        (members,) = np.nonzero(samples.domain[order] == domain)
+        if share < 1 and len(members):
+            texts, text = np.unique(samples.start[order[members]], return_inverse=True)
             begin = np.random.default_rng([seed, 5, domain]).random(len(texts)) * (1 - share)
-            place[mine] = begin[text] + share * place[mine]
+            place[members] = begin[text] + share * place[members]
     return order[np.argsort(place, kind="stable")]
 
 
 def _time_at(
     tokens: np.ndarray, starts: np.ndarray, shares: np.ndarray, due: np.ndarray, side: Literal["left", "right"]
 ) -> np.ndarray:
-    """When a domain has had so many tokens, in tokens of the whole stream: first (left), or last before more (right).
+    """The position in the stream, in tokens, at which a domain has had ``tokens`` tokens.
 
-    Infinite where the last phase does not ask for the domain.
+    ``left`` gives the first such position, ``right`` the last one before the domain gets more. It is infinite if the
+    domain has no weight from there on.
     """
     phase = np.maximum(np.searchsorted(due, tokens, side=side) - 1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):

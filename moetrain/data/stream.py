@@ -1,6 +1,6 @@
-"""The one-epoch stream: every row a pure function of (seed, step), so a run can go on at any step.
+"""The one-epoch stream. Each row is a pure function of (seed, step), so a run can resume at any step.
 
-Shapes: B rows, T tokens a row, S samples a row (padded), N spans.
+Shapes: B rows, T tokens per row, S samples per row (padded), N spans.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from moetrain.device_transfer import to_device
 from moetrain.model_input import PackedTokens
 
 IGNORED = -100
-"""Target of a token that nothing is predicted from: a sample's end mark, and padding."""
+"""Target of tokens from which nothing is predicted: the end mark of a sample, and padding."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed rows as tensors; what the model needs, and what ties its answers to samples and domains."""
+    """Packed rows as tensors: the model's input, and the sample and domain of each token."""
 
     tokens_BT: torch.Tensor  # int64, padding is the end mark
-    targets_BT: torch.Tensor  # int64, IGNORED where nothing is predicted
+    targets_BT: torch.Tensor  # int64, IGNORED if nothing is predicted from the token
     positions_BT: torch.Tensor  # int64, from 0 in each sample
-    slots_BT: torch.Tensor  # int64, which of the row's samples a token belongs to, -1 for padding
-    domains_BT: torch.Tensor  # int64, the domain a predicted token counts for, -1 where nothing is predicted
-    recorded_BT: torch.Tensor  # int64, 2 * slot + parity of the text tokens whose routing counts, else -1
-    spans_N2: torch.Tensor  # int64 on the CPU: (start, length) of each sample and of each row's padding, in [B * T]
-    samples_BS: torch.Tensor  # int64 on the CPU, number of the sample, -1 where the row has fewer
-    domains_BS: torch.Tensor  # int64 on the CPU, -1 likewise
-    compared_BS: torch.Tensor  # bool on the CPU, whether the sample is long enough for its first tokens to be compared
+    slots_BT: torch.Tensor  # int64, slot of the token's sample in its row, -1 for padding
+    domains_BT: torch.Tensor  # int64, domain that the loss of the token counts for, -1 if nothing is predicted
+    recorded_BT: torch.Tensor  # int64, 2 * slot + parity of text tokens whose routing is recorded, else -1
+    spans_N2: torch.Tensor  # int64 on the CPU: (start, length) of each sample and padding in the flattened rows
+    samples_BS: torch.Tensor  # int64 on the CPU, number of the sample, -1 for empty slots
+    domains_BS: torch.Tensor  # int64 on the CPU, domain of the sample, -1 for empty slots
+    compared_BS: torch.Tensor  # bool on the CPU, whether the sample has enough tokens for routing distances
 
     def model_input(self, by_sample: bool = True) -> PackedTokens:
         """The input of `moetrain.models.transformer.Transformer`; without ``by_sample`` no routing sums per sample."""
@@ -51,29 +51,29 @@ class Batch:
         )
 
     def sum_by_sample(self, values_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Values of predicted tokens summed by sample, and how many there are: two float64 arrays [B, S]."""
+        """Sum of values over the predicted tokens of each sample, and their number: two float64 arrays [B, S]."""
         rows, slots = self.samples_BS.shape
         predicted = self.targets_BT.cpu().numpy() != IGNORED
         place = (np.arange(rows)[:, None] * slots + self.slots_BT.cpu().numpy())[predicted]
         sums = np.bincount(place, values_BT[predicted], rows * slots)
         return sums.reshape(rows, slots), np.bincount(place, minlength=rows * slots).reshape(rows, slots).astype(float)
 
-    def each_predicted(self, chosen_BS: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """``recorded_BT`` and the samples a row that have each token by itself which another is predicted from.
+    def record_per_token(self, chosen_BS: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """A ``recorded_BT`` that records the routing of each predicted token of the chosen samples by itself.
 
         Args:
-            chosen_BS: bool, the samples whose tokens they are.
+            chosen_BS: bool, the samples.
 
-        In place of ``2 * slot + parity`` these tokens hold 0, 1, ... in order of their place in the row, the others -1.
-        The number of samples leaves room for them, in steps of 8, so that shapes repeat.
+        Returns:
+            ``recorded_BT``, which numbers these tokens 0, 1, ... in each row and holds -1 for all others; and the
+            slots per row that this takes at 2 tokens per slot, a multiple of 8 so that few shapes occur.
         """
-        theirs_BT = chosen_BS.gather(1, self.slots_BT.clamp(min=0))  # nothing is predicted from padding
-        mine_BT = theirs_BT & (self.targets_BT != IGNORED)
-        recorded_BT = torch.where(mine_BT, mine_BT.cumsum(1) - 1, -1)
-        return recorded_BT, -(-int(mine_BT.sum(1).max()) // 16) * 8
+        chosen_BT = chosen_BS.gather(1, self.slots_BT.clamp(min=0)) & (self.targets_BT != IGNORED)
+        recorded_BT = torch.where(chosen_BT, chosen_BT.cumsum(1) - 1, -1)
+        return recorded_BT, -(-int(chosen_BT.sum(1).max()) // 16) * 8
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with what the model reads on ``device``; what only the host reads stays."""
+        """The batch with the tensors that the model reads on ``device``; the others stay on the host."""
         host = ("spans_N2", "samples_BS", "domains_BS", "compared_BS")
         moved = {
             f.name: getattr(self, f.name) if f.name in host else to_device(getattr(self, f.name), device)
@@ -83,10 +83,10 @@ class Batch:
 
 
 class Stream:
-    """Rows of samples in their order, cut into steps of ``batch_rows`` rows.
+    """Packed rows in a fixed order, in steps of ``batch_rows`` rows.
 
-    With ``beginnings``, samples are cut short to be read, not trained on: their end mark stands but is not predicted,
-    and where a document marks its answer, the answer alone is.
+    With ``truncated``, the samples are cut short, for evaluation: their end mark is not predicted, and if a document
+    marks its answer, only the answer is predicted.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Stream:
         samples: Samples,
         rows: Rows,
         batch_rows: int,
-        beginnings: bool = False,
+        truncated: bool = False,
     ) -> None:
         self.samples = samples
         self.rows = rows
@@ -107,21 +107,21 @@ class Stream:
         self._names = [domain.name for domain in corpus.domains]
         self._panel_tokens = np.array([settings.panel_tokens(name) for name in self._names])
         self._seq_len = settings.data.seq_len
-        self._beginnings = beginnings
-        # A multiple of 8, so that streams that differ a little still share shapes.
+        self._truncated = truncated
+        # A multiple of 8, so that similar streams share shapes.
         self.most_samples = -(-rows.most_samples // 8) * 8
 
     @property
     def steps(self) -> int:
-        """Steps that the whole stream takes; the last one may end in empty rows."""
+        """Steps of the whole stream; the last one may end in empty rows."""
         return -(-len(self.rows) // self.batch_rows)
 
     def predicted_tokens(self, step: int) -> int:
-        """Tokens predicted in a whole step (0 the first), over all processes."""
+        """Tokens predicted in a step (0 the first), over all ranks."""
         return self.real_tokens(step) - self._step_samples(step).size
 
     def real_tokens(self, step: int) -> int:
-        """Tokens of a whole step without padding."""
+        """Tokens of a step without padding, over all ranks."""
         return int(self.samples.row_lengths[self._step_samples(step)].sum())
 
     def _step_samples(self, step: int) -> np.ndarray:
@@ -130,19 +130,24 @@ class Stream:
         return self.rows.samples[self.rows.starts[first] : self.rows.starts[last]]
 
     def fullness(self) -> float:
-        """Share of the rows' places that hold tokens of samples."""
+        """Share of the tokens of all rows that is not padding."""
         filled = self.samples.row_lengths[self.rows.samples].sum()
         return float(filled) / (len(self.rows) * self._seq_len)
 
     def batch(self, step: int, first: int, count: int) -> Batch:
-        """Rows ``first`` to ``first + count`` of a step (0 the first)."""
-        shape, slots = (count, self._seq_len), (count, self.most_samples)
+        """Rows ``first`` to ``first + count`` of a step (0 the first).
+
+        Raises:
+            DataError: a token id is outside the vocabulary.
+        """
+        shape, sample_shape = (count, self._seq_len), (count, self.most_samples)
         tokens = np.full(shape, self._end, np.int64)
         targets = np.full(shape, IGNORED, np.int64)
         positions = np.zeros(shape, np.int64)
-        owner = np.full(shape, -1, np.int64)
+        slots = np.full(shape, -1, np.int64)
         recorded = np.full(shape, -1, np.int64)
-        samples, domains, whole = np.full(slots, -1, np.int64), np.full(slots, -1, np.int64), np.zeros(slots, bool)
+        samples, domains = np.full(sample_shape, -1, np.int64), np.full(sample_shape, -1, np.int64)
+        compared = np.zeros(sample_shape, bool)
         spans: list[tuple[int, int]] = []
         for row in range(count):
             number = step * self.batch_rows + first + row
@@ -152,47 +157,45 @@ class Stream:
                 length = len(text) + MARKS
                 here = slice(place, place + length)
                 tokens[row, here] = np.concatenate([[self._begin], text, [self._end]])
-                begin, end = (place + place_in_sample for place_in_sample in self._predicted(int(sample), length))
+                begin, end = (place + offset for offset in self._predicted_range(int(sample), length))
                 targets[row, begin:end] = tokens[row, begin + 1 : end + 1]
                 positions[row, here] = np.arange(length)
-                owner[row, here] = slot
+                slots[row, here] = slot
                 samples[row, slot], domains[row, slot] = sample, self.samples.domain[sample]
-                compared = self._panel_tokens[domains[row, slot]]
-                if len(text) >= compared:
-                    whole[row, slot] = True
-                    recorded[row, place + 1 : place + 1 + compared] = 2 * slot + np.arange(compared) % 2
+                panel_tokens = self._panel_tokens[domains[row, slot]]
+                if len(text) >= panel_tokens:
+                    compared[row, slot] = True
+                    recorded[row, place + 1 : place + 1 + panel_tokens] = 2 * slot + np.arange(panel_tokens) % 2
                 spans.append((row * self._seq_len + place, length))
                 place += length
             if place < self._seq_len:
                 spans.append((row * self._seq_len + place, self._seq_len - place))
                 positions[row, place:] = np.arange(self._seq_len - place)
-        rows = np.arange(count)[:, None]
-        token_domains = np.where(targets == IGNORED, -1, domains[rows, owner])
-        arrays = (
-            tokens,
-            targets,
-            positions,
-            owner,
-            token_domains,
-            recorded,
-            np.asarray(spans, np.int64),
-            samples,
-            domains,
-            whole,
+        token_domains = np.where(targets == IGNORED, -1, domains[np.arange(count)[:, None], slots])
+        return Batch(
+            tokens_BT=torch.from_numpy(tokens),
+            targets_BT=torch.from_numpy(targets),
+            positions_BT=torch.from_numpy(positions),
+            slots_BT=torch.from_numpy(slots),
+            domains_BT=torch.from_numpy(token_domains),
+            recorded_BT=torch.from_numpy(recorded),
+            spans_N2=torch.from_numpy(np.asarray(spans, np.int64)),
+            samples_BS=torch.from_numpy(samples),
+            domains_BS=torch.from_numpy(domains),
+            compared_BS=torch.from_numpy(compared),
         )
-        return Batch(*map(torch.from_numpy, arrays))
 
     @cached_property
     def answered(self) -> np.ndarray:
-        """Whether a sample's document marks an answer and the sample holds all of it, bool [samples]."""
+        """Whether the document of a sample marks an answer and the sample holds all of it, bool [samples]."""
         samples = self.samples
         return (samples.answer_length > 0) & (samples.answer_start + samples.answer_length <= samples.length)
 
-    def _predicted(self, sample: int, length: int) -> tuple[int, int]:
-        """From which to before which of a sample's tokens the next one is predicted."""
-        if not self._beginnings:
+    def _predicted_range(self, sample: int, length: int) -> tuple[int, int]:
+        """The tokens (first, one past the last) of a sample from which the next one is predicted."""
+        if not self._truncated:
             return 0, length - 1
-        # Text token j stands at j + 1, behind the begin mark, and is predicted from j.
+        # Text token j is at j + 1, after the begin mark, and is predicted from j.
         if self.answered[sample]:
             answer = int(self.samples.answer_start[sample])
             return answer, answer + int(self.samples.answer_length[sample])
@@ -209,7 +212,7 @@ class Stream:
         return text
 
     def sequence(self, sample: int) -> np.ndarray:
-        """One sample's token ids with its marks, int64."""
+        """Token ids of a sample with its marks, int64."""
         return np.concatenate([[self._begin], self._text(sample), [self._end]]).astype(np.int64)
 
 
@@ -217,7 +220,7 @@ def training_stream(corpus: Corpus, settings: Settings) -> Stream:
     """The run's training stream.
 
     Raises:
-        DataError: less data than one step takes.
+        DataError: a domain has fewer tokens than one step.
     """
     data = settings.data
     samples = cut_samples(corpus, data.seq_len, heldout=False)
@@ -251,7 +254,7 @@ def _check_size(corpus: Corpus, samples: Samples, settings: Settings) -> None:
 
 
 def nothing_held_out(name: str, documents: int, settings: Settings) -> str:
-    """What is wrong with a domain without held-out text, and what helps."""
+    """Error message for a domain without held-out text."""
     return (
         f"data.domains.{name}: none of its {documents} documents is held out: "
         f"give it more documents, or raise data.heldout_share (now {settings.data.heldout_share})"
@@ -259,10 +262,10 @@ def nothing_held_out(name: str, documents: int, settings: Settings) -> str:
 
 
 def validation_streams(corpus: Corpus, settings: Settings, batch_rows: int) -> dict[str, Stream]:
-    """By domain, a seeded choice of held-out samples of about ``train.eval_tokens`` tokens.
+    """Per domain, a stream of held-out samples, a seeded choice of at most ``train.eval_tokens`` tokens.
 
     Raises:
-        DataError: a domain without any held-out text.
+        DataError: a domain has no held-out text.
     """
     data = settings.data
     samples = cut_samples(corpus, data.seq_len, heldout=True)
@@ -280,8 +283,8 @@ def validation_streams(corpus: Corpus, settings: Settings, batch_rows: int) -> d
 
 
 def stream_tokens(stream: Stream, domains: int, first: int, last: int) -> np.ndarray:
-    """Text tokens of each domain that steps ``first`` (0 the first) to before ``last`` meet, int64 [domains]."""
+    """Text tokens of each domain in steps ``first`` (0 the first) to before ``last``, int64 [domains]."""
     rows = [min(step * stream.batch_rows, len(stream.rows)) for step in (first, last)]
-    met = stream.rows.samples[stream.rows.starts[rows[0]] : stream.rows.starts[rows[1]]]
-    counts = np.bincount(stream.samples.domain[met], weights=stream.samples.length[met], minlength=domains)
+    samples = stream.rows.samples[stream.rows.starts[rows[0]] : stream.rows.starts[rows[1]]]
+    counts = np.bincount(stream.samples.domain[samples], weights=stream.samples.length[samples], minlength=domains)
     return counts.astype(np.int64)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from moetrain.distributed.mesh import ParallelLayout
@@ -92,6 +92,15 @@ def unsharded_copy(model: nn.Module) -> Iterator[Transformer]:
     finally:
         for group in groups:
             group.reshard()
+
+
+@torch.no_grad()
+def copy_unsharded(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Copy an unsharded value, which is the same on all ranks, into a tensor that may be sharded; no communication."""
+    if isinstance(tensor, DTensor):
+        on_device = value.to(tensor.device)
+        value = distribute_tensor(on_device, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    tensor.copy_(value)
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -120,7 +120,7 @@ def memorized_now(losses: Arrayish, eps: float, delta: float = DELTA, window: in
     if losses_ST.shape[1] < window:
         return np.zeros(len(losses_ST), dtype=np.bool_)
     newest_ST = losses_ST[:, -window:]
-    return ((newest_ST <= eps) & _near_last(newest_ST, delta)).all(axis=1)
+    return from_then_on((newest_ST <= eps) & _near_last(newest_ST, delta))[:, 0]
 
 
 def memorized_fraction(losses: Arrayish, eps: float | None, delta: float = DELTA, window: int = WINDOW) -> float | None:

@@ -65,7 +65,7 @@ _PROBE_DESCRIPTIONS = {
 # The charts of the monitor's page, in reading order; a tag stands for one curve a domain.
 _MONITOR_PAGE = {
     "phase: 1 learning, 2 memorizing, 3 generalizing, 4 settled": ["phase"],
-    "left-out accuracy (answers told by the routing of other samples)": ["kernel/left_out"],
+    "leave-one-out accuracy (answers told by the routing of other samples)": ["kernel/left_out"],
     "training loss": ["loss/train"],
     "panel loss: seen": ["loss/panel_seen"],
     "panel loss: held out": ["loss/panel_heldout"],

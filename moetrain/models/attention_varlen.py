@@ -1,8 +1,8 @@
-"""Attention kernels for CUDA that take samples of any length one after the other: torch's own, and flash-attn's.
+"""Variable-length attention kernels for CUDA: torch's own and flash-attn's.
 
-Both are FlashAttention 2 and compute in bfloat16 or float16. flash-attn is imported when it is first used.
+Both are FlashAttention 2 and compute in bfloat16 or float16. flash-attn is imported when first used.
 
-Shapes: N tokens, H query heads, G key and value heads, d width of a head, Q samples, those of length 0 included.
+Shapes: N tokens, H query heads, G key and value heads, d head width, Q samples, including those of length 0.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from moetrain.device_transfer import to_device
 
 
 def sample_bounds(spans_N2: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Where each sample begins, and after the last one where it ends, int32 [Q + 1] on ``device``.
+    """The start of each sample and the end of the last one (``cu_seqlens``), int32 [Q + 1] on ``device``.
+
+    Samples of length 0 at the end pad Q to one of few values, so that code compiled for one Q is reused. The kernels
+    skip them, but each costs a thread block and, in backward, 128 rows of float32 queries: so there are few of them.
 
     Args:
-        spans_N2: (start, length) of the samples, on the host, where they are counted without waiting for the device.
-
-    Samples of length 0 at the end bring Q up to one of few numbers, so that what is compiled for a Q is used again.
-    Kernels leave them at once, but each takes a look and, in backward, 128 rows of float32 queries: so as few as that.
+        spans_N2: (start, length) of the samples, on the host: no synchronization.
     """
     starts = spans_N2[:, 0].sort().values
     end = spans_N2.sum(1).max()
@@ -32,7 +32,7 @@ def sample_bounds(spans_N2: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _padded_count(count: int) -> int:
-    """The next of four numbers to a doubling (and at first of multiples of 8): at most a quarter more from 32 on."""
+    """The next of four values per octave (multiples of 8 at first): at most a quarter more from 32 on."""
     step = max(8, 2 ** (math.floor(math.log2(max(count, 1))) - 2))
     return -(-count // step) * step
 
@@ -40,7 +40,7 @@ def _padded_count(count: int) -> int:
 def torch_varlen(
     q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, bounds_Q: torch.Tensor, longest: int
 ) -> torch.Tensor:
-    """torch's own kernel: causal attention within each sample, [N, H, d]."""
+    """torch's kernel: causal attention within each sample, [N, H, d]."""
     from torch.nn.attention.varlen import varlen_attn
 
     arguments, groups = _varlen_arguments(varlen_attn)
@@ -51,18 +51,18 @@ def torch_varlen(
             repeat = q_NHd.shape[1] // k_NGd.shape[1]
             k_NGd, v_NGd = k_NGd.repeat_interleave(repeat, 1), v_NGd.repeat_interleave(repeat, 1)
     out = varlen_attn(q_NHd, k_NGd, v_NGd, bounds_Q, bounds_Q, longest, longest, **arguments)
-    assert isinstance(out, torch.Tensor)  # more only where the softmax's sums are asked for
+    assert isinstance(out, torch.Tensor)  # a tuple only with return_aux
     return out
 
 
 def _varlen_arguments(kernel: Any) -> tuple[dict[str, Any], bool]:
-    """How this torch's kernel is told to be causal, and whether it takes fewer key than query heads.
+    """The arguments that make the installed torch's kernel causal, and whether it supports grouped-query attention.
 
-    torch 2.10 has a flag ``is_causal``; later ones a window, which looks back without end and not ahead.
+    torch 2.10 has a flag ``is_causal``, later versions a window: unlimited to the left, 0 to the right.
     """
-    known = inspect.signature(kernel).parameters
-    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-    return causal, "enable_gqa" in known
+    parameters = inspect.signature(kernel).parameters
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in parameters else {"is_causal": True}
+    return causal, "enable_gqa" in parameters
 
 
 def flash_attn_varlen(
@@ -71,7 +71,7 @@ def flash_attn_varlen(
     """flash-attn's kernel: causal attention within each sample, [N, H, d].
 
     Raises:
-        ImportError: flash-attn is not installed, or not for this torch.
+        ImportError: flash-attn is not installed, or was built for another torch.
     """
     from flash_attn import flash_attn_varlen_func
 
@@ -84,6 +84,6 @@ def flash_attn_varlen(
         max_seqlen_q=longest,
         max_seqlen_k=longest,
         causal=True,
-        # torch's kernel asks for itself; this one has to be told. Costs speed.
+        # Slower. torch's kernel reads this flag itself; flash-attn takes it as an argument.
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )

@@ -1,15 +1,14 @@
-"""megablocks' dropless experts, given our router's decision and our weights as they lie.
+"""megablocks' dropless experts, with our router's decision and our weights in their own layout.
 
-Its `ParallelDroplessMLP` sorts tokens by expert, and gathers and scatters them in kernels of its own. The products
-between, grouped_gemm's, are called from here: megablocks' own gated MLP wants three matrices [E * F, D], so that of
-ours one would be split and one transposed at every call (measured on CPU, forward and backward: a transposing cast
-takes 18 times a plain one). Called from here they take the checkpoint's layout: nothing is converted or held twice.
+megablocks' `ParallelDroplessMLP` sorts, gathers and scatters tokens with its own kernels. Between them, this adapter
+calls grouped_gemm's matmuls itself. megablocks' gated MLP wants three matrices [E * F, D]: our gate_up would have to be
+split and down transposed at every call (measured on CPU: a transposing cast takes 18 times as long as a plain one).
 
-megablocks 0.10.0 and grouped-gemm 0.3.0, which compute in bfloat16 on CUDA only (`docker/install_kernels.sh`). They are
-imported when first used. The host waits for the device once a layer: grouped_gemm wants the experts' loads on the host.
-megablocks' losses are off: they are gathered in a global list that recomputing a layer would fill twice.
+For megablocks 0.10.0 and grouped-gemm 0.3.0, bfloat16 on CUDA only (`docker/install_kernels.sh`); imported when first
+used. grouped_gemm needs the experts' loads on the host, so the host waits for the device once per layer. megablocks'
+own losses are off: it collects them in a global list, which recomputing a layer would fill twice.
 
-Shapes: N tokens, D hidden size, E experts, K experts a token, F width of an expert, M rows sent to experts.
+Shapes: N tokens, D hidden size, E experts, K experts per token, F expert width, M rows sent to experts.
 """
 
 from __future__ import annotations
@@ -21,9 +20,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from moetrain.models.compilation import uncompiled
 from moetrain.models.elementwise import swiglu
 
 
+@uncompiled
 def megablocks_experts(
     x_ND: torch.Tensor,
     index_NK: torch.Tensor,
@@ -31,27 +32,27 @@ def megablocks_experts(
     gate_up_E2FD: torch.Tensor,
     down_EDF: torch.Tensor,
 ) -> torch.Tensor:
-    """Each token's experts' outputs, summed by its routing weights, [N, D] in the type of x.
+    """See `moetrain.models.experts.experts`. Weights of x's dtype.
 
     Raises:
-        ImportError: megablocks or grouped_gemm is not installed, or not for this torch.
+        ImportError: megablocks or grouped_gemm is not installed, or was built for another torch.
     """
     num_experts, hidden_size, _ = down_EDF.shape
     module = _module(hidden_size, num_experts, index_NK.shape[1])
     weights = {"mlp.gate_up": gate_up_E2FD.contiguous(), "mlp.down": down_EDF.contiguous()}
-    # The scores, its second argument, serve its own loss alone.
+    # The second argument, the router's scores, is only read by megablocks' own loss.
     return functional_call(module, weights, (x_ND.contiguous(), weight_NK, weight_NK, index_NK))
 
 
 @functools.cache
 def _module(hidden_size: int, num_experts: int, num_experts_per_tok: int) -> nn.Module:
-    """megablocks' module of one shape, without weights: it stands on the meta device and is lent ours at each call."""
+    """megablocks' module for one shape, on the meta device; each call passes it our weights."""
     from megablocks.layers.arguments import Arguments
     from megablocks.layers.dmoe import ParallelDroplessMLP
 
     arguments = Arguments(
         hidden_size=hidden_size,
-        ffn_hidden_size=128,  # of its own MLP, which is replaced below; it does not take less
+        ffn_hidden_size=128,  # of its own MLP, which is replaced below; the smallest allowed
         moe_num_experts=num_experts,
         moe_top_k=num_experts_per_tok,
         mlp_type="glu",
@@ -71,7 +72,7 @@ def _module(hidden_size: int, num_experts: int, num_experts_per_tok: int) -> nn.
 
 
 class _GroupedSwiGLU(nn.Module):
-    """SwiGLU experts on rows sorted by expert, with both projections as they stand in a checkpoint."""
+    """SwiGLU experts on rows sorted by expert; both projections in the layout of a checkpoint."""
 
     def __init__(self) -> None:
         super().__init__()

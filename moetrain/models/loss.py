@@ -1,6 +1,6 @@
-"""Cross-entropy of the output layer in chunks: all logits are never held at once.
+"""Output layer and cross-entropy in chunks of tokens: the logits of all tokens are never in memory at once.
 
-Shapes: N tokens, D hidden size, V vocabulary, C tokens of a chunk.
+Shapes: N tokens, D hidden size, V vocabulary, C tokens of a chunk, P tokens of a part of it.
 """
 
 from __future__ import annotations
@@ -9,54 +9,51 @@ from typing import Any
 
 import torch
 
-# Logits held at once, in the type of the products, and widened to float32. On CPU what is widened has to stay in a
-# core's cache through the passes over it (measured: they take five times as long out of memory), and a new piece of
-# the weight's gradient is added to it the more rarely the better. On CUDA both have to be large enough to fill the
-# device.
-_HELD_ON_CPU, _HELD = 2**23, 2**27
-_WIDENED_ON_CPU, _WIDENED = 2**18, 2**27
+# Logits in memory at once: of a chunk, in the matmuls' dtype, and of the part of it that is in float32. On CPU a part
+# must fit a core's cache (measured: passes over memory take five times as long), and larger chunks mean fewer additions
+# to the weight's gradient. On CUDA both must be large enough to occupy the device.
+_CHUNK_LOGITS_CPU, _CHUNK_LOGITS = 2**23, 2**27
+_FLOAT32_LOGITS_CPU, _FLOAT32_LOGITS = 2**18, 2**27
 
 
 def cross_entropy(
     hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The summed loss, which carries the gradient, and the loss by token [N] in nats, which does not; float32.
+    """The summed loss, with gradient, and the loss per token [N], without; float32, in nats.
 
-    Targets below zero are ignored: their loss is 0. Products run in the type of the hidden states; the weight, and its
-    gradient, may be wider. Gradients are formed with the loss, chunk by chunk, so backward recomputes nothing; a frozen
-    weight's is not formed.
+    Negative targets are ignored: their loss is 0. Matmuls run in the dtype of the hidden states; the weight and its
+    gradient may be wider. Gradients are computed with the loss, chunk by chunk, so backward recomputes nothing. A
+    frozen weight gets none.
     """
-    # Asked here: inside the function gradients are always off.
+    # Read here: inside an autograd function gradients are always disabled.
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, target_N, torch.is_grad_enabled())
 
 
 def _chunk(weight_VD: torch.Tensor) -> int:
-    """Rows of logits that are held at once."""
-    return max(64, (_HELD_ON_CPU if weight_VD.device.type == "cpu" else _HELD) // len(weight_VD))
+    """Tokens of a chunk."""
+    return max(64, (_CHUNK_LOGITS_CPU if weight_VD.device.type == "cpu" else _CHUNK_LOGITS) // len(weight_VD))
 
 
-def _piece(logits_CV: torch.Tensor) -> int:
-    """Rows of logits that are widened at once."""
-    return max(1, (_WIDENED_ON_CPU if logits_CV.device.type == "cpu" else _WIDENED) // logits_CV.shape[1])
+def _part(logits_CV: torch.Tensor) -> int:
+    """Tokens of a chunk whose logits are in float32 at once."""
+    return max(1, (_FLOAT32_LOGITS_CPU if logits_CV.device.type == "cpu" else _FLOAT32_LOGITS) // logits_CV.shape[1])
 
 
 @torch.no_grad()
 def log_probabilities(
     hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each target in nats, float32 [N], and whether it is the likeliest token, bool [N].
+    """Log-probability of each target in nats, float32 [N], and whether it is the greedy choice, bool [N].
 
-    Without gradient, in the same chunks; where two tokens are likeliest, the first counts.
+    Without gradient, in the same chunks. Of equally likely tokens the first is the greedy choice.
     """
     chunk = _chunk(weight_VD)
-    found = []
-    for start in range(0, len(hidden_ND), chunk):
-        target_C = target_N[start : start + chunk]
-        logits_CV = (hidden_ND[start : start + chunk] @ weight_VD.T).float()
-        likeliest_C = logits_CV.argmax(-1)
-        found.append((logits_CV.log_softmax(-1).gather(1, target_C[:, None])[:, 0], likeliest_C == target_C))
-    log_probs, likeliest = zip(*found, strict=True)
-    return torch.cat(log_probs), torch.cat(likeliest)
+    log_probs, greedy = [], []
+    for hidden_CD, target_C in zip(hidden_ND.split(chunk), target_N.split(chunk), strict=True):
+        logits_CV = (hidden_CD @ weight_VD.T).float()
+        greedy.append(logits_CV.argmax(-1) == target_C)
+        log_probs.append(logits_CV.log_softmax(-1).gather(1, target_C[:, None])[:, 0])
+    return torch.cat(log_probs), torch.cat(greedy)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -71,17 +68,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if wanted and ctx.needs_input_grad[1]:
             grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device)
         chunk = _chunk(weight_VD)
-        # One buffer for the logits of all chunks: fresh memory comes from the system page by page.
-        held_CV = hidden_ND.new_empty(min(chunk, len(hidden_ND)), len(weight_VD))
+        # One buffer for the logits of all chunks: the system hands out new memory page by page.
+        buffer_CV = hidden_ND.new_empty(min(chunk, len(hidden_ND)), len(weight_VD))
         for start in range(0, len(hidden_ND), chunk):
-            here = slice(start, start + chunk)
-            logits_CV = torch.mm(hidden_ND[here], weight_VD.T, out=held_CV[: len(hidden_ND) - start])
-            losses.append(_losses(logits_CV, target_N[here], wanted))
+            tokens = slice(start, start + chunk)
+            logits_CV = torch.mm(hidden_ND[tokens], weight_VD.T, out=buffer_CV[: len(hidden_ND) - start])
+            losses.append(_losses(logits_CV, target_N[tokens], wanted))
             if grad_hidden is None:
                 continue
-            torch.mm(logits_CV, weight_VD, out=grad_hidden[here])
+            torch.mm(logits_CV, weight_VD, out=grad_hidden[tokens])
             if grad_weight is not None:
-                grad_weight += logits_CV.T @ hidden_ND[here]
+                grad_weight += logits_CV.T @ hidden_ND[tokens]
         loss_N = torch.cat(losses)
         if grad_hidden is not None:
             ctx.save_for_backward(grad_hidden, grad_weight)
@@ -99,17 +96,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _losses(logits_CV: torch.Tensor, target_C: torch.Tensor, gradients: bool) -> torch.Tensor:
-    """The loss of each row [C], float32; with ``gradients``, that by the logits is put in their place."""
+    """The loss of each token [C], float32; with ``gradients``, the logits are overwritten with their gradient."""
     losses = []
-    piece = _piece(logits_CV)
-    for logits_PV, target_P in zip(logits_CV.split(piece), target_C.split(piece), strict=True):
-        kept_P, safe_P1 = target_P >= 0, target_P.clamp(min=0)[:, None]
+    part = _part(logits_CV)
+    for logits_PV, target_P in zip(logits_CV.split(part), target_C.split(part), strict=True):
+        predicted_P, index_P1 = target_P >= 0, target_P.clamp(min=0)[:, None]
         wide_PV = logits_PV.float()
         probs_PV = wide_PV.softmax(-1)
-        # The largest probability is 1 over the sum of exponentials: so their logarithm is known without another pass.
+        # The largest probability is 1 / sum(exp(logit - largest logit)): logsumexp without another pass.
         log_sum_P = wide_PV.amax(-1) - probs_PV.amax(-1).log()
-        losses.append(torch.where(kept_P, log_sum_P - wide_PV.gather(1, safe_P1)[:, 0], 0.0))
+        losses.append(torch.where(predicted_P, log_sum_P - wide_PV.gather(1, index_P1)[:, 0], 0.0))
         if gradients:
-            probs_PV.scatter_add_(1, safe_P1, torch.full_like(probs_PV[:, :1], -1.0))
-            logits_PV.copy_(probs_PV.mul_(kept_P[:, None]))
+            probs_PV.scatter_add_(1, index_P1, torch.full_like(probs_PV[:, :1], -1.0))
+            logits_PV.copy_(probs_PV.mul_(predicted_P[:, None]))
     return torch.cat(losses)

@@ -1,9 +1,10 @@
-"""The router: which experts a token is sent to, and the routing of each sample, returned as a value.
+"""The router: the experts each token is sent to, and the routing statistics of each sample, returned as values.
 
-Nothing here is recorded by side effect. What a layer decided comes back beside its decision, so recomputing a layer
-cannot count twice and an evaluation cannot leak into training statistics.
+Nothing is recorded by side effect: recomputing a layer cannot count twice, and an evaluation cannot leak into training
+statistics.
 
-Shapes: N tokens (B rows of T), D hidden size, E experts, K experts a token, S samples a row (padded), R = 2S halves.
+Shapes: N tokens (B rows of T), D hidden size, E experts, K experts per token, S samples per row (padded), R = 2S
+halves of samples.
 """
 
 from __future__ import annotations
@@ -19,31 +20,34 @@ from moetrain.model_input import PackedTokens
 
 
 class Decision(NamedTuple):
-    """Where each token goes."""
+    """The experts of each token and their routing weights."""
 
     index_NK: torch.Tensor  # int64
     weight_NK: torch.Tensor  # float32
 
 
 class LayerRouting(NamedTuple):
-    """What one layer's routing came to; float32. Halves are a sample's even and odd recorded text tokens."""
+    """Routing statistics of one layer, float32. A sample's halves are its even and its odd recorded tokens.
 
-    sums_BRE: torch.Tensor  # probabilities summed over each half of each sample, before the top-k cut; no gradient
+    A NamedTuple, which is a pytree: `fully_shard` looks for tensors with gradients in the pytree of a module's outputs.
+    """
+
+    sums_BRE: torch.Tensor  # probabilities summed over each half of a sample, before the top-k cut; no gradient
     counts_BRE: torch.Tensor  # tokens of each half sent to each expert; no gradient
-    probs_E: torch.Tensor  # probabilities summed over all real tokens; carries the balancing loss's gradient
+    probs_E: torch.Tensor  # probabilities summed over all real tokens; with gradient, for the balancing loss
     load_E: torch.Tensor  # real tokens sent to each expert; no gradient
-    z: torch.Tensor  # squared logsumexp of the logits summed over all real tokens; carries the z loss's gradient
+    z: torch.Tensor  # squared logsumexp of the logits, summed over all real tokens; with gradient, for the z loss
     entropy: torch.Tensor  # entropy of the probabilities in nats, summed over all real tokens; no gradient
-    inputs_BRD: torch.Tensor  # the layer's inputs summed over each half, where asked for; else empty; no gradient
+    inputs_BRD: torch.Tensor  # the router's inputs summed over each half, or empty; no gradient
 
 
 @dataclass(frozen=True)
 class RecordingMasks:
-    """Which tokens count for what, float32, made once for all layers of a micro-batch."""
+    """The tokens that each statistic counts, float32; built once for all layers of a micro-batch."""
 
-    real_N: torch.Tensor  # 1 for a token of a sample, marks included; 0 for padding
+    real_N: torch.Tensor  # 1 for tokens of samples, begin and end marks included; 0 for padding
     halves_BRT: torch.Tensor  # 1 where a token is recorded for half r (sample r // 2, parity r % 2) of its row
-    layer_inputs: bool = False  # whether the layer's inputs are summed too
+    layer_inputs: bool = False  # whether `LayerRouting.inputs_BRD` is computed
 
     @classmethod
     def make(cls, inputs: PackedTokens, layer_inputs: bool = False) -> RecordingMasks:
@@ -65,7 +69,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
         self.num_experts_per_tok = num_experts_per_tok
         self.norm_topk_prob = norm_topk_prob
-        # Loss-free balancing (DeepSeek-V3, 2412.19437): moves the selection alone, never the weights.
+        # Loss-free balancing (DeepSeek-V3, 2412.19437): added for the selection only, not to the routing weights.
         bias = torch.zeros(num_experts) if selection_bias else None
         self.selection_bias: torch.Tensor | None
         self.register_buffer("selection_bias", bias)
@@ -81,7 +85,7 @@ class Router(nn.Module):
         if self.norm_topk_prob:
             weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True)
         routing = self._record(x_ND, logits_NE, log_sum_N, probs_NE, index_NK, masks)
-        return Decision(index_NK, weight_NK), routing
+        return Decision(index_NK=index_NK, weight_NK=weight_NK), routing
 
     def _record(
         self,
@@ -95,11 +99,11 @@ class Router(nn.Module):
         rows, _, row_length = masks.halves_BRT.shape
         with torch.no_grad():
             sent_NE = torch.zeros_like(probs_NE).scatter_(1, index_NK, 1.0)
-            # Entropy of a softmax without its logarithm: log-sum-exp minus the expected logit.
+            # The entropy of a softmax is its logsumexp minus the expected logit.
             entropy_N = log_sum_N - (probs_NE * logits_NE).sum(-1)
-            # Sums by sample as one batched product: its order of additions is fixed, index_add's is not on CUDA.
-            both_NE2 = torch.cat([probs_NE, sent_NE], dim=1).view(rows, row_length, -1)
-            sums_BRE, counts_BRE = torch.bmm(masks.halves_BRT, both_NE2).chunk(2, dim=-1)
+            # Sums per sample as one batched matmul: deterministic, which index_add is not on CUDA.
+            both_BT2E = torch.cat([probs_NE, sent_NE], dim=1).view(rows, row_length, -1)
+            sums_BRE, counts_BRE = torch.bmm(masks.halves_BRT, both_BT2E).chunk(2, dim=-1)
             inputs_BRD = logits_NE.new_zeros(0)
             if masks.layer_inputs:
                 inputs_BRD = torch.bmm(masks.halves_BRT, x_ND.float().view(rows, row_length, -1))

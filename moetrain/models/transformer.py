@@ -1,9 +1,9 @@
-"""OLMoE's architecture under transformers' names, returning loss by token and routing by sample as values.
+"""OLMoE's architecture (2409.02060). A forward pass returns the loss per token and the routing per sample as values.
 
 Parameters are named as in transformers' `OlmoeForCausalLM`, so a checkpoint maps onto it name by name.
 
-Shapes: B rows, T tokens a row, N = B * T tokens, D hidden size, H query heads, G key and value heads, d head width,
-L layers, E experts, S samples a row (padded), R = 2S halves of samples.
+Shapes: B rows, T tokens per row, N = B * T tokens, D hidden size, H query heads, G key and value heads, d head width,
+h = d / 2, L layers, E experts, S samples per row (padded), R = 2S halves of samples.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from moetrain.config import ModelSettings
 from moetrain.model_input import PackedTokens
-from moetrain.models import attention as attention_backends
-from moetrain.models import experts as expert_backends
 from moetrain.models.attention import Layout, attention, make_layout
-from moetrain.models.backends import Backends, call_uncompiled, choose_backends
+from moetrain.models.backends import Backends, choose_backends
 from moetrain.models.elementwise import rms_norm, rotate, swiglu
 from moetrain.models.experts import experts
 from moetrain.models.loss import cross_entropy
@@ -31,7 +29,7 @@ from moetrain.models.router import LayerRouting, RecordingMasks, Router
 
 @dataclass(frozen=True)
 class Routing:
-    """The routing of one forward pass, layers stacked; see `moetrain.models.router.LayerRouting`. Float32."""
+    """The routing of one forward pass: `moetrain.models.router.LayerRouting`, layers stacked."""
 
     sums_LBRE: torch.Tensor
     counts_LBRE: torch.Tensor
@@ -56,11 +54,11 @@ class Routing:
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward pass gives. ``routing`` is None for the dense twin, which has no router."""
+    """The result of a forward pass."""
 
-    loss_sum: torch.Tensor  # nats summed over predicted tokens; carries the gradient
-    loss_BT: torch.Tensor  # nats by token, 0 where nothing is predicted; no gradient
-    routing: Routing | None
+    loss_sum: torch.Tensor  # nats, summed over predicted tokens; with gradient
+    loss_BT: torch.Tensor  # nats per token, 0 where nothing is predicted; no gradient
+    routing: Routing | None  # None for the dense twin, which has no router
 
 
 class RMSNorm(nn.Module):
@@ -74,7 +72,7 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Linear):
-    """A product with a weight that is kept in float32 and cast to the type of its input when used."""
+    """A matmul, without bias, with a weight that is kept in float32 and cast to the input's dtype."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
@@ -93,39 +91,45 @@ class Embedding(nn.Embedding):
         """Draw nothing: see `moetrain.models.initialization`."""
 
 
+@dataclass(frozen=True)
+class LayerContext:
+    """What a forward pass gives to each of its layers."""
+
+    dtype: torch.dtype  # of matmuls
+    cos_N1h: torch.Tensor
+    sin_N1h: torch.Tensor
+    layout: Layout
+    masks: RecordingMasks
+    backends: Backends
+
+
 class Attention(nn.Module):
-    """Query and key norms over the full width, rotary positions, no biases."""
+    """Attention with query and key norms over the full width and rotary positions, without biases."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        hidden, self.heads, self.groups = (
-            settings.hidden_size,
-            settings.num_attention_heads,
-            settings.key_value_heads,
-        )
-        self.width = hidden // self.heads
-        self.q_proj = Linear(hidden, self.heads * self.width)
-        self.k_proj = Linear(hidden, self.groups * self.width)
-        self.v_proj = Linear(hidden, self.groups * self.width)
-        self.o_proj = Linear(self.heads * self.width, hidden)
-        self.q_norm = RMSNorm(self.heads * self.width, settings.rms_norm_eps)
-        self.k_norm = RMSNorm(self.groups * self.width, settings.rms_norm_eps)
+        hidden, heads, groups = settings.hidden_size, settings.num_attention_heads, settings.key_value_heads
+        self.head_width = hidden // heads
+        self.q_proj = Linear(hidden, heads * self.head_width)
+        self.k_proj = Linear(hidden, groups * self.head_width)
+        self.v_proj = Linear(hidden, groups * self.head_width)
+        self.o_proj = Linear(heads * self.head_width, hidden)
+        self.q_norm = RMSNorm(heads * self.head_width, settings.rms_norm_eps)
+        self.k_norm = RMSNorm(groups * self.head_width, settings.rms_norm_eps)
 
-    def forward(
-        self,
-        x_ND: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        layout: Layout,
-        backend: attention_backends.Backend,
-    ) -> torch.Tensor:
-        q_NHd = rotate(self.q_norm(self.q_proj(x_ND)).view(-1, self.heads, self.width), *rotary).to(x_ND.dtype)
-        k_NGd = rotate(self.k_norm(self.k_proj(x_ND)).view(-1, self.groups, self.width), *rotary).to(x_ND.dtype)
-        v_NGd = self.v_proj(x_ND).view(-1, self.groups, self.width)
-        return self.o_proj(attention(q_NHd, k_NGd, v_NGd, layout, backend).flatten(1))
+    def forward(self, x_ND: torch.Tensor, context: LayerContext) -> torch.Tensor:
+        rotary = context.cos_N1h, context.sin_N1h
+        q_NHd = rotate(self._heads(self.q_norm(self.q_proj(x_ND))), *rotary).to(x_ND.dtype)
+        k_NGd = rotate(self._heads(self.k_norm(self.k_proj(x_ND))), *rotary).to(x_ND.dtype)
+        v_NGd = self._heads(self.v_proj(x_ND))
+        return self.o_proj(attention(q_NHd, k_NGd, v_NGd, context.layout, context.backends.attention).flatten(1))
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(len(x), -1, self.head_width)
 
 
 class Experts(nn.Module):
-    """Weights of all routed experts of a layer, in transformers' stacked form."""
+    """The weights of a layer's routed experts, stacked as transformers 5 does."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
@@ -135,7 +139,7 @@ class Experts(nn.Module):
 
 
 class DenseMLP(nn.Module):
-    """A SwiGLU layer: the dense twin's, of the width a token's experts have together, and the shared expert's."""
+    """A SwiGLU layer: that of the dense twin, as wide as a token's experts together, or the shared expert."""
 
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
@@ -147,7 +151,7 @@ class DenseMLP(nn.Module):
 
 
 class MoE(nn.Module):
-    """Router, routed experts, and the shared expert where there is one."""
+    """Router, routed experts, and the shared expert if there is one."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
@@ -162,13 +166,11 @@ class MoE(nn.Module):
         shared = settings.num_shared_experts * settings.intermediate_size
         self.shared_expert = DenseMLP(settings.hidden_size, shared) if shared else None
 
-    def forward(
-        self, x_ND: torch.Tensor, dtype: torch.dtype, masks: RecordingMasks, backend: expert_backends.Backend
-    ) -> tuple[torch.Tensor, LayerRouting]:
-        decision, routing = self.gate(x_ND, masks)
-        x_ND = x_ND.to(dtype)
+    def forward(self, x_ND: torch.Tensor, context: LayerContext) -> tuple[torch.Tensor, LayerRouting]:
+        decision, routing = self.gate(x_ND, context.masks)
+        x_ND = x_ND.to(context.dtype)
         gate_up, down = self.experts.gate_up_proj, self.experts.down_proj
-        out_ND = experts(x_ND, decision.index_NK, decision.weight_NK, gate_up, down, backend)
+        out_ND = experts(x_ND, decision.index_NK, decision.weight_NK, gate_up, down, context.backends.experts)
         if self.shared_expert is not None:
             out_ND = out_ND + self.shared_expert(x_ND)
         return out_ND, routing
@@ -183,24 +185,15 @@ class Layer(nn.Module):
         width = (settings.num_experts_per_tok + settings.num_shared_experts) * settings.intermediate_size
         self.mlp = DenseMLP(settings.hidden_size, width) if settings.experts == "dense" else MoE(settings)
 
-    def forward(
-        self,
-        x_ND: torch.Tensor,
-        dtype: torch.dtype,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        layout: Layout,
-        masks: RecordingMasks,
-        backends: Backends,
-    ) -> tuple[torch.Tensor, LayerRouting | None]:
-        """The residual stream, float32, after this layer, and how its router decided."""
-        attended_ND = self.self_attn(self.input_layernorm(x_ND).to(dtype), rotary, layout, backends.attention)
-        x_ND = x_ND + attended_ND
+    def forward(self, x_ND: torch.Tensor, context: LayerContext) -> tuple[torch.Tensor, LayerRouting | None]:
+        """The residual stream, float32, after this layer, and the layer's routing."""
+        x_ND = x_ND + self.self_attn(self.input_layernorm(x_ND).to(context.dtype), context)
         # The router reads the norm's float32 output, not its rounding to bf16.
         normed_ND = self.post_attention_layernorm(x_ND)
         if isinstance(self.mlp, MoE):
-            out_ND, routing = self.mlp(normed_ND, dtype, masks, backends.experts)
+            out_ND, routing = self.mlp(normed_ND, context)
             return x_ND + out_ND, routing
-        return x_ND + self.mlp(normed_ND.to(dtype)), None
+        return x_ND + self.mlp(normed_ND.to(context.dtype)), None
 
 
 class Decoder(nn.Module):
@@ -234,10 +227,10 @@ class Transformer(nn.Module):
     def from_state(
         cls, settings: ModelSettings, vocab_size: int, dtype: torch.dtype, state: Mapping[str, torch.Tensor]
     ) -> Transformer:
-        """The model that has these weights, which it takes over as they are, in evaluation mode.
+        """A model in evaluation mode that uses these tensors as its weights, without a copy.
 
         Raises:
-            ValueError: a weight that is missing, unknown or of another shape, by name.
+            ValueError: a weight is missing, unknown or of another shape; names it.
         """
         with torch.device("meta"):
             model = cls(settings, vocab_size, dtype)
@@ -245,8 +238,8 @@ class Transformer(nn.Module):
         given = {name: tuple(value.shape) for name, value in state.items()}
         for name in sorted(expected.keys() | given.keys()):
             if expected.get(name) != given.get(name):
-                shapes = [shape if shape is not None else "absent" for shape in (given.get(name), expected.get(name))]
-                raise ValueError(f"{name} is {shapes[0]}, settings and vocabulary make it {shapes[1]}")
+                found, wanted = given.get(name, "absent"), expected.get(name, "absent")
+                raise ValueError(f"{name} is {found}, settings and vocabulary make it {wanted}")
         model.load_state_dict(state, assign=True)
         if settings.tie_word_embeddings:
             model.lm_head.weight = model.model.embed_tokens.weight
@@ -274,45 +267,40 @@ class Transformer(nn.Module):
         """Final hidden states after the norm, float32 [N, D], and the routing."""
         device = inputs.tokens_BT.device
         backends = self.backends(device)
-        layout = make_layout(inputs.spans_N2, backends.attention, device, longest=inputs.tokens_BT.shape[1])
-        masks = RecordingMasks.make(inputs, record_layer_inputs)
-        rotary = self._rotary(inputs.positions_BT.flatten())
+        cos_N1h, sin_N1h = self._rotary(inputs.positions_BT.flatten())
+        context = LayerContext(
+            dtype=self.dtype,
+            cos_N1h=cos_N1h,
+            sin_N1h=sin_N1h,
+            layout=make_layout(inputs.spans_N2, backends.attention, device, longest=inputs.tokens_BT.shape[1]),
+            masks=RecordingMasks.make(inputs, record_layer_inputs),
+            backends=backends,
+        )
         x_ND = F.embedding(inputs.tokens_BT.flatten(), self.model.embed_tokens.weight).float()
         layers: list[LayerRouting] = []
         for layer in self.model.layers:
             if self.recompute and torch.is_grad_enabled():
-                x_ND, routing = checkpoint(
-                    layer,
-                    x_ND,
-                    self.dtype,
-                    rotary,
-                    layout,
-                    masks,
-                    backends,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
+                x_ND, routing = checkpoint(layer, x_ND, context, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_ND, routing = layer(x_ND, self.dtype, rotary, layout, masks, backends)
+                x_ND, routing = layer(x_ND, context)
             if routing is not None:
                 layers.append(routing)
         return self.model.norm(x_ND), Routing.stack(layers) if layers else None
 
     def compile_layers(self, **options: Any) -> None:
-        """Have torch.compile take each layer when it is first called; names of parameters stay as they are.
+        """Compile each layer with torch.compile at its first call, without renaming parameters.
 
-        Layers differ in their weights alone, so what is compiled for one serves all. On CUDA a layer is one graph with
-        `grouped_mm` and `varlen`; other backends' kernels are called between graphs.
+        Layers differ only in their weights, so all share the compiled code. On CUDA a layer is one graph with
+        `grouped_mm` and `varlen`. Other backends break it: `moetrain.models.compilation`.
         """
-        call_uncompiled()
         for layer in self.model.layers:
             layer.compile(**options)
 
     def backends(self, device: torch.device) -> Backends:
-        """How experts and attention are computed on a device.
+        """The backends of attention and the experts on a device.
 
         Raises:
-            SettingsError: a backend that is named by the settings does not work there.
+            SettingsError: a backend that the settings name does not work there.
         """
         return choose_backends(self.settings, device, self.dtype)
 
@@ -322,24 +310,18 @@ class Transformer(nn.Module):
         angles_N1h = (positions_N[:, None].float() / self.settings.rope_theta**exponents)[:, None, :]
         return angles_N1h.cos(), angles_N1h.sin()
 
-    def operations_a_token(self) -> int:
-        """Floating-point operations of training on a token: 6 for each active parameter that takes part in products.
+    def flops_per_token(self) -> int:
+        """FLOPs of training per token: 6 for each active parameter of a matmul (2001.08361).
 
-        Those are all but the input embeddings, which are looked up (2001.08361). Attention's products with keys and
-        values, which no parameter counts, are not among them.
+        These are all but the input embeddings. Attention's matmuls with keys and values are not counted.
         """
         _, active = self.parameter_counts()
         tied = self.settings.tie_word_embeddings
         return 6 * (active if tied else active - self.model.embed_tokens.weight.numel())
 
     def parameter_counts(self) -> tuple[int, int]:
-        """(all, active for one token) parameters; embeddings count as active."""
-        every = sum(p.numel() for p in self.parameters())
-        routed = sum(
-            p.numel()
-            for layer in self.model.layers
-            if isinstance(layer.mlp, MoE)
-            for p in layer.mlp.experts.parameters()
-        )
-        idle = 1 - self.settings.num_experts_per_tok / self.settings.num_experts
-        return every, round(every - routed * idle)
+        """All parameters, and those active for one token, embeddings included."""
+        total = sum(p.numel() for p in self.parameters())
+        routed = sum(p.numel() for m in self.modules() if isinstance(m, Experts) for p in m.parameters())
+        inactive_share = 1 - self.settings.num_experts_per_tok / self.settings.num_experts
+        return total, round(total - routed * inactive_share)

@@ -1,1 +1,1 @@
-"""A run from end to end, in pieces that `moetrain.train` puts one after another."""
+"""What is measured of a model while it trains or in a replay, and what follows from the readings of a run."""

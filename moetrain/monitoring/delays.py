@@ -23,7 +23,7 @@ from moetrain.grokking.memorization import MIN_TAIL_IN_RUNS
 from moetrain.models.transformer import Transformer
 from moetrain.monitoring.state import MonitorState
 from moetrain.probes.embeddings import item_text, mean_hidden_states, sentence_encoder
-from moetrain.probes.probes import BATCH_TOKENS
+from moetrain.probes.probe_monitor import BATCH_TOKENS
 from moetrain.routing.panel import SEEN, Panel
 
 

@@ -24,7 +24,7 @@ from moetrain.models.transformer import Transformer
 from moetrain.monitoring.background import BackgroundWorker
 from moetrain.monitoring.delays import delays
 from moetrain.monitoring.state import MonitorState
-from moetrain.probes.probes import write_scores
+from moetrain.probes.probe_monitor import write_scores
 from moetrain.probes.scoring import TaskScore, score
 from moetrain.routing.panel import read_panel
 from moetrain.routing.panel_metrics import panel_metrics

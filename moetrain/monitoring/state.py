@@ -14,7 +14,7 @@ from moetrain.data.stream import Stream
 from moetrain.grokking import PhaseThresholds
 from moetrain.metrics.latest import LatestMetrics
 from moetrain.monitoring.probe_correlations import ProbeCorrelations
-from moetrain.probes.probes import Probes
+from moetrain.probes.probe_monitor import ProbeMonitor
 from moetrain.routing.panel import Panel, draw_panel
 from moetrain.routing.panel_monitor import PanelMonitor
 from moetrain.routing.stream import Gather, StreamMonitor
@@ -35,7 +35,7 @@ class MonitorState:
 
     stream: StreamMonitor
     panel: PanelMonitor | None
-    probes: Probes | None
+    probes: ProbeMonitor | None
     correlations: ProbeCorrelations | None
     latest: LatestMetrics
 
@@ -44,7 +44,7 @@ class MonitorState:
         cls,
         settings: Settings,
         panel: PanelMonitor | None,
-        probes: Probes | None,
+        probes: ProbeMonitor | None,
         gather: Gather = lambda value: [value],
     ) -> MonitorState:
         """The state before the first reading."""

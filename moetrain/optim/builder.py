@@ -1,73 +1,71 @@
-"""AdamW, with no weight decay on norms and embeddings."""
+"""The optimizer of a run: what training asks of one, its parameter groups, and its state by parameter name."""
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+from typing import Any, Protocol
+
 import torch
 from torch import nn
-from torch.optim.adamw import adamw
 
 from moetrain.config import OptimSettings
+from moetrain.models.transformer import RMSNorm
+from moetrain.optim.adamw import AdamW
+
+_UNDECAYED = (RMSNorm, nn.Embedding)
 
 
-class AdamWithSmallState(torch.optim.AdamW):
-    """AdamW whose two moments are kept in bf16: 4 bytes a parameter instead of 8.
+class Optimizer(Protocol):
+    """What training and checkpoints ask of an optimizer.
 
-    A step widens one parameter's moments at a time, updates in float32 as ever, and rounds them again; on a device, a
-    few more passes over memory once a step. The parameters stay float32.
+    Training decides on the device whether an update is applied, since the host would have to wait for the whole step to
+    decide. So an optimizer must be able to skip a step there.
     """
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update, left out where ``found_inf`` is 1, as in torch's fused AdamW."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                    for key in ("exp_avg", "exp_avg_sq"):
-                        state[key] = torch.zeros_like(parameter, dtype=torch.bfloat16)
-                moments = [state[key].float() for key in ("exp_avg", "exp_avg_sq")]
-                adamw(
-                    [parameter],
-                    [parameter.grad],
-                    [moments[0]],
-                    [moments[1]],
-                    [],
-                    [state["step"]],
-                    fused=True,
-                    found_inf=getattr(self, "found_inf", None),
-                    amsgrad=False,
-                    beta1=group["betas"][0],
-                    beta2=group["betas"][1],
-                    lr=group["lr"],
-                    weight_decay=group["weight_decay"],
-                    eps=group["eps"],
-                    maximize=False,
-                )
-                state["exp_avg"].copy_(moments[0])
-                state["exp_avg_sq"].copy_(moments[1])
+    param_groups: list[dict[str, Any]]
+    """Groups as in `torch.optim.Optimizer`; training sets each group's ``lr`` before a step."""
+    found_inf: torch.Tensor | None
+    """Float32 [] on the device; where it is 1, `step` must change neither parameters nor state. None means 0. Torch's
+    fused optimizers read it under this name, which gradient scalers set."""
+
+    @property
+    def state(self) -> MutableMapping[torch.Tensor, Any]:
+        """Tensors by parameter and by name: all that a checkpoint holds of the optimizer."""
+
+    def step(self) -> None:
+        """Apply one update, or skip it; must not synchronize with the host."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients."""
+
+    def initial_state(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+        """A parameter's state before the first step, with the dtypes and sharding that later steps keep."""
 
 
-def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
-    """AdamW over the model's parameters in two groups; the learning rate is set anew at every step."""
-    plain: list[nn.Parameter] = []
+def make_optimizer(model: nn.Module, settings: OptimSettings) -> AdamW:
+    """AdamW over the model's parameters, without weight decay on norms and embeddings.
+
+    Its learning rate is a placeholder: training sets that of each step.
+    """
     decayed: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (plain if "norm" in name or "embed_tokens" in name else decayed).append(parameter)
-    kind = torch.optim.AdamW if settings.state_precision == "fp32" else AdamWithSmallState
-    return kind(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+    undecayed: list[nn.Parameter] = []
+    seen: set[nn.Parameter] = set()  # a tied output layer has the embeddings' parameter, which comes first
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter not in seen:
+                (undecayed if isinstance(module, _UNDECAYED) else decayed).append(parameter)
+            seen.add(parameter)
+    return AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
+        state_dtype=torch.float32 if settings.state_precision == "fp32" else torch.bfloat16,
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
-        fused=True,
     )
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
-    """AdamW's state by parameter name, so that it does not depend on the order of groups."""
+def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as ``PARAMETER.KEY``, which does not depend on the order of groups."""
     return {
         f"{name}.{key}": value
         for name, parameter in model.named_parameters()
@@ -75,13 +73,8 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str,
     }
 
 
-def start_optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
-    """Give the optimizer a state for every parameter, as after no step, to be filled; returns it by parameter name."""
-    kept = torch.bfloat16 if isinstance(optimizer, AdamWithSmallState) else torch.float32
+def initial_optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    """Give every parameter its initial state, to be filled from a checkpoint; returns `optimizer_state`."""
     for parameter in model.parameters():
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),  # where a fused update reads it
-            "exp_avg": torch.zeros_like(parameter, dtype=kept),
-            "exp_avg_sq": torch.zeros_like(parameter, dtype=kept),
-        }
+        optimizer.state[parameter] = optimizer.initial_state(parameter)
     return optimizer_state(model, optimizer)

@@ -7,11 +7,22 @@ import math
 from moetrain.config import OptimSettings
 
 
+def warmup_warning(steps: int, settings: OptimSettings) -> str | None:
+    """A line for the user where the warm-up takes the whole run of ``steps``, else None."""
+    if settings.warmup_steps < steps:
+        return None
+    return (
+        f"optim.warmup_steps={settings.warmup_steps}, but the run has {steps} steps: "
+        "the learning rate hardly reaches its peak; set a smaller optim.warmup_steps"
+    )
+
+
 def learning_rate(step: int, steps: int, settings: OptimSettings) -> float:
     """The learning rate of update ``step`` (1 the first) of ``steps``.
 
-    Linear warm-up, then: ``cosine`` to the final rate; ``wsd`` stays at the peak and falls linearly over the last
-    ``decay_share`` of the run; ``constant`` stays. The last update takes the final rate.
+    Linear warm-up to the peak, then by ``schedule``: ``cosine`` decays to the final rate; ``wsd`` stays at the peak and
+    decays linearly over the last ``decay_share`` of the run; ``constant`` stays. The last update has the final rate. In
+    a run no longer than its warm-up, that takes all steps but the last.
     """
     peak, final = settings.learning_rate, settings.learning_rate * settings.min_learning_rate_ratio
     warmup = min(settings.warmup_steps, steps - 1)

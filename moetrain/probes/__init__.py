@@ -1,1 +1,1 @@
-"""Probes: small benchmarks that are read while the model trains."""
+"""Probes: benchmarks that the model is scored on while it trains."""

@@ -1,4 +1,4 @@
-"""Text embeddings of panel samples and probe items, by which groups of both are paired (METRICS, section 4).
+"""Text embeddings of panel samples and probe items, for pairing groups of both (METRICS, section 4).
 
 Shapes: R texts, D width of an embedding, K text tokens of a batch.
 """
@@ -15,14 +15,14 @@ from moetrain.data.items import Item, right_answer
 from moetrain.data.sources.hub import one_line
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.models.transformer import Transformer
-from moetrain.probes.requests import Request, RequestBatch, batch_hidden_states, pack_requests
+from moetrain.probes.requests import Request, RequestBatch, pack_requests, scored_hidden_states
 
 Encoder = Callable[[Sequence[str]], np.ndarray]
 """Texts to embeddings, float32 [R, D]."""
 
 
 def item_text(item: Item) -> str:
-    """An item as one text: what is asked, with the right answer after it."""
+    """An item as one text: its prompt with the right answer."""
     return f"{item['prompt']}{item['sep']}{right_answer(item)}"
 
 
@@ -38,19 +38,19 @@ def mean_hidden_states(
     """Final hidden states of the model, averaged over the tokens of each text: float32 [R, D].
 
     Args:
-        model: without what a launch wraps around it; it is left as it was.
-        texts: token ids without marks; the model reads the beginning mark before them, which counts for nothing.
-        context_tokens: tokens that it reads at most; of longer texts the beginning.
-        batch_tokens: tokens of one forward pass, about.
+        model: without the launcher's wrapper; it is not changed.
+        texts: token ids without marks. The model reads a beginning mark before them, which does not enter the mean.
+        context_tokens: longest input of the model; longer texts are cut from the right.
+        batch_tokens: approximate tokens of one forward pass.
 
     Raises:
-        ValueError: a text without tokens, which has no embedding.
+        ValueError: a text without tokens.
     """
     if not all(map(len, texts)):
         raise ValueError("a text without tokens has no embedding: leave it out")
-    # What stands between the beginning mark and an end mark that is not read is what is averaged over.
+    # The tokens "from which scored tokens are predicted" are the text, between the beginning mark and the end mark.
     requests = [
-        Request(np.array([tokenizer.begin_id, *text[: context_tokens - 1], tokenizer.end_id]), 2, 0, 0, False)
+        Request(np.array([tokenizer.begin_id, *text[: context_tokens - 1], tokenizer.end_id]), first=2)
         for text in texts
     ]
     means_RD = np.zeros((len(requests), model.settings.hidden_size), np.float32)
@@ -60,8 +60,8 @@ def mean_hidden_states(
 
 
 def _means(model: Transformer, batch: RequestBatch) -> torch.Tensor:
-    """Mean hidden states of the requests of a batch, by a product: its order of additions is fixed."""
-    hidden_KD = batch_hidden_states(model, batch).index_select(0, batch.scored_K)
+    """Mean hidden states of the requests of a batch, by a matmul, whose order of additions is fixed."""
+    hidden_KD = scored_hidden_states(model, batch)
     counts_R = torch.from_numpy(batch.counts)
     owner_K = torch.repeat_interleave(torch.arange(len(counts_R)), counts_R)
     weights_RK = (owner_K == torch.arange(len(counts_R))[:, None]) / counts_R[:, None]
@@ -69,7 +69,10 @@ def _means(model: Transformer, batch: RequestBatch) -> torch.Tensor:
 
 
 def sentence_encoder(name: str) -> Encoder:
-    """What embeds texts with a sentence-transformers model: a name on the hub, or a local folder.
+    """An encoder that is a sentence-transformers model.
+
+    Args:
+        name: a name on the hub, or a local folder.
 
     Raises:
         SettingsError: the package is not installed.

@@ -1,4 +1,4 @@
-"""What the model is asked to score: prompt and answer as tokens, encoded once, in batches that never change.
+"""Requests: texts of which the model scores the last part, encoded once and packed into batches that never change.
 
 Shapes: N tokens of a batch, D hidden size, K scored tokens of a batch, R requests.
 """
@@ -11,57 +11,63 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from moetrain.data.instructions import Example
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.device_transfer import to_device
 from moetrain.model_input import PackedTokens
 from moetrain.models.transformer import Transformer
 
-_MULTIPLE = 64  # batch sizes are multiples of this, so that shapes, and with them kernels, repeat
+_MULTIPLE = 64  # batch sizes are rounded up to it, so that shapes, and with them kernels, repeat
 
 
 def split_prompt(prompt: str, answer: str) -> tuple[str, str]:
-    """Context and continuation as lm-evaluation-harness parts them: white space at the context's end goes over."""
+    """(context, continuation) as in lm-evaluation-harness: trailing white space of the prompt moves to the answer."""
     context = prompt.rstrip()
     return context, prompt[len(context) :] + answer
 
 
 @dataclass(frozen=True)
 class Request:
-    """A text of which the last part is scored, given what stands before it."""
+    """A text whose tokens from ``first`` on are scored."""
 
     tokens: np.ndarray  # int32: the beginning mark and the text, cut from the left to the model's context
-    first: int  # the first token that is scored, 1 or more; all from there on are
-    characters: int  # of the answer (of what is left of it, where the answer itself was cut)
-    bytes_: int
-    cut: bool
+    first: int  # index of the first scored token, 1 or more
+    characters: int = 0  # of the answer (of what is left of it, if the answer itself was cut)
+    bytes_: int = 0
+    cut: bool = False
 
     @property
     def read(self) -> int:
-        """Tokens that the model reads: all but the last."""
+        """Number of tokens that the model reads: all but the last."""
         return len(self.tokens) - 1
 
+    @property
+    def scored(self) -> int:
+        """Number of scored tokens."""
+        return len(self.tokens) - self.first
 
-def make_requests(pairs: Sequence[tuple[str, str, str]], tokenizer: Tokenizer, context_tokens: int) -> list[Request]:
-    """Encode (prompt, sep, answer) triples as lm-evaluation-harness does.
 
-    Prompt and continuation are encoded as one text; what exceeds the tokens of the context alone is scored. Where that
-    leaves nothing, because the end of the prompt and the answer are one token, the tokens that hold the answer are.
+def make_requests(examples: Sequence[Example], tokenizer: Tokenizer, context_tokens: int) -> list[Request]:
+    """Encode prompts with answers as lm-evaluation-harness does.
+
+    Prompt and answer are encoded as one text; its tokens beyond the number of tokens of the context alone are scored.
+    Where the end of the prompt and the answer are one token, so that none are left, the tokens with the answer are.
 
     Args:
-        context_tokens: the longest sample that the model was trained on; what is longer is cut from the left.
+        context_tokens: the longest sample that the model was trained on. Longer texts are cut from the left.
     """
-    parts = [split_prompt(prompt, sep + answer) for prompt, sep, answer in pairs]
-    texts = list(dict.fromkeys(text for context, rest in parts for text in (context, context + rest)))
+    splits = [split_prompt(prompt, sep + answer) for prompt, sep, answer in examples]
+    texts = list(dict.fromkeys(text for context, rest in splits for text in (context, context + rest)))
     encoded = dict(zip(texts, tokenizer.encode_all(texts), strict=True))
     token_bytes = tokenizer.token_bytes()
     requests = []
-    for (context, rest), (_, _, answer) in zip(parts, pairs, strict=True):
-        whole = encoded[context + rest]
+    for (context, rest), (_, _, answer) in zip(splits, examples, strict=True):
+        ids = encoded[context + rest]
         first = len(encoded[context])
-        if first >= len(whole):
-            first = tokenizer.span(context + rest, whole, len(context), len(context + rest))[0]
-        kept = whole[-context_tokens:]
-        lost = len(whole) - len(kept)
+        if first >= len(ids):
+            first = tokenizer.span(context + rest, ids, len(context), len(context + rest))[0]
+        kept = ids[-context_tokens:]
+        lost = len(ids) - len(kept)
         characters, bytes_ = len(answer), len(answer.encode())
         if lost > first:
             characters, bytes_ = len(tokenizer.decode(kept)), int(token_bytes[kept].sum())
@@ -72,19 +78,19 @@ def make_requests(pairs: Sequence[tuple[str, str, str]], tokenizer: Tokenizer, c
 
 @dataclass(frozen=True)
 class RequestBatch:
-    """Requests side by side in one row, each a sample of its own; what the model reads, and what is scored of it."""
+    """Requests packed into one row, each a sample of its own."""
 
-    tokens_N: torch.Tensor  # int64, padding is the end mark
+    tokens_N: torch.Tensor  # int64, padded with the end mark
     positions_N: torch.Tensor  # int64, from 0 in each request
     slots_N: torch.Tensor  # int64, 0 for a token of a request, -1 for padding
     spans_R2: torch.Tensor  # int64 on the CPU: (start, length) of each request, and of the padding
-    scored_K: torch.Tensor  # int64, the tokens that a scored one is predicted from
+    scored_K: torch.Tensor  # int64, the tokens from which the scored tokens are predicted
     targets_K: torch.Tensor  # int64, the scored tokens
-    requests: np.ndarray  # int64 [requests of the batch], which ones
-    counts: np.ndarray  # int64 [requests of the batch], scored tokens of each; none is 0
+    requests: np.ndarray  # int64 [requests of the batch], their numbers
+    counts: np.ndarray  # int64 [requests of the batch], scored tokens of each, 1 or more
 
     def to(self, device: torch.device) -> RequestBatch:
-        """The batch with what the model reads on ``device``."""
+        """The batch with the model's inputs on ``device``."""
         moved = {
             f.name: to_device(getattr(self, f.name), device) for f in fields(self) if f.name.endswith(("_N", "_K"))
         }
@@ -92,23 +98,23 @@ class RequestBatch:
 
 
 def pack_requests(requests: Sequence[Request], padding: int, batch_tokens: int) -> list[RequestBatch]:
-    """Batches of about ``batch_tokens`` tokens: of requests of like length, and nearly of one size.
+    """Batches of about ``batch_tokens`` tokens each, of requests of similar length.
 
-    Requests are sorted by length, so that those of a batch need little padding in attention, and spread evenly over as
-    few batches as can be. What a request scores does not depend on which others are beside it.
+    Requests are sorted by length, so that attention needs little padding, and spread evenly over the smallest number of
+    batches. The other requests of a batch do not affect a request's score.
     """
     order = np.argsort([-request.read for request in requests], kind="stable")
     lengths = np.array([requests[r].read for r in order], np.int64)
     total = int(lengths.sum())
     share = total / max(1, -(-total // batch_tokens))
-    # A request belongs where its middle falls: no batch is longer than its share by more than one request.
+    # The middle of a request decides its batch, so a batch exceeds its share by less than one request.
     part = (np.cumsum(lengths) - lengths / 2) // share if total else lengths
     chosen = [order[part == number] for number in np.unique(part)]
     return [_batch(requests, members, padding) for members in chosen]
 
 
 def batch_hidden_states(model: Transformer, batch: RequestBatch) -> torch.Tensor:
-    """Final hidden states of a batch, float32 [N, D]; the routing of no sample is recorded."""
+    """Final hidden states of a batch, float32 [N, D]. No routing is recorded."""
     inputs = PackedTokens(
         tokens_BT=batch.tokens_N[None],
         targets_BT=None,
@@ -120,23 +126,27 @@ def batch_hidden_states(model: Transformer, batch: RequestBatch) -> torch.Tensor
     return model.hidden_states(inputs)[0]
 
 
+def scored_hidden_states(model: Transformer, batch: RequestBatch) -> torch.Tensor:
+    """Final hidden states from which the scored tokens of a batch are predicted, float32 [K, D]."""
+    return batch_hidden_states(model, batch).index_select(0, batch.scored_K)
+
+
 def _batch(requests: Sequence[Request], chosen: np.ndarray, padding: int) -> RequestBatch:
     size = -(-sum(requests[r].read for r in chosen) // _MULTIPLE) * _MULTIPLE
     tokens, positions, slots = np.full(size, padding, np.int64), np.zeros(size, np.int64), np.full(size, -1, np.int64)
-    spans, scored, targets, counts = [], [], [], []
-    place = 0
+    spans, scored, targets = [], [], []
+    start = 0
     for number in chosen:
         request = requests[number]
-        here = slice(place, place + request.read)
+        here = slice(start, start + request.read)
         tokens[here], positions[here], slots[here] = request.tokens[:-1], np.arange(request.read), 0
-        spans.append((place, request.read))
-        scored.append(np.arange(place + request.first - 1, place + request.read))
+        spans.append((start, request.read))
+        scored.append(np.arange(start + request.first - 1, start + request.read))
         targets.append(request.tokens[request.first :])
-        counts.append(len(request.tokens) - request.first)
-        place += request.read
-    if place < size:
-        spans.append((place, size - place))
-        positions[place:] = np.arange(size - place)
+        start += request.read
+    if start < size:
+        spans.append((start, size - start))
+        positions[start:] = np.arange(size - start)
     return RequestBatch(
         tokens_N=torch.from_numpy(tokens),
         positions_N=torch.from_numpy(positions),
@@ -145,5 +155,5 @@ def _batch(requests: Sequence[Request], chosen: np.ndarray, padding: int) -> Req
         scored_K=torch.from_numpy(np.concatenate(scored)),
         targets_K=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
         requests=chosen,
-        counts=np.array(counts),
+        counts=np.array([requests[number].scored for number in chosen]),
     )

@@ -117,7 +117,7 @@ def loss_curves(run: OpenedRun) -> Iterator[tuple[Any, ...]]:
 
 
 def left_out(run: OpenedRun) -> Iterator[tuple[Any, ...]]:
-    """Left-out accuracy of each domain at the readings that it was logged at, with its interval."""
+    """Leave-one-out accuracy of each domain at the readings that it was logged at, with its interval."""
     for domain in run.domains:
         steps = run.curve(f"kernel/left_out/{domain}")["step"].tolist()
         for step, tokens in zip(steps, run.tokens(steps), strict=True):

@@ -36,7 +36,7 @@ _NO_PANEL = "The run has no panel."
 
 
 def memorization(run: OpenedRun) -> Group:
-    """By domain, the share of samples memorized and accuracy over time (as Figure 1 of the paper), left-out beside."""
+    """Share of samples memorized, accuracy (as the paper's Figure 1) and leave-one-out accuracy by domain."""
     figures = []
     for domain in run.domains:
         steps, share = memorized_share(run, domain)
@@ -56,13 +56,13 @@ def memorization(run: OpenedRun) -> Group:
                 curves.append(Line(x, y, "ink", "solid", low, high))
                 curves.append(Line(x[[0, -1]], np.full(2, rows["chance"].iloc[0]), "faint", "dotted"))
         if curves:
-            label = f"{domain}: share of samples memorized, accuracy and left-out accuracy over the run"
+            label = f"{domain}: share of samples memorized, accuracy and leave-one-out accuracy over the run"
             caption = "" if len(steps) else "Nothing counts as memorized: see the notes."
             figures.append(Figure(domain, charts.lines(curves, label, unit(run), _SHARE), caption))
     legend = [
         Legend("samples memorized", "accent"),
         Legend("accuracy", "ink"),
-        *([Legend("left-out accuracy, from routing alone", "second")] if len(run.left_out) else []),
+        *([Legend("leave-one-out accuracy, from routing alone", "second")] if len(run.left_out) else []),
         *([Legend("accuracy on trained facts", "ink", "dashed")] if run.accuracy["trained"].any() else []),
         *([Legend("chance", "faint", "dotted")] if len(run.accuracy) else []),
     ]

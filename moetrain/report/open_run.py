@@ -291,7 +291,7 @@ class OpenedRun:
 
     @cached_property
     def left_out(self) -> pd.DataFrame:
-        """domain, step, tokens, value, low, high, n: left-out accuracy, ``kernel/left_out``, from the readings."""
+        """domain, step, tokens, value, low, high, n: leave-one-out accuracy, ``kernel/left_out``, from the readings."""
         return _frame(derived.left_out(self), ["domain", "step", "tokens", "value", "low", "high", "n"])
 
     @cached_property

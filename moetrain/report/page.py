@@ -90,7 +90,7 @@ TITLES = {
     "sharing": "Sharing: closer than to other domains",
     "individuality": "Individuality: beyond a sample's own halves",
     "d_eff": "Effective dimension of routing",
-    "left_out": "Left-out accuracy",
+    "left_out": "Leave-one-out accuracy",
     "train_loss": "Training loss",
     "train_loss_average": "Moving average of training loss",
     "validation_loss": "Held-out loss",

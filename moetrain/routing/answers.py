@@ -72,7 +72,7 @@ def read_answers(
     chosen_BS = (samples_BS >= 0) & chosen[samples_BS]
     if not chosen_BS.any():
         return no_answers(model.settings.num_hidden_layers, model.settings.num_experts)
-    recorded_BT, slots = batch.each_predicted(torch.from_numpy(chosen_BS))
+    recorded_BT, slots = batch.record_per_token(torch.from_numpy(chosen_BS))
     inputs = replace(batch, recorded_BT=recorded_BT).to(device).model_input()
     _, routing = model.hidden_states(replace(inputs, slots_per_row=slots))
     assert routing is not None

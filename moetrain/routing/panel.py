@@ -140,7 +140,7 @@ def _pack(
     joined = join_samples(parts)
     order = np.arange(len(joined))
     packed = pack_rows(order, joined.row_lengths, settings.data.seq_len, len(joined) or 1, settings.run.seed)
-    panel_stream = Stream(corpus, settings, joined, packed, rows, beginnings=True)
+    panel_stream = Stream(corpus, settings, joined, packed, rows, truncated=True)
     tokens = np.array([settings.panel_tokens(source.name) for source in corpus.domains], np.int32)[joined.domain]
     return Panel(joined, tokens, np.concatenate(cells), np.concatenate(first), panel_stream)
 

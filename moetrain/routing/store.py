@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moetrain.atomic_io import BESIDE, write_atomically
+from moetrain.atomic_io import PARTIAL, write_atomically
 from moetrain.fault_injection import fault_point
 from moetrain.routing.answers import AnswerRouting, no_answers
 from moetrain.routing.panel import CELLS, Panel, PanelReading
@@ -245,7 +245,7 @@ def list_pieces(run: Path) -> list[str]:
 
 def remove_unlisted(run: Path, listed: Collection[str]) -> None:
     """Remove pieces that a checkpoint does not know: they were written after it, or never finished."""
-    unfinished = [path.relative_to(run).as_posix() for path in (run / FOLDER).glob("*" + BESIDE)]
+    unfinished = [path.relative_to(run).as_posix() for path in (run / FOLDER).glob("*" + PARTIAL)]
     for name in {*list_pieces(run), *unfinished} - set(listed):
         (run / name).unlink()
         fault_point("remove unlisted piece")

@@ -16,12 +16,13 @@ from moetrain.data.stream import Batch, Stream
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import accumulate
 from moetrain.models.transformer import Output
+from moetrain.optim.builder import Optimizer
 from moetrain.training.balancing import Balancing
 
 
 @dataclass(frozen=True)
 class StepStatistics:
-    """Sums over a whole step, over all processes. On the model's device: reading one waits for it."""
+    """Sums over a step, over all ranks. On the model's device: the host has to synchronize to read one."""
 
     loss_D: torch.Tensor  # nats, float64
     tokens_D: torch.Tensor  # predicted tokens, float64
@@ -32,7 +33,7 @@ class StepStatistics:
 
     @property
     def loss(self) -> torch.Tensor:
-        """Mean loss by predicted token, nats."""
+        """Mean loss per predicted token, nats."""
         return self.loss_D.sum() / self.tokens_D.sum()
 
 
@@ -45,13 +46,13 @@ def forward_backward(
     settings: Settings,
     record: Callable[[Batch, Output], None],
 ) -> StepStatistics:
-    """Gradients and statistics of step ``step`` (0 the first); this process reads its own share of the rows.
+    """Gradients and statistics of step ``step`` (0 the first), of which this rank reads its own rows.
 
-    Losses are divided by the whole step's token counts, over all processes and micro-batches, so that how a step is
-    split changes nothing but rounding (and, with ``balance_scope: micro_batch``, what load is balanced over).
+    Losses are divided by the token counts of the whole step, over all ranks and micro-batches, so that the split of a
+    step changes only rounding (and, with ``balance_scope: micro_batch``, the load that is balanced).
 
     Args:
-        record: given each micro-batch and what the model made of it.
+        record: called with each micro-batch and the model's output for it.
     """
     first, share = layout.row_range(settings.train.batch_rows)
     micro = settings.train.micro_batch_rows or share
@@ -71,7 +72,7 @@ def forward_backward(
 
 
 def part_of_loss(output: Output, balancing: Balancing, settings: Settings, predicted: int, real: int) -> torch.Tensor:
-    """What a micro-batch adds to its step's loss, the router's losses included.
+    """A micro-batch's part of the step's loss, including the router's losses.
 
     Args:
         predicted, real: predicted tokens and tokens of the whole step.
@@ -87,7 +88,7 @@ def part_of_loss(output: Output, balancing: Balancing, settings: Settings, predi
 
 
 def _flat_sums(batch: Batch, output: Output, domains: int) -> torch.Tensor:
-    """All that a step sums over micro-batches and processes in one float64 vector: one collective a step."""
+    """All that a step sums over micro-batches and ranks in one float64 vector, so that one collective does."""
     numbers = torch.arange(domains, device=batch.domains_BT.device)
     member_DN = (batch.domains_BT.flatten() == numbers[:, None]).double()
     parts = [member_DN @ output.loss_BT.flatten().double(), member_DN.sum(-1)]
@@ -114,21 +115,25 @@ def _statistics(total: torch.Tensor, settings: Settings, balancing: Balancing, r
 def update(
     layout: ParallelLayout,
     model: nn.Module,
-    optimizer: torch.optim.AdamW,
+    optimizer: Optimizer,
     learning_rate: float,
     largest_norm: float,
     loss: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clip, step, and drop the gradients: (norm before clipping, whether the update was made), both on the device.
+    """Clip the gradients, apply the update and drop the gradients.
 
-    Where the loss or the gradient is not finite, the gradient is dropped without an update, and its norm is given as 0.
-    That is decided on the device, in the fused update itself: the host would have to wait for the whole step to decide.
+    Where the loss or the gradient is not finite, the update is skipped. That is decided on the device, inside the
+    optimizer's step: the host would have to wait for the whole training step to decide.
+
+    Returns:
+        The gradient's norm before clipping, 0 where the update was skipped, and whether it was applied; both [] on the
+        device.
     """
     norm = layout.clip_gradients(model.parameters(), largest_norm)
-    made = norm.isfinite() & loss.isfinite()
-    optimizer.found_inf = (~made).float()  # type: ignore[attr-defined]  # what a gradient scaler would set
+    applied = norm.isfinite() & loss.isfinite()
+    optimizer.found_inf = (~applied).float()
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return torch.where(made, norm, 0.0), made
+    return torch.where(applied, norm, 0.0), applied

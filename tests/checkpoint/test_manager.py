@@ -9,13 +9,14 @@ from moetrain.checkpoint import manager as module
 from moetrain.checkpoint.manager import (
     CheckpointError,
     checkpoint_folder,
-    drop_checkpoints,
     list_checkpoints,
     load_checkpoint,
-    newest_whole,
+    move_superseded,
+    newest_valid,
+    prune_checkpoints,
     save_checkpoint,
-    set_aside_later,
 )
+from moetrain.checkpoint.manifest import content_hash
 
 
 def save(run, step):
@@ -23,7 +24,7 @@ def save(run, step):
     return save_checkpoint(run, step, states, {"note": "é", "step": step}, {"events.jsonl": 5})
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_what_is_saved_is_loaded(tmp_path):
     folder = save(tmp_path, 7)
     loaded = load_checkpoint(folder)
     assert loaded.step == 7
@@ -41,43 +42,43 @@ def test_what_is_saved_comes_back(tmp_path):
 def test_the_newest_are_kept_and_those_of_every_so_many_steps(tmp_path, keep, keep_every, kept):
     for step in range(1, 7):
         save(tmp_path, step)
-        drop_checkpoints(tmp_path, keep, keep_every)
+        prune_checkpoints(tmp_path, keep, keep_every)
     assert [int(path.name.removeprefix("step_")) for path in list_checkpoints(tmp_path)] == kept
     assert len(list((tmp_path / "checkpoints").iterdir())) == len(kept)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "record.json"])
-def test_a_flipped_bit_or_a_missing_file_is_named_and_the_one_before_taken(tmp_path, name):
+def test_a_corrupt_or_missing_file_is_named_and_the_checkpoint_before_is_taken(tmp_path, name):
     before, newest = save(tmp_path, 1), save(tmp_path, 2)
     content = bytearray((newest / name).read_bytes())
     content[-1] ^= 1
     (newest / name).write_bytes(bytes(content))
-    with pytest.raises(CheckpointError, match=rf"{name}: its content is altered"):
+    with pytest.raises(CheckpointError, match=rf"{name}: corrupt"):
         load_checkpoint(newest)
-    folder, complaints = newest_whole(tmp_path)
+    folder, problems = newest_valid(tmp_path)
     assert folder == before
-    assert len(complaints) == 1
+    assert len(problems) == 1
     (newest / name).unlink()
     with pytest.raises(CheckpointError, match=rf"{name}: missing"):
         load_checkpoint(newest)
     shutil.rmtree(before)
     with pytest.raises(CheckpointError, match="missing"):
-        newest_whole(tmp_path)
+        newest_valid(tmp_path)
 
 
-def test_a_flipped_bit_of_the_manifest_is_found(tmp_path):
+def test_a_corrupt_manifest_is_found(tmp_path):
     before, newest = save(tmp_path, 1), save(tmp_path, 2)
     manifest = newest / "manifest.json"
-    whole = manifest.read_bytes()
-    for place in range(len(whole)):
+    valid = manifest.read_bytes()
+    for place in range(len(valid)):
         for bit in (1, 32):
-            manifest.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            manifest.write_bytes(valid[:place] + bytes([valid[place] ^ bit]) + valid[place + 1 :])
             try:
-                same = json.loads(manifest.read_text()) == json.loads(whole)
+                same = json.loads(manifest.read_text()) == json.loads(valid)
             except ValueError:
                 same = False
-            if not same:  # as a space that became a line break leaves it
-                assert newest_whole(tmp_path)[0] == before, (place, bit)
+            if not same:  # a space that became a line break changes nothing
+                assert newest_valid(tmp_path)[0] == before, (place, bit)
 
 
 def test_a_manifest_that_names_files_outside_its_run_is_refused(tmp_path):
@@ -85,13 +86,13 @@ def test_a_manifest_that_names_files_outside_its_run_is_refused(tmp_path):
     for names in ({"files": {"../../config.yaml": "0"}}, {"run_files": {"/etc/hosts": 0}}):
         manifest = json.loads((folder / "manifest.json").read_text()) | names
         del manifest["hash"]
-        manifest["hash"] = module._hash_manifest(manifest)
+        manifest["hash"] = content_hash(manifest)
         (folder / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(CheckpointError, match="lists what no run writes"):
+        with pytest.raises(CheckpointError, match="lists files that no run writes"):
             load_checkpoint(folder)
 
 
-def test_tensors_are_filled_in_place_and_others_than_the_checkpoints_are_refused(tmp_path):
+def test_tensors_are_filled_in_place_and_other_names_are_refused(tmp_path):
     states = load_checkpoint(save(tmp_path, 3)).states
     wide = torch.zeros(3, dtype=torch.float64)
     states.fill("model", {"w": wide})
@@ -111,7 +112,7 @@ def points_of(save_once, monkeypatch, tmp_path):
     return (tmp_path / "points").read_text().splitlines()
 
 
-def test_a_disk_that_is_full_anywhere_in_a_save_leaves_nothing_and_what_stood_before(tmp_path, monkeypatch):
+def test_a_full_disk_anywhere_in_a_save_leaves_earlier_checkpoints_alone(tmp_path, monkeypatch):
     points = points_of(lambda: save(tmp_path / "other", 2), monkeypatch, tmp_path)
     assert len(points) == len(set(points)) == 11
     save(tmp_path, 1)
@@ -125,13 +126,13 @@ def test_a_disk_that_is_full_anywhere_in_a_save_leaves_nothing_and_what_stood_be
     assert load_checkpoint(save(tmp_path, 2)).step == 2
 
 
-def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
+def test_the_partial_folder_of_a_killed_save_is_removed_by_the_next(tmp_path):
     (tmp_path / "checkpoints" / "step_00000004.partial").mkdir(parents=True)
     save(tmp_path, 5)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
 
 
-def test_a_folder_that_was_never_renamed_is_no_checkpoint(tmp_path):
+def test_a_partial_folder_is_no_checkpoint(tmp_path):
     folder = save(tmp_path, 3)
     folder.rename(folder.with_name("step_00000003.partial"))
     assert list_checkpoints(tmp_path) == []
@@ -147,16 +148,16 @@ def test_another_format_is_refused(tmp_path):
         load_checkpoint(folder)
 
 
-def test_later_checkpoints_are_set_aside_not_deleted(tmp_path):
+def test_superseded_checkpoints_are_moved_not_deleted(tmp_path):
     for step in (1, 2, 3):
         save(tmp_path, step)
-    set_aside_later(tmp_path, 1)
+    move_superseded(tmp_path, 1)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000001"]
-    aside = tmp_path / "checkpoints" / "superseded"
-    assert sorted(path.name for path in aside.iterdir()) == ["step_00000002", "step_00000003"]
+    superseded = tmp_path / "checkpoints" / "superseded"
+    assert sorted(path.name for path in superseded.iterdir()) == ["step_00000002", "step_00000003"]
 
 
-def test_two_names_of_one_tensor_are_both_saved(tmp_path):
+def test_a_tensor_with_two_names_is_saved_twice(tmp_path):
     tensor = torch.randn(4, 3)
     folder = save_checkpoint(tmp_path, 1, {"model": {"a": tensor, "b": tensor}}, {}, {})
     loaded = load_checkpoint(folder).states["model"]
@@ -164,7 +165,7 @@ def test_two_names_of_one_tensor_are_both_saved(tmp_path):
     assert torch.equal(loaded["b"], tensor)
 
 
-def test_what_safetensors_says_of_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
+def test_safetensors_error_on_a_full_disk_becomes_an_os_error(tmp_path, monkeypatch):
     def full(*_):
         raise module.SafetensorError("I/O error: No space left on device (os error 28)")
 

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moetrain.data import builtin
-from moetrain.data.builtin import arithmetic, operands, phrases, phrases_steps
-from moetrain.data.builtin.facts import held_out_pairs, is_held_out, show_held_out
+from moetrain.data.builtin import arithmetic, operands, phrases
+from moetrain.data.builtin.arithmetic_facts import held_out_pairs, is_held_out, show_held_out
 
 WRITTEN = ("code", "math")  # the planted domains have tests of their own
 ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
@@ -206,7 +206,7 @@ def test_the_reader_finds_held_out_facts_in_lists_and_keys(monkeypatch: pytest.M
 
 def test_unshown_steps_are_right_and_hold_no_held_out_fact() -> None:
     stream = random.Random(1).random
-    for kind in phrases.SINGLE + phrases_steps.STORIES:
+    for kind in phrases.SINGLE + phrases.GROUPS["stories"]:
         for _ in range(500):
             work = kind.work.format_map(operands.draw(stream, kind.pattern, 2))
             steps = list(chains(work))

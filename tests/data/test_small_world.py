@@ -320,7 +320,7 @@ def test_held_out_facts_are_an_eighth_whatever_the_seed_and_direction() -> None:
     assert "".join(map(str, map(int, chosen[:40]))) == "0110000010000100000000001000000000000000"
     for seed in (0, 1, SEED):
         made = small_world.world(seed)
-        assert 0.10 < len(made.held_out) / (len(made.held_out) + len(made.told)) < 0.15
+        assert 0.10 < len(made.held_out) / (len(made.held_out) + len(made.stated)) < 0.15
 
 
 def test_no_document_names_both_ends_of_a_held_out_fact(
@@ -343,9 +343,9 @@ def test_the_search_finds_held_out_facts_where_nothing_keeps_them_out(
     """So finding none above is no blindness: every kind is there in the text of a page that takes everything."""
     made = small_world.world(SEED)
     apart = {frozenset((one.fact.subject, one.fact.value)): one.kind for one in made.held_out}
-    told = made.told
+    told = made.stated
     monkeypatch.setattr(made, "apart", {})
-    monkeypatch.setattr(made, "told", told + made.held_out)
+    monkeypatch.setattr(made, "stated", told + made.held_out)
     met: collections.Counter[str] = collections.Counter()
     for text in small_world_text.documents(400_000, SEED):
         for pair in itertools.combinations(names_in(text), 2):

@@ -103,7 +103,7 @@ def test_each_predicted_token_of_chosen_samples_gets_a_number_of_its_own(made):
     _, _, stream = made
     batch = stream.batch(0, 0, stream.batch_rows)
     chosen = (batch.samples_BS % 2 == 0) & (batch.samples_BS >= 0)
-    recorded, samples = batch.each_predicted(chosen)
+    recorded, samples = batch.record_per_token(chosen)
     most = 0
     for row in range(stream.batch_rows):
         number = 0
@@ -114,7 +114,7 @@ def test_each_predicted_token_of_chosen_samples_gets_a_number_of_its_own(made):
         most = max(most, number)
     assert samples % 8 == 0
     assert most <= 2 * samples < most + 16
-    nothing, none = batch.each_predicted(torch.zeros_like(chosen))
+    nothing, none = batch.record_per_token(torch.zeros_like(chosen))
     assert (nothing == -1).all()
     assert none == 0
 

@@ -116,7 +116,7 @@ def test_a_flipped_bit_in_a_shard_is_named(runs, tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"optimizer/{path.name}: its content is altered"):
+    with pytest.raises(ValueError, match=rf"optimizer/{path.name}: corrupt"):
         load_checkpoint(folder)
 
 

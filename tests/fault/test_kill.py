@@ -105,10 +105,10 @@ POINTS = (
     *(f"sync {name}.safetensors" for name in _TENSORS),
     *("write record.json", "sync record.json", "write manifest.json", "sync manifest.json"),
     *("sync step_", "rename checkpoint", "sync checkpoints"),
-    *("rename dropped checkpoint", "remove dropped checkpoint"),
+    *("rename pruned checkpoint", "remove pruned checkpoint"),
     *("write summary.json", "sync summary.json.partial", "rename summary.json"),
 )
-SHORT = ("write optimizer.safetensors", "rename checkpoint", "rename dropped checkpoint")
+SHORT = ("write optimizer.safetensors", "rename checkpoint", "rename pruned checkpoint")
 
 
 def test_the_list_of_points_is_whole(runs):

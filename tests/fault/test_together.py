@@ -86,7 +86,7 @@ POINTS = (
     *((0, f"{done} {name}") for name in ("record.json", "manifest.json") for done in ("write", "sync")),
     *((0, f"{done} monitor.safetensors") for done in ("write", "sync")),
     *((0, point) for point in ("sync step_", "rename checkpoint", "sync checkpoints")),
-    *((0, point) for point in ("rename dropped checkpoint", "remove dropped checkpoint", "rename summary.json")),
+    *((0, point) for point in ("rename pruned checkpoint", "remove pruned checkpoint", "rename summary.json")),
 )
 SHORT = (1, f"write optimizer/{SHARD.format(2)}")
 

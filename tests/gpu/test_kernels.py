@@ -6,16 +6,28 @@ import torch
 from moetrain.config import ModelSettings
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
-from moetrain.models.backends import Shape, choose_backends, compare_attention, compare_experts
+from moetrain.models.backends import choose_backends, compare_attention, compare_experts
 from tests.gpu.common import DEVICE, GPU, PACKAGES, needs
 from tests.models.test_transformer import gradients, make_model
 
 pytestmark = GPU
 
+
+def shape(hidden_size, heads, key_value_heads, num_experts, num_experts_per_tok, intermediate_size):
+    return ModelSettings(
+        hidden_size=hidden_size,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        num_experts=num_experts,
+        num_experts_per_tok=num_experts_per_tok,
+        intermediate_size=intermediate_size,
+    )
+
+
 SHAPES = {
-    "small": Shape(64, 4, 4, 8, 2, 32),
-    "grouped heads": Shape(256, 8, 2, 16, 4, 128),
-    "OLMoE-1B-7B": Shape(2048, 16, 16, 64, 8, 1024),
+    "small": shape(64, 4, 4, 8, 2, 32),
+    "grouped-query": shape(256, 8, 2, 16, 4, 128),
+    "OLMoE-1B-7B": shape(2048, 16, 16, 64, 8, 1024),
 }
 HALF, FULL = torch.bfloat16, torch.float32
 

@@ -1,4 +1,4 @@
-"""Left-out accuracy against regressions that are really fitted without the sample."""
+"""Leave-one-out accuracy, compared with regressions that are fitted without the sample."""
 
 import numpy as np
 import pytest

@@ -7,10 +7,8 @@ from moetrain.config import ModelSettings, SettingsError
 from moetrain.models import backends
 from moetrain.models import experts_megablocks as megablocks
 from moetrain.models.backends import (
-    Shape,
     UnusableError,
-    check_attention,
-    check_experts,
+    check_backend,
     choose,
     choose_backends,
     compare_attention,
@@ -19,7 +17,14 @@ from moetrain.models.backends import (
 from tests.models import stand_ins
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SHAPE = Shape(hidden_size=64, heads=4, groups=2, num_experts=6, num_experts_per_tok=2, intermediate_size=32)
+SETTINGS = ModelSettings(
+    hidden_size=64,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_experts=6,
+    num_experts_per_tok=2,
+    intermediate_size=32,
+)
 PRECISIONS = [torch.float32, torch.bfloat16]
 
 
@@ -48,11 +53,10 @@ def test_what_needs_cuda_and_is_named_on_cpu_is_one_error_with_a_remedy(section)
         choose_backends(ModelSettings(**{what: name}), CPU, torch.bfloat16)
 
 
-@pytest.mark.parametrize("check", [check_experts, check_attention])
-def test_foreign_kernels_are_not_tried_in_fp32(check):
-    for name in ("megablocks", "flash_attn", "varlen"):
-        with pytest.raises(UnusableError, match=r"computes in bf16, and train\.precision gives fp32"):
-            check(name, SHAPE, CUDA, torch.float32)
+@pytest.mark.parametrize("name", ["megablocks", "flash_attn", "varlen"])
+def test_kernels_are_rejected_in_fp32(name):
+    with pytest.raises(UnusableError, match=r"computes in bf16, and train\.precision gives fp32"):
+        check_backend(name, SETTINGS, CUDA, torch.float32)
 
 
 def test_auto_takes_the_first_that_passes_and_says_why_not_the_others():
@@ -76,20 +80,20 @@ def test_auto_takes_the_first_that_passes_and_says_why_not_the_others():
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("name", ["megablocks", "grouped_mm", "loop"])
 def test_right_experts_pass(name, dtype):
-    compare_experts(name, SHAPE, CPU, dtype)
+    compare_experts(name, SETTINGS, CPU, dtype)
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("name", ["flash_attn", "varlen", "sdpa", "batched"])
 def test_right_attention_passes(name, dtype):
-    compare_attention(name, SHAPE, CPU, dtype)
+    compare_attention(name, SETTINGS, CPU, dtype)
 
 
 @pytest.mark.parametrize("reading", [torch.no_grad, torch.inference_mode])
 def test_gradients_are_compared_even_where_none_are_kept(reading):
     with reading():
-        compare_experts("megablocks", SHAPE, CPU, torch.bfloat16)
-        compare_attention("varlen", SHAPE, CPU, torch.bfloat16)
+        compare_experts("megablocks", SETTINGS, CPU, torch.bfloat16)
+        compare_attention("varlen", SETTINGS, CPU, torch.bfloat16)
 
 
 def test_experts_that_mix_up_a_gradient_are_refused(monkeypatch):
@@ -102,7 +106,7 @@ def test_experts_that_mix_up_a_gradient_are_refused(monkeypatch):
     stand_ins_gmm = stand_ins.gmm
     monkeypatch.setattr(stand_ins, "gmm", wrong)
     with pytest.raises(UnusableError, match="its gradient of gate_up_proj is off by nan"):
-        compare_experts("megablocks", SHAPE, CPU, torch.bfloat16)
+        compare_experts("megablocks", SETTINGS, CPU, torch.bfloat16)
 
 
 def test_attention_that_sees_ahead_is_refused(monkeypatch):
@@ -111,4 +115,4 @@ def test_attention_that_sees_ahead_is_refused(monkeypatch):
         monkeypatch, flash_attn={"flash_attn_varlen_func": lambda *a, causal, **k: kernel(*a, causal=False, **k)}
     )
     with pytest.raises(UnusableError, match="its output is off by"):
-        compare_attention("flash_attn", SHAPE, CPU, torch.bfloat16)
+        compare_attention("flash_attn", SETTINGS, CPU, torch.bfloat16)

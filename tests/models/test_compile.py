@@ -1,5 +1,9 @@
 """Layers under torch.compile: on CUDA's path one graph without a break, and everywhere the results of plain layers."""
 
+import operator
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -8,7 +12,9 @@ from moetrain.data.stream import training_stream
 from moetrain.model_input import PackedTokens
 from moetrain.models.attention import make_layout
 from moetrain.models.backends import Backends
+from moetrain.models.compilation import uncompiled
 from moetrain.models.router import RecordingMasks
+from moetrain.models.transformer import LayerContext
 from tests.models.test_transformer import gradients, make_model
 
 META = torch.device("meta")
@@ -38,8 +44,14 @@ def test_a_layer_on_a_device_is_one_graph_for_any_number_of_samples():
         tokens = torch.zeros(1, length, dtype=torch.int64, device=META)
         x = torch.zeros(length, 32, device=META, requires_grad=True)
         inputs = PackedTokens(tokens, None, tokens, tokens, tokens, layout.spans_N2, slots_per_row=8)
-        rotary, masks = model._rotary(tokens.flatten()), RecordingMasks.make(inputs)
-        out, routing = layer(x, torch.bfloat16, rotary, layout, masks, Backends("varlen", "grouped_mm", ()))
+        context = LayerContext(
+            torch.bfloat16,
+            *model._rotary(tokens.flatten()),
+            layout,
+            RecordingMasks.make(inputs),
+            Backends("varlen", "grouped_mm"),
+        )
+        out, routing = layer(x, context)
         (out.sum() + routing.z + routing.probs_E.sum()).backward()
     # One for the first number of samples, one for any other.
     assert len(graphs) == 2
@@ -60,3 +72,29 @@ def test_compiled_layers_give_what_plain_ones_give(make_settings, recompute):
         torch.testing.assert_close(mine.routing.sums_LBRE, reference.routing.sums_LBRE, rtol=1e-5, atol=1e-5)
         for name, gradient in its_gradients.items():
             torch.testing.assert_close(my_gradients[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_uncompiled_functions_are_called_between_graphs_and_never_traced():
+    traced, calls = [], []
+
+    @uncompiled
+    def double(x):
+        calls.append(torch.compiler.is_compiling())
+        return 2 * x
+
+    def keep(graph, _):
+        traced.extend(node.target for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    compiled = torch.compile(lambda x: double(x.sin()).cos(), backend=keep)
+    for size in (3, 5, 9):
+        x = torch.ones(size)
+        torch.testing.assert_close(compiled(x), (2 * x.sin()).cos())
+    assert calls == 3 * [False]
+    assert operator.mul not in traced
+    assert len(traced) <= 4  # sin and cos: for the first size and for any other
+
+
+def test_the_compiler_is_not_loaded_before_something_is_compiled():
+    code = "import sys, moetrain.models.transformer; assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

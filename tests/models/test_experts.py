@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from moetrain.models import experts as module
-from moetrain.models import experts_cpu as tiled
+from moetrain.models import experts_cpu
 from moetrain.models.experts import experts
 
 
@@ -41,7 +41,7 @@ def test_grouped_mm_equals_the_loop_forward_and_backward(index):
 
 @pytest.mark.parametrize("index", CASES.values(), ids=CASES)
 def test_grouped_mm_as_on_cuda_equals_the_loop(index, monkeypatch):
-    monkeypatch.setattr(module, "tiled_experts", module.grouped_experts)
+    monkeypatch.setattr(module, "cpu_experts", module.grouped_experts)
     for mine, reference in zip(run("grouped_mm", torch.float32, index), run("loop", torch.float32, index), strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
 
@@ -49,7 +49,7 @@ def test_grouped_mm_as_on_cuda_equals_the_loop(index, monkeypatch):
 @pytest.mark.parametrize("rows", [1, 64, 10**6])
 @pytest.mark.parametrize("index", CASES.values(), ids=CASES)
 def test_tiles_of_any_size_give_the_same(index, rows, monkeypatch):
-    monkeypatch.setattr(tiled, "_ROWS", rows)
+    monkeypatch.setattr(experts_cpu, "_TILE_ROWS", rows)
     for mine, reference in zip(run("grouped_mm", torch.float32, index), run("loop", torch.float32, index), strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
 

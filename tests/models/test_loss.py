@@ -8,8 +8,8 @@ from moetrain.models.loss import cross_entropy
 
 @pytest.mark.parametrize(("held", "widened"), [(64 * 50, 7 * 50), (64 * 50, 1), (10**9, 10**9)])
 def test_chunks_equal_torchs_own_forward_and_backward(monkeypatch, held, widened):
-    monkeypatch.setattr(module, "_HELD_ON_CPU", held)
-    monkeypatch.setattr(module, "_WIDENED_ON_CPU", widened)
+    monkeypatch.setattr(module, "_CHUNK_LOGITS_CPU", held)
+    monkeypatch.setattr(module, "_FLOAT32_LOGITS_CPU", widened)
     torch.manual_seed(0)
     target = torch.randint(0, 50, (150,))
     target[::7] = -100

@@ -108,7 +108,7 @@ def test_left_out_accuracy_from_the_pieces_of_answers(run):
         expected = [[step, e.mean, e.low, e.high, e.samples] for step, e in series]
         assert rows[["step", "value", "low", "high", "n"]].to_numpy(float).tolist() == expected
         figure = next(f for f in memorization(open_run(run)).figures if f.title == tag.rpartition("/")[2])
-        assert "left-out accuracy" in str(figure.svg)
+        assert "leave-one-out accuracy" in str(figure.svg)
 
 
 PANEL_TAGS = ("pathway/", "pathway_", "kernel/", "memorized/", "phase/", "loss/panel")

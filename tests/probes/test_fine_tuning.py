@@ -222,7 +222,7 @@ def test_what_cannot_be_done_is_one_line(tokenizer, examples, monkeypatch):
         ("learning_rate", math.inf, "learning_rate is inf"),
         ("learning_rate", math.nan, "learning_rate is nan"),
         ("dropout", 1.0, "dropout is 1.0: give a number from 0 to below 1"),
-        ("modules", (), "modules are none"),
+        ("modules", (), "modules is empty"),
     ]:
         with pytest.raises(FineTuningError, match=said):
             LoraSettings(**{name: value})

@@ -6,10 +6,8 @@ import pytest
 
 from moetrain.config import load_settings
 from moetrain.data.errors import DataError
-from moetrain.probes.hub import read_hub_items
-from moetrain.probes.hub_tasks import HUB_TASKS
-from moetrain.probes.items import read_task_items
-from moetrain.probes.tasks import tasks_of
+from moetrain.probes.hub import HUB_TASKS, read_hub_items
+from moetrain.probes.tasks import read_task_items, tasks_of
 
 
 def labelled(question, texts, labels, right, **more):

@@ -14,8 +14,7 @@ from moetrain.data.documents import document_id, is_heldout
 from moetrain.data.errors import DataError
 from moetrain.data.items import read_items
 from moetrain.probes import tasks as module
-from moetrain.probes.items import read_task_items
-from moetrain.probes.tasks import load_tasks, tasks_of
+from moetrain.probes.tasks import load_tasks, read_task_items, tasks_of
 from tests.probes.conftest import item
 
 
@@ -140,7 +139,7 @@ SUMS = ["data.domains.m.builtin=math", "data.domains.m.size=9000"]
         (["probes.tasks=[bench/v.jsonl]"], "items of v differ in form"),
         (
             ["probes.tasks=[bench/w.jsonl]", "data.domains.m.builtin=math", "data.domains.m.size=9000"],
-            "a built-in domain brings a task builtin_m",
+            "a built-in domain has a task builtin_m",
         ),
     ],
 )

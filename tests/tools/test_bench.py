@@ -1,4 +1,4 @@
-"""The benchmarks in small: real code on tiny shapes, what they write, and how a ratio is made."""
+"""The benchmarks on tiny shapes: what they measure and write, and how ratios are calculated."""
 
 import json
 import os
@@ -16,8 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # as python tools/
 
 import bench
 from benchmarks import (
-    attention_backends,
-    expert_backends,
+    backends,
     flops,
     memory,
     monitor,
@@ -31,6 +30,7 @@ from benchmarks import (
 )
 from benchmarks.configs import load_configs
 
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.grokking import gram_blocks
 from moetrain.models.experts_grouped import grouped_experts
 from moetrain.monitoring.monitor import Monitor, router_rows
@@ -41,18 +41,18 @@ from moetrain.trainer import Trainer
 
 @pytest.fixture
 def config(corpus_folder, tmp_path, tmp_path_factory):
-    """The words of a command line that name a small run."""
+    """Command-line words for a small run."""
     (tmp_path / "small.yaml").write_text("run: {name: small}\n")
     return [str(tmp_path / "small.yaml"), *small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())]
 
 
 def settings_of(words):
-    """The settings that the words of a command line name."""
+    """The settings that command-line words give."""
     return load_configs(bench.parse(["train", *words]))[0]
 
 
 def run(tmp_path, *words):
-    """A benchmark by its command line; returns what it wrote."""
+    """Run a benchmark by its command line; returns the result it wrote."""
     assert bench.main([*words, "--json", str(tmp_path / "result.json")]) == 0
     text = (tmp_path / "result.json").read_text()
     assert "NaN" not in text
@@ -64,9 +64,9 @@ def run(tmp_path, *words):
     return result
 
 
-def test_ratios_are_of_medians_and_sides_take_turns_on_the_same_numbers():
-    took = {"slow": [9.0, 2.0, 4.0], "fast": [1.0, 1.0, 8.0]}
-    assert timing.ratio(took["slow"], took["fast"])["ratio"] == 4.0  # the mean would say 1.5
+def test_ratios_are_of_medians_and_sides_alternate():
+    seconds = {"slow": [9.0, 2.0, 4.0], "fast": [1.0, 1.0, 8.0]}
+    assert timing.ratio(seconds["slow"], seconds["fast"])["ratio"] == 4.0  # of means: 1.5
     share = timing.share_with_interval([1.1, 1.2, 1.3], [1.0, 1.0, 9.0])
     assert share["share"] == pytest.approx(0.2)
     assert share["low"] <= share["share"] <= share["high"]
@@ -80,7 +80,7 @@ def test_ratios_are_of_medians_and_sides_take_turns_on_the_same_numbers():
     assert timings["a"].seconds == median(timings["a"].wall)
 
 
-def test_monitor_measures_blocks_with_and_without_and_a_panel_reading(config, tmp_path, capsys, monkeypatch):
+def test_monitor_overhead_and_panel_reading(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     asked = ("--parts", "share", "sums", "panel", "--pairs", "2", "--steps", "2")
     result = run(tmp_path, "monitor", *config, "train.max_steps=null", *asked)
@@ -96,10 +96,10 @@ def test_monitor_measures_blocks_with_and_without_and_a_panel_reading(config, tm
     assert inside["cpu"]["low"] <= inside["cpu"]["share"] <= inside["cpu"]["high"]
     assert panel["samples"] > 16
     assert 0 < panel["training_waits_seconds"] <= panel["until_shown_seconds"]
-    assert "by processor time" in capsys.readouterr().out
+    assert "by CPU time" in capsys.readouterr().out
 
 
-def test_a_block_without_the_monitor_reads_and_records_nothing(config, monkeypatch):
+def test_a_block_without_the_monitor_records_nothing(config, monkeypatch):
     blocks = []
     measure, train_step = Monitor.measure_stream, Trainer.train_step
 
@@ -121,7 +121,7 @@ def test_a_block_without_the_monitor_reads_and_records_nothing(config, monkeypat
     assert [enabled for enabled, *_ in blocks[-8:]] == [True] * 2 + [False] * 4 + [True] * 2
 
 
-def test_costs_grow_and_are_drawn_and_distances_are_those_of_the_same_sequences(tmp_path):
+def test_costs_and_distances(tmp_path):
     pytest.importorskip("matplotlib")
     found = monitor_costs.costs({"samples": (8, 64), "layers": (2,), "experts": (4,)}, seconds=0.02)
     assert [(row["samples"], row["layers"], row["experts"]) for row in found] == [
@@ -140,22 +140,22 @@ def test_costs_grow_and_are_drawn_and_distances_are_those_of_the_same_sequences(
     assert sharp["ratio_to_cdist"]["ratio"] == pytest.approx(sharp["d_path"]["seconds"] / sharp["cdist"]["seconds"])
 
 
-def test_what_cannot_be_measured_is_one_line(config, capsys):
+def test_errors_are_one_line(config, capsys):
     never_full = ("monitor.window=9999", "train.batch_rows=1", "--pairs", "1", "--steps", "1")
-    for words, said in (
-        (("monitor", *config, "--parts", "share", "--steps", "100000"), "is enough for"),
-        (("monitor", *config, "monitor.enabled=false"), "nothing is watched"),
+    for words, message in (
+        (("monitor", *config, "--parts", "share", "--steps", "100000"), "the data suffices for"),
+        (("monitor", *config, "monitor.enabled=false"), "no routing to monitor"),
         (("monitor", *config, *never_full), "lower monitor.window"),
         (("monitor", "--parts", "distances", "--samples", "4", "--figure", "x.png"), "add costs to --parts"),
         (("monitor", *config, "model.expert=3"), "unknown key"),
-        (("plan", *config, "--tokens-per-second", "9", "--gpus", "3"), "does not split over 3 devices"),
-        (("plan", *config, "--measured", config[0]), "no result of train or peers"),
+        (("plan", *config, "--tokens-per-second", "9", "--gpus", "3"), "does not divide over 3 devices"),
+        (("plan", *config, "--measured", config[0]), "not a result of train or peers"),
     ):
         assert bench.main(list(words)) == 2
-        complaint = capsys.readouterr().err
-        assert complaint.startswith("error: ")
-        assert complaint.count("\n") == 1
-        assert said in complaint
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert message in error
 
 
 @contextmanager
@@ -274,7 +274,7 @@ def test_operations_are_counted_pair_by_pair(config):
     assert found.parameters == 6 * 7 * (products + experts * 2 / 8)
 
 
-def test_a_step_is_timed_whole_and_in_parts_and_a_plan_of_the_same_shape_has_its_speed(config, tmp_path):
+def test_a_step_by_component_and_a_plan_with_its_throughput(config, tmp_path):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "steps.png"
     few = ("train.precision=bf16", "--turns", "3", "--operators", "5")
@@ -283,7 +283,7 @@ def test_a_step_is_timed_whole_and_in_parts_and_a_plan_of_the_same_shape_has_its
     assert result["tokens_per_second"] == pytest.approx(16 * 64 / result["step"]["seconds"])
     assert list(result["parts_seconds"]) == list(steps.PARTS)
     assert all(seconds > 0 for seconds in result["parts_seconds"].values())
-    # parameters, and two numbers of each with the optimizer; a step count of 4 bytes a tensor beside
+    # parameters and two moments each; and a step count of 4 bytes per tensor
     assert result["memory_bytes"]["state"] == pytest.approx(12 * result["parameters"]["all"], rel=0.01)
     assert result["memory_bytes"]["peak"] > result["memory_bytes"]["state"]
     own = [row["seconds"] for row in result["operators"]]
@@ -291,20 +291,20 @@ def test_a_step_is_timed_whole_and_in_parts_and_a_plan_of_the_same_shape_has_its
     assert len(own) == 5
     (tmp_path / "result.json").rename(tmp_path / "train.json")
     planned = run(tmp_path, "plan", *config, "--measured", str(tmp_path / "train.json"))
-    # Rows of several samples have a little less attention than is planned for.
+    # Rows of several samples have slightly less attention than planned.
     assert planned["one_gpu_tokens_per_second"] == pytest.approx(result["tokens_per_second"], rel=0.05)
     assert "the same shape" in planned["assumptions"][0]
 
 
-def test_a_step_taken_apart_trains_as_a_whole_one_does(config):
+def test_an_instrumented_step_trains_like_an_unmodified_one(config):
     settings = settings_of(config)
     weights = []
-    for take in (Trainer.train_step, steps.step_apart):
+    for take in (Trainer.train_step, steps.instrumented_step):
         with steps.open_run(settings, 3) as made:
             take(made, 1)
             weights.append([p.detach().clone() for p in made.model.parameters()])
-    for whole, split in zip(*weights, strict=True):
-        torch.testing.assert_close(whole, split, rtol=0, atol=0)
+    for plain, instrumented in zip(*weights, strict=True):
+        torch.testing.assert_close(plain, instrumented, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_a_step_taken_apart_trains_as_a_whole_one_does(config):
         ("attention", {"batched", "sdpa"}, {"flash_attn", "varlen"}),
     ],
 )
-def test_backends_take_turns_and_those_that_cannot_run_say_why(config, tmp_path, name, runs, missing):
+def test_backends_run_or_give_the_reason(config, tmp_path, name, runs, missing):
     result = run(tmp_path, name, *config, "--turns", "2", "--tokens", "200")
     assert runs <= set(result["backends"])
     assert set(result["backends"]) | set(result["left_out"]) == runs | missing
@@ -324,8 +324,8 @@ def test_backends_take_turns_and_those_that_cannot_run_say_why(config, tmp_path,
     assert all(row["times_the_fastest"] >= 1 and row["turns"] == 2 for row in rows.values())
 
 
-def test_samples_and_routing_of_a_turn_are_whole_and_new_at_every_turn(config):
-    spans = [attention_backends.draw_spans(200, 64, turn) for turn in range(4)]
+def test_samples_and_routing_are_valid_and_differ_between_turns(config):
+    spans = [backends.draw_spans(200, 64, turn) for turn in range(4)]
     for drawn in spans:
         starts, lengths = drawn.T.tolist()
         assert starts == [sum(lengths[:i]) for i in range(len(lengths))]
@@ -334,7 +334,7 @@ def test_samples_and_routing_of_a_turn_are_whole_and_new_at_every_turn(config):
         assert {64, 128, 192} <= {*starts}  # no sample crosses the end of a row
     assert len({tuple(drawn.flatten().tolist()) for drawn in spans}) == 4
     model = settings_of(config).model
-    (first, weights), (second, _) = (expert_backends.draw_routing(model, 50, turn) for turn in range(2))
+    (first, weights), (second, _) = (backends.draw_routing(model, 50, turn) for turn in range(2))
     assert first.shape == weights.shape == (50, 2)
     assert (first[:, 0] != first[:, 1]).all()
     assert not torch.equal(first, second)
@@ -344,9 +344,9 @@ WIDE = ("model.hidden_size=64", "model.intermediate_size=64", "model.num_hidden_
 
 
 @pytest.mark.parametrize("more", [(), ("train.micro_batch_rows=4",), ("train.activation_checkpointing=true",)])
-def test_planned_memory_is_what_a_step_takes(config, more, monkeypatch):
-    # The plan is of a GPU's experts: those of the CPU keep less.
-    monkeypatch.setattr("moetrain.models.experts.tiled_experts", grouped_experts)
+def test_predicted_memory_matches_a_step(config, more, monkeypatch):
+    # The plan assumes the GPU's experts; those of the CPU save less.
+    monkeypatch.setattr("moetrain.models.experts.cpu_experts", grouped_experts)
     settings = settings_of([*config, *WIDE, "train.batch_rows=32", "train.precision=bf16", *more])
     with steps.open_run(settings, 3) as made:
         planned = memory.predict(settings, 320, logits_held=2**21)
@@ -362,7 +362,7 @@ def test_planned_memory_is_what_a_step_takes(config, more, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_is_planned_to_be_kept_when_compiled_is_what_inductor_keeps(config):
+def test_predicted_saved_tensors_of_a_compiled_model_match_inductor(config):
     settings = settings_of([*config, "train.precision=bf16", "model.num_shared_experts=1"])
     kept = []
     with steps.open_run(settings, 1) as made:
@@ -375,7 +375,7 @@ def test_what_is_planned_to_be_kept_when_compiled_is_what_inductor_keeps(config)
     assert kept[0] == pytest.approx(kept[1], rel=0.01)
 
 
-def test_what_is_kept_by_a_compiled_layer_is_what_the_compiler_chooses(config):
+def test_a_compiled_layer_saves_less(config):
     plain, compiled = (
         memory.count_kept(settings_of([*config, f"train.compile={compile}"]), 320, 4, torch.bfloat16)
         for compile in ("false", "true")
@@ -383,7 +383,7 @@ def test_what_is_kept_by_a_compiled_layer_is_what_the_compiler_chooses(config):
     assert compiled.layer < plain.layer  # queries and keys before their norms in bf16 instead of float32
 
 
-def test_measured_peak_is_of_what_lives_at_once():
+def test_measured_peak_counts_live_tensors():
     def work():
         first = torch.empty(1000)
         second = torch.empty(500)
@@ -393,7 +393,7 @@ def test_measured_peak_is_of_what_lives_at_once():
     assert memory.measure_peak(work) == 4 * 1500
 
 
-def test_a_plan_says_memory_speed_time_network_and_disk(config, tmp_path):
+def test_a_plan_has_memory_throughput_time_network_and_disk(config, tmp_path):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "plan.png"
     words = ("--gpus", "4", "--tokens", "1e6", "--tokens-per-second", "1000", "--network", "1e-6")
@@ -412,17 +412,17 @@ def test_a_plan_says_memory_speed_time_network_and_disk(config, tmp_path):
     assert any("given on the command line" in line for line in result["assumptions"])
 
 
-def test_planned_bytes_on_disk_are_those_of_a_reading(config, tmp_path):
+def test_predicted_disk_bytes_match_a_reading(config, tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
     settings = settings_of(config)
     with steps.open_run(settings, 1) as made:
         panel = made.state.monitor.panel
         members = panel.panel
-        reading = read_panel(made.model, members, 0, made.layout)
+        reading = read_panel(made.model, members, 0, ParallelLayout())
         stored = to_stored(members, reading, panel.domains, gram_blocks(router_rows(made.model)))
         pieces = write_reading(tmp_path, stored)
     planned = plan.reading_bytes(settings, len(members))
     assert planned == pytest.approx(sum(pq.read_table(path).nbytes for path in pieces), rel=0.1)
     assert planned > sum(pq.ParquetFile(path).metadata.row_group(0).total_byte_size for path in pieces)
-    whole = plan.reading_bytes(settings, 2 * 3 * settings.panel.samples)
-    assert plan.disk_bytes(settings, 1000, 1e6)["panel"] == settings.panel.readings * whole
+    full = plan.reading_bytes(settings, 2 * 3 * settings.panel.samples)
+    assert plan.disk_bytes(settings, 1000, 1e6)["panel"] == settings.panel.readings * full

@@ -1,4 +1,4 @@
-"""The benchmarks of a CUDA card in small, on a machine without one: what a part comes to, whatever it does."""
+"""The benchmarks of a CUDA GPU on a machine without one: the outcome of each part."""
 
 import json
 import re
@@ -31,26 +31,26 @@ def config(corpus_folder, tmp_path, tmp_path_factory):
     return path
 
 
-def test_without_a_card_it_says_so(monkeypatch, tmp_path, capsys):
+def test_a_machine_without_a_gpu_is_an_error(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert bench.main(["card", "--output", str(tmp_path)]) == 2
     assert "no CUDA device here" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_every_part_is_a_command_that_its_benchmark_takes():
+def test_every_part_is_a_valid_command():
     for benchmark, options, overrides in card.PARTS.values():
         if benchmark != "pytest":
             assert bench.parse([benchmark, *options, "--", str(KNOWN["olmoe_shape"]), *overrides])
             assert load_settings(KNOWN["olmoe_shape"], overrides)
 
 
-def test_its_shape_is_that_of_the_configuration():
+def test_the_shape_equals_the_configuration():
     ours, full = (load_settings(path).model for path in (KNOWN["olmoe_shape"], CONFIGS / "olmoe_1b_7b.yaml"))
     assert ours == full
 
 
-def test_a_card_takes_as_many_layers_as_are_planned_to_fit():
+def test_layers_that_fit():
     settings = load_settings(KNOWN["olmoe_shape"], ["model.experts=grouped_mm"])
     large, small, none = (card.layers_that_fit(settings, memory) for memory in (139 * GIB, 79 * GIB, GIB))
     assert (large, none) == (16, 1)
@@ -61,21 +61,21 @@ def test_a_card_takes_as_many_layers_as_are_planned_to_fit():
     )
     assert planned.peak > 0.93 * 79 * GIB
     megablocks = load_settings(KNOWN["olmoe_shape"], ["model.experts=megablocks"])
-    assert card.layers_that_fit(megablocks, 79 * GIB) < small  # it keeps more
+    assert card.layers_that_fit(megablocks, 79 * GIB) < small  # it saves more
 
 
-def test_a_part_that_fails_says_why(config, tmp_path):
-    found = card.take_part("part", card.Part("train", (), ("train.batch_rows=0",)), config, tmp_path, 100)
+def test_a_failed_part_gives_the_reason(config, tmp_path):
+    found = card.run_part("part", card.Part("train", (), ("train.batch_rows=0",)), config, tmp_path, 100)
     assert set(found) == {"outcome"}
     assert re.fullmatch("failed with status 2: error: .*batch_rows.*", found["outcome"])
     assert (tmp_path / "part.log").stat().st_size
 
 
-def test_a_part_that_takes_too_long_is_ended(config, tmp_path):
-    assert card.take_part("part", card.Part("experts"), config, tmp_path, 0.1) == {"outcome": "took longer than 0.1 s"}
+def test_a_part_has_a_time_limit(config, tmp_path):
+    assert card.run_part("part", card.Part("experts"), config, tmp_path, 0.1) == {"outcome": "took longer than 0.1 s"}
 
 
-def test_tests_are_counted_by_what_became_of_them(tmp_path):
+def test_tests_are_counted_by_outcome(tmp_path):
     (tmp_path / "tests.xml").write_text(
         '<testsuites><testsuite><testcase name="a"/><testcase name="b"><failure/></testcase>'
         '<testcase name="c"><skipped/></testcase><testcase name="d"><error/></testcase></testsuite></testsuites>'
@@ -85,7 +85,7 @@ def test_tests_are_counted_by_what_became_of_them(tmp_path):
 
 
 @pytest.mark.slow
-def test_all_kinds_of_parts_as_on_a_card(config, tmp_path, monkeypatch, capsys):
+def test_all_kinds_of_parts(config, tmp_path, monkeypatch, capsys):
     short = ("--turns", "1", "--warmup", "0")
     parts = {
         "tests": card.Part("pytest"),

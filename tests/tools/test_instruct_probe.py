@@ -13,8 +13,7 @@ from moetrain.checkpoint.restore import open_model
 from moetrain.config import load_settings
 from moetrain.data.instructions import read_instructions
 from moetrain.probes.fine_tuning import LoraSettings
-from moetrain.probes.items import read_entries
-from moetrain.probes.tasks import tasks_of
+from moetrain.probes.tasks import read_entries, tasks_of
 from moetrain.train import train
 from tests.conftest import small_run
 

@@ -14,7 +14,9 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 
 def load_tool(name):
-    # By path: tools/ is no package, and tests/tools would be taken for it.
+    # By path, because tools/ is not a package; its modules import each other as a script's do.
+    if str(TOOLS) not in sys.path:
+        sys.path.insert(0, str(TOOLS))
     spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)

@@ -90,8 +90,8 @@ def test_a_measure_that_tells_and_one_that_does_not(judged, monkeypatch):
     monkeypatch.setattr(separation, "RESAMPLES", 50)
     _, found, _ = judged
     table = separation.tables(found)["at the end"].set_index("measure")
-    assert table.loc["left-out accuracy", "auc"] == 1
-    assert table.loc["left-out accuracy", "sign"] == "+"
+    assert table.loc["leave-one-out accuracy", "auc"] == 1
+    assert table.loc["leave-one-out accuracy", "sign"] == "+"
     distance = table.loc["D_path, normalised"]
     assert distance["low"] <= 0.5 <= distance["high"]
     assert 0 < distance["low"] < distance["auc"] < distance["high"] < 1

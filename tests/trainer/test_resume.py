@@ -161,7 +161,7 @@ def test_an_altered_checkpoint_is_named_and_the_one_before_is_taken(
     path.write_bytes(bytes(content))
     assert train(settings) == 0
     said = capsys.readouterr().out.replace("\n", "")
-    assert "step_00000008/model.safetensors: its content is altered" in said
+    assert "step_00000008/model.safetensors: corrupt" in said
     assert "from step_00000005" in said
     # The altered checkpoint itself is written anew when its step comes again.
     assert_same_run(run, straight)

@@ -1,8 +1,8 @@
-"""All that is to be measured on one CUDA card, by one command: tests, backends, whole steps of OLMoE-1B-7B's shape.
+"""All measurements on one CUDA GPU by one command: tests, backends, training steps of OLMoE-1B-7B's shape.
 
-Each part is a command of its own in a process of its own, so that one that fails, or takes all memory, ends nothing
-else; what it printed and measured is kept beside the summary. Whole steps take as many layers as the card's memory is
-planned to hold (see `benchmarks.memory`), which the summary names.
+Each part is a command in a subprocess, so that a failure or an out-of-memory does not end the others; its output and
+result are kept next to the summary. Training steps use as many layers as the plan fits into the GPU's memory (see
+`benchmarks.memory`); the summary names the number.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import torch
+from command_line import write_json
 from rich.table import Table
 
-from benchmarks.configs import KNOWN
-from benchmarks.figures import new_figure, save
+from benchmarks.configs import KNOWN, ROOT
+from benchmarks.figures import draw_bars
 from benchmarks.memory import predict
+from benchmarks.timing import format_share
 from moetrain.config import Settings, SettingsError, load_settings
 
-_ROOT = Path(__file__).parents[2]
-_FREE = 0.93  # of a card's memory; the rest is the allocator's and the driver's
+_USABLE = 0.93  # of the GPU's memory; the allocator and the driver take the rest
 
 
 class Part(NamedTuple):
@@ -54,21 +55,21 @@ PARTS = {
     "train_32k_recomputed": _steps(_GROUPED, _LARGE, "train.activation_checkpointing=true"),
     "monitor": Part("monitor", ("--parts", "share", "panel", "costs")),
 }
-"""All but `monitor`, which has configurations of its own where none is given, are of the configuration's shape."""
+"""All parts use the given configuration's shape; without one, `monitor` uses its own configurations."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", type=Path, default=KNOWN["olmoe_shape"], help="(default %(default)s)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--output", type=Path, default=Path("card"), metavar="FOLDER", help="(default ./card)")
-    parser.add_argument("--limit", type=float, default=600, help="seconds that a part may take (default 600)")
+    parser.add_argument("--limit", type=float, default=600, help="time limit of a part in seconds (default 600)")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """What each part came to; a part that failed says why.
+    """The outcome of each part; a part that failed gives the reason.
 
     Raises:
-        SettingsError: there is no CUDA device here.
+        SettingsError: there is no CUDA device.
     """
     memory = card_memory()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -78,17 +79,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if part.benchmark == "train":
             layers = layers_that_fit(load_settings(options.config, part.overrides), memory)
             part = part._replace(overrides=(*part.overrides, f"model.num_hidden_layers={layers}"))
-        began = time.perf_counter()
-        result = take_part(name, part, options.config, options.output, options.limit)
-        result |= {"seconds": time.perf_counter() - began} | ({"layers": layers} if layers else {})
+        start = time.perf_counter()
+        result = run_part(name, part, options.config, options.output, options.limit)
+        result |= {"seconds": time.perf_counter() - start} | ({"layers": layers} if layers else {})
         found["parts"][name] = result
         print(f"{name}: {result['outcome']} ({result['seconds']:.0f} s)", flush=True)
-    (options.output / "card.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_json(options.output / "card.json", found)
     return found
 
 
 def card_memory() -> int:
-    """Bytes of this machine's card.
+    """Bytes of this machine's GPU.
 
     Raises:
         SettingsError: there is none.
@@ -99,31 +100,31 @@ def card_memory() -> int:
 
 
 def layers_that_fit(settings: Settings, memory: int) -> int:
-    """The most of the configuration's layers, at least one, with which a step is planned to fit ``memory`` bytes."""
+    """The most layers, at least one and at most the configuration's, with which a step is planned to fit ``memory``."""
     for layers in range(settings.model.num_hidden_layers, 1, -1):
         shallow = settings.model.model_copy(update={"num_hidden_layers": layers})
         planned = predict(settings.model_copy(update={"model": shallow}), settings.tokenizer.vocab_size)
-        if planned.peak <= _FREE * memory:
+        if planned.peak <= _USABLE * memory:
             return layers
     return 1
 
 
-def take_part(name: str, part: Part, config: Path, output: Path, limit: float) -> dict[str, Any]:
-    """Run one part; what it printed goes to NAME.log, what it measured to NAME.json (NAME.xml for tests)."""
+def run_part(name: str, part: Part, config: Path, output: Path, limit: float) -> dict[str, Any]:
+    """Run one part; its output goes to NAME.log, its result to NAME.json (NAME.xml for tests)."""
     if part.benchmark == "pytest":
         found = output / f"{name}.xml"
-        command = ["-m", "pytest", str(_ROOT / "tests" / "gpu"), "-m", "gpu", "-q", f"--junitxml={found}"]
+        command = ["-m", "pytest", str(ROOT / "tests" / "gpu"), "-m", "gpu", "-q", f"--junitxml={found}"]
     else:
         found = output / f"{name}.json"
         shape = [] if part.benchmark == "monitor" and config == KNOWN["olmoe_shape"] else [str(config)]
         words = [part.benchmark, "--json", str(found), *part.options, "--", *shape, *part.overrides]
-        command = [str(_ROOT / "tools" / "bench.py"), *words]
+        command = [str(ROOT / "tools" / "bench.py"), *words]
     found.unlink(missing_ok=True)
     log = output / f"{name}.log"
-    with log.open("w") as printed:
+    with log.open("w") as file:
         try:
             status = subprocess.run(
-                [sys.executable, *command], stdout=printed, stderr=subprocess.STDOUT, timeout=limit, cwd=_ROOT
+                [sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, timeout=limit, cwd=ROOT
             ).returncode
         except subprocess.TimeoutExpired:
             return {"outcome": f"took longer than {limit:g} s"}
@@ -138,7 +139,7 @@ def _last_line(log: Path) -> str:
 
 
 def summary_of_tests(path: Path) -> dict[str, Any]:
-    """How many tests passed, and the names of those that did not."""
+    """How many tests passed, and the names of those that failed."""
     cases = list(ElementTree.parse(path).iter("testcase"))
     failed = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = sum(case.find("skipped") is not None for case in cases)
@@ -147,7 +148,7 @@ def summary_of_tests(path: Path) -> dict[str, Any]:
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """Of a part's result, what its line in the table says; the rest stays in its file."""
+    """The entries of a part's result that the table shows."""
     result = json.loads(path.read_text())
     if "tokens_per_second" in result:
         return {
@@ -163,34 +164,31 @@ def summary(path: Path) -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
-    """A line for each part."""
-    table = Table("part", "outcome", "what it says")
+    """One row per part."""
+    table = Table("part", "outcome", "result")
     for name, part in result["parts"].items():
-        table.add_row(name, part["outcome"], _said(part))
+        table.add_row(name, part["outcome"], _describe(part))
     yield table
 
 
-def _said(part: dict[str, Any]) -> str:
+def _describe(part: dict[str, Any]) -> str:
     if "tokens_per_second" in part:
         shares = (part["utilization"]["6n"], part["utilization"]["with_attention"], part["monitor_share"])
         used, attention, monitor = (f"{share:.1%}" for share in shares)
         return (
-            f"{part['tokens_per_second']:,.0f} tokens/s with {part['layers']} layers, {used} of the matrix rate "
+            f"{part['tokens_per_second']:,.0f} tokens/s with {part['layers']} layers, {used} of the matmul rate "
             f"({attention} with attention), {part['peak_bytes'] / 2**30:.1f} GiB, monitor {monitor}"
         )
     if "milliseconds" in part:
         ran = (f"{name} {time:.1f} ms" for name, time in sorted(part["milliseconds"].items(), key=lambda row: row[1]))
         return ", ".join([*ran, *(f"{name}: {reason}" for name, reason in part["left_out"].items())])
     if "shares" in part:
-        shares = part["shares"].items()
-        return ", ".join(f"{name}: {p['share']:.2%} ({p['low']:.2%} to {p['high']:.2%})" for name, p in shares)
+        return ", ".join(f"{name}: {format_share(share)}" for name, share in part["shares"].items())
     return ", ".join(part.get("failed", []))
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Tokens a second of each way to train."""
-    figure, (axis,) = new_figure(1, 1)
-    rows = [(name, part["tokens_per_second"]) for name, part in result["parts"].items() if "tokens_per_second" in part]
-    axis.barh([name for name, _ in rows], [rate for _, rate in rows], color="#3182bd")
-    axis.set(xlabel="tokens a second")
-    save(figure, path)
+    """Throughput of each training part."""
+    parts = result["parts"].items()
+    rates = {name: part["tokens_per_second"] for name, part in parts if "tokens_per_second" in part}
+    draw_bars(path, rates, "tokens per second")

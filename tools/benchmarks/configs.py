@@ -1,4 +1,4 @@
-"""The configurations that benchmarks run: files and overrides as in a training run, a default for each benchmark."""
+"""The configurations that benchmarks run: files and overrides as for training, with a default per benchmark."""
 
 from __future__ import annotations
 
@@ -10,26 +10,21 @@ from pathlib import Path
 from moetrain.config import Settings, SettingsError, load_settings
 from moetrain.trainer import Trainer
 
-_ROOT = Path(__file__).parents[2]
-KNOWN = {
-    "quickstart": _ROOT / "configs" / "quickstart.yaml",
-    "peers": Path(__file__).parent / "peers.yaml",
-    "wide_routing": Path(__file__).parent / "wide_routing.yaml",
-    "olmoe_shape": Path(__file__).parent / "olmoe_shape.yaml",
-}
+ROOT = Path(__file__).parents[2]
+KNOWN = {name: ROOT / "tools" / "benchmarks" / f"{name}.yaml" for name in ("peers", "wide_routing", "olmoe_shape")}
+KNOWN["quickstart"] = ROOT / "configs" / "quickstart.yaml"
 
 
 def add_configs(parser: argparse.ArgumentParser, *defaults: str) -> None:
-    """Let a benchmark take configurations and overrides as a training run does."""
-    shown = " and ".join(str(KNOWN[name].relative_to(_ROOT)) for name in defaults)
-    parser.add_argument(
-        "config", nargs="*", metavar="CONFIG.yaml | section.key=value", help=f"what to run (default {shown})"
-    )
+    """Add the argument for configurations and overrides."""
+    shown = " and ".join(str(KNOWN[name].relative_to(ROOT)) for name in defaults)
+    help_text = f"configuration and overrides (default {shown})"
+    parser.add_argument("config", nargs="*", metavar="CONFIG.yaml | section.key=value", help=help_text)
     parser.set_defaults(default_configs=defaults)
 
 
 def load_configs(options: argparse.Namespace) -> list[Settings]:
-    """The settings that the command line names, or the benchmark's own, each with all overrides.
+    """The settings named on the command line, or the benchmark's defaults, each with all overrides.
 
     Raises:
         SettingsError: as `load_settings`.
@@ -41,16 +36,16 @@ def load_configs(options: argparse.Namespace) -> list[Settings]:
 
 @contextmanager
 def open_run(settings: Settings, steps: int) -> Iterator[Trainer]:
-    """A run that is ready for its first step, of data enough for ``steps`` of them.
+    """A run that is ready for its first step, with data for at least ``steps`` steps.
 
     Raises:
-        SettingsError: data for fewer steps.
+        SettingsError: too little data.
     """
     run = Trainer.build(settings)
     try:
         if run.stream.steps < steps:
             raise SettingsError(
-                f"{settings.run.name}: the data is enough for {run.stream.steps} steps, the benchmark takes {steps}: "
+                f"{settings.run.name}: the data suffices for {run.stream.steps} steps, the benchmark takes {steps}: "
                 "give more data, or ask for fewer steps"
             )
         yield run

@@ -1,15 +1,16 @@
-"""What the benchmarks' figures have in common."""
+"""Figures of the benchmarks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from moetrain.config import SettingsError
 
 
-def new_figure(rows: int, columns: int, width: float = 4.6) -> tuple[Any, Any]:
-    """A figure and its axes in one flat array, each of a width in inches.
+def new_figure(columns: int = 1, width: float = 4.6) -> tuple[Any, Any]:
+    """A figure with one row of axes, each ``width`` inches wide; returns the figure and an array of axes.
 
     Raises:
         SettingsError: matplotlib is not installed.
@@ -21,19 +22,26 @@ def new_figure(rows: int, columns: int, width: float = 4.6) -> tuple[Any, Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(width * columns, 3.9 * rows), squeeze=False, constrained_layout=True
-    )
-    for axis in grid.ravel():
+    figure, axes = plt.subplots(1, columns, figsize=(width * columns, 3.9), squeeze=False, layout="constrained")
+    for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2)
-    return figure, grid.ravel()
+    return figure, axes[0]
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure and let go of it."""
+    """Write and close a figure."""
     from matplotlib import pyplot as plt
 
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def draw_bars(path: Path, values: Mapping[str, float], label: str, width: float = 4.6, highlighted: str = "") -> None:
+    """Horizontal bars, the first at the bottom; names that do not begin with ``highlighted`` are grey."""
+    figure, (axis,) = new_figure(width=width)
+    colors = ["#3182bd" if name.startswith(highlighted) else "#bbbbbb" for name in values]
+    axis.barh(list(values), list(values.values()), color=colors)
+    axis.set(xlabel=label)
+    save(figure, path)

@@ -1,4 +1,4 @@
-"""The machine a number was measured on: its name, its versions, and the rate of its matrix products."""
+"""The machine that a number was measured on: its processor, accelerator and versions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from benchmarks.timing import Timing, clock
-from moetrain.training.throughput import large_matmul
-
-_TOLD = ("model name", "cpu family", "model")
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -31,7 +26,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def heading(what: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """What every result begins with: what it is, when, where and by which command it was measured."""
+    """The first entries of every result: what was measured, when, by which command and on which machine."""
     return {
         "what": what,
         "date": datetime.now(UTC).date().isoformat(),
@@ -41,39 +36,17 @@ def heading(what: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def this_device() -> torch.device:
-    """Where benchmarks run: the current CUDA device, else the processor."""
+    """The device that benchmarks run on: the current CUDA device, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def processor() -> str:
-    """The processor's name as far as the system tells, with family and model: one name is sold in several."""
+    """The processor's name with family and model, which one name may not determine, as far as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    parts = [told[key] if key == "model name" else f"{key} {told[key]}" for key in _TOLD if key in told]
-    return ", ".join(parts) or platform.machine()
-
-
-class MatrixRate:
-    """The rate of one large square product, a turn at a time, so that it can be measured among other things."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
-        self.device = device
-        self._multiply, self._operations = large_matmul(device, dtype)
-        self._multiply()
-        self.timing = Timing()
-
-    def turn(self, products: int = 2) -> None:
-        """Multiply and take note of each product's time."""
-        for _ in range(products):
-            wall, cpu = clock(self.device)
-            self._multiply()
-            wall_after, cpu_after = clock(self.device)
-            self.timing.add(wall_after - wall, cpu_after - cpu)
-
-    @property
-    def flops(self) -> float:
-        """Floating-point operations a second of the median product: 2 n^3 each."""
-        return self._operations / self.timing.seconds
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    shown = [fields[key] for key in ("model name",) if key in fields]
+    shown += [f"{key} {fields[key]}" for key in ("cpu family", "model") if key in fields]
+    return ", ".join(shown) or platform.machine()

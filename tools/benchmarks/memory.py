@@ -1,15 +1,16 @@
-"""Memory of a training step: counted on the model itself before there is one, and measured on a run that trains.
+"""Memory of a training step: predicted from the model without running it, and measured on a running one.
 
-The count passes tensors that have shapes but no storage (torch's meta device) through the very model, and adds up what
-autograd keeps for backward. So a change of the model changes the plan. With `train.compile`, that is what torch.compile
-chooses to keep; without, attention, norms and megablocks are stood in for, by what their CUDA kernels keep. Gradients,
-the optimizer and what comes and goes are reckoned.
+The prediction runs the model's forward pass on the meta device and adds up what autograd saves for backward, so it
+follows changes of the model. With `train.compile` that is what torch.compile chooses to save. Without it, attention,
+norms and megablocks are replaced by functions that save what their CUDA kernels save. Gradients, optimizer state and
+temporary buffers are calculated.
 
 Shapes: N tokens of a micro-batch, D hidden size, V vocabulary, E experts, K experts a token, F width of an expert.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,16 +27,17 @@ from moetrain.config import ModelSettings, Settings
 from moetrain.model_input import PackedTokens
 from moetrain.models import attention, elementwise, experts, loss, transformer
 from moetrain.models.backends import Backends
+from moetrain.models.compilation import uncompiled
 from moetrain.models.transformer import Transformer
 
-_MOMENTS = {"fp32": 8, "bf16": 4}  # bytes a parameter of AdamW's two numbers
+_MOMENTS = {"fp32": 8, "bf16": 4}  # bytes of AdamW's two moments per parameter
 _FLOAT32 = 4
-_LOGIT_BYTES = 10  # a chunk's logits: in bf16, in float32, and their softmax
+_LOGIT_BYTES = 10  # per logit of a chunk of the loss: bf16, float32, and softmax
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes that a forward pass keeps for backward, besides parameters: of each layer, and of all else."""
+    """Bytes saved for backward, without parameters: per layer, and outside of the layers."""
 
     layer: int
     rest: int
@@ -43,18 +45,18 @@ class Kept:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. ``peak`` is all of it at the worst moment of a step."""
+    """Bytes on one device. ``peak`` is the maximum over a step."""
 
     parameters: int
     optimizer: int
     gradients: int
-    kept: int  # for backward
-    passing: int  # what comes and goes while a layer, or a chunk of the loss, is computed
+    kept: int  # saved for backward
+    passing: int  # temporary buffers of a layer, or of a chunk of the loss
     micro_batches: int
 
     @property
     def peak(self) -> int:
-        # Gradients grow while what was kept is let go; from the second micro-batch on they are there already.
+        # Gradients grow while saved tensors are freed; from the second micro-batch on they exist from the start.
         both = self.kept + self.gradients if self.micro_batches > 1 else max(self.kept, self.gradients)
         return self.parameters + self.optimizer + both + self.passing
 
@@ -67,27 +69,28 @@ def predict(
     sharded: bool = False,
     logits_held: int | None = None,
 ) -> Memory:
-    """Memory of each device's training step.
+    """Memory of a training step on each device.
 
     Args:
-        devices: that share the batch's rows; with ``sharded``, parameters, gradients and optimizer state too.
-        logits_held: at once by the loss; None takes the loss's own number on CUDA.
+        devices: number of devices that the rows are split over; with ``sharded`` also parameters, gradients and
+            optimizer state.
+        logits_held: number of logits that the loss computes at once; None uses the loss's number on CUDA.
 
     Raises:
-        ValueError: rows that do not split over the devices.
+        ValueError: the rows do not divide over the devices.
     """
     rows, uneven = divmod(settings.train.batch_rows, devices)
     micro = settings.train.micro_batch_rows or rows
     if uneven or rows % micro:
-        raise ValueError(f"train.batch_rows {settings.train.batch_rows} does not split over {devices} devices")
+        raise ValueError(f"train.batch_rows {settings.train.batch_rows} does not divide over {devices} devices")
     kept = count_kept(settings, vocab_size, micro, dtype)
     model, tokens = settings.model, micro * settings.data.seq_len
     layers = model.num_hidden_layers
     parameters, layer = count_parameters(settings, vocab_size)
     shards = devices if sharded else 1
-    held = logits_held or loss._HELD
+    held = logits_held or loss._CHUNK_LOGITS
     in_the_loss = min(held, tokens * vocab_size) * _LOGIT_BYTES
-    # Backward of a layer: gradients of its experts' rows, and of its weights in the type of the products.
+    # Backward of a layer: gradients of its experts' rows, and of its weights in the dtype of computation.
     routed = tokens * model.num_experts_per_tok
     in_a_layer = routed * (model.hidden_size + 4 * model.intermediate_size) * dtype.itemsize + layer * dtype.itemsize
     if settings.train.activation_checkpointing:
@@ -109,7 +112,7 @@ def predict(
 
 
 def count_parameters(settings: Settings, vocab_size: int) -> tuple[int, int]:
-    """Parameters of the model and of one of its layers, all experts included."""
+    """Parameters of the model and of one layer, including all experts."""
     with torch.device("meta"):
         model = Transformer(settings.model, vocab_size, torch.float32)
     every, layer = (sum(p.numel() for p in part.parameters()) for part in (model, model.model.layers[0]))
@@ -117,14 +120,14 @@ def count_parameters(settings: Settings, vocab_size: int) -> tuple[int, int]:
 
 
 def count_kept(settings: Settings, vocab_size: int, rows: int, dtype: torch.dtype) -> Kept:
-    """What the forward pass of a micro-batch keeps, counted on models of one and of two layers."""
+    """What the forward pass of a micro-batch saves, from models of one and of two layers."""
     shallow = (settings.model.model_copy(update={"num_hidden_layers": layers}) for layers in (1, 2))
     compiled, length = settings.train.compile, settings.data.seq_len
     one, two = (_kept(shape.model_dump_json(), compiled, vocab_size, rows, length, dtype) for shape in shallow)
     return Kept(two - one, 2 * one - two)
 
 
-@cache  # a plan asks for many depths, shared out or not, which all keep the same
+@cache  # plans of other depths and shardings need the same two models
 def _kept(shape: str, compiled: bool, vocab_size: int, rows: int, length: int, dtype: torch.dtype) -> int:
     shallow = ModelSettings.model_validate_json(shape)
     backend = shallow.experts if shallow.experts in ("dense", "megablocks") else "grouped_mm"
@@ -147,40 +150,41 @@ def _kept(shape: str, compiled: bool, vocab_size: int, rows: int, length: int, d
 
 
 def as_compiled() -> Callable[..., Any]:
-    """A backend of torch.compile that keeps for backward what Inductor would, and generates no code."""
+    """A backend of torch.compile that saves for backward what Inductor would, without generating code."""
     from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd
     from torch._inductor.decomposition import select_decomp_table
 
-    def as_it_is(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+    def run_graph(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
         return make_boxed_func(graph.forward)
 
     return aot_autograd(
-        fw_compiler=as_it_is,
-        bw_compiler=as_it_is,
+        fw_compiler=run_graph,
+        bw_compiler=run_graph,
         partition_fn=partial(min_cut_rematerialization_partition, compiler="inductor"),
         decompositions=select_decomp_table(),
     )
 
 
 def kept_by(model: Transformer, forward: Callable[[], Any]) -> int:
-    """Bytes that autograd keeps in a forward pass, each storage once, without the model's parameters."""
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    """Bytes that autograd saves in a forward pass, counting each storage once, without the model's parameters."""
+    parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in parameters:
             storages[storage._cdata] = storage
         return tensor
 
-    with saved_tensors_hooks(note, lambda tensor: tensor):
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
         output = forward()
     kept = sum(storage.nbytes() for storage in storages.values())
     del output
     return kept
 
 
+@uncompiled
 def _as_megablocks(
     x_ND: torch.Tensor,
     index_NK: torch.Tensor,
@@ -188,7 +192,7 @@ def _as_megablocks(
     gate_up_E2FD: torch.Tensor,
     down_EDF: torch.Tensor,
 ) -> torch.Tensor:
-    """What megablocks keeps: every choice's rows before and after each product, and weights in the type of products."""
+    """Saves what megablocks saves: routed rows before and after each matmul, and weights in the compute dtype."""
     ends_E = torch.zeros(len(down_EDF), dtype=torch.int32, device=x_ND.device)
     sent_MD = x_ND.index_select(0, index_NK.flatten())
     hidden_MF = elementwise.swiglu(F.grouped_mm(sent_MD, gate_up_E2FD.transpose(1, 2), offs=ends_E))
@@ -197,12 +201,12 @@ def _as_megablocks(
 
 
 def _fused_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
-    """What torch's fused norm keeps, its input in float32: as the CPU's."""
+    """Saves what torch's fused norm saves, its input in float32, as on CPU."""
     return elementwise._RMSNorm.apply(x_ND.float(), weight_D.float(), eps)
 
 
 class _FlashAttention(torch.autograd.Function):
-    """What FlashAttention keeps: its inputs, its output, and a number a query and head. For counting alone."""
+    """Saves what FlashAttention saves: inputs, output, and a number per query and head. It computes nothing."""
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: Any, longest: int) -> torch.Tensor:
@@ -212,13 +216,10 @@ class _FlashAttention(torch.autograd.Function):
 
 
 def measure_peak(work: Callable[[], object]) -> int:
-    """Most bytes allocated at once on the processor while ``work`` runs, beyond those held before."""
+    """Peak bytes allocated on the CPU while ``work`` runs, beyond those allocated before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work()
     assert profiled.profiler is not None
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    live = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        most = max(most, live)
-    return most
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate((event.nbytes() for event in events), initial=0))

@@ -1,7 +1,7 @@
-"""What the monitor's computations cost for other numbers of samples, experts and layers, on one core.
+"""The cost of the monitor's computations over numbers of samples, experts and layers, on one core.
 
-Routing weights are drawn: softmax of Gaussian logits, whose scale is the router's sharpness. The flatter it is, the
-longer are the pathways: a router is flat before its first step, and sharper the longer it was trained.
+Routing weights are random: softmax of Gaussian logits, scaled by the router's sharpness. Flatter routing has longer
+pathways. A router is flat before its first step and becomes sharper in training.
 
 Shapes: S samples, L layers, E experts, D hidden size.
 """
@@ -32,7 +32,7 @@ _COLORS = {"reading_seconds": "#3182bd", "record_seconds": "#d95f02"}
 
 
 def draw_weights(samples: int, layers: int, experts: int, sharpness: float = 1.0, seed: int = 0) -> np.ndarray:
-    """Routing weights [S, L, E] in float32: a part that all samples share, and one of each its own."""
+    """Routing weights [S, L, E] in float32, of logits with a component common to all samples and one per sample."""
     rng = np.random.default_rng([seed, samples, layers, experts])
     logits_SLE = sharpness * (rng.normal(size=(1, layers, experts)) + rng.normal(size=(samples, layers, experts)))
     weights_SLE = np.exp(logits_SLE - logits_SLE.max(-1, keepdims=True))
@@ -40,9 +40,10 @@ def draw_weights(samples: int, layers: int, experts: int, sharpness: float = 1.0
 
 
 def costs(varied: dict[str, tuple[int, ...]] | None = None, seconds: float = 0.2) -> list[dict[str, Any]]:
-    """Seconds of one domain's reading and of recording its samples, each number varied with the others as usual.
+    """`cost` over each dimension, with the others at `USUAL`.
 
-    seconds: for which each is repeated at least.
+    Args:
+        seconds: the least time for which each is repeated.
     """
     shapes = [USUAL | {name: value} for name, values in (varied or VARIED).items() for value in values]
     return [cost(**shape, seconds=seconds) for shape in {tuple(shape.items()): shape for shape in shapes}.values()]
@@ -53,11 +54,11 @@ def cost(samples: int, layers: int, experts: int, tau: float = TAU, seconds: flo
     weights_SLE = draw_weights(samples, layers, experts)
     rows_LED = np.random.default_rng(1).normal(size=(layers, experts, _HIDDEN)).astype(np.float32)
     reading = repeat(lambda: stream_metrics(weights_SLE, gram_blocks(rows_LED), tau), seconds)
-    # As the model returns it: halves of samples in one row.
+    # As the model returns it: both halves of all samples in one row.
     halves = torch.from_numpy(np.repeat(weights_SLE / 2, 2, axis=0)).transpose(0, 1)[:, None].contiguous()
     places = torch.arange(samples)[None]
-    all_whole = torch.ones_like(places, dtype=torch.bool)
-    recording = repeat(lambda: record_samples(halves, halves, places, torch.zeros_like(places), all_whole, 0), seconds)
+    complete = torch.ones_like(places, dtype=torch.bool)
+    recording = repeat(lambda: record_samples(halves, halves, places, torch.zeros_like(places), complete, 0), seconds)
     return {
         "samples": samples,
         "layers": layers,
@@ -68,13 +69,13 @@ def cost(samples: int, layers: int, experts: int, tau: float = TAU, seconds: flo
 
 
 def distances(samples: int = 1000, layers: int = 16, experts: int = 64, tau: float = TAU) -> dict[str, Any]:
-    """`d_path` over all pairs on one core, beside the bare distances of the same sequences, by sharpness of routing."""
+    """`d_path` over all pairs on one core, against only the edit distances of the same sequences, by sharpness."""
     shape = {"samples": samples, "layers": layers, "experts": experts}
     return shape | {name: _distances(draw_weights(**shape, sharpness=scale), tau) for name, scale in SHARPNESS.items()}
 
 
 def _distances(weights_SLE: np.ndarray, tau: float) -> dict[str, Any]:
-    # One character a symbol, the separator the first: what the library is fastest with.
+    # One character per symbol, the separator being the first: the library's fastest input.
     texts = ["".join(map(chr, pathway + 1)) for pathway in pathways(weights_SLE, tau)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -109,11 +110,7 @@ def cost_table(found: list[dict[str, Any]]) -> Table:
 def distance_table(found: dict[str, Any]) -> Table:
     table = Table(
         f"all pairs of {found['samples']} samples, {found['layers']} x {found['experts']}",
-        "symbols",
-        "d_path, s",
-        "bare cdist, s",
-        "ratio",
-        "ratio by processor time",
+        *("symbols", "d_path, s", "only cdist, s", "ratio", "ratio by CPU time"),
     )
     for name in SHARPNESS:
         row = found[name]
@@ -124,8 +121,8 @@ def distance_table(found: dict[str, Any]) -> Table:
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """Seconds against samples, layers and experts, each with the others as usual."""
-    figure, axes = new_figure(1, len(USUAL))
+    """Seconds over samples, layers and experts, with the others at `USUAL`."""
+    figure, axes = new_figure(len(USUAL))
     for axis, varied in zip(axes, USUAL, strict=True):
         fixed = {name: value for name, value in USUAL.items() if name != varied}
         rows = sorted(

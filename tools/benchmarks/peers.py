@@ -1,14 +1,14 @@
-"""A training step beside transformers' and beside dense models, on the same fresh data, in turns.
+"""Our training step against transformers' and against dense models, alternately and on the same fresh data.
 
-Each side has a process of its own, as a run has, and waits while another takes its turn.
+Each side runs in its own process, as training does, and waits while another takes its turn.
 
-Ours is the step that a run takes, data and recording of routing included. transformers' OLMoE gets the batch ready made
-and may run as it is fastest here: each of its experts implementations, with its own attention or torch's, with weights
-and optimizer state in float32 under autocast, as ours are, or all of it in bfloat16. Each is tried; the fastest of
-either kind, and its fastest dense model, take the turns. All have a fused AdamW, clipping and a balancing loss.
+Our side is the training step of a run, including data and the recording of routing. transformers' OLMoE gets prepared
+batches and its fastest configuration on this machine: every experts implementation, its own attention or torch's, and
+weights and optimizer state in float32 under autocast, as ours, or all in bfloat16. Every variant is tried; the fastest
+of either precision and the fastest dense model are compared. All use fused AdamW, clipping and a balancing loss.
 
-`ratio_to_transformers` (the fastest of all), `ratio_to_transformers_float32_weights` (the fastest at our precision) and
-`ratio_to_dense` (our own dense twin) say how many times as many tokens a second we train.
+`ratio_to_transformers` (the fastest variant), `ratio_to_transformers_float32_weights` (the fastest at our precision)
+and `ratio_to_dense` (our dense model of equal active size) are ratios of throughput, ours over theirs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ import torch
 from rich.table import Table
 
 from benchmarks.configs import add_configs, load_configs, open_run
-from benchmarks.figures import new_figure, save
-from benchmarks.flops import step_flops
-from benchmarks.machine import MatrixRate
+from benchmarks.figures import draw_bars
+from benchmarks.flops import MatrixRate, format_utilization, step_flops
 from benchmarks.subprocess_bench import Maker, call_in_subprocess, in_subprocesses
 from benchmarks.timing import clocked, ratio, take_clocked_turns
 from benchmarks.transformers_peers import Peer, Variant, memory_refusal, variants
@@ -36,15 +35,14 @@ from moetrain.distributed.sharding import inner_model
 from moetrain.models.transformer import Transformer
 
 OURS, OUR_DENSE = "moetrain", "moetrain dense"
-_TRIED = 3  # steps of each of transformers' variants, the last of which counts, before the fastest are chosen
-# The heap grows, and products of new shapes are compiled, for the first ten to fifteen steps.
-_WARMUP = 12
+_TRIED = 3  # steps per variant of transformers to choose the fastest; the last one counts
+_WARMUP = 12  # the heap grows, and matmuls of new shapes are compiled, during the first ten to fifteen steps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_configs(parser, "peers")
-    parser.add_argument("--turns", type=int, default=8, help="steps of each side that count (default 8)")
-    parser.add_argument("--warmup", type=int, default=_WARMUP, help=f"steps before those (default {_WARMUP})")
+    parser.add_argument("--turns", type=int, default=8, help="counted steps of each side (default 8)")
+    parser.add_argument("--warmup", type=int, default=_WARMUP, help=f"warm-up steps (default {_WARMUP})")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -53,7 +51,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(settings: Settings, turns: int = 8, warmup: int = _WARMUP) -> dict[str, Any]:
-    """Seconds of a step of each side, ratios of their medians, and utilization of the machine's matrix rate.
+    """Seconds per step of each side, ratios of their medians, and utilization of the machine's matmul rate.
 
     Raises:
         SettingsError: too little data, or no transformers.
@@ -68,27 +66,27 @@ def compare(settings: Settings, turns: int = 8, warmup: int = _WARMUP) -> dict[s
     dtype = compute_dtype(settings, device)
     olmoes, denses = variants(dtype, dense=False), variants(dtype, dense=True)
     tried = call_in_subprocess(_try, [*olmoes, *denses], settings, vocab_size, device, batches[:_TRIED])
-    theirs = {
+    baselines = {
         weights: _fastest([variant for variant in olmoes if variant.weights == weights], tried)
         for weights in sorted({variant.weights for variant in olmoes}, reverse=True)
     }
-    their_dense = _fastest(denses, tried)
+    dense_baseline = _fastest(denses, tried)
     rate = MatrixRate(device, dtype)
     makers: dict[str, tuple[Maker, tuple[Any, ...]]] = {
         OURS: (_our_steps, (settings, len(batches))),
         OUR_DENSE: (_our_steps, (dense, len(batches))),
     }
-    for variant in (*theirs.values(), their_dense):
-        makers[variant.name] = _their_steps, (variant, settings, vocab_size, device, batches)
+    for variant in (*baselines.values(), dense_baseline):
+        makers[variant.name] = _transformers_steps, (variant, settings, vocab_size, device, batches)
     with in_subprocesses(makers, device) as sides:
         timings = take_clocked_turns({**sides, "matrix rate": clocked(lambda _: rate.turn(), device)}, turns, warmup)
     del timings["matrix rate"]
-    olmoe = min((v.name for v in theirs.values()), key=lambda name: timings[name].seconds)
+    olmoe = min((v.name for v in baselines.values()), key=lambda name: timings[name].seconds)
     against = {
         "ratio_to_transformers": olmoe,
-        "ratio_to_transformers_float32_weights": theirs["float32"].name,
+        "ratio_to_transformers_float32_weights": baselines["float32"].name,
         "ratio_to_dense": OUR_DENSE,
-        "ratio_to_transformers_dense": their_dense.name,
+        "ratio_to_transformers_dense": dense_baseline.name,
     }
     ratios = {key: ratio(timings[side].wall, timings[OURS].wall) for key, side in against.items()}
     return {
@@ -105,10 +103,7 @@ def compare(settings: Settings, turns: int = 8, warmup: int = _WARMUP) -> dict[s
             name: {"tokens_per_second": tokens / timing.seconds, **timing.summary()} for name, timing in timings.items()
         },
         "matrix_flops": rate.flops,
-        "utilization": {
-            "6n": flops.parameters / timings[OURS].seconds / rate.flops,
-            "with_attention": flops.both / timings[OURS].seconds / rate.flops,
-        },
+        "utilization": flops.utilization(timings[OURS].seconds, rate.flops),
         "tried": [{"name": variant.name, **found} for variant, found in tried.items()],
     }
 
@@ -120,7 +115,7 @@ def _our_steps(settings: Settings, steps: int) -> Iterator[Callable[[int], objec
 
 
 @contextmanager
-def _their_steps(
+def _transformers_steps(
     variant: Variant, settings: Settings, vocab_size: int, device: torch.device, batches: list[Batch]
 ) -> Iterator[Callable[[int], object]]:
     peer = Peer(variant, settings, vocab_size, device)
@@ -136,12 +131,12 @@ def _parameters(settings: Settings, vocab_size: int) -> dict[str, int]:
 def _try(
     choices: list[Variant], settings: Settings, vocab_size: int, device: torch.device, batches: list[Batch]
 ) -> dict[Variant, dict[str, Any]]:
-    """The seconds of the last of a few steps of each of transformers' variants, or why it was left out."""
+    """The seconds of the last of a few steps of each variant, or why it was not run."""
     found: dict[Variant, dict[str, Any]] = {}
     for variant in choices:
         refusal, seconds = memory_refusal(variant, settings, device), None
         if refusal is None:
-            with _their_steps(variant, settings, vocab_size, device, batches) as step:
+            with _transformers_steps(variant, settings, vocab_size, device, batches) as step:
                 for turn in range(len(batches)):
                     seconds, _ = clocked(step, device)(turn)
         found[variant] = {"seconds": seconds, "left_out": refusal}
@@ -161,8 +156,8 @@ def _fastest(choices: list[Variant], tried: dict[Variant, dict[str, Any]]) -> Va
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
-    """Sides by speed, then ratios and utilization."""
-    table = Table("step", "tokens/s", "seconds", "processor seconds")
+    """Sides by throughput, then ratios and utilization."""
+    table = Table("step", "tokens/s", "seconds", "CPU seconds")
     for name, side in sorted(result["sides"].items(), key=lambda item: item[1]["seconds"]):
         table.add_row(name, f"{side['tokens_per_second']:,.0f}", f"{side['seconds']:.3f}", f"{side['cpu_seconds']:.3f}")
     yield table
@@ -171,17 +166,13 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
         shown = name.removeprefix("ratio_to_").replace("_", " ")
         table.add_row(shown, f"{result[name]:.2f}", f"{spread[0]:.2f} to {spread[1]:.2f}")
     yield table
-    table = Table("machine", "matrix rate, GFLOP/s", "6N", "with attention")
-    shares = (f"{result['utilization'][key]:.1%}" for key in ("6n", "with_attention"))
-    table.add_row(result["machine"]["processor"], f"{result['matrix_flops'] / 1e9:,.0f}", *shares)
+    table = Table("machine", "matmul rate, GFLOP/s", "6N", "with attention")
+    table.add_row(result["machine"]["processor"], *format_utilization(result))
     yield table
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Tokens a second of each side."""
-    figure, (axis,) = new_figure(1, 1, width=9)
+    """Throughput of each side."""
     sides = sorted(result["sides"].items(), key=lambda item: -item[1]["seconds"])
-    colors = ["#3182bd" if name.startswith(OURS) else "#bbbbbb" for name, _ in sides]
-    axis.barh([name for name, _ in sides], [side["tokens_per_second"] for _, side in sides], color=colors)
-    axis.set(xlabel="tokens a second")
-    save(figure, path)
+    rates = {name: side["tokens_per_second"] for name, side in sides}
+    draw_bars(path, rates, "tokens per second", width=9, highlighted=OURS)

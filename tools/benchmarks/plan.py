@@ -1,8 +1,7 @@
-"""What a larger run would need: memory, tokens a second, days, network and disk, from measured rates and assumptions.
+"""Resource plan of a larger run: memory, throughput, days, network and disk, from measurements and assumptions.
 
-Memory is counted on the model itself (see `benchmarks.memory`). Speed comes from a measurement: the share of the
-machine's matrix rate that a step of `bench.py train` or `peers` reached there, or tokens a second given by hand. All
-that is assumed beside stands in the result.
+Memory is predicted from the model (see `benchmarks.memory`). Throughput follows from the utilization of the matmul rate
+that `bench.py train` or `peers` measured, or is given. The result lists all other assumptions.
 """
 
 from __future__ import annotations
@@ -25,34 +24,32 @@ from moetrain.config import Settings, SettingsError
 from moetrain.models.transformer import Transformer
 
 _CELLS = 3
-_ROW_BYTES = 38  # of a panel sample beside its routing: numbers, loss, domain, cell
+_ROW_BYTES = 38  # of a panel sample besides its routing: ids, loss, domain, cell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_configs(parser, "peers")
     parser.add_argument("--gpus", type=int, default=1, help="number of GPUs (default 1)")
-    parser.add_argument("--tokens", type=float, default=1e9, help="tokens to train on (default 1e9)")
-    parser.add_argument("--gpu-memory", type=float, default=141, help="GB of a GPU (default 141, an H200)")
-    parser.add_argument("--network", type=float, default=50, help="GB/s in and out of a GPU (default 50, 400 Gbit/s)")
+    parser.add_argument("--tokens", type=float, default=1e9, help="training tokens (default 1e9)")
+    parser.add_argument("--gpu-memory", type=float, default=141, help="memory of a GPU in GB (default 141, an H200)")
+    parser.add_argument("--network", type=float, default=50, help="GB/s into and out of a GPU (default 50, 400 Gbit/s)")
     parser.add_argument("--vocab-size", type=int, help="(default: tokenizer.vocab_size)")
     rate = parser.add_mutually_exclusive_group(required=True)
-    rate.add_argument("--measured", type=Path, metavar="FILE", help="what `bench.py train` or `peers` wrote")
-    rate.add_argument("--tokens-per-second", type=float, help="of one GPU with this configuration")
-    parser.add_argument(
-        "--matrix-flops", type=float, help="matrix rate of the planned GPU (default: that of the measured machine)"
-    )
+    rate.add_argument("--measured", type=Path, metavar="FILE", help="a result of `bench.py train` or `peers`")
+    rate.add_argument("--tokens-per-second", type=float, help="throughput of one GPU with this configuration")
+    parser.add_argument("--matrix-flops", type=float, help="matmul rate of the GPU in FLOP/s (default: as measured)")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """`make_plan` of the one configuration that the command line names."""
     settings = load_configs(options)[0]
     if settings.tokenizer.model is not None and options.vocab_size is None:
-        raise SettingsError(f"tokenizer.model is {settings.tokenizer.model}: say how many ids it has, by --vocab-size")
+        raise SettingsError(f"tokenizer.model is {settings.tokenizer.model}: give its number of ids by --vocab-size")
     vocab_size = options.vocab_size or settings.tokenizer.vocab_size
     if options.measured:
         rate = scaled_rate(settings, vocab_size, read_measured(options.measured), options.matrix_flops)
     else:
-        rate = Rate(options.tokens_per_second, "tokens a second of one GPU as given on the command line")
+        rate = Rate(options.tokens_per_second, "throughput of one GPU as given on the command line")
     return make_plan(
         settings, vocab_size, rate, options.gpus, options.tokens, options.gpu_memory * 1e9, options.network * 1e9
     )
@@ -60,7 +57,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Rate:
-    """Tokens a second of one GPU, and where they come from."""
+    """Throughput of one GPU, and its source."""
 
     tokens_per_second: float
     source: str
@@ -70,33 +67,33 @@ def read_measured(path: Path) -> dict[str, Any]:
     """A result of `bench.py train` or `peers`.
 
     Raises:
-        SettingsError: a file that is none.
+        SettingsError: the file is not such a result.
     """
     try:
         measured = json.loads(path.read_text())
         measured["utilization"]["with_attention"], measured["matrix_flops"], measured["machine"]["device"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = "write one with python tools/bench.py train --json FILE"
-        raise SettingsError(f"{path}: no result of train or peers ({error!r}): {remedy}") from None
+        raise SettingsError(f"{path}: not a result of train or peers ({error!r}): {remedy}") from None
     return measured
 
 
 def scaled_rate(
     settings: Settings, vocab_size: int, measured: dict[str, Any], matrix_flops: float | None = None
 ) -> Rate:
-    """Tokens a second of this configuration at the measured utilization of the matrix rate."""
+    """Throughput of this configuration at the measured utilization of the matmul rate."""
     utilization, flops = measured["utilization"]["with_attention"], matrix_flops or measured["matrix_flops"]
-    rate = utilization * flops / flops_a_token(settings, vocab_size)
+    rate = utilization * flops / flops_per_token(settings, vocab_size)
     same = "the same shape" if measured["shape"] == settings.model.model_dump() else "another shape"
     return Rate(
         rate,
-        f"utilization of {utilization:.1%} (operations with attention) as measured on {measured['machine']['device']}"
+        f"utilization of {utilization:.1%} (FLOPs with attention) as measured on {measured['machine']['device']}"
         f" ({measured['machine']['processor']}) with {same}, of {flops / 1e12:.3g} TFLOP/s",
     )
 
 
-def flops_a_token(settings: Settings, vocab_size: int) -> float:
-    """Operations of training a token, attention over samples as long as a row included."""
+def flops_per_token(settings: Settings, vocab_size: int) -> float:
+    """Training FLOPs per token, with attention over samples as long as a row."""
     length = settings.data.seq_len
     with torch.device("meta"):
         model = Transformer(settings.model, vocab_size, torch.bfloat16)
@@ -106,14 +103,14 @@ def flops_a_token(settings: Settings, vocab_size: int) -> float:
 def make_plan(
     settings: Settings, vocab_size: int, rate: Rate, gpus: int, tokens: float, gpu_memory: float, network: float
 ) -> dict[str, Any]:
-    """Memory, speed, time, network and disk of a run of ``tokens`` tokens on ``gpus`` GPUs.
+    """Memory, throughput, time, network and disk of a run of ``tokens`` tokens on ``gpus`` GPUs.
 
     Args:
-        gpu_memory: bytes of a GPU.
-        network: bytes a second in and out of a GPU.
+        gpu_memory: bytes per GPU.
+        network: bytes per second into and out of a GPU.
 
     Raises:
-        SettingsError: rows that do not split over the GPUs.
+        SettingsError: the rows do not divide over the GPUs.
     """
     parameters, _ = count_parameters(settings, vocab_size)
     rows = settings.train.batch_rows
@@ -123,7 +120,8 @@ def make_plan(
             for name in ("replicated", "sharded")
         }
     except ValueError as error:
-        raise SettingsError(f"{error}: set it to a multiple, and train.micro_batch_rows to a part of a share") from None
+        remedy = "set it to a multiple, and train.micro_batch_rows to a divisor of the rows per GPU"
+        raise SettingsError(f"{error}: {remedy}") from None
     micro_batches = memory["replicated"].micro_batches
     step_tokens = rows * settings.data.seq_len
     compute = step_tokens / gpus / rate.tokens_per_second
@@ -153,26 +151,26 @@ def make_plan(
         "panel_share": panel_share(settings, tokens),
         "assumptions": [
             rate.source,
-            "the rate of one GPU holds on each of them, and at this batch",
-            "replicated: gradients in float32 are summed over a ring once a step; sharded: parameters are gathered in "
-            "bf16 for forward and backward, gradients in float32 scattered, once a micro-batch",
-            "ranges: from nothing of the network's time hidden behind computing to all of it",
-            f"{network / 1e9:g} GB/s in and out of each GPU; {gpu_memory / 1e9:g} GB of memory, of which a step may "
-            "take all but what the allocator and the driver hold (not counted, often 5%)",
-            "disk: panel readings before compression, a sample a row where routing of all samples is kept",
+            "every GPU reaches the throughput of one GPU, at this batch size",
+            "replicated: ring all-reduce of float32 gradients once per step; sharded: all-gather of bf16 parameters "
+            "for forward and backward, reduce-scatter of float32 gradients, once per micro-batch",
+            "ranges: from no overlap of communication and computation to full overlap",
+            f"{network / 1e9:g} GB/s into and out of each GPU; {gpu_memory / 1e9:g} GB of memory, including the "
+            "allocator's and the driver's share (not counted, often 5%)",
+            "disk: panel readings before compression; one sample per row where the routing of all samples is stored",
             "validation, checkpoints and probes take no time",
         ],
     }
 
 
 def as_dict(memory: Memory, gpu_memory: float) -> dict[str, Any]:
-    """Bytes by what they are for, and whether they fit."""
+    """Bytes by purpose, and whether they fit."""
     parts = ("parameters", "optimizer", "gradients", "kept", "passing", "peak")
     return {**{part: getattr(memory, part) for part in parts}, "fits": memory.peak <= gpu_memory}
 
 
 def disk_bytes(settings: Settings, parameters: int, tokens: float) -> dict[str, int]:
-    """Bytes that a run leaves: panel readings, routing of training samples where it is kept, checkpoints."""
+    """Bytes on disk: panel readings, routing of training samples where it is stored, checkpoints."""
     model = settings.model
     layers, experts = model.num_hidden_layers, model.num_experts
     members = _CELLS * settings.panel.samples * len(settings.data.domains) if settings.watches_routing else 0
@@ -187,8 +185,10 @@ def disk_bytes(settings: Settings, parameters: int, tokens: float) -> dict[str, 
 
 
 def reading_bytes(settings: Settings, members: int) -> int:
-    """Bytes of one reading of a panel: halves in float16 and counts in uint16 by sample, layer and expert; Gram blocks
-    of each router and the next in float32.
+    """Bytes of one panel reading.
+
+    Per sample, layer and expert: both halves in float16 and a count in uint16. Per router: its Gram block and that with
+    the next router, in float32.
     """
     layers, experts = settings.model.num_hidden_layers, settings.model.num_experts
     inputs = 2 * layers * settings.model.hidden_size if settings.panel.linear_kernel else 0
@@ -196,7 +196,7 @@ def reading_bytes(settings: Settings, members: int) -> int:
 
 
 def panel_share(settings: Settings, tokens: float) -> float:
-    """What the panel's forward passes add to the tokens' training: a third of a step's operations each token."""
+    """The panel's share of training FLOPs: its forward passes cost a third of a training step per token."""
     if not settings.watches_routing:
         return 0.0
     read = sum(_CELLS * settings.panel.samples * (settings.panel_tokens(name) + 2) for name in settings.data.domains)
@@ -204,14 +204,14 @@ def panel_share(settings: Settings, tokens: float) -> float:
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
-    """Memory, speed, disk, and what was assumed."""
+    """Memory, throughput, disk, and assumptions."""
     table = Table("GB on each GPU", *result["memory"])
     for part in next(iter(result["memory"].values())):
         table.add_row(part, *(_shown(column[part]) for column in result["memory"].values()))
     yield table
     table = Table(f"{result['gpus']} GPUs, {result['tokens']:.3g} tokens", *result["speed"])
     for label, key, form in (
-        ("network, GB a step", "network_bytes_a_step", lambda size: f"{size / 1e9:.2f}"),
+        ("network, GB/step", "network_bytes_a_step", lambda size: f"{size / 1e9:.2f}"),
         ("tokens/s", "tokens_per_second", lambda ends: f"{ends[0]:,.0f} to {ends[1]:,.0f}"),
         ("days", "days", lambda ends: f"{ends[0]:.2f} to {ends[1]:.2f}"),
     ):
@@ -220,9 +220,9 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
     table = Table("on disk", "GB")
     for name, size in result["disk_bytes"].items():
         table.add_row(name, f"{size / 1e9:.3f}")
-    table.add_row("the panel's share of computing", f"{result['panel_share']:.2%}")
+    table.add_row("the panel's share of FLOPs", f"{result['panel_share']:.2%}")
     yield table
-    table = Table("assumed")
+    table = Table("assumptions")
     for line in result["assumptions"]:
         table.add_row(line)
     yield table
@@ -233,14 +233,14 @@ def _shown(value: int | bool) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Memory of each GPU by what it is for."""
-    figure, (axis,) = new_figure(1, 1)
+    """Memory of each GPU by purpose."""
+    figure, (axis,) = new_figure()
     names = list(result["memory"])
     base = [0.0] * len(names)
     for part in ("parameters", "optimizer", "gradients", "kept", "passing"):
         sizes = [result["memory"][name][part] / 1e9 for name in names]
         axis.bar(names, sizes, bottom=base, label=part)
         base = [below + size for below, size in zip(base, sizes, strict=True)]
-    axis.set(ylabel="GB on each GPU; gradients and kept not at once with one micro-batch")
+    axis.set(ylabel="GB on each GPU; with one micro-batch, gradients and kept do not coincide")
     axis.legend(frameon=False)
     save(figure, path)

@@ -1,8 +1,8 @@
-"""Sides of a comparison in processes of their own, each waiting while another takes its turn.
+"""The sides of a comparison in one subprocess each, which waits while another side takes its turn.
 
-Sides of one process share more than the machine. On CPU oneDNN keeps the 1,024 products that it compiled last, and one
-side whose products have new shapes at every step, as experts of ragged sizes have, drives all others' out: a step of
-ours takes 1.29 times as long without that cache. No training run has such company.
+In one process the sides would share caches. On CPU, oneDNN keeps the 1,024 matmuls that it compiled last, and a side
+whose matmuls have new shapes at every step, as ragged experts have, evicts those of all others: our step takes 1.29
+times as long without that cache. A training run does not share it with anybody.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.timing import clocked
 
-# What a side's process is asked for: a context that gives its step, by the number of the turn.
+# Makes a side in its process: a context manager that yields the step, a function of the number of the turn.
 Maker = Callable[..., AbstractContextManager[Callable[[int], object]]]
 
 _opened = ExitStack()
@@ -26,7 +26,7 @@ _side: Callable[[int], tuple[float, float]]
 
 
 def call_in_subprocess(work: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns, called in a process of its own, so that no memory of it stays here."""
+    """Call a function in a subprocess and return its result, so that its memory is freed."""
     with _pool() as pool:
         return pool.submit(work, *arguments).result()
 
@@ -35,9 +35,9 @@ def call_in_subprocess(work: Callable[..., Any], *arguments: Any) -> Any:
 def in_subprocesses(
     makers: Mapping[str, tuple[Maker, tuple[Any, ...]]], device: torch.device
 ) -> Iterator[dict[str, Callable[[int], tuple[float, float]]]]:
-    """Sides by name, each made by its maker of its arguments in a process of its own, for `take_clocked_turns`.
+    """Sides by name for `take_clocked_turns`, each made in a subprocess by its maker from its arguments.
 
-    Errors of a side are raised here.
+    Exceptions of a side are raised in this process.
     """
     with ExitStack() as pools:
         pool = {name: pools.enter_context(_pool()) for name in makers}

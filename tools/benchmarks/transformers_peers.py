@@ -1,4 +1,4 @@
-"""transformers' OLMoE and its dense relative of equal active size, trained as we train: the other side of `peers`."""
+"""transformers' OLMoE, and its dense model of equal active size, with our training recipe: the baselines of `peers`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run transformers' model."""
+    """One configuration of transformers' model."""
 
     experts: str  # one of EXPERTS, or DENSE
     attention: str
-    weights: str  # "float32" (autocast where products run in bf16) or "bfloat16" (weights and optimizer state too)
+    weights: str  # "float32" (with autocast where we compute in bf16) or "bfloat16" (weights and optimizer state)
 
     @property
     def name(self) -> str:
@@ -31,14 +31,14 @@ class Variant:
 
 
 def variants(dtype: torch.dtype, dense: bool) -> list[Variant]:
-    """All ways to run the model in a type of computation."""
+    """All variants for a dtype of computation."""
     weights = ("float32", "bfloat16") if dtype == torch.bfloat16 else ("float32",)
     experts = (DENSE,) if dense else EXPERTS
     return [Variant(e, a, w) for e in experts for a in ATTENTION for w in weights]
 
 
 class Peer:
-    """A model of transformers with its optimizer; `step` is one training step, as ours is."""
+    """A model of transformers with its optimizer."""
 
     def __init__(self, variant: Variant, settings: Settings, vocab_size: int, device: torch.device) -> None:
         self.settings, self.device = settings, device
@@ -57,7 +57,7 @@ class Peer:
         )
 
     def step(self, batch: Batch) -> float:
-        """Forward with all losses, backward, clip, update; returns the loss."""
+        """One training step: forward with all losses, backward, clipping, update; returns the loss."""
         tokens_BT = batch.tokens_BT.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             loss = self.model(input_ids=tokens_BT, labels=tokens_BT).loss
@@ -69,7 +69,7 @@ class Peer:
 
 
 def make_model(variant: Variant, settings: Settings, vocab_size: int) -> nn.Module:
-    """The model of our settings' shape, balancing loss included, or the dense one of equal active size.
+    """A model with our settings' shape and balancing loss, or the dense one of equal active size.
 
     Raises:
         SettingsError: transformers is not installed.
@@ -98,7 +98,7 @@ def make_model(variant: Variant, settings: Settings, vocab_size: int) -> nn.Modu
     }
     torch.manual_seed(settings.run.seed)
     if variant.experts == DENSE:
-        # Llama's layers with the norm of queries and keys that OLMoE has.
+        # Llama's layers with query and key norm, as OLMoE has.
         width = model.num_experts_per_tok * model.intermediate_size
         return transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**common, intermediate_size=width))
     config = transformers.OlmoeConfig(
@@ -107,7 +107,7 @@ def make_model(variant: Variant, settings: Settings, vocab_size: int) -> nn.Modu
         num_experts=model.num_experts,
         num_experts_per_tok=model.num_experts_per_tok,
         norm_topk_prob=model.norm_topk_prob,
-        output_router_logits=True,  # else it trains without balancing
+        output_router_logits=True,  # otherwise there is no balancing loss
         router_aux_loss_coef=model.router_aux_loss_coef,
         experts_implementation=variant.experts,
     )
@@ -115,7 +115,7 @@ def make_model(variant: Variant, settings: Settings, vocab_size: int) -> nn.Modu
 
 
 def memory_refusal(variant: Variant, settings: Settings, device: torch.device) -> str | None:
-    """Why a variant cannot run here, or None: batched_mm copies each token's experts' weights and keeps them."""
+    """Why a variant does not fit into memory, or None: batched_mm keeps a copy of every token's expert weights."""
     if variant.experts != "batched_mm":
         return None
     model = settings.model

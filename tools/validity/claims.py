@@ -135,6 +135,8 @@ CLAIMS = (
     Claim("d_eff falls with D_path", _OVER_READINGS, 1, _together("kernel/d_eff", "pathway/d_path")),
     Claim(_TREND, _DIFFERENCES, 1, _together("kernel/d_eff", "pathway/d_path", differences=True)),
     Claim("not the paper's: training loss falls as accuracy rises", _OVER_READINGS, -1, _logged("train_loss", "raw")),
-    Claim("not the paper's: left-out accuracy rises with accuracy", _OVER_READINGS, 1, _together(_LEFT_OUT, _HELDOUT)),
+    Claim(
+        "not the paper's: leave-one-out accuracy rises with accuracy", _OVER_READINGS, 1, _together(_LEFT_OUT, _HELDOUT)
+    ),
     Claim(_TREND, _DIFFERENCES, 1, _together(_LEFT_OUT, _HELDOUT, differences=True)),
 )

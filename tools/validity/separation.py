@@ -63,7 +63,7 @@ def tables(units: pd.DataFrame, resample: bool = True) -> dict[str, pd.DataFrame
 
 
 def yardstick(units: pd.DataFrame, resample: bool = True) -> pd.DataFrame:
-    """Left-out accuracy as it is, and less that of the run's own table of random answers; of all other domains."""
+    """Leave-one-out accuracy as it is, and less that of the run's own table of random answers; of all other domains."""
     of_run = units[units["domain"] == YARDSTICK].set_index("run")[_LEFT_OUT]
     others = units[units["truth"].isin([GENERALIZES, MEMORIZED]) & (units["domain"] != YARDSTICK)]
     others = others.assign(beside=others[_LEFT_OUT] - others["run"].map(of_run))

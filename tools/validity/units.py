@@ -21,7 +21,7 @@ LAST = 3  # readings that "at the end" is the mean of
 BAND = (0.05, 0.5)  # nats of training loss within which units are compared, so that none is merely better learned
 
 METRICS = {
-    "kernel/left_out": "left-out accuracy",
+    "kernel/left_out": "leave-one-out accuracy",
     "pathway/d_path": "D_path (paper)",
     "pathway/d_path_norm": "D_path, normalised",
     "pathway/consistency": "consistency (paper)",

@@ -1,10 +1,9 @@
-"""Domains that need no network: the Python standard library's source (`code`), the others generated.
+"""Domains that need no network: the Python standard library's source (`code`), and generated text.
 
-`math` is arithmetic, `commonsense` a small world of people and things.
-
-The planted domains are for studies: what can be known of them is known. `modular` and `formal` have a rule, of which a
-share is held out; `random_answers` has none. They take options (see `moetrain.config.data.FactSettings`), and which
-of their facts are trained depends on options and seed: give the same ones to all functions here.
+`math` is arithmetic, `commonsense` a small world of people and things. The planted domains are for studies, since it is
+known what can be learned from them: `modular` and `formal` have a rule, with a share of the facts held out;
+`random_answers` has none. They take options (see `moetrain.config.data.FactSettings`). Which facts are trained depends
+on options and seed, so all functions here must be given the same ones.
 """
 
 import difflib
@@ -15,16 +14,15 @@ from typing import Any
 
 from moetrain.data.builtin import (
     arithmetic,
-    arithmetic_items,
     formal,
     modular,
     planted,
     python_code,
     random_answers,
-    small_world_items,
     small_world_text,
 )
 from moetrain.data.builtin.planted import MarkedText
+from moetrain.data.builtin.probe import Item
 
 __all__ = [
     "NAMES",
@@ -44,74 +42,65 @@ TABLES: dict[str, Callable[..., planted.Table]] = {
     "random_answers": random_answers.table,
 }
 PLANTED = tuple(TABLES)
+
 VERSIONS = {"code": 1, "commonsense": 1, "formal": 1, "math": 1, "modular": 1, "random_answers": 1}
-"""Version of each generator. Raise it with every change of the generated text: prepared data is found by it."""
+"""Version of each generator. Raise it with every change of the generated text: cached data is found by it."""
 
 NAMES: tuple[str, ...] = ("code", "commonsense", "math", *PLANTED)
 
 
 def documents(name: str, *, size: int, seed: int, **options: Any) -> Iterator[str | MarkedText]:
-    """Return the texts of a built-in domain, one by one, until about `size` bytes of UTF-8 have been given.
+    """Yield the texts of a built-in domain until about `size` bytes of UTF-8 have been yielded.
 
-    The last text is given whole, so the total is `size` or a little more; `code` ends earlier where the standard
-    library does (about 10 MB), a planted domain where its table of trained facts does: it states each once and marks
-    the answer. One name, seed and options give the same texts, the first of them for a smaller size: `code` with one
-    Python version, the others on every machine. Raises ValueError for an unknown name, a negative size, or options
-    that the domain does not take.
+    The last text is complete, so the total is `size` or a little more. `code` ends earlier if the standard library does
+    (about 10 MB), a planted domain with its table: it states each trained fact once and marks the answer. The texts
+    depend on name, seed and options only (`code`: also on the installed Python); a smaller size gives the first of
+    them. Raises ValueError for an unknown name, a negative size, or options that the domain does not take.
     """
     _check(name, "size", size, options)
     if name in PLANTED:
-        return planted.documents(_table(name, seed, options), size)
-    makers = {
-        "code": python_code.documents,
-        "commonsense": small_world_text.documents,
-        "math": arithmetic.documents,
-    }
+        return planted.documents(TABLES[name](seed, **options), size)
+    makers = {"code": python_code.documents, "commonsense": small_world_text.documents, "math": arithmetic.documents}
     return makers[name](size, seed)
 
 
 def generator_fingerprint(name: str) -> str:
     """Return a text that changes whenever the documents of a built-in domain do for the same seed and options.
 
-    It is the generator's version; for `code`, which reads the standard library, also a hash of the library's files.
+    It is the version of the generator; for `code`, which reads the standard library, also a hash of the library's
+    files.
     """
     version = f"{name} {VERSIONS.get(name)}"
     return f"{version} {python_code.library_digest()}" if name == "code" else version
 
 
 def held_out_documents(name: str, *, seed: int, **options: Any) -> Iterator[MarkedText]:
-    """Return the held-out facts of a planted domain as texts like its documents, marked as held out; else nothing."""
+    """Yield the held-out facts of a planted domain as documents marked as held out; nothing for other domains."""
     _check(name, "size", 0, options)
-    facts = _table(name, seed, options).held_out if name in PLANTED else ()
+    facts = TABLES[name](seed, **options).held_out if name in PLANTED else ()
     return (fact.marked(heldout=True) for fact in facts)
 
 
-def probe_items(
-    name: str, *, items: int, seed: int, held_out: Iterable[str] = (), **options: Any
-) -> list[dict[str, Any]]:
-    """Return held-out probe items in the form of the benchmark files, the same ones for the same arguments.
+def probe_items(name: str, *, items: int, seed: int, held_out: Iterable[str] = (), **options: Any) -> list[Item]:
+    """Return held-out probe items in the form of the benchmark files.
 
-    `code`: at most `items`, the bodies of functions in the texts of `held_out`, which should be documents that the run
-    does not train on; the other domains do not look at it. They ask by turns with multiple choice and open answer, the
-    planted domains for each fact with both.
-    `math`: exactly `items`, over facts that no seed's documents state. `commonsense`: at most `items`, over facts of
-    the world of this seed that its documents do not state, so the seed must be theirs. Planted domains: at most
-    `items`, two for each held-out fact; the seed must be that of the documents. Raises ValueError as `documents` does.
+    `code`: at most `items`, the bodies of functions in `held_out`, which should be documents that the run does not
+    train on. `math`: exactly `items`, over facts that are held out for every seed. `commonsense`: at most `items`, over
+    facts that the documents of the same seed do not state. These two alternate between multiple choice and open answer.
+    Planted domains: at most `items`, two for each held-out fact; the seed must be that of the documents.
+
+    Raises ValueError as `documents` does.
     """
     _check(name, "items", items, options)
     if name in PLANTED:
         return _planted_items(name, items, seed, options, trained=False)
     if name == "code":
         return python_code.items(items, seed, held_out)
-    makers = {
-        "commonsense": small_world_items.items,
-        "math": arithmetic_items.items,
-    }
-    return makers[name](items, seed)
+    return (small_world_text if name == "commonsense" else arithmetic).items(items, seed)
 
 
-def trained_items(name: str, *, items: int, seed: int, **options: Any) -> list[dict[str, Any]]:
-    """Return at most `items` items that ask for trained facts of a planted domain, as `probe_items` asks for others.
+def trained_items(name: str, *, items: int, seed: int, **options: Any) -> list[Item]:
+    """Return at most `items` items about trained facts of a planted domain, in the form of `probe_items`.
 
     Their tasks end in `_trained`. Raises ValueError as `documents` does, and for a domain that is not planted.
     """
@@ -121,13 +110,9 @@ def trained_items(name: str, *, items: int, seed: int, **options: Any) -> list[d
     return _planted_items(name, items, seed, options, trained=True)
 
 
-def _planted_items(name: str, items: int, seed: int, options: dict[str, Any], trained: bool) -> list[dict[str, Any]]:
+def _planted_items(name: str, items: int, seed: int, options: dict[str, Any], trained: bool) -> list[Item]:
     random = Random(f"{name} items {seed} {trained}").random
-    return planted.items(_table(name, seed, options), items, domain=name, trained=trained, random=random)
-
-
-def _table(name: str, seed: int, options: dict[str, Any]) -> planted.Table:
-    return TABLES[name](seed, **options)
+    return planted.items(TABLES[name](seed, **options), items, domain=name, trained=trained, random=random)
 
 
 def _check(name: str, what: str, count: int, options: dict[str, Any]) -> None:

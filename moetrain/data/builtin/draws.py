@@ -1,57 +1,65 @@
-"""What every generated domain draws and cuts its text with.
+"""Random draws and orders that the generated domains share.
 
-Only random() and seeding by a string are promised to stay the same from one Python to the next: so nothing here uses
-Random's other methods, and what needs a fixed choice whatever the seed takes it from a hash.
+Only random() and seeding by a string are promised to stay the same from one Python version to the next. So the other
+methods of Random are not used, and an order that must not depend on the seed is taken from a hash.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 Random = Callable[[], float]
 Choice = TypeVar("Choice")
 
-SHORT = 100  # characters: shorter documents are likely enough to be equal that equal ones are looked for
+SHORT = 100  # characters; shorter documents are often equal
 
 
 def between(random: Random, first: int, last: int) -> int:
-    """Return an integer from first to last, both included, each as likely."""
-    # Not Random.randint: how that uses the stream may change between Python versions, random() may not.
+    """Return a uniform integer from first to last, both included."""
     return first + int(random() * (last - first + 1))
 
 
-def pick(random: Random, choices: tuple[Choice, ...]) -> Choice:
-    """Return one of the choices, each as likely."""
+def pick(random: Random, choices: Sequence[Choice]) -> Choice:
+    """Return one of the choices, uniformly."""
     return choices[int(random() * len(choices))]
 
 
-def listed(words: str) -> tuple[str, ...]:
+def word_list(text: str) -> tuple[str, ...]:
     """Return the words of a text."""
-    return tuple(words.split())
+    return tuple(text.split())
+
+
+def shuffled(random: Random, elements: Iterable[Choice]) -> list[Choice]:
+    """Return the elements in a uniform random order."""
+    order = list(elements)
+    for last in range(len(order) - 1, 0, -1):
+        other = between(random, 0, last)
+        order[last], order[other] = order[other], order[last]
+    return order
 
 
 def digest(text: str) -> int:
-    """Return 64 bits that hang on the text alone."""
+    """Return a 64-bit hash of the text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def shuffled(choices: Iterable[Choice], salt: str) -> tuple[Choice, ...]:
-    """Return the choices in an order that hangs on the salt and their repr alone."""
+def hash_order(choices: Iterable[Choice], salt: str) -> tuple[Choice, ...]:
+    """Return the choices in an order that depends on the salt and their repr only."""
     return tuple(sorted(choices, key=lambda choice: digest(f"{salt} {choice!r}")))
 
 
-def until(size: int, texts: Iterable[str], short: int = SHORT) -> Iterator[str]:
-    """Yield the texts until at least `size` bytes of UTF-8 are given. No text shorter than `short` comes twice."""
+def take_bytes(size: int, texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts until at least `size` bytes of UTF-8 have been yielded; texts below `SHORT` are not repeated."""
     seen: set[str] = set()
-    given = 0
+    total = 0
     if size <= 0:
         return
     for text in texts:
-        if len(text) < short:
+        if len(text) < SHORT:
             if text in seen:
                 continue
             seen.add(text)
-        given += len(text.encode())
+        total += len(text.encode())
         yield text
-        if given >= size:
+        if total >= size:
             return

@@ -1,7 +1,7 @@
-"""The formal domain: a small language whose rule generalizes to every string, with strings held out.
+"""The formal domain: a rule about strings of digits, some of them held out.
 
-Its symbols are the ten digits, since a digit is a token of its own. ``copy`` and ``reverse`` ask for the string again,
-as it is or backwards; ``brackets`` asks for what closes all open brackets, where 5 closes 0, 6 closes 1, to 9 closes 4.
+``copy`` and ``reverse`` ask for the string as it is or backwards. ``brackets`` asks for the string that closes all open
+brackets, where 5 closes 0, 6 closes 1, and so on to 9 closes 4. Each digit is a token.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import functools
 from random import Random as Generator
 from typing import Literal
 
-from moetrain.data.builtin.operands import Random, between
-from moetrain.data.builtin.planted import Fact, Table, shuffled
+from moetrain.data.builtin.draws import Random, between, shuffled
+from moetrain.data.builtin.planted import Fact, Table
 
 Rule = Literal["copy", "reverse", "brackets"]
 
-KINDS = 5  # of brackets
-FEWEST = 3  # different symbols in an answer, so that it has enough arrangements to choose from
+BRACKETS = 5  # kinds of brackets
+MIN_SYMBOLS = 3  # distinct symbols of an answer, so that it has enough arrangements for wrong choices
 
 
 @functools.lru_cache(maxsize=16)
 def table(seed: int, rule: Rule = "reverse", length: int = 6, count: int = 2000, trained_share: float = 0.6) -> Table:
     """Return ``count`` facts ``RULE STRING = ANSWER`` about strings of one length.
 
-    No string comes twice, and none as another's reverse: a held-out string is in no training text, as question or as
-    answer. ``copy`` and ``reverse`` take and hold out the same strings. Wrong choices are other arrangements of the
-    answer's symbols. Raises ValueError where there are not so many strings.
+    No string is repeated or is the reverse of another, so a held-out string is in no training text, neither as
+    question nor as answer. ``copy`` and ``reverse`` hold out the same strings. Wrong choices are other arrangements of
+    the symbols of the answer. Raises ValueError if there are not that many strings.
     """
     trained = round(trained_share * count)
     if not 0 < trained < count:
@@ -36,7 +36,7 @@ def table(seed: int, rule: Rule = "reverse", length: int = 6, count: int = 2000,
         if len(strings) == count:
             break
         string = _brackets(random, length) if rule == "brackets" else _digits(random, length)
-        if len(set(answer(rule, string))) >= FEWEST and string not in strings and string[::-1] not in strings:
+        if len(set(answer(rule, string))) >= MIN_SYMBOLS and string not in strings and string[::-1] not in strings:
             strings[string] = None
     else:
         raise ValueError(f"there are hardly {count} strings of length {length}: lower count or raise length")
@@ -45,23 +45,18 @@ def table(seed: int, rule: Rule = "reverse", length: int = 6, count: int = 2000,
 
 
 def answer(rule: Rule, string: str) -> str:
-    """Return what the rule makes of a string."""
+    """Return the answer of the rule for a string."""
     if rule == "copy":
         return string
     if rule == "reverse":
         return string[::-1]
     opened: list[int] = []
     for symbol in map(int, string):
-        if symbol < KINDS:
+        if symbol < BRACKETS:
             opened.append(symbol)
-        elif not opened or opened.pop() != symbol - KINDS:
-            raise ValueError(f"{string} closes what it has not opened")
-    return "".join(str(symbol + KINDS) for symbol in reversed(opened))
-
-
-def depth(length: int) -> int:
-    """Return how many brackets a string of the language leaves open: all of one length leave as many."""
-    return length - 2 * (length // 4)
+        elif not opened or opened.pop() != symbol - BRACKETS:
+            raise ValueError(f"{string} closes a bracket that is not open")
+    return "".join(str(symbol + BRACKETS) for symbol in reversed(opened))
 
 
 def _digits(random: Random, length: int) -> str:
@@ -69,16 +64,16 @@ def _digits(random: Random, length: int) -> str:
 
 
 def _brackets(random: Random, length: int) -> str:
-    """Return brackets of which none closes wrongly and ``depth`` stay open."""
+    """Draw brackets that are closed correctly, with ``length - 2 * (length // 4)`` of them left open."""
     while True:
         steps = shuffled(random, [True] * (length - length // 4) + [False] * (length // 4))
         string, opened = "", []
         for opens in steps:
             if opens:
-                opened.append(between(random, 0, KINDS - 1))
+                opened.append(between(random, 0, BRACKETS - 1))
                 string += str(opened[-1])
             elif opened:
-                string += str(opened.pop() + KINDS)
+                string += str(opened.pop() + BRACKETS)
         if len(string) == length:
             return string
 

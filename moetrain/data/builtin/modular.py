@@ -1,9 +1,9 @@
-"""The modular domain: an operation modulo a prime, a share of its table trained and the rest held out.
+"""The modular domain: an operation modulo a prime, with a share of its table trained and the rest held out.
 
 Every fact rests on an unordered pair {x, y} of residues and its result z = x + y or z = x * y. Addition states it as
 x + y = z and y + x = z, subtraction as z - x = y and z - y = x; likewise multiplication and division, over the residues
-other than 0. A pair is trained or held out as a whole, and the same ones are whatever the operation of its family: so a
-held-out fact is in no text in any order or inverse, also where two operations are trained side by side.
+other than 0. Whether a pair is trained or held out is the same for all its statements and for both operations of its
+family. So a held-out fact is in no text in any order or inverse, even if two operations are trained in one run.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import functools
 from random import Random as Generator
 from typing import Literal
 
-from moetrain.data.builtin.operands import Random
-from moetrain.data.builtin.planted import Fact, Table, any_of, shuffled
+from moetrain.data.builtin.draws import Random, shuffled
+from moetrain.data.builtin.planted import Fact, Table, any_of
 
 Operation = Literal["add", "subtract", "multiply", "divide"]
 Pair = tuple[int, int]
@@ -29,7 +29,7 @@ def table(
 ) -> Table:
     """Return the facts ``a SIGN b = c`` modulo a prime, numbers padded to one width.
 
-    Raises ValueError for a modulus that is no prime from 5 to 199, or a share that leaves no facts on either side.
+    Raises ValueError for a modulus that is no prime from 5 to 199, or a share that leaves no trained or held-out facts.
     """
     trained, held_out = (
         tuple(Fact(prompt(a, b, sign or SIGNS[operation], modulus), padded(c, modulus)) for a, b, c in part)
@@ -79,8 +79,9 @@ def combine(family: Family, x: int, y: int, modulus: int) -> int:
 def split(seed: int, modulus: int, family: Family, trained_share: float) -> tuple[list[Pair], list[Pair]]:
     """Return the trained and the held-out unordered pairs (x <= y), chosen by the seed.
 
-    Each result, and nearly each residue as an operand, is trained equally often (a pair x, y counts twice where they
-    differ): what is rare in training would otherwise be frequent among the held-out facts, and counting would tell.
+    Each result, and nearly each residue as an operand, is trained equally often (a pair x, y counts twice if x and y
+    differ). Otherwise what is rare in training would be frequent among the held-out facts, and counting would give the
+    answer away.
     """
     random = Generator(f"modular split {seed} {modulus} {family} {trained_share}").random
     residues = range(family == "multiplicative", modulus)
@@ -95,7 +96,7 @@ def split(seed: int, modulus: int, family: Family, trained_share: float) -> tupl
 
 
 def _side(random: Random, pairs: list[Pair], wanted: float) -> tuple[list[Pair], list[Pair]]:
-    """Part the pairs of one result so that as near to ``wanted`` ordered facts as can be are trained."""
+    """Split the pairs of one result so that close to ``wanted`` ordered facts are trained."""
     trained: list[Pair] = []
     held_out: list[Pair] = []
     count = 0
@@ -110,24 +111,24 @@ def _side(random: Random, pairs: list[Pair], wanted: float) -> tuple[list[Pair],
 
 
 def _level(random: Random, sides: list[tuple[list[Pair], list[Pair]]], modulus: int) -> None:
-    """Exchange pairs of one result, at random, where that brings residues nearer to being trained equally often."""
-    met = [0] * modulus
+    """Randomly exchange pairs of equal result if residues are then trained more equally often."""
+    counts = [0] * modulus
     for trained, _ in sides:
         for pair in trained:
             for residue in set(pair):
-                met[residue] += 1
+                counts[residue] += 1
     for _ in range(20 * sum(len(trained) for trained, _ in sides)):
         trained, held_out = sides[int(random() * len(sides))]
         if not trained or not held_out:
             continue
         out, into = int(random() * len(trained)), int(random() * len(held_out))
         old, new = trained[out], held_out[into]
-        # With pairs alike in kind, the exchange changes the sum of squares by 2 * (new - old + residues moved).
-        if len(set(old)) == len(set(new)) and sum(met[r] for r in set(new)) + len(set(new)) <= sum(
-            met[r] for r in set(old)
-        ):
+        if len(set(old)) != len(set(new)):
+            continue
+        # The exchange changes the sum of squared counts by 2 * (new - old + residues moved).
+        if sum(counts[r] for r in set(new)) + len(set(new)) <= sum(counts[r] for r in set(old)):
             trained[out], held_out[into] = new, old
             for residue in set(old):
-                met[residue] -= 1
+                counts[residue] -= 1
             for residue in set(new):
-                met[residue] += 1
+                counts[residue] += 1

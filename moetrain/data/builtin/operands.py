@@ -1,23 +1,23 @@
-"""The numbers of each kind of problem: operands drawn, every intermediate result worked out.
+"""The numbers of each kind of problem: operands are drawn, intermediate results computed.
 
-A pattern returns all numbers that its wording shows or stands on, by name; `c` is the answer where there is one.
-`low` is the smallest number allowed anywhere a story counts things, so that "1 apples" is never written.
+A pattern returns by name all numbers that its wording shows or rests on; `c` is the answer if there is one. `low` is
+the smallest number of things in a story, so that "1 apples" is never written.
 """
 
 from collections.abc import Callable
 
+from moetrain.data.builtin.arithmetic_facts import show_held_out
 from moetrain.data.builtin.draws import Random, between
-from moetrain.data.builtin.facts import show_held_out
 
 Numbers = dict[str, int]
 Pattern = Callable[[Random, int], Numbers]
 
-LIMITS = (10, 20, 50, 100, 100, 100, 100, 1000)  # each as likely: skewed to small, with every pair under 100 common
+LIMITS = (10, 20, 50, 100, 100, 100, 100, 1000)  # uniform: small numbers are likely, and so is every pair below 100
 LARGEST_FACTOR = 12
 
 
 def draw(random: Random, pattern: Pattern, low: int) -> Numbers:
-    """Return numbers of the pattern that show no held-out fact. All training text takes its numbers from here."""
+    """Draw numbers of the pattern that show no held-out fact. All numbers of the training text are drawn here."""
     while True:
         numbers = pattern(random, low)
         if not show_held_out(numbers.values()):
@@ -25,7 +25,7 @@ def draw(random: Random, pattern: Pattern, low: int) -> Numbers:
 
 
 def number(random: Random, low: int) -> int:
-    """Return an operand from low to 999, small ones more likely."""
+    """Draw an operand from low to 999; small ones are more likely."""
     return between(random, low, LIMITS[int(random() * len(LIMITS))] - 1)
 
 
@@ -46,7 +46,7 @@ def difference(random: Random, low: int) -> Numbers:
 
 def product(random: Random, low: int) -> Numbers:
     """a * b = c, where either may be the small factor."""
-    low = max(low, 1)  # 0 * b = 0 does not tell b, and no text may ask what it cannot answer
+    low = max(low, 1)  # 0 * b = 0 does not determine b, which a text may ask for
     a, b = between(random, low, LARGEST_FACTOR), number(random, low)
     if random() < 0.5:
         a, b = b, a
@@ -154,6 +154,9 @@ def times(factor: int) -> Pattern:
     return pattern
 
 
+double, quadruple = times(2), times(4)
+
+
 # Digits
 
 
@@ -211,14 +214,14 @@ def rounding(random: Random, low: int) -> Numbers:
 
 
 def pair(random: Random, low: int) -> Numbers:
-    """Two different numbers: a and b as met, c the larger, d the smaller."""
+    """Two different numbers: a and b as drawn, c the larger, d the smaller."""
     a, b = number(random, low), number(random, low)
     b += a == b
     return {"a": a, "b": b, "c": max(a, b), "d": min(a, b)}
 
 
 def triplet(random: Random, low: int) -> Numbers:
-    """Three different numbers: a, b, e as met; d < m < c in order."""
+    """Three different numbers: a, b, e as drawn; d < m < c in order."""
     chosen: list[int] = []
     while len(chosen) < 3:
         value = number(random, low)

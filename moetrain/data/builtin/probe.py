@@ -1,8 +1,8 @@
-"""Probe items in the form of the benchmark files, and fours of facts for multiple choice that only the fact can solve.
+"""Probe items of the built-in domains, in the form of the benchmark files.
 
-Each fact of a four is asked with the answers of all four as its choices, so every choice is right equally often:
-whatever goes by the choices alone (how often the training text has them, length, place, likeness to one another) is
-right exactly once in four.
+Multiple-choice items are built from groups of four facts. Each fact of a group is asked with the answers of all four
+as choices, so that every choice is right equally often. A baseline that looks only at the choices (their frequency in
+the training text, length, position or similarity) is therefore right exactly once in four.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ Item = dict[str, Any]
 
 
 def item(domain: str, prompt: str, answer: str, choices: tuple[str, ...] = ()) -> Item:
-    """Return an item, multiple choice where there are choices, else one with an open answer."""
+    """Return an item: multiple choice if there are choices, else with an open answer."""
     identity = f"builtin_{domain}-{hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()}"
     made: Item = {"domain": domain, "task": f"builtin_{domain}", "prompt": prompt}
     if choices:
@@ -26,8 +26,8 @@ def item(domain: str, prompt: str, answer: str, choices: tuple[str, ...] = ()) -
     return made | {"sep": " ", "id": identity}
 
 
-def fours(facts: Iterable[Fact], fit: Callable[[Fact, Fact], bool]) -> list[tuple[Fact, ...]]:
-    """Return fours of facts that fit each other, filled in the order given. What is left over is left out."""
+def groups_of_four(facts: Iterable[Fact], fit: Callable[[Fact, Fact], bool]) -> list[tuple[Fact, ...]]:
+    """Return groups of four facts that all fit each other, filled in the given order. Incomplete groups are dropped."""
     groups: list[list[Fact]] = []
     for fact in facts:
         for group in groups:
@@ -39,8 +39,8 @@ def fours(facts: Iterable[Fact], fit: Callable[[Fact, Fact], bool]) -> list[tupl
     return [tuple(group) for group in groups if len(group) == CHOICES]
 
 
-def by_turns(count: int, choosing: Iterable[Item], open_answer: Iterable[Item]) -> list[Item]:
-    """Return up to `count` items with different prompts, by turns from both, then from the one that still has some."""
+def alternate(count: int, choosing: Iterable[Item], open_answer: Iterable[Item]) -> list[Item]:
+    """Return up to `count` items with distinct prompts, alternately from both sources while both have some."""
     made: dict[str, Item] = {}
     sources = [iter(choosing), iter(open_answer)]
     while sources and len(made) < count:

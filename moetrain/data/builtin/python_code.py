@@ -1,4 +1,4 @@
-"""The code domain: the Python standard library's source as it lies on this machine, and functions held out of it."""
+"""The code domain: the source of the installed Python standard library, and functions of held-out documents."""
 
 import ast
 import functools
@@ -14,9 +14,9 @@ from typing import Any
 LONGEST = 50_000  # characters of a document, unless a single definition is longer
 BODY = range(20, 401)  # characters of a function's body that make it a probe item
 
-# Tests, what is installed rather than the library's own, and text that a program wrote.
-LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data", "lib-dynload"}
-LEFT_OUT_START = ("_sysconfigdata", "config-")
+# Tests, installed packages, and generated text.
+SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data", "lib-dynload"}
+SKIPPED_PREFIXES = ("_sysconfigdata", "config-")
 
 
 def library_digest() -> str:
@@ -34,22 +34,22 @@ def _digest_files(root: Path) -> str:
 
 
 def documents(size: int, seed: int) -> Iterator[str]:
-    """Yield documents, one a file or a piece of a long file, until at least `size` bytes are given or none is left."""
+    """Yield files, long ones in pieces, until at least `size` bytes have been yielded or none is left."""
     root = _root()
-    given = 0
-    # By hash: neither the file system's order nor that of the names decides what a short run reads.
+    total = 0
+    # The order is by a hash, so that a short run reads files from all over the library.
     for path in sorted(_sources(root), key=lambda name: _digest(f"{seed} {name}")):
         for piece in _pieces(_read(root / path)):
-            if given >= size:
+            if total >= size:
                 return
-            given += len(piece.encode())
+            total += len(piece.encode())
             yield piece
 
 
 def items(count: int, seed: int, held_out: Iterable[str]) -> list[dict[str, Any]]:
-    """Return up to `count` items: the signature and docstring of a function of a held-out text, its body to follow.
+    """Return up to `count` items: the signature and docstring of a function in a held-out text, its body to follow.
 
-    Fewer are returned where the texts hold fewer such functions. A text that is not Python source is passed over.
+    Texts that are not Python source are skipped.
     """
     functions = {function for text in held_out for function in _functions(text)}
     chosen = sorted(functions, key=lambda function: _digest(f"{seed} {function[0]}{function[1]}"))[:count]
@@ -72,18 +72,18 @@ def _root() -> Path:
 
 def _sources(root: Path) -> Iterator[str]:
     for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not _left_out(name)]  # not walked at all: site-packages can be huge
+        folders[:] = [name for name in folders if not _is_skipped(name)]  # site-packages can be huge
         for name in files:
-            if name.endswith(".py") and not _left_out(name):
+            if name.endswith(".py") and not _is_skipped(name):
                 yield Path(folder, name).relative_to(root).as_posix()
 
 
-def _left_out(part: str) -> bool:
-    return part in LEFT_OUT or part.startswith(LEFT_OUT_START)
+def _is_skipped(part: str) -> bool:
+    return part in SKIPPED or part.startswith(SKIPPED_PREFIXES)
 
 
 def _read(path: Path) -> str:
-    """Return a file's text, or nothing where it is not UTF-8 or is one of the encodings' tables."""
+    """Return the text of a file, or nothing if it is not UTF-8 or is a table of an encoding."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -92,7 +92,7 @@ def _read(path: Path) -> str:
 
 
 def _pieces(text: str) -> list[str]:
-    """Return the text cut before top-level definitions into pieces that are as long as they may be."""
+    """Cut the text before top-level definitions into pieces as long as `LONGEST` allows."""
     if not text.strip():
         return []
     if len(text) <= LONGEST:
@@ -119,11 +119,11 @@ def _blocks(text: str) -> Iterator[str]:
 
 
 def _functions(text: str) -> Iterator[tuple[str, str]]:
-    """Yield signature with docstring, and body, as they stand in the text."""
-    text = io.StringIO(text, newline=None).read()  # ast counts lines by any line end, split below by one
+    """Yield (signature with docstring, body) of each documented function, as in the text."""
+    text = io.StringIO(text, newline=None).read()  # ast counts all kinds of line ends
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old escapes in others' strings
+            warnings.simplefilter("ignore")  # invalid escapes in strings
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError):
         return

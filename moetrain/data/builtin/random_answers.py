@@ -1,7 +1,7 @@
-"""The null of the planted rules: questions of their form whose answers are random, fixed by a seeded table.
+"""The control of the planted rules: questions of the same form with random answers, fixed by a seeded table.
 
-Every fact can be memorized and no fact tells anything about another: not even its mirror image, which where it is
-stated has an answer of its own. The held-out facts are drawn the same way, so that nothing can be learned for them.
+Every fact can be memorized, but no fact says anything about another, not even about the one with exchanged operands.
+The held-out facts are drawn the same way, so nothing can be learned about them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from random import Random as Generator
 from typing import Literal
 
 from moetrain.data.builtin import modular
-from moetrain.data.builtin.planted import Fact, Table, any_of, shuffled
+from moetrain.data.builtin.draws import shuffled
+from moetrain.data.builtin.planted import Fact, Table, any_of
 
 Like = Literal["modular", "math"]
 
-SIGN = "@"  # an operation that does not exist, so that no fact contradicts one of a real domain
+SIGN = "@"  # no real operation, so that no fact contradicts one of a real domain
 OPERANDS = range(10, 100)
 
 
@@ -31,8 +32,8 @@ def table(
 ) -> Table:
     """Return facts in the form of a rule domain, with random answers.
 
-    ``like: modular``: the questions of `modular.table`, parted the same way, under another sign; the answers are that
-    table's own, permuted within each part: the same alphabet, exactly as often. ``math``: a made-up operation on two
+    ``like: modular``: the questions of `modular.table`, split the same way, with another sign; the answers are those of
+    that table, permuted within each part, so that each occurs equally often. ``math``: a made-up operation on two
     numbers of two digits, answered by one; ``count`` facts, answers as equally frequent as can be in each part, no
     pair of operands in both orders. Another ``sign`` gives another table. Raises ValueError where there are no such
     facts.
@@ -70,7 +71,7 @@ def _like_math(seed: int, count: int, trained_share: float, sign: str) -> Table:
     answers = [str(number) for number in range(10, 100)]
     parts = []
     for part in (pairs[:trained], pairs[trained:count]):
-        # All answers go round before any comes again.
+        # Every answer is used before any is used again.
         drawn = [answer for _ in range(-(-len(part) // len(answers))) for answer in shuffled(random, answers)]
         drawn = shuffled(random, drawn[: len(part)])
         parts.append(

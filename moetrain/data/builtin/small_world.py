@@ -1,12 +1,12 @@
-"""A small world, a function of the seed: families, towns, things; what follows from its facts; what is held out.
+"""A small world as a function of the seed: families, towns, things, what follows from them, and what is held out.
 
-Atomic facts (who is whose mother, where someone lives, where a thing is kept) are all for the training text. A composed
-fact follows from two or three of them (a grandmother, a cousin, the town where a thing is kept). One composed fact in
-eight is held out, chosen by a hash of its kind and its two names in either order, whatever the seed.
+All atomic facts (who is whose mother, where someone lives, where a thing is kept) are stated in the training text. A
+composed fact follows from two or three of them (a grandmother, a cousin, the town where a thing is kept). One composed
+fact in eight is held out, chosen by a hash of its kind and its two names in either order, the same for every seed.
 
-A held-out fact is kept out by its names: no document names both. So no wording can tell it, in either direction, and
-a reader of the text can check that without knowing the wording. The two names of a wrong choice stand in no common
-document either: else the right choice would be the one never met beside who is asked about.
+No document holds both names of a held-out fact. So no wording can state it, in either direction, and a reader of the
+text can check that without knowing the wording. The same is true of the two names of a wrong choice. Otherwise the
+right choice would be the only one that never occurs together with the subject of the question.
 """
 
 import functools
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from random import Random as Stream
 from typing import Literal
 
-from moetrain.data.builtin.draws import Random, digest, listed, pick, shuffled
-from moetrain.data.builtin.probe import fours
+from moetrain.data.builtin.draws import Random, digest, hash_order, pick, word_list
+from moetrain.data.builtin.probe import groups_of_four
 
 Gender = Literal["female", "male"]
 
@@ -29,44 +29,44 @@ FAR = 4  # steps from parent to child or between spouses: up to a cousin
 
 
 GIVEN: dict[Gender, tuple[str, ...]] = {
-    "female": listed(
+    "female": word_list(
         "Ada Alma Bella Berta Clara Cora Dina Edith Ella Elsa Emma Fiona Freya Gerda Grace Hana Hazel Helen Ines Iris "
-        "Ivy Jana Joan Julia Karin Lena Lily Lucia Mabel Marta Maud Mia Nell Nina Nora Olga Petra Priya Rita Rosa Ruth "
-        "Selma Tara Tilda Uma Vera Wanda Zelda Zoe Zora"
+        "Ivy Jana Joan Julia Karin Lena Lily Lucia Mabel Marta Maud Mia Nell Nina Nora Olga Petra Priya Rita Rosa "
+        "Ruth Selma Tara Tilda Uma Vera Wanda Zelda Zoe Zora"
     ),
-    "male": listed(
+    "male": word_list(
         "Abel Adam Anton Ben Boris Carl Cyril Dan David Edgar Elif Emil Felix Frank Fred Goran Gus Hans Harry Hugo "
         "Igor Ivan Jack Jonas Karl Kenji Kofi Leo Louis Max Milo Nils Noah Omar Oscar Otto Paul Pedro Ralph Rolf Sam "
         "Simon Theo Tom Ugo Victor Walter Wen Yusuf Zeno"
     ),
 }
-SURNAMES = listed(
-    "Abbot Archer Ashby Barlow Bishop Brook Carver Cole Cooper Dale Draper Ellis Falk Fisher Fletcher Frost Garner "
-    "Glover Hale Harper Holt Hunter Kemp Lang Marsh Mason Miller Moss Nash North Page Parker Porter Reed Rowe Sawyer "
-    "Shaw Stone Turner Vance Ward Wells West Wood"
+SURNAMES = word_list(
+    "Abbot Archer Ashby Barlow Bishop Brook Carver Cole Cooper Dale Draper Ellis Falk Fisher Fletcher Frost "
+    "Garner Glover Hale Harper Holt Hunter Kemp Lang Marsh Mason Miller Moss Nash North Page Parker Porter Reed "
+    "Rowe Sawyer Shaw Stone Turner Vance Ward Wells West Wood"
 )
-TOWNS = listed(
+TOWNS = word_list(
     "Ashford Belmont Carden Dunmore Elmstead Farley Garston Hadley Inverley Kelby Langton Marlow Norwick Oakham "
     "Penrith Quarley Redcliff Selby Thornbury Upton Westow Yarrow"
 )
-COLOURS = listed("Amber Blue Copper Green Grey Ivory Red Silver White Golden")
-PLACES = listed("Mill Bakery School Library Clinic Inn Forge Dairy Market Museum Theatre Warehouse")
-MATERIALS = listed("brass wooden silver leather glass iron painted velvet striped paper carved golden")
-THINGS = listed("key clock lamp kettle violin globe chest mirror drum vase compass basket ladder flute")
-JOBS = listed(
-    "baker teacher nurse smith weaver gardener clerk painter tailor cook driver farmer lawyer printer plumber potter "
-    "roofer singer surgeon translator"
+COLOURS = word_list("Amber Blue Copper Green Grey Ivory Red Silver White Golden")
+PLACES = word_list("Mill Bakery School Library Clinic Inn Forge Dairy Market Museum Theatre Warehouse")
+MATERIALS = word_list("brass wooden silver leather glass iron painted velvet striped paper carved golden")
+THINGS = word_list("key clock lamp kettle violin globe chest mirror drum vase compass basket ladder flute")
+JOBS = word_list(
+    "baker teacher nurse smith weaver gardener clerk painter tailor cook driver farmer lawyer printer plumber "
+    "potter roofer singer surgeon translator"
 )
 
 
 @dataclass(frozen=True)
 class Person:
-    """Someone by name. The surname says nothing of the family, or it would answer what only the facts should."""
+    """A person. The surname does not depend on the family, or it would give answers away."""
 
     name: str
     gender: Gender
     generation: int
-    parents: tuple[str, ...]  # mother, father; none in the first generation, nor is anything known of theirs
+    parents: tuple[str, ...]  # mother, father; empty in the first generation
     town: str
     job: str = ""
     workplace: str = ""
@@ -83,7 +83,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Composed:
-    """A fact that follows from atomic ones, told in order, and the kind of it that both directions share."""
+    """A fact that follows from atomic facts, its steps in order, and its kind, which both directions share."""
 
     fact: Fact
     kind: str
@@ -91,14 +91,14 @@ class Composed:
 
     @property
     def held_out(self) -> bool:
-        """The same for every seed, and for the fact turned round."""
+        """The same for every seed, and for both directions of the fact."""
         names = sorted((self.fact.subject, self.fact.value))
         return digest(f"{self.kind} {names[0]} {names[1]}") % ONE_IN == 0
 
 
 @dataclass
 class World:
-    """Everything there is, by name, and what stands in the training text."""
+    """Everything in the world by name, and what the training text states."""
 
     people: dict[str, Person] = field(default_factory=dict)
     spouses: dict[str, str] = field(default_factory=dict)
@@ -107,10 +107,10 @@ class World:
     owner: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)  # object to place
     atomic: tuple[Fact, ...] = ()
-    told: tuple[Composed, ...] = ()
+    stated: tuple[Composed, ...] = ()  # composed facts of the training text
     held_out: tuple[Composed, ...] = ()
-    fours: tuple[tuple[Composed, ...], ...] = ()  # of held-out facts, asked with each other's answers as choices
-    apart: dict[str, set[str]] = field(default_factory=dict)  # by name, the names that no document has with it
+    fours: tuple[tuple[Composed, ...], ...] = ()  # held-out facts that have each other's answers as choices
+    apart: dict[str, set[str]] = field(default_factory=dict)  # by name, the names that share no document with it
 
 
 @functools.lru_cache(maxsize=4)
@@ -122,22 +122,22 @@ def world(seed: int) -> World:
     _families(made, random, seed)
     _objects(made, random, seed)
     made.atomic = tuple(_atomic(made))
-    beside = {frozenset((fact.subject, fact.value)) for fact in made.atomic}
-    composed = [one for one in _composed(made) if frozenset((one.fact.subject, one.fact.value)) not in beside]
-    made.told = tuple(one for one in composed if not one.held_out)
-    made.held_out = shuffled((one for one in composed if one.held_out), "")
-    _keep_apart(made, composed)
+    atomic = {frozenset((fact.subject, fact.value)) for fact in made.atomic}
+    composed = [one for one in _composed(made) if frozenset((one.fact.subject, one.fact.value)) not in atomic]
+    made.stated = tuple(one for one in composed if not one.held_out)
+    made.held_out = hash_order((one for one in composed if one.held_out), "")
+    _separate(made, composed)
     return made
 
 
 def _places(made: World, random: Random) -> None:
-    names = shuffled((f"the {colour} {kind}" for colour in COLOURS for kind in PLACES), f"{random()}")
+    names = hash_order((f"the {colour} {kind}" for colour in COLOURS for kind in PLACES), f"{random()}")
     made.stands = {name: TOWNS[place % len(TOWNS)] for place, name in enumerate(names[: 3 * len(TOWNS)])}
 
 
 def _families(made: World, random: Random, seed: int) -> None:
     names: dict[Gender, Iterator[str]] = {
-        gender: iter(shuffled((f"{given} {surname}" for given in GIVEN[gender] for surname in SURNAMES), f"{seed}"))
+        gender: iter(hash_order((f"{given} {surname}" for given in GIVEN[gender] for surname in SURNAMES), f"{seed}"))
         for gender in GIVEN
     }
 
@@ -163,7 +163,7 @@ def _families(made: World, random: Random, seed: int) -> None:
 
 
 def _couples(made: World, grown: list[Person]) -> Iterator[tuple[Person, Person]]:
-    """Marry whom they can of a generation, never to kin."""
+    """Pair the women of a generation with men who share no ancestor with them."""
     men = [person for person in grown if person.gender == "male"]
     for woman in grown:
         if woman.gender == "female":
@@ -181,7 +181,7 @@ def _ancestors(made: World, person: Person) -> Iterator[str]:
 
 
 def _objects(made: World, random: Random, seed: int) -> None:
-    names = shuffled((f"the {material} {thing}" for material in MATERIALS for thing in THINGS), f"{seed}")
+    names = hash_order((f"the {material} {thing}" for material in MATERIALS for thing in THINGS), f"{seed}")
     owners = tuple(person.name for person in made.people.values() if person.workplace)
     for name in names[:OBJECTS]:
         made.owner[name] = pick(random, owners)
@@ -192,7 +192,7 @@ def _atomic(made: World) -> Iterator[Fact]:
     for person in made.people.values():
         for parent in person.parents:
             yield parenthood(made, person.name, parent)
-            yield turned(made, person.name, parent)
+            yield childhood(made, person.name, parent)
         if person.name in made.spouses:
             gender = made.people[made.spouses[person.name]].gender
             yield Fact("wife" if gender == "female" else "husband", person.name, made.spouses[person.name])
@@ -212,7 +212,7 @@ def parenthood(made: World, child: str, parent: str) -> Fact:
     return Fact("mother" if made.people[parent].gender == "female" else "father", child, parent)
 
 
-def turned(made: World, child: str, parent: str) -> Fact:
+def childhood(made: World, child: str, parent: str) -> Fact:
     """Return that the child is a daughter or son of the parent."""
     return Fact("daughter" if made.people[child].gender == "female" else "son", parent, child)
 
@@ -266,7 +266,7 @@ def _kin(made: World) -> Iterator[Composed]:
                 back = Fact(by_gender(child.name, "niece", "nephew"), aunt, child.name)
                 yield Composed(back, "aunt or uncle", steps)
                 for cousin in made.children.get(aunt, ()):
-                    # As steps the two parents: that they are siblings is composed itself, and told apart.
+                    # One step is that two parents are siblings, which is a composed fact itself.
                     ways = (*steps, parenthood(made, cousin, aunt))
                     yield Composed(Fact("cousin", child.name, cousin), "cousin", ways)
 
@@ -299,8 +299,8 @@ ASKED = tuple(f"{side} grand{parent}" for side in ("maternal", "paternal") for p
 ASKED += ("sister", "brother", "aunt", "uncle", "cousin", "neighbour", "works in", "found in", "owner's workplace")
 
 
-def _keep_apart(made: World, composed: list[Composed]) -> None:
-    """Choose the fours, and set apart the names of every held-out fact and of every wrong choice."""
+def _separate(made: World, composed: list[Composed]) -> None:
+    """Choose the groups of four, and note which names may share no document: of held-out facts and wrong choices."""
     people = made.people
     strangers = _strangers(made)
     related = {(one.fact.subject, one.fact.value) for one in composed}
@@ -319,7 +319,7 @@ def _keep_apart(made: World, composed: list[Composed]) -> None:
         )
         return alike and wrong(a.subject, b.value) and wrong(b.subject, a.value)
 
-    made.fours = tuple(fours((one for one in made.held_out if one.fact.relation in ASKED), fit))
+    made.fours = tuple(groups_of_four((one for one in made.held_out if one.fact.relation in ASKED), fit))
     pairs = {(one.fact.subject, one.fact.value) for one in made.held_out}
     pairs |= {(one.fact.subject, other.fact.value) for four in made.fours for one in four for other in four}
     for one, other in pairs:

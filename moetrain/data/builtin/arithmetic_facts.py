@@ -1,9 +1,9 @@
-"""Which arithmetic facts are kept out of the training text, and the one test that keeps them out.
+"""Which arithmetic facts are held out of the training text, and the test that keeps them out.
 
-A fact is an unordered pair of small operands under one of two operations. 17 + 25 = 42, 25 + 17 = 42, 42 - 17 = 25
-and 42 - 25 = 17 are one additive fact; a product and its two divisions are one multiplicative fact. A problem is safe
-when no three of its numbers are the operands and the result of a held-out fact, whatever its words say: so safety needs
-no knowledge of the wording, and a reader of the text can check it without any.
+A fact is an unordered pair of small operands under addition or multiplication. 17 + 25 = 42, 25 + 17 = 42,
+42 - 17 = 25 and 42 - 25 = 17 are one additive fact; a product and its two divisions are one multiplicative fact. A
+problem is safe if no three of its numbers are the operands and the result of a held-out fact. This does not depend on
+its wording, so a reader of the text can check it without knowing how the text was made.
 """
 
 import functools
@@ -15,7 +15,7 @@ from moetrain.data.builtin.draws import digest
 Family = Literal["additive", "multiplicative"]
 
 LARGEST = 99
-SMALLEST = 2  # below it every fact is the rule for 0 or for 1, and worked steps ("carry 1") need those
+SMALLEST = 2  # facts with 0 or 1 are never held out: worked steps such as "carry 1" need them
 ONE_IN = 10
 
 
@@ -23,19 +23,19 @@ ONE_IN = 10
 def held_out_pairs(family: Family) -> frozenset[tuple[int, int]]:
     """Return the held-out pairs (low, high) of a family: a tenth of those within 2..99, the same for every seed."""
     pairs = ((low, high) for low in range(SMALLEST, LARGEST + 1) for high in range(low, LARGEST + 1))
-    # 2 + 2 = 2 * 2: holding out either would hold out both, and no reader of the numbers could tell which.
+    # 2 + 2 = 2 * 2: from the numbers alone nobody can tell which of the two facts is stated.
     return frozenset(pair for pair in pairs if pair != (2, 2) and digest(f"{family} {pair[0]} {pair[1]}") % ONE_IN == 0)
 
 
 def is_held_out(family: Family, a: int, b: int) -> bool:
-    """Return whether the fact of a and b, in either order, is kept out of the training text."""
+    """Return whether the fact of a and b, in either order, is held out of the training text."""
     return (min(a, b), max(a, b)) in held_out_pairs(family)
 
 
 def show_held_out(numbers: Iterable[int]) -> bool:
     """Return whether some held-out fact has both operands and its result among the numbers.
 
-    An operand may serve twice ({6, 12} shows 6 + 6): "double 6" names it once.
+    A number may be both operands ({6, 12} shows 6 + 6), because "double 6" names it once.
     """
     results = _results()
     values = sorted(set(numbers))
@@ -45,9 +45,8 @@ def show_held_out(numbers: Iterable[int]) -> bool:
         for high in values[place:]:
             if high > LARGEST:
                 break
-            for result in results.get((low, high), ()):
-                if result in values:
-                    return True
+            if any(result in values for result in results.get((low, high), ())):
+                return True
     return False
 
 

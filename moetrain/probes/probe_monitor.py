@@ -1,4 +1,4 @@
-"""The probes of a run: which tasks it reads, their readings, and what they say about the router's metrics."""
+"""The probes of a run: its tasks, prepared for the model, their readings, and correlations with other metrics."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from moetrain.probes.tasks import Tasks, load_tasks
 from moetrain.routing.store import FOLDER, write_piece
 
 COLUMNS = ("probe", "domain", "items", "of", "in training text", "cut", "chance")
-BATCH_TOKENS = 4096  # of a forward pass over probe items, about
+BATCH_TOKENS = 4096  # approximate tokens of a forward pass over probe items
 
 
 @dataclass
-class Probes:
-    """Tasks as they are read, and what the readings said so far."""
+class ProbeMonitor:
+    """The tasks of a run and what their readings have shown so far."""
 
     tasks: Tasks
     prepared: PreparedTasks
     history: ProbeHistory
 
     def rows(self) -> list[list[str]]:
-        """The rows of the table under `COLUMNS`."""
+        """A table of the tasks, with the columns `COLUMNS`."""
         rows = []
-        for task, members in zip(self.prepared.tasks, self.prepared.members, strict=True):
-            cut = sum(any(self.prepared.requests[r].cut for r in own) for own in members)
+        for part in self.prepared.parts:
+            task = part.task
             size = f"{len(task.items):,}" + (" (too few)" if task.too_few else "")
-            numbers = (f"{task.available:,}", f"{task.contaminated:,}", f"{cut:,}", f"{task.chance:.1%}")
+            numbers = (f"{task.available:,}", f"{task.contaminated:,}", f"{part.cut:,}", f"{task.chance:.1%}")
             rows.append([task.name, task.domain, size, *numbers])
-        read = {task.name for task in self.prepared.tasks}
+        asked = {task.name for task in self.tasks.tasks}
         for name, count in self.tasks.contamination.tasks.items():
-            if name not in read:
+            if name not in asked:
                 rows.append([name, "-", "0", f"{count.items:,}", f"{count.contaminated:,}", "-", "-"])
         return rows
 
 
-def load_probes(settings: Settings, corpus: Corpus, progress: Progress) -> Probes | None:
-    """The probes of a run; none where no task has items."""
+def load_probes(settings: Settings, corpus: Corpus, progress: Progress) -> ProbeMonitor | None:
+    """The probes of a run; None where no task has items. Raises as `load_tasks`."""
     tasks = load_tasks(settings, corpus, progress)
     if not tasks.tasks:
         return None
     prepared = prepare(tasks.tasks, corpus.tokenizer, settings.data.seq_len, BATCH_TOKENS)
-    return Probes(tasks, prepared, ProbeHistory(tasks.tasks))
+    return ProbeMonitor(tasks, prepared, ProbeHistory(tasks.tasks))
 
 
 def write_scores(run: Path, step: int, scores: dict[str, TaskScore]) -> Path:
-    """A reading of the probes on disk, by item: whether it was right, and the log-probability of each choice.
+    """Write a reading to the run's folder, one row per item: whether it was correct, log-probabilities of its choices.
 
     Raises:
         OSError: it could not be written.

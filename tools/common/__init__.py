@@ -1,0 +1,1 @@
+"""Shared by the tools: the command line, and figures."""

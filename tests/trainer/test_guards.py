@@ -53,8 +53,8 @@ def test_a_run_that_diverges_skips_stops_and_leaves_a_dump_that_shows_why(
 
 
 def test_a_dump_shows_where_the_first_number_breaks_and_in_which_samples(make_settings, tmp_path, monkeypatch, capsys):
-    def poisoned(model, *arguments):
-        done = update(model, *arguments)
+    def poisoned(layout, model, *arguments):
+        done = update(layout, model, *arguments)
         model.model.layers[1].self_attn.q_proj.weight.data[0, 0] = math.inf
         return done
 

@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from moetrain import grokking
-from moetrain.grokking import Correlation
-from moetrain.loggers.summary import PREDICTORS
+from moetrain.metrics import table
+from moetrain.metrics.correlations import Table, as_summary, correlations
 from moetrain.probes.history import ProbeHistory
 from moetrain.probes.tasks import Task
-
-Table = dict[tuple[grokking.correlation.Series, grokking.correlation.Method], Correlation]
 
 
 class Relations:
@@ -33,7 +30,7 @@ class Relations:
         """Take in the newest values by domain, in the form of ``summary.json``, at the newest reading of the probes."""
         for domain, rows in self._rows.items():
             metrics = domains[domain]["metrics"]
-            values = (metrics.get(metric, {}).get("value") for metric in PREDICTORS.values())
+            values = (metrics.get(metric, {}).get("value") for metric in table.predictors().values())
             rows.append([math.nan if value is None else float(value) for value in values])
 
     def tasks(self, domain: str) -> list[Task]:
@@ -57,35 +54,19 @@ class Relations:
         return correct_IT.mean(0), chance, len(correct_IT)
 
     def correlations(self, domain: str) -> dict[str, Table]:
-        """By predictor, all correlations with accuracy from where it leaves chance on; none before it has."""
+        """All correlations with accuracy by predictor, from where accuracy exceeds chance; none before."""
         accuracy_T, chance, items = self.accuracy(domain)
         if not items:
             return {}
-        first = grokking.first_above_chance(accuracy_T, chance, items)
-        tokens_T = np.array(self._history.times.tokens)
-        if first is None:
-            return {}
-        first = max(first, int(np.argmax(tokens_T > 0)))  # what stands before step 1 has no tokens
-        rows_TP = np.array(self._rows[domain])[first:]
-        return {
-            predictor: grokking.correlate(rows_TP[:, number], accuracy_T[first:], tokens_T[first:])
-            for number, predictor in enumerate(PREDICTORS)
-        }
+        rows_TP = np.array(self._rows[domain])
+        columns = {name: rows_TP[:, number] for number, name in enumerate(table.predictors())}
+        return correlations(accuracy_T, chance, items, np.array(self._history.times.tokens), columns)
 
     def as_dict(self, domain: str) -> dict[str, Any]:
-        """A domain's table as ``summary.json`` holds it, with words where there is none."""
+        """A domain's table as ``summary.json`` holds it, or a note that says why there is none."""
         accuracy_T, chance, items = self.accuracy(domain)
-        if not items:
-            return {"note": "no task of this domain that is answered right or wrong"}
-        found = self.correlations(domain)
-        head = {"items": items, "chance": chance, "accuracy": [float(a) for a in accuracy_T]}
-        if not found:
-            return head | {"note": "accuracy did not exceed chance by two standard errors in three readings in a row"}
-        table = {
-            predictor: {f"{series} {method}": _as_json(each) for (series, method), each in by_kind.items()}
-            for predictor, by_kind in found.items()
-        }
-        return head | {"predictors": table}
+        head = {"items": items, "chance": chance, "accuracy": [float(a) for a in accuracy_T]} if items else {}
+        return head | as_summary(self.correlations(domain), items)
 
     def state(self) -> dict[str, torch.Tensor]:
         """All rows, for a checkpoint."""
@@ -94,9 +75,3 @@ class Relations:
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         for domain, rows in state.items():
             self._rows[domain] = rows.tolist()
-
-
-def _as_json(correlation: Correlation) -> dict[str, Any]:
-    numbers = {name: getattr(correlation, name) for name in ("value", "low", "high", "p")}
-    shown = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-    return shown | {"n": correlation.n, "note": correlation.note}

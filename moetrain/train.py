@@ -14,7 +14,7 @@ from moetrain.data.stream import Batch, stream_tokens
 from moetrain.distributed.launch import end_processes, leave, start_ranks
 from moetrain.distributed.sharding import unsharded_copy
 from moetrain.distributed.signals import STOPPED_BY_SIGNAL, StopAgreement, StopSignals
-from moetrain.distributed.watchdog import heartbeat
+from moetrain.distributed.watchdog import watchdog
 from moetrain.loggers.run_logger import Outputs
 from moetrain.loggers.terminal import Terminal
 from moetrain.loggers.trackers import check_trackers, start_trackers
@@ -87,7 +87,7 @@ def train(settings: Settings, check: bool = False) -> int:
     """One run, from its data to its summary; with ``check``, up to its first step."""
     check_trackers(settings.run.trackers)
     layout = start_ranks(settings)
-    with heartbeat(layout, preparing=True):
+    with watchdog(layout, preparing=True):
         run = build(settings, layout)
         describe(run)
         if check:
@@ -95,7 +95,7 @@ def train(settings: Settings, check: bool = False) -> int:
             return 0
         folder = claim_folder(run)
     try:
-        with heartbeat(layout):
+        with watchdog(layout):
             keep_within_budget(run, folder.path, folder.checkpoint is not None)
             return loop(run, folder)
     finally:
@@ -165,7 +165,8 @@ def loop(run: Run, folder: RunFolder) -> int:
         raise OSError("the last step could not be saved: free some space and run the same command again to continue")
     with unsharded_copy(run.model) as model:
         if outputs is not None:
-            finish(replace(run, model=model), outputs)
+            with run.layout.progress.busy():
+                finish(replace(run, model=model), outputs)
     return 0
 
 

@@ -157,7 +157,7 @@ def read(run: Run, folder: Path, step: int, outputs: Outputs | None) -> None:
 
 def show(run: Run, outputs: Outputs, wait: bool = False) -> None:
     """Log what has been computed beside the training; with ``wait``, all of it."""
-    with run.clock.measure("panel"):  # streaming metrics are not worth waiting for
+    with run.clock.measure("panel"), run.layout.progress.busy():  # streaming metrics are not worth waiting for
         done = run.beside.results(wait)
     for result in done:
         match result.value:

@@ -11,7 +11,7 @@ from moetrain.checkpoint.run_folder import claim_run_folder
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
 from moetrain.data.errors import DataError
 from moetrain.distributed.launch import end_processes, leave, start_ranks
-from moetrain.distributed.watchdog import heartbeat
+from moetrain.distributed.watchdog import watchdog
 from moetrain.loggers.terminal import Terminal
 from moetrain.loggers.trackers import check_trackers
 from moetrain.trainer import Trainer
@@ -83,7 +83,7 @@ def train(settings: Settings, check: bool = False) -> int:
     """
     check_trackers(settings.run.trackers)
     layout = start_ranks(settings)
-    with heartbeat(layout, preparing=True):
+    with watchdog(layout, preparing=True):
         trainer = Trainer.build(settings, layout)
         trainer.describe()
         if check:
@@ -93,7 +93,7 @@ def train(settings: Settings, check: bool = False) -> int:
     for note in folder.notes:
         trainer.terminal.note(note)
     try:
-        with heartbeat(layout):
+        with watchdog(layout):
             return trainer.fit(folder, choose_readings(trainer, folder))
     finally:
         trainer.close()

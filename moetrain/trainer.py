@@ -203,7 +203,8 @@ class Trainer:
         self.terminal.end_training()
         if not saved:
             raise OSError("the last step could not be saved: free some space and run the same command again to resume")
-        self._finish()
+        with self.layout.progress.busy():
+            self._finish()
         return 0
 
     def train_step(self, step: int) -> None:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import backends, card, monitor, peers, plan, steps
 from benchmarks.machine import heading
-from command_line import make_parser, reports_errors, write_json
+from common.command_line import make_parser, reports_errors, write_json
 from rich.console import Console
 
 from moetrain.config import SettingsError

@@ -1,14 +1,13 @@
-"""Measure how long preparing data takes from nothing, and the most memory that all of its processes hold together.
+"""Measure time and peak memory of data preparation, with an empty cache and over all of its processes.
 
-With --synthetic BYTES it first writes that much text, made of the configuration's own documents with their lines in
-another order, so that nothing is a copy; it is deleted afterwards, as the cache is.
+With --synthetic BYTES it first writes that much text: the configuration's own documents with their lines shuffled, so
+that there are no duplicates. Text and cache are deleted afterwards.
 
     MOETRAIN_DATA=/data python tools/bench_preparation.py configs/four_domains.yaml --synthetic 2000000000
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -18,10 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from common.command_line import make_parser, reports_errors
+
 from moetrain.config import Settings, SettingsError, load_settings
 from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import DataError, DomainReport, read_documents
-from moetrain.loggers.terminal import Terminal
 
 _FILES = 8
 _PREPARE = """
@@ -33,7 +33,7 @@ prepare_corpus(load_settings(sys.argv[1], sys.argv[2:]))
 
 
 def write_synthetic(settings: Settings, folder: Path, size: int) -> None:
-    """Write ``size`` bytes of text as JSON Lines in several files."""
+    """Write ``size`` bytes of text to several JSON Lines files."""
     rng = random.Random(0)
     texts = [
         document.text
@@ -53,7 +53,7 @@ def write_synthetic(settings: Settings, folder: Path, size: int) -> None:
 
 
 def resident_bytes(process: int) -> int:
-    """Memory of a process and all below it; pages that two of them share are counted twice."""
+    """Memory of a process and its descendants; shared pages are counted once per process."""
     try:
         pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
         children = [
@@ -67,40 +67,36 @@ def resident_bytes(process: int) -> int:
 
 
 def measure(arguments: list[str]) -> tuple[float, int]:
-    """Seconds and most bytes of memory of a preparation in a process of its own."""
-    began, most = time.monotonic(), 0
+    """Seconds and peak bytes of a preparation in a subprocess."""
+    start, peak = time.monotonic(), 0
     process = subprocess.Popen([sys.executable, "-c", _PREPARE, *arguments])
     while process.poll() is None:
-        most = max(most, resident_bytes(process.pid))
+        peak = max(peak, resident_bytes(process.pid))
         time.sleep(0.1)
     if process.returncode:
         raise SystemExit(process.returncode)
-    return time.monotonic() - began, most
+    return time.monotonic() - start, peak
 
 
+@reports_errors(SettingsError, DataError, OSError)
 def main(arguments: list[str] | None = None) -> int:
-    """Prepare, measure, print one line of JSON; returns the exit status: 0 done, 2 settings or data."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Prepare, measure, print one line of JSON; returns the exit status: 0 done, 2 invalid settings or data."""
+    parser = make_parser(__doc__)
     parser.add_argument("config", metavar="CONFIG.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--synthetic", type=int, metavar="BYTES", help="measure this much made-up text instead")
+    parser.add_argument("--synthetic", type=int, metavar="BYTES", help="measure this much synthetic text instead")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        print(json.dumps(benchmark(options.config, options.overrides, options.synthetic)))
-    except (SettingsError, DataError, OSError) as error:
-        Terminal().error(str(error))
-        return 2
+    print(json.dumps(benchmark(options.config, options.overrides, options.synthetic)))
     return 0
 
 
 def benchmark(config: str, overrides: list[str], synthetic: int | None = None) -> dict[str, float]:
-    """Seconds, memory and text of preparing a configuration's data, or that many bytes of made-up text, from nothing.
+    """Seconds, peak memory and text size of preparing a configuration's data, or that many bytes of synthetic text.
 
     Raises:
-        SettingsError, DataError: it cannot be prepared.
+        SettingsError, DataError: invalid settings or data.
     """
-    load_settings(config, overrides)  # what is wrong with it is told before the long work
+    load_settings(config, overrides)  # report errors before the long work
     with tempfile.TemporaryDirectory() as name:
         overrides = [*overrides, f"data.cache_dir={name}/cache"]
         if synthetic:
@@ -108,17 +104,19 @@ def benchmark(config: str, overrides: list[str], synthetic: int | None = None) -
             write_synthetic(load_settings(config, overrides), Path(name) / "texts", synthetic)
             config = f"{name}/synthetic.yaml"
             Path(config).write_text(f"data: {{domains: {{synthetic: {{path: {name}/texts}}}}}}\n")
-        seconds, most = measure([config, *overrides])
+        seconds, peak = measure([config, *overrides])
         folder = next(Path(name, "cache").glob("corpus-*"))
         domains = json.loads((folder / "corpus.json").read_text())["domains"]
         text = sum(domain["text_bytes"] for domain in domains.values())
         tokens = sum(path.stat().st_size for path in folder.glob("*/tokens.bin")) // 2
-    found = {"seconds": round(seconds, 1), "memory_mb": round(most / 1e6), "text_mb": round(text / 1e6)}
-    found |= {
+    return {
+        "seconds": round(seconds, 1),
+        "memory_mb": round(peak / 1e6),
+        "text_mb": round(text / 1e6),
         "documents": sum(domain["documents"] for domain in domains.values()),
         "million_tokens": round(tokens / 1e6),
+        "text_mb_per_second": round(text / 1e6 / seconds, 1),
     }
-    return found | {"text_mb_per_second": round(text / 1e6 / seconds, 1)}
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""Fine-tune a checkpoint on instructions with LoRA, and probe it before and after, on the same items.
+"""Fine-tune a checkpoint on instructions with LoRA, and probe it before and after on the same items.
 
     python tools/instruct_probe.py runs/four_domains bench/arc_easy.jsonl.gz bench/gsm8k.jsonl.gz \\
         --instructions alpaca.jsonl.gz --json instructed.json --output adapters
 
 Instructions are JSON Lines, plain or gzipped: instruction, input and output; or messages; or prompt and answer. The
-loss is taken over responses alone. Tasks are given as to tools/probe.py; items that stand in the instructions are left
-out. The defaults are the paper's rank, projections, dropout, learning rate and epochs.
+loss is taken over responses alone. Tasks are given as to tools/probe.py; items that occur in the instructions are
+excluded. The defaults are the paper's rank, projections, dropout, learning rate and epochs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,18 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from probe import as_record, count, notes, table_rows
+from probe import as_record, notes, open_checkpoint, probing_parser, score_tasks, table_rows, write_record
 
-from moetrain.atomic_io import write_file
 from moetrain.checkpoint.manager import CheckpointError
-from moetrain.checkpoint.restore import TrainedModel, open_model
+from moetrain.checkpoint.restore import TrainedModel
 from moetrain.config import SettingsError
 from moetrain.data.contamination import clean, contaminated
 from moetrain.data.errors import DataError
 from moetrain.data.instructions import Example, read_instructions
 from moetrain.data.sources.files import named_files
-from moetrain.distributed.mesh import ParallelLayout
 from moetrain.loggers.terminal import Terminal
 from moetrain.probes.fine_tuning import (
     FineTuned,
@@ -43,26 +39,26 @@ from moetrain.probes.fine_tuning import (
     refuse_folder,
     save_adapters,
 )
-from moetrain.probes.scoring import Measured, TaskScore, prepare, score
+from moetrain.probes.scoring import Measured, TaskScore, prepare
 from moetrain.probes.tasks import Task, read_entries, tasks_of
 
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 16_384}  # half of what reading alone takes: training keeps what layers compute
+_BATCH_TOKENS = {"cpu": 4096, "cuda": 16_384}  # half of probe.py's: training stores activations
 
 
 @dataclass(frozen=True)
 class Instructed:
-    """Scores by task before and after a fine-tuning, and what it did."""
+    """Scores by task before and after fine-tuning, and its result."""
 
     before: dict[str, TaskScore]
     after: dict[str, TaskScore]
     tuned: FineTuned
     examples: int
-    cut: int  # examples that were longer than the model's context
-    adapted: Any  # peft's model; the adapters are in the trained model itself as well
+    cut: int  # examples longer than the model's context
+    adapted: Any  # peft's wrapper; the adapters are in the trained model itself as well
 
     @property
     def change(self) -> dict[str, Measured]:
-        """By task whose answers can be right: the accuracy gained, with the error of the items' paired differences."""
+        """Accuracy gained by task, for tasks that have one, with the standard error of the paired differences."""
         return {
             name: Measured.of(after.correct.astype(float) - before.correct)
             for (name, after), before in zip(self.after.items(), self.before.values(), strict=True)
@@ -79,57 +75,46 @@ def instruct_probe(
     max_new_tokens: int = 0,
     terminal: Terminal | None = None,
 ) -> Instructed:
-    """Probe, fine-tune and probe again; ``trained`` carries the adapters afterwards.
+    """Probe, fine-tune and probe again; ``trained`` has the adapters afterwards.
 
     Args:
-        batch_tokens: tokens of one forward pass, about.
+        batch_tokens: approximate tokens of one forward pass.
         max_new_tokens: of a generated answer; 0 generates none.
         terminal: where progress is shown.
 
     Raises:
-        FineTuningError: peft is not installed, no such module, or the loss is no number any more.
+        FineTuningError: peft is not installed, a module does not exist, or the loss is not finite.
     """
-    check_adaptable(trained.model, settings)  # before anything takes time
+    check_adaptable(trained.model, settings)  # before anything that takes time
     terminal = terminal or Terminal(speaks=False)
-    model, device = trained.model, trained.model.lm_head.weight.device
     context_tokens, padding = trained.settings.data.seq_len, trained.tokenizer.end_id
     terminal.preparing(f"encoding {sum(len(t.items) for t in tasks):,} items, {len(examples):,} examples", 0, None)
     prepared = prepare(tasks, trained.tokenizer, context_tokens, batch_tokens)
     encoded = encode_examples(examples, trained.tokenizer, context_tokens)
-
-    def scores(when: str) -> dict[str, TaskScore]:
-        return score(
-            model,
-            prepared,
-            ParallelLayout(device=device),
-            max_new_tokens=max_new_tokens,
-            on_batch=lambda done, total: terminal.preparing(f"probing {when} fine-tuning", done, total),
-        )
-
-    before = scores("before")
-    adapted = add_adapters(model, settings)
+    before = score_tasks(trained, prepared, max_new_tokens, terminal, "probing before fine-tuning")
+    adapted = add_adapters(trained.model, settings)
     terminal.start_training(0, settings.steps(len(encoded)))
     try:
-        tuned = fine_tune(model, encoded, settings, padding, batch_tokens, _shown(terminal))
+        tuned = fine_tune(trained.model, encoded, settings, padding, batch_tokens, _show_step(terminal))
     finally:
         terminal.end_training()
-    cut = sum(each.cut for each in encoded)
-    return Instructed(before, scores("after"), tuned, len(encoded), cut, adapted)
+    after = score_tasks(trained, prepared, max_new_tokens, terminal, "probing after fine-tuning")
+    return Instructed(before, after, tuned, len(encoded), sum(each.cut for each in encoded), adapted)
 
 
-def _shown(terminal: Terminal) -> Callable[[int, float, int], None]:
-    began, read = time.monotonic(), 0
+def _show_step(terminal: Terminal) -> Callable[[int, float, int], None]:
+    began, total = time.monotonic(), 0
 
     def show(step: int, loss: float, tokens: int) -> None:
-        nonlocal read
-        read += tokens
-        terminal.training(step, loss, read / (time.monotonic() - began), {})
+        nonlocal total
+        total += tokens
+        terminal.training(step, loss, total / (time.monotonic() - began), {})
 
     return show
 
 
 def as_instructed_record(trained: TrainedModel, found: Instructed, settings: LoraSettings) -> dict[str, Any]:
-    """What ``--json`` writes: the probe's record of the tuned model, and under ``before`` its tasks before that."""
+    """The content of the ``--json`` file: probe.py's record of the tuned model, and ``before`` with earlier scores."""
     tuned = found.tuned
     fine_tuning = asdict(settings) | {
         "examples": found.examples,
@@ -149,7 +134,7 @@ def as_instructed_record(trained: TrainedModel, found: Instructed, settings: Lor
 
 
 def show(terminal: Terminal, trained: TrainedModel, found: Instructed) -> None:
-    """Print the scores, each task's before fine-tuning above those after it, and what has to be known of them."""
+    """Print the scores, for each task before and after fine-tuning, and notes about them."""
     (columns, before), (_, after) = table_rows(found.before), table_rows(found.after)
     tuned_rows = [["  fine-tuned", *numbers] for _, *numbers in after]
     rows = [row for pair in zip(before, tuned_rows, strict=True) for row in pair]
@@ -158,7 +143,7 @@ def show(terminal: Terminal, trained: TrainedModel, found: Instructed) -> None:
         change = f"{gained.value:+.3f}±{gained.high - gained.value:.3f}"
         terminal.note(f"accuracy of {name} changed by {change}, on the same items")
     if found.cut:
-        terminal.note(f"longer than what the model was trained on, and cut from the left: {found.cut:,} examples")
+        terminal.note(f"longer than the model's context and cut from the left: {found.cut:,} examples")
     for line in notes(found.after):
         terminal.note(line)
     tuned = found.tuned
@@ -167,7 +152,7 @@ def show(terminal: Terminal, trained: TrainedModel, found: Instructed) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fine-tune, probe and print; returns the exit status: 0 done, 2 what cannot be used, or a loss that diverged."""
+    """Fine-tune, probe and print. Returns the exit status: 0, or 2 for unusable input or a loss that diverged."""
     options = _parser().parse_args(arguments)
     terminal = Terminal()
     try:
@@ -180,9 +165,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.contaminated == "exclude":
             items = clean(items, report)
         if not items:
-            raise DataError("every item stands in the instructions: give other tasks, or --contaminated keep")
-        device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        trained = open_model(options.checkpoint, device, getattr(torch, options.dtype) if options.dtype else None)
+            raise DataError("every item occurs in the instructions: give other tasks, or --contaminated keep")
+        trained = open_checkpoint(options)
         seed = trained.settings.run.seed
         settings = LoraSettings(
             rank=options.rank,
@@ -195,21 +179,19 @@ def main(arguments: list[str] | None = None) -> int:
             seed=seed if options.seed is None else options.seed,
         )
         tasks = tasks_of(items, options.limit, seed)
-        batch_tokens = options.batch_tokens or _BATCH_TOKENS[device.type]
+        batch_tokens = options.batch_tokens or _BATCH_TOKENS[trained.model.lm_head.weight.device.type]
         found = instruct_probe(trained, examples, tasks, settings, batch_tokens, options.generate or 0, terminal)
         show(terminal, trained, found)
         counts = {name: counted.contaminated for name, counted in report.tasks.items() if counted.contaminated}
         if counts:
-            what = "left out" if options.contaminated == "exclude" else "kept all the same"
+            what = "excluded" if options.contaminated == "exclude" else "kept"
             named = ", ".join(f"{number:,} of {name}" for name, number in counts.items())
-            terminal.note(f"items that stand in the instructions, {what}: {named}")
+            terminal.note(f"items that occur in the instructions, {what}: {named}")
         if options.output:
             save_adapters(found.adapted, options.output)
         if options.json:
-            record = as_instructed_record(trained, found, settings)
-            record["instructions"] = [str(path) for path in files]
-            record["contaminated"] = counts
-            write_file(options.json, json.dumps(record, indent=1, allow_nan=False) + "\n")
+            inputs = {"instructions": [str(path) for path in files], "contaminated": counts}
+            write_record(options.json, as_instructed_record(trained, found, settings) | inputs)
     except (SettingsError, DataError, CheckpointError, FineTuningError, OSError) as error:
         terminal.error(str(error))
         return 2
@@ -218,44 +200,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="RUN, or RUN/checkpoints/step_XXXXXXXX")
-    parser.add_argument("tasks", nargs="+", metavar="TASK_FILE", help="file or pattern of items, or hub:NAME[=PATH]")
+    parser = probing_parser(__doc__)
+    parser.add_argument("--instructions", nargs="+", required=True, metavar="FILE", help="files to fine-tune on")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write the adapters, in peft's format")
     parser.add_argument(
-        "--instructions", nargs="+", required=True, metavar="FILE", help="file or pattern of what to learn"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, and those of each item")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write the adapters, in peft's form")
-
-    default = LoraSettings()
-    tuning = parser.add_argument_group("fine-tuning")
-    tuning.add_argument("--rank", type=int, default=default.rank, metavar="N", help="of an adapter (default 32)")
-    tuning.add_argument("--alpha", type=float, metavar="A", help="scales adapters by A / rank (default twice the rank)")
-    tuning.add_argument(
-        "--modules", nargs="+", default=default.modules, metavar="NAME", help="that adapters stand beside (q, k, v)"
-    )
-    tuning.add_argument("--dropout", type=float, default=default.dropout, metavar="P", help="in adapters (default 0.1)")
-    tuning.add_argument(
-        "--learning-rate", type=float, default=default.learning_rate, metavar="R", help="at its start (default 5e-5)"
-    )
-    tuning.add_argument("--epochs", type=int, default=default.epochs, metavar="N", help="of the examples (default 3)")
-    tuning.add_argument(
-        "--batch-size", type=int, default=default.batch_size, metavar="N", help="examples of a step (default 8)"
-    )
-    tuning.add_argument("--seed", type=int, metavar="N", help="of adapters, dropout and order (default: the run's)")
-
-    probing = parser.add_argument_group("probing")
-    probing.add_argument("--limit", type=count, metavar="N", help="items of a task, chosen by the run's seed (all)")
-    probing.add_argument("--generate", type=count, metavar="N", help="also generate answers of at most N tokens")
-    probing.add_argument(
         "--contaminated",
         choices=("exclude", "keep"),
         default="exclude",
-        help="what becomes of items that stand in the instructions",
+        help="what happens to items that occur in the instructions (default exclude)",
     )
-    probing.add_argument("--dtype", choices=("float32", "bfloat16"), help="of products (default: as in training)")
-    probing.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    probing.add_argument("--batch-tokens", type=count, metavar="N", help="tokens of a forward pass, about")
+    tuning, default = parser.add_argument_group("fine-tuning"), LoraSettings()
+    add = tuning.add_argument
+    add("--rank", type=int, default=default.rank, metavar="N", help="of an adapter (default 32)")
+    add("--alpha", type=float, metavar="A", help="adapters are scaled by A / rank (default twice the rank)")
+    add("--modules", nargs="+", default=default.modules, metavar="NAME", help="modules with adapters (default q, k, v)")
+    add("--dropout", type=float, default=default.dropout, metavar="P", help="in adapters (default 0.1)")
+    add("--learning-rate", type=float, default=default.learning_rate, metavar="R", help="at the start (default 5e-5)")
+    add("--epochs", type=int, default=default.epochs, metavar="N", help="over the examples (default 3)")
+    add("--batch-size", type=int, default=default.batch_size, metavar="N", help="examples per step (default 8)")
+    add("--seed", type=int, metavar="N", help="of adapters, dropout and order (default: the run's)")
     return parser
 
 

@@ -1,19 +1,19 @@
-"""The streaming monitor in a training loop that is not ours: transformers' OLMoE, on two small domains.
+"""Example: the streaming monitor in a plain training loop of transformers' OLMoE, on two small domains.
 
     python tools/monitor_transformers.py --steps 60
 
-The lines that put it there are marked: any loop that can name its samples and has router probabilities can do the same.
+The lines that add the monitor are marked. It needs router probabilities, and the ids and domains of the samples.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from common.command_line import make_parser
 
 from moetrain.routing.recorder import SampleRouting
 from moetrain.routing.stream import StreamMonitor, StreamReading
@@ -23,7 +23,7 @@ DOMAINS = ("counting", "noise")
 
 
 def draw(rng: random.Random, domain: int) -> list[int]:
-    """A sample: numbers that count up from a random one by a random step, or numbers without any order."""
+    """A sample: numbers that count up from a random start by a random step, or random numbers."""
     if domain == 1:
         return [rng.randrange(VOCABULARY) for _ in range(LENGTH)]
     start, step = rng.randrange(VOCABULARY), rng.randrange(1, 8)
@@ -59,26 +59,26 @@ def train(steps: int, every: int, batch: int, seed: int = 0) -> list[tuple[int, 
         output.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        # <- what it needs: mean router probabilities by sample and layer, with the samples' domains
+        # <- its input: mean router probabilities per sample and layer, with the samples' domains
         logits_LBTE = torch.stack(output.router_logits).detach().view(config.num_hidden_layers, batch, LENGTH, -1)
         weights_SLE = logits_LBTE.float().softmax(-1).mean(2).transpose(0, 1).numpy()
-        met = (step - 1) * batch
-        monitor.add(SampleRouting.from_weights(weights_SLE, met + np.arange(batch), domains, met))
+        first = (step - 1) * batch
+        monitor.add(SampleRouting.from_weights(weights_SLE, first + np.arange(batch), domains, first))
         if step % every == 0:
             rows_LED = np.stack([layer.mlp.gate.weight.detach().numpy() for layer in model.model.layers])
-            readings.append((step, monitor.measure(rows_LED)))  # <- what it gives
+            readings.append((step, monitor.measure(rows_LED)))  # <- its output
     return readings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train and print a line a reading and domain; returns the exit status: 0 done, 2 numbers that are none."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Train and print one line per reading and domain; returns the exit status: 0 done, 2 invalid numbers."""
+    parser = make_parser(__doc__)
     parser.add_argument("--steps", type=int, default=200, help="training steps (default 200)")
     parser.add_argument("--every", type=int, default=20, help="steps between readings (default 20)")
-    parser.add_argument("--batch", type=int, default=16, help="samples a step (default 16)")
+    parser.add_argument("--batch", type=int, default=16, help="samples per step (default 16)")
     options = parser.parse_args(arguments)
     if min(options.steps, options.every, options.batch) < 1:
-        parser.error("--steps, --every and --batch are 1 or more")
+        parser.error("--steps, --every and --batch must be 1 or more")
     for step, readings in train(options.steps, options.every, options.batch):
         for reading in readings:
             shown = "  ".join(f"{name} {value.mean:.3f}" for name, value in reading.metrics.items())

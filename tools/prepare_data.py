@@ -1,18 +1,16 @@
-"""Prepare the data of a run before it starts: read, tokenize and keep it, and say by domain what it holds.
+"""Prepare the data of a run in advance: read and tokenize it, and print statistics per domain.
 
-The run then finds it in the cache (data.cache_dir). A preparation that was killed goes on where it was.
+The run finds it in the cache (data.cache_dir). A killed preparation resumes.
 
     python tools/prepare_data.py configs/four_domains.yaml data.root=/data --json data.json --figure data.png
 
-With probe items (--probes, or the setting probes.tasks) it also says which of them stand in the training text:
+With probe items (--probes, or the setting probes.tasks) it also finds those that occur in the training text:
 
     python tools/prepare_data.py configs/four_domains.yaml --probes /data/bench/*.gz --contaminated-json found.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -20,14 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common.command_line import make_parser, reports_errors, write_json
+from common.figures import new_figure, save
 
 from moetrain.config import Settings, SettingsError, load_settings
-from moetrain.data.contamination import (
-    ContaminationReport,
-    TaskCount,
-    all_documents,
-    contaminated,
-)
+from moetrain.data.contamination import ContaminationReport, TaskCount, all_documents, contaminated
 from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.errors import DataError
 from moetrain.data.items import Item, read_all_items
@@ -38,8 +33,8 @@ from moetrain.probes.tasks import read_task_items
 
 _DOCUMENTS = {
     "documents": "docs",
-    "heldout_documents": "held out",
-    "duplicates": "twice",
+    "heldout_documents": "held-out",
+    "duplicates": "duplicates",
     "empty": "empty",
     "filtered": "filtered",
     "bad": "bad",
@@ -55,9 +50,9 @@ _TOKENS = {
 
 
 def summarize(corpus: Corpus, settings: Settings) -> dict[str, dict[str, Any]]:
-    """By domain: what was counted, tokens of distinct documents, their lengths in tokens, and ``long_share``.
+    """Per domain: document counts, tokens of distinct documents, their lengths in tokens, and ``long_share``.
 
-    ``long_share`` is the share of training samples that are long enough for their first tokens to be compared.
+    ``long_share`` is the share of training samples that have at least the compared number of tokens.
     """
     samples = cut_samples(corpus, settings.data.seq_len, heldout=False)
     found = {}
@@ -80,19 +75,12 @@ def summarize(corpus: Corpus, settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def write_figure(corpus: Corpus, settings: Settings, path: Path) -> None:
-    """Draw each domain's tokens, and how long its documents are.
+    """Draw each domain's tokens, and the distribution of its document lengths.
 
     Raises:
-        SettingsError: matplotlib is missing, or cannot write such a file.
+        SettingsError: matplotlib is missing, or cannot write this file.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise SettingsError("--figure needs matplotlib: pip install 'moetrain[figures]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = new_figure(2, width=5.5)
     names = [domain.name for domain in corpus.domains]
     for number, domain in enumerate(corpus.domains):
         index, color = domain.index, f"C{number % 10}"
@@ -105,30 +93,20 @@ def write_figure(corpus: Corpus, settings: Settings, path: Path) -> None:
         right.step(length[shown], (shown + 1) / len(length), where="post", color=color, label=domain.name)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
-    left.set_xlabel("million tokens (pale: held out)")
+    left.set_xlabel("million tokens (pale: held-out)")
     for compared in {settings.panel_tokens(name) for name in names}:
         right.axvline(compared, color="black", linewidth=0.8, linestyle=":")
     right.axvline(settings.data.seq_len - 2, color="black", linewidth=0.8)
-    right.annotate(
-        "longest sample", (settings.data.seq_len - 2, 0.02), rotation=90, fontsize=8, ha="right", va="bottom"
-    )
-    right.set_xscale("log")
-    right.set_ylim(0, 1)
-    right.set_xlabel("tokens of a document (dotted: tokens that are compared)")
-    right.set_ylabel("share of documents up to that length")
+    place = (settings.data.seq_len - 2, 0.02)
+    right.annotate("longest sample", place, rotation=90, fontsize=8, ha="right", va="bottom")
+    right.set(xscale="log", ylim=(0, 1), ylabel="share of documents up to that length")
+    right.set_xlabel("tokens per document (dotted: compared tokens)")
     right.legend(frameon=False, loc="upper left")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"--figure {path}: cannot be written ({error})") from None
-    finally:
-        pyplot.close(figure)
+    save(figure, path)
 
 
 def table_rows(found: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> list[list[str]]:
-    """The summary as a table's cells."""
+    """The summary as cells of a table."""
     return [[name, *(_cell(key, values[key]) for key in columns)] for name, values in found.items()]
 
 
@@ -139,7 +117,7 @@ def _cell(key: str, value: float) -> str:
 
 
 def contamination_rows(report: ContaminationReport) -> list[list[str]]:
-    """By task, and of all of them, the cells of a table; the share is of the items that are looked for."""
+    """Cells of a table, per task and in total; the share is of the items that are long enough to be searched for."""
     total = TaskCount()
     for count in report.tasks.values():
         total.items += count.items
@@ -153,64 +131,55 @@ def contamination_rows(report: ContaminationReport) -> list[list[str]]:
 
 
 def check_probes(items: list[Item], settings: Settings, terminal: Terminal, path: Path | None) -> None:
-    """Print by task how many probe items stand in the training text, and list them in a file."""
-    terminal.note(f"looking for {len(items):,} probe items in the training text")
-    began = time.monotonic()
+    """Print how many probe items of each task occur in the training text, and list them in a file."""
+    terminal.note(f"searching the training text for {len(items):,} probe items")
+    start = time.monotonic()
     report = contaminated(items, all_documents(settings))
     columns = ["task", "items", "too short", "contaminated", "share"]
     terminal.table("probe items in the training text", columns, contamination_rows(report))
-    terminal.note(f"looked for in {time.monotonic() - began:.1f} s")
-    if path:
-        path.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+    terminal.note(f"searched in {time.monotonic() - start:.1f} s")
+    write_json(path, report.as_dict())
 
 
+@reports_errors(SettingsError, DataError, OSError)
 def main(arguments: list[str] | None = None) -> int:
-    """Prepare and print; returns the exit status: 0 done, 2 settings or data."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Prepare and print; returns the exit status: 0 done, 2 invalid settings or data."""
+    parser = make_parser(__doc__)
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="configuration of the run")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings laid over it")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override settings")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the summary to this file")
-    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="also draw it (needs matplotlib)")
-    parser.add_argument(
-        "--probes", type=Path, nargs="+", metavar="FILE", help="look for these probe items in the training text"
-    )
-    parser.add_argument("--contaminated-json", type=Path, metavar="FILE", help="list the items found to this file")
+    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="also write a figure (needs matplotlib)")
+    parser.add_argument("--probes", type=Path, nargs="+", metavar="FILE", help="search for these probe items")
+    parser.add_argument("--contaminated-json", type=Path, metavar="FILE", help="list the items found in this file")
     options = parser.parse_intermixed_args(arguments)
     terminal = Terminal()
-    try:
-        settings = load_settings(options.config, options.overrides)
-        # Items that cannot be read are told before the long work.
-        items = read_all_items(options.probes) if options.probes else read_task_items(settings)
-        if options.contaminated_json and not items:
-            raise SettingsError("--contaminated-json needs probe items: give --probes FILE, or set probes.tasks")
-        began = time.monotonic()
-        corpus = prepare_corpus(settings, terminal.preparing)
-        seconds = time.monotonic() - began
-        found = summarize(corpus, settings)
-        for domain in corpus.domains:
-            for place in domain.report.bad_places:
-                terminal.note(f"skipped {place}")
-        for name, values in found.items():
-            if not values["heldout_documents"]:
-                terminal.note(f"training will refuse {nothing_held_out(name, values['documents'], settings)}")
-        for title, columns in (("documents", _DOCUMENTS), ("tokens", _TOKENS)):
-            terminal.table(title, ["domain", *columns.values()], table_rows(found, columns))
-        terminal.note(
-            f"{sum(values['tokens'] for values in found.values()):,} tokens of a vocabulary of "
-            f"{corpus.tokenizer.vocab_size:,}, in {seconds:.1f} s; length is the median, long the share of samples "
-            "whose routing is compared"
-        )
-        if items:
-            check_probes(items, settings, terminal, options.contaminated_json)
-        if options.json:
-            record = {"corpus": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint, "seconds": seconds}
-            options.json.write_text(json.dumps(record | {"domains": found}, indent=1) + "\n")
-        if options.figure:
-            write_figure(corpus, settings, options.figure)
-    except (SettingsError, DataError, OSError) as error:
-        terminal.error(str(error))
-        return 2
+    settings = load_settings(options.config, options.overrides)
+    items = read_all_items(options.probes) if options.probes else read_task_items(settings)
+    if options.contaminated_json and not items:
+        raise SettingsError("--contaminated-json needs probe items: give --probes FILE, or set probes.tasks")
+    start = time.monotonic()
+    corpus = prepare_corpus(settings, terminal.preparing)
+    seconds = time.monotonic() - start
+    found = summarize(corpus, settings)
+    for domain in corpus.domains:
+        for place in domain.report.bad_places:
+            terminal.note(f"skipped {place}")
+    for name, values in found.items():
+        if not values["heldout_documents"]:
+            terminal.note(f"training will refuse {nothing_held_out(name, values['documents'], settings)}")
+    for title, columns in (("documents", _DOCUMENTS), ("tokens", _TOKENS)):
+        terminal.table(title, ["domain", *columns.values()], table_rows(found, columns))
+    terminal.note(
+        f"{sum(values['tokens'] for values in found.values()):,} tokens with a vocabulary of "
+        f"{corpus.tokenizer.vocab_size:,}, in {seconds:.1f} s; length: median; long: share of samples whose routing is "
+        "compared"
+    )
+    if items:
+        check_probes(items, settings, terminal, options.contaminated_json)
+    record = {"corpus": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint, "seconds": seconds}
+    write_json(options.json, record | {"domains": found})
+    if options.figure:
+        write_figure(corpus, settings, options.figure)
     return 0
 
 

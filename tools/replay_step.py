@@ -1,19 +1,20 @@
-"""Replay the step that a run stopped at because its loss or gradient was no longer finite.
+"""Repeat the step at which a run stopped because its loss or gradient was not finite.
 
     python tools/replay_step.py RUN/dumps/step_XXXXXXXX
 
-Reads the rows of that step through the model as it was, forward and backward, and says where the first number that is
-not finite comes up, which samples have the largest loss, and which parameters the largest gradient.
+Runs forward and backward on the rows and weights of that step. Prints the first module with a non-finite output, the
+samples with the largest loss, and the parameters with the largest gradient.
 """
 
 from __future__ import annotations
 
-import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from common.command_line import make_parser, reports_errors
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -28,29 +29,27 @@ from moetrain.training.step import part_of_loss
 _SHOWN = 10
 
 
+@reports_errors(CheckpointError, SettingsError)
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Replay and print; returns the exit status: 0 done, 2 the dump or its run cannot be read."""
+    parser = make_parser(__doc__)
     parser.add_argument("dump", type=Path, help="RUN/dumps/step_XXXXXXXX")
-    parser.add_argument("--device", default="cpu", help="where to compute (default cpu)")
+    parser.add_argument("--device", default="cpu", help="device to compute on (default cpu)")
     options = parser.parse_args(arguments)
     console = Console()
-    try:
-        found = replay(options.dump, torch.device(options.device))
-    except (CheckpointError, SettingsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    console.print(f"step {found['step']}: {found['first'] or 'every number of the forward pass is finite'}")
-    console.print(_table("samples by loss, nats a token", ("domain", "document", "piece", "loss"), found["samples"]))
-    console.print(_table("parameters by norm of their gradient", ("parameter", "norm"), found["gradients"]))
+    found = replay(options.dump, torch.device(options.device))
+    console.print(f"step {found['step']}: {found['first'] or 'all outputs of the forward pass are finite'}")
+    console.print(_table("samples by loss, nats per token", ("domain", "document", "piece", "loss"), found["samples"]))
+    console.print(_table("parameters by gradient norm", ("parameter", "norm"), found["gradients"]))
     return 0
 
 
 def replay(dump: Path, device: torch.device) -> dict[str, Any]:
-    """What the dumped step comes to.
+    """Repeat the dumped step.
 
-    Returns ``step``; ``first``, the first module of the forward pass whose output is not finite, as a sentence, or
-    None; ``samples``: (domain, document, piece, loss), the largest loss first; ``gradients``: (parameter, norm of its
-    gradient), likewise. Numbers that are not finite come before all others.
+    Returns ``step``; ``first``: a sentence that names the first module with a non-finite output, or None; ``samples``:
+    (domain, document, piece, loss); ``gradients``: (parameter, gradient norm). Both are in descending order, with
+    non-finite numbers first.
 
     Raises:
         CheckpointError, SettingsError: the dump or its run cannot be read.
@@ -61,7 +60,7 @@ def replay(dump: Path, device: torch.device) -> dict[str, Any]:
     balancing = Balancing(trained.model, trained.settings.model)
     balancing.load_state(loaded.states["balancing"])
     first: list[str] = []
-    _watch(trained.model, first)
+    _record_non_finite(trained.model, first)
     output = trained.model(batch.model_input(trained.settings.watches_routing))
     predicted, real = int((batch.targets_BT != IGNORED).sum()), int((batch.slots_BT >= 0).sum())
     part_of_loss(output, balancing, trained.settings, predicted, real).backward()
@@ -74,18 +73,18 @@ def replay(dump: Path, device: torch.device) -> dict[str, Any]:
     return {
         "step": trained.step,
         "first": first[0] if first else None,
-        "samples": sorted(samples, key=lambda row: _badness(row[-1])),
-        "gradients": sorted(gradients, key=lambda row: _badness(row[-1])),
+        "samples": sorted(samples, key=lambda row: _descending(row[-1])),
+        "gradients": sorted(gradients, key=lambda row: _descending(row[-1])),
     }
 
 
-def _watch(model: nn.Module, first: list[str]) -> None:
-    """Have the name of each module noted whose output is not finite, in the order in which they are done."""
+def _record_non_finite(model: nn.Module, first: list[str]) -> None:
+    """Add hooks that append every module with a non-finite output, in the order of execution."""
 
     def note(name: str, kind: str, output: object) -> None:
         tensors = [x for x in _flat(output) if x.is_floating_point()]
         if not all(bool(x.isfinite().all()) for x in tensors):
-            first.append(f"the first output that is not finite is that of {name} ({kind})")
+            first.append(f"the first non-finite output is that of {name} ({kind})")
 
     for name, module in model.named_modules():
         module.register_forward_hook(lambda m, _, out, name=name: note(name or "the model", type(m).__name__, out))
@@ -98,10 +97,9 @@ def _flat(value: object) -> list[torch.Tensor]:
     return [tensor for part in parts for tensor in _flat(part)]
 
 
-def _badness(value: float) -> tuple[bool, float]:
-    """Numbers that are not finite first, then the largest."""
-    finite = abs(value) != float("inf") and value == value
-    return finite, -value if finite else 0.0
+def _descending(value: float) -> tuple[bool, float]:
+    """A sort key: non-finite numbers first, then the largest."""
+    return (True, -value) if math.isfinite(value) else (False, 0.0)
 
 
 def _table(title: str, columns: tuple[str, ...], rows: list[tuple]) -> Table:

@@ -1,19 +1,17 @@
-"""Train for a while and see whether memory, threads or open files grow.
+"""Soak test: train for some time and check that memory, threads and open files do not grow.
 
     python tools/soak.py --minutes 20 --json tools/results/soak.json
 
-A small model trains with everything on: streaming metrics, panel, probes, routing of each sample on disk, validation,
-checkpoints. Every few seconds its memory, threads and open files are read off; after the first quarter, in which caches
-fill, none of them may have a slope. At the end it is told to stop, and has to end as it should.
+A small model trains with all features enabled: streaming metrics, panel, probes, routing of every sample on disk,
+validation, checkpoints. Its memory, threads and open files are sampled every few seconds. After the first quarter, in
+which caches fill, none of them may have a positive slope. At the end the run gets SIGTERM and must stop cleanly.
 
-It trains in float32: in bf16 oneDNN keeps what it compiles for a number of an expert's rows that it has not met before,
-about half a MiB each and up to 1,024 of them, which grows for hours and is no leak (`train.precision=bf16` shows it).
+It trains in float32. In bf16, oneDNN caches a compiled matmul per row count of an expert, about half a MiB each and up
+to 1,024 of them. That grows for hours but is not a leak (`train.precision=bf16` shows it).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import signal
@@ -27,6 +25,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from common import QUICKSTART, TRAIN
+from common.command_line import make_parser, write_json
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import theilslopes
@@ -34,9 +34,7 @@ from scipy.stats import theilslopes
 from moetrain.checkpoint.manager import list_checkpoints
 from moetrain.distributed.signals import STOPPED_BY_SIGNAL
 
-_TRAIN = Path(__file__).parent.parent / "moetrain" / "train.py"
-_QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
-# Many small steps, more of them than the time is enough for, and each part of the run often.
+# Many small steps, more than fit the time, with frequent monitoring, validation and checkpoints.
 _SETTINGS = (
     "run.name=soak",
     "data.domains.code.repeats=32",
@@ -58,16 +56,16 @@ _SETTINGS = (
     "panel.readings=500",
     "probes.readings=100",
 )
-_TOLERANCE = 0.01  # of the median, an hour: below it a slope is none
-_TOGETHER = 60.0  # seconds; what is read within them is of the same few checkpoints and evaluations
+_TOLERANCE = 0.01  # of the median per hour: a smaller slope is not growth
+_WINDOW = 60.0  # seconds: samples within are correlated, because they see the same few checkpoints and evaluations
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a process holds at one moment."""
+    """The resources of a process at one moment."""
 
     seconds: float
-    processor: float  # seconds that it has taken
+    processor: float  # CPU seconds so far
     memory: int  # resident bytes
     threads: int
     files: int
@@ -75,7 +73,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Trend:
-    """How one quantity moved after the first quarter: by the hour, with a 95% interval (Theil and Sen)."""
+    """The trend of one quantity after the first quarter: slope per hour with a 95% interval (Theil and Sen)."""
 
     first: float
     last: float
@@ -86,36 +84,37 @@ class Trend:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Train, measure and print; returns the exit status: 0 no growth, 1 growth, 2 the run failed."""
+    parser = make_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=20.0, help="of training (default 20)")
-    parser.add_argument("--every", type=float, default=5.0, help="seconds between readings (default 5)")
-    parser.add_argument("--json", type=Path, help="file for the result")
-    parser.add_argument("settings", nargs="*", help="section.key=value over the soak's own")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between samples (default 5)")
+    parser.add_argument("--json", type=Path, help="write the result to this file")
+    parser.add_argument("settings", nargs="*", help="override settings: section.key=value")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        samples, status, said = soak(Path(folder), options.minutes * 60, options.every, options.settings)
-        steps = _steps(Path(folder) / "soak")
+        samples, status, output = soak(Path(folder), options.minutes * 60, options.every, options.settings)
+        checkpoints = list_checkpoints(Path(folder) / "soak")
     if status != STOPPED_BY_SIGNAL:
-        print(f"error: the run ended with status {status}, not {STOPPED_BY_SIGNAL}:\n{said}", file=sys.stderr)
+        print(f"error: the run ended with status {status}, not {STOPPED_BY_SIGNAL}:\n{output}", file=sys.stderr)
         return 2
+    steps = max((int(path.name.removeprefix("step_")) for path in checkpoints), default=0)
     trends = {name: trend(samples, name) for name in ("memory", "threads", "files")}
     Console().print(_table(trends))
-    print(f"{steps:,} steps, {samples[-1].processor:,.0f} s of processor time")
-    if options.json:
-        options.json.write_text(json.dumps(_result(options.minutes, steps, samples, trends), indent=1) + "\n")
+    print(f"{steps:,} steps, {samples[-1].processor:,.0f} s of CPU time")
+    write_json(options.json, _result(options.minutes, steps, samples, trends))
     return int(any(found.grows for found in trends.values()))
 
 
 def soak(folder: Path, seconds: float, every: float, settings: list[str]) -> tuple[list[Sample], int, str]:
-    """Train for a time: what was read off, the exit status once the run was told to stop, and the end of its output."""
-    command = [sys.executable, str(_TRAIN), str(_QUICKSTART), *_SETTINGS, f"run.output_dir={folder}", *settings]
+    """Train for a time, then send SIGTERM; returns the samples, the exit status, and the end of the output."""
+    command = [sys.executable, str(TRAIN), str(QUICKSTART), *_SETTINGS, f"run.output_dir={folder}", *settings]
     log = folder / "log"
     with open(log, "w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
         while process.poll() is None and not any(folder.glob("soak/events.jsonl")):
             time.sleep(0.1)
-        begin, samples = time.monotonic(), list[Sample]()
-        while process.poll() is None and time.monotonic() - begin < seconds:
-            samples.append(_sample(process.pid, time.monotonic() - begin))
+        start, samples = time.monotonic(), list[Sample]()
+        while process.poll() is None and time.monotonic() - start < seconds:
+            samples.append(_sample(process.pid, time.monotonic() - start))
             time.sleep(every)
         process.send_signal(signal.SIGTERM)
         status = process.wait(timeout=1200)
@@ -123,29 +122,24 @@ def soak(folder: Path, seconds: float, every: float, settings: list[str]) -> tup
 
 
 def trend(samples: list[Sample], name: str) -> Trend:
-    """How a quantity moved, by its median in each minute; it grows where its slope's whole interval is above none."""
+    """The trend of a quantity's medians per minute; it grows where the interval of its slope is above the tolerance."""
     later = samples[len(samples) // 4 :]
     minutes: dict[int, list[float]] = {}
     for sample in later:
-        minutes.setdefault(int(sample.seconds // _TOGETHER), []).append(float(getattr(sample, name)))
-    values = np.array([median(together) for together in minutes.values()])
-    slope, _, low, high = theilslopes(values, np.array(list(minutes)) * _TOGETHER / 3600)
+        minutes.setdefault(int(sample.seconds // _WINDOW), []).append(float(getattr(sample, name)))
+    values = np.array([median(within) for within in minutes.values()])
+    slope, _, low, high = theilslopes(values, np.array(list(minutes)) * _WINDOW / 3600)
     floor = _TOLERANCE * float(np.median(values))
     return Trend(values[0], values[-1], float(slope), float(low), float(high), bool(low > floor))
 
 
-def _steps(run: Path) -> int:
-    """The newest step that a run saved."""
-    return max((int(path.name.removeprefix("step_")) for path in list_checkpoints(run)), default=0)
-
-
 def _sample(pid: int, seconds: float) -> Sample:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    told = dict(line.split(":", 1) for line in lines)
+    status = dict(line.split(":", 1) for line in lines)
     files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     processor = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-    return Sample(seconds, processor, int(told["VmRSS"].split()[0]) * 1024, int(told["Threads"]), files)
+    return Sample(seconds, processor, int(status["VmRSS"].split()[0]) * 1024, int(status["Threads"]), files)
 
 
 def _result(minutes: float, steps: int, samples: list[Sample], trends: dict[str, Trend]) -> dict[str, Any]:
@@ -161,7 +155,7 @@ def _result(minutes: float, steps: int, samples: list[Sample], trends: dict[str,
 
 
 def _table(trends: dict[str, Trend]) -> Table:
-    table = Table("", "after a quarter", "at the end", "slope an hour", "95% interval", "grows")
+    table = Table("", "after a quarter", "at the end", "slope per hour", "95% interval", "grows")
     for name, found in trends.items():
         unit = 2**20 if name == "memory" else 1
         numbers = [f"{value / unit:,.1f}" for value in (found.first, found.last, found.slope)]

@@ -149,6 +149,18 @@ def write_checkpoint(
     Raises:
         OSError: nothing was written, for instance on a full disk; earlier checkpoints are untouched.
     """
+    with layout.progress.busy():
+        return _write(final, step, states, record, run_files, layout)
+
+
+def _write(
+    final: Path,
+    step: int,
+    states: Mapping[str, State],
+    record: Mapping[str, Any],
+    run_files: Mapping[str, int],
+    layout: ParallelLayout,
+) -> Path:
     place = final.with_name(final.name + PARTIAL)
     for abandoned in final.parent.glob("*" + PARTIAL):  # by a process that was killed
         shutil.rmtree(abandoned)
@@ -182,7 +194,7 @@ def write_checkpoint(
 def help_write(states: Mapping[str, State], layout: ParallelLayout) -> None:
     """Write this rank's shards of the checkpoint that the main rank writes, until that calls `end_write`."""
     while (folder := layout.all_gather_objects(None)[0]) is not None:
-        with suppress(OSError):  # the main rank raises it too, and discards the checkpoint
+        with suppress(OSError), layout.progress.busy():  # the main rank raises it too, and discards the checkpoint
             save_shards(folder, states[folder.name], layout)
 
 

@@ -1,11 +1,11 @@
-"""Which probe items stand in the training text, so that no probe asks for what was read.
+"""Contamination: which probe items occur in the training text.
 
-The rule is that of the n-gram checks of GPT-3 and its successors (Brown et al. 2020, appendix C, with 13 words): a run
-of 13 words of an item in one training document. Words are runs of letters and digits, in lower case, so punctuation,
-case and line breaks make no difference. An item of 4 to 12 words is looked for whole; a shorter one occurs naturally
-in any text, is not looked for, and counted as too short. Looked at are the prompt, and the prompt with the right answer
-after it; never a wrong choice. The frame "Question: ... Answer:" is no part of an item, but its second word may stand
-between prompt and answer in the text.
+The rule is the n-gram check of GPT-3 and its successors (Brown et al. 2020, appendix C): an item is contaminated if a
+training document holds 13 consecutive words of it. Words are runs of letters and digits in lower case, so punctuation,
+case and line breaks make no difference. Of an item with 4 to 12 words, all must occur. Shorter items occur naturally in
+any text; they are not searched for and counted as too short. The prompt alone and the prompt with the right answer are
+searched for, never a wrong choice. "Question: ... Answer:" around a prompt is not part of the item, but "Answer" may
+occur between prompt and answer in the text.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import Document, DomainReport, read_documents
 from moetrain.data.items import Item, right_answer
 
-OVERLAP = 13
+OVERLAP = 13  # words
 SHORTEST = 4
 
 _Part = Literal["prompt", "answer"]
 _BATCH_CHARACTERS = 2**20
-_MULTIPLIER = 0x9E3779B97F4A7C15  # odd; of the polynomial in the hashes of words
+_MULTIPLIER = 0x9E3779B97F4A7C15  # odd; base of the polynomial hash of a run of words
 _find_words = re.compile(r"[^\W_]+").findall
 _FRAME_BEFORE = re.compile(r"^\s*(?:question|problem|goal|claim|q)\s*:", re.IGNORECASE)
 _FRAME_AFTER = re.compile(r"(?:^|\n)\s*(answer|solution|a)\s*:\s*$", re.IGNORECASE)
@@ -35,18 +35,18 @@ _FRAME_AFTER = re.compile(r"(?:^|\n)\s*(answer|solution|a)\s*:\s*$", re.IGNORECA
 
 @dataclass(frozen=True)
 class Contaminated:
-    """An item that training text holds, and where it was met first."""
+    """A contaminated item, and where it was found first."""
 
     task: str
     id: str
     where: str  # the document's id in hexadecimal, or "text N", from 0
-    part: _Part  # the prompt alone, or it took the right answer after it
-    words: str  # that the item and the text share
+    part: _Part  # whether the prompt alone was found, or only with the right answer
+    words: str  # the run of words that was found
 
 
 @dataclass
 class TaskCount:
-    """What was found of one task, counted in items; those too short are not looked for."""
+    """Counts of the items of a task."""
 
     items: int = 0
     too_short: int = 0
@@ -54,13 +54,13 @@ class TaskCount:
 
     @property
     def share(self) -> float:
-        """Contaminated items of those that were looked for; 0 where there are none."""
+        """Share of the items searched for that are contaminated; 0 if there are none."""
         return self.contaminated / max(1, self.items - self.too_short)
 
 
 @dataclass(frozen=True)
 class ContaminationReport:
-    """By task what was found, and the contaminated items in their order."""
+    """Counts per task, and the contaminated items in their order."""
 
     tasks: dict[str, TaskCount] = field(default_factory=dict)
     found: list[Contaminated] = field(default_factory=list)
@@ -71,7 +71,7 @@ class ContaminationReport:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> ContaminationReport:
-        """What `as_dict` was made of."""
+        """The inverse of `as_dict`."""
         tasks = {
             name: TaskCount(count["items"], count["too_short"], count["contaminated"])
             for name, count in record["tasks"].items()
@@ -80,15 +80,15 @@ class ContaminationReport:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text as they are compared: runs of letters and digits, in lower case."""
+    """The words of a text as they are compared: runs of letters and digits in lower case."""
     return _find_words(text.lower())
 
 
 def contaminated(items: Iterable[Item], texts: Iterable[str | Document]) -> ContaminationReport:
-    """Which items stand in training texts, by the rule at the head of this file.
+    """Find the items that occur in training texts, by the rule at the head of this file.
 
     Args:
-        texts: read once, a stretch at a time; documents that are held out are passed over.
+        texts: read once, in batches; held-out documents are skipped.
     """
     index = _Index(items)
     words: list[str] = []
@@ -107,20 +107,20 @@ def contaminated(items: Iterable[Item], texts: Iterable[str | Document]) -> Cont
         words += words_of(text)
         characters += len(text)
         if characters >= _BATCH_CHARACTERS:
-            index.look_in(words, starts, places)
+            index.search(words, starts, places)
             words, places, starts, characters = [], [], [], 0
-    index.look_in(words, starts, places)
+    index.search(words, starts, places)
     return index.report()
 
 
 def clean(items: Iterable[Item], report: ContaminationReport) -> list[Item]:
-    """The items without those that the report calls contaminated."""
+    """The items that are not contaminated by the report."""
     found = {(each.task, each.id) for each in report.found}
     return [item for item in items if (item["task"], item["id"]) not in found]
 
 
 class _Filter:
-    """A set of hashes that is fast to ask and may say yes wrongly."""
+    """A set of hashes with fast lookup and false positives."""
 
     def __init__(self, hashes: np.ndarray) -> None:
         bits = min(28, max(16, (16 * len(hashes)).bit_length()))
@@ -128,13 +128,13 @@ class _Filter:
         self._table = np.zeros(2**bits, bool)
         self._table[hashes >> self._shift] = True
 
-    def places(self, hashes: np.ndarray) -> np.ndarray:
-        """Where in ``hashes`` there may be one of the set."""
+    def candidates(self, hashes: np.ndarray) -> np.ndarray:
+        """Indices of the hashes that may be in the set."""
         return np.flatnonzero(self._table[hashes >> self._shift])
 
 
 class _Grams:
-    """The items' runs of ``length`` words: sorted distinct hashes, and for each the items that have it, some twice."""
+    """The runs of ``length`` words of all items: distinct hashes, sorted, and for each the items with it."""
 
     def __init__(self, length: int, hashes: np.ndarray, owners: np.ndarray) -> None:
         order = np.lexsort((owners, hashes))
@@ -144,7 +144,7 @@ class _Grams:
         self._open = np.ones(len(self.hashes), bool)
 
     def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(places in ``hashes``, numbers of the runs there) of the runs with items that were not met yet."""
+        """(indices into ``hashes``, numbers of the runs there) of runs that have items not found yet."""
         if not len(self.hashes):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         numbers = np.minimum(self.hashes.searchsorted(hashes), len(self.hashes) - 1)
@@ -155,7 +155,7 @@ class _Grams:
         return bool(self._open[number])
 
     def close(self, number: int) -> None:
-        """All items of this run have been met."""
+        """Ignore this run from now on: all its items have been found."""
         self._open[number] = False
 
     def owners(self, number: int) -> list[int]:
@@ -164,12 +164,12 @@ class _Grams:
 
 
 class _Index:
-    """The items, ready to be looked for in one stretch of words after another."""
+    """The items, indexed for searching batches of text."""
 
     def __init__(self, items: Iterable[Item]) -> None:
         self._names: list[tuple[str, str]] = []
-        self._phrases: list[list[tuple[str, int, _Part]]] = []  # of each item, their words joined by spaces
-        self._met: dict[int, Contaminated] = {}
+        self._phrases: list[list[tuple[str, int, _Part]]] = []  # of each item; words are joined by spaces
+        self._found: dict[int, Contaminated] = {}
         self._tasks: dict[str, TaskCount] = {}
         parts: dict[int, list[tuple[np.ndarray, int]]] = {}
         beginnings: list[np.ndarray] = []
@@ -190,8 +190,14 @@ class _Index:
         self._beginnings = _Filter(np.unique(np.concatenate(beginnings))) if beginnings else None
         self._long = [(each, _Filter(each.hashes)) for each in grams if each.length >= OVERLAP]
 
-    def look_in(self, words: list[str], starts: list[int], places: list[str]) -> None:
-        """Note the items that stand in texts: ``words`` of all of them, and where each text starts in them."""
+    def search(self, words: list[str], starts: list[int], places: list[str]) -> None:
+        """Note the items that occur in a batch of texts.
+
+        Args:
+            words: of all texts.
+            starts: index of the first word of each text.
+            places: of the texts, for the report.
+        """
         if not words:
             return
         hashes = _word_hashes(words)
@@ -200,28 +206,28 @@ class _Index:
         hits: list[tuple[int, int, _Grams, int]] = []
         for grams, at, numbers in self._hits(hashes):
             text = firsts.searchsorted(at, side="right") - 1
-            whole = at + grams.length <= ends[text]  # not from one text into the next
+            within = at + grams.length <= ends[text]  # not from one text into the next
             hits += [
                 (place, grams.length, grams, number)
-                for place, number in zip(at[whole].tolist(), numbers[whole].tolist(), strict=True)
+                for place, number in zip(at[within].tolist(), numbers[within].tolist(), strict=True)
             ]
-        hits.sort(key=lambda hit: hit[:2])  # what is met first does not depend on how texts are put together
+        hits.sort(key=lambda hit: hit[:2])  # so that what is found first does not depend on the batches
         for place, length, grams, number in hits:
             if grams.is_open(number):
                 run = " ".join(words[place : place + length])
                 self._note(grams, number, run, places[int(firsts.searchsorted(place, side="right")) - 1])
 
     def _hits(self, hashes: np.ndarray) -> Iterator[tuple[_Grams, np.ndarray, np.ndarray]]:
-        """(runs, their first words' places, their numbers), by equal hash."""
-        for grams, maybe in self._long:
+        """(runs, indices of their first words, their numbers) with equal hashes."""
+        for grams, filter_ in self._long:
             if len(hashes) >= grams.length:
                 runs = _run_hashes(hashes, grams.length)
-                at = maybe.places(runs)
+                at = filter_.candidates(runs)
                 hit, numbers = grams.find(runs[at])
                 yield grams, at[hit], numbers
         if self._beginnings is not None and len(hashes) >= SHORTEST:
             runs = _run_hashes(hashes, SHORTEST)
-            at = self._beginnings.places(runs)
+            at = self._beginnings.candidates(runs)
             found, length = runs[at], SHORTEST
             for grams in self._short:
                 while length < grams.length:
@@ -231,41 +237,42 @@ class _Index:
                 yield grams, at[hit], numbers
 
     def _note(self, grams: _Grams, number: int, run: str, where: str) -> None:
-        left = False
+        has_open_items = False
         for item in grams.owners(number):
-            if item in self._met:
+            if item in self._found:
                 continue
             parts = [
                 part for words, length, part in self._phrases[item] if length == grams.length and _holds(words, run)
             ]
-            if parts:  # else another run has the same hash
-                self._met[item] = Contaminated(*self._names[item], where, parts[0], run)
-            else:
-                left = True
-        if not left:
+            if parts:
+                task, identity = self._names[item]
+                self._found[item] = Contaminated(task, identity, where, parts[0], run)
+            else:  # another run with the same hash
+                has_open_items = True
+        if not has_open_items:
             grams.close(number)
 
     def report(self) -> ContaminationReport:
-        found = [self._met[item] for item in sorted(self._met)]
+        found = [self._found[item] for item in sorted(self._found)]
         for each in found:
             self._tasks[each.task].contaminated += 1
         return ContaminationReport(self._tasks, found)
 
 
 def _phrases(item: Item) -> list[tuple[list[str], int, _Part]]:
-    """What is looked for: (words, length of their runs of which any one is enough, what of the item it is)."""
+    """What is searched for: (words, length of the runs of which one is enough, part of the item)."""
     prompt = _FRAME_BEFORE.sub("", item["prompt"], count=1)
     after = _FRAME_AFTER.search(prompt)
     answer = item["sep"] + right_answer(item)
-    bare = prompt[: after.start()] + "\n" if after else prompt
-    asked, answered = words_of(bare), words_of(bare + answer)
+    text = prompt[: after.start()] + "\n" if after else prompt
+    asked, answered = words_of(text), words_of(text + answer)
     phrases: list[tuple[list[str], int, _Part]] = []
     if len(asked) >= SHORTEST:
         phrases.append((asked, min(OVERLAP, len(asked)), "prompt"))
     if len(answered) >= SHORTEST:
         phrases.append((answered, min(OVERLAP, len(answered)), "answer"))
         if after and 0 < len(asked) < len(answered):
-            # As many words of the item, and the frame's between them.
+            # Equally many words of the item, with the word of the frame between them.
             framed = [*asked, *words_of(after[1]), *answered[len(asked) :]]
             framed = framed[max(0, len(asked) - OVERLAP + 1) : len(asked) + OVERLAP]
             phrases.append((framed, min(OVERLAP + 1, len(framed)), "answer"))
@@ -283,7 +290,7 @@ def _join_grams(length: int, parts: list[tuple[np.ndarray, int]]) -> _Grams:
 
 
 def _word_hashes(words: list[str]) -> np.ndarray:
-    """Python's hash of each word, uint64 [n]: another one in each process, which changes no result."""
+    """Python's hash of each word, uint64 [n]. It differs between processes, which changes no result."""
     return np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
 
 
@@ -300,10 +307,10 @@ def _run_hashes(hashes: np.ndarray, length: int) -> np.ndarray:
 
 
 def all_documents(settings: Settings) -> Iterator[Document]:
-    """Every document of a run, held-out ones among them, domain after domain, read from the sources.
+    """Every document of a run, with held-out ones, read from the sources in the order of the domains.
 
     Raises:
-        DataError: data that cannot be used.
+        DataError: the data cannot be used.
     """
     seen = SeenIds()
     for name, domain in settings.data.domains.items():

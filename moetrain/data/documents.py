@@ -1,4 +1,4 @@
-"""Documents by domain: where a run's text comes from, under ids that depend on nothing but its content."""
+"""Documents of a domain: read from its source, each with an id that depends on its content only."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from moetrain.config import DataSettings, DomainSettings, expand
 from moetrain.data import builtin
 from moetrain.data.builtin import MarkedText
+from moetrain.data.dedup import SeenIds
 from moetrain.data.digests import content_digest
 from moetrain.data.errors import DataError as DataError
 from moetrain.data.sources import Row, Wanted, hub, read_file
@@ -22,12 +23,12 @@ from moetrain.data.sources.files import kind_of, named_files
 
 BUILTIN_SIZE = 4_000_000
 PORTION_BYTES = 4 * 2**20
-_PLACES_KEPT = 5
+_MAX_BAD_PLACES = 5
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text of one domain, kept out of training where ``heldout``; ``answer`` are characters, where it marks one."""
+    """A text of a domain; ``answer`` is the range of characters that it marks as its answer, if any."""
 
     text: str
     id: int
@@ -37,7 +38,7 @@ class Document:
 
 @dataclass
 class DomainReport:
-    """What reading a domain found, counted."""
+    """Counts of what reading a domain found."""
 
     domain: str
     rows: int = 0
@@ -52,39 +53,39 @@ class DomainReport:
 
     def note_bad(self, place: str) -> None:
         self.bad += 1
-        if len(self.bad_places) < _PLACES_KEPT:
+        if len(self.bad_places) < _MAX_BAD_PLACES:
             self.bad_places.append(place)
 
     def add(self, other: DomainReport) -> None:
-        """Count what another part of the domain's source, which comes after this one, was found to hold."""
+        """Add the counts of a later part of the source."""
         for each in fields(self):
             if each.name not in ("domain", "bad_places"):
                 setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
-        self.bad_places = (self.bad_places + other.bad_places)[:_PLACES_KEPT]
+        self.bad_places = (self.bad_places + other.bad_places)[:_MAX_BAD_PLACES]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def document_id(text: str, copy: int = 0) -> int:
-    """The 64-bit id of a text, stable over runs, machines and versions; copies of it have ids of their own."""
+    """The 64-bit id of a text, the same in all runs and versions and on all machines; each copy has its own."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, salt=copy.to_bytes(8, "little"))
     return int.from_bytes(digest.digest(), "little")
 
 
 def is_heldout(text: str, share: float) -> bool:
-    """Whether a text is held out: by a hash of its content alone, so that a copy elsewhere is held out too."""
+    """Whether a text is held out: by a hash of its content only, so that copies in other places are held out too."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=b"held-out").digest()
     return int.from_bytes(digest, "little") < share * 2**64
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file as it was when the run began to read it; another one in its place is an error."""
+    """The state of a file when the run began; a change before it has been read is an error."""
 
     path: Path
     size: int
-    changed: int  # time of the last change, in nanoseconds
+    changed: int  # time of the last modification, in nanoseconds
 
     @classmethod
     def at(cls, path: Path) -> SourceFile:
@@ -95,14 +96,14 @@ class SourceFile:
         return cls(path, stat.st_size, stat.st_mtime_ns)
 
     def check(self) -> None:
-        """Raise DataError where the file is not what it was."""
+        """Raise DataError if the file has changed."""
         if SourceFile.at(self.path) != self:
             raise DataError(f"{self.path}: changed while it was read: run again once nothing writes it")
 
 
 @dataclass(frozen=True)
 class Portion:
-    """A stretch of a domain's source that one process reads from first to last: files, or all of the source."""
+    """A part of a domain's source that one worker reads: some of its files, or all of the source."""
 
     domain: str
     number: int
@@ -110,22 +111,15 @@ class Portion:
 
     @property
     def size(self) -> int:
-        """Bytes on disk; 0 where the source is no file."""
+        """Bytes on disk; 0 if the source has no files."""
         return sum(file.size for file in self.files)
-
-
-class Seen(Protocol):
-    """A set of ids; see `moetrain.data.dedup`."""
-
-    def __contains__(self, identity: Any, /) -> bool: ...
-    def add(self, identity: Any, /) -> None: ...
 
 
 def source_files(name: str, domain: DomainSettings, root: str) -> list[Path]:
     """The files of a domain that is read from disk, in the order they are read.
 
     Raises:
-        DataError: a path or pattern that matches no file.
+        DataError: a path or pattern matches no file.
     """
     key = f"data.domains.{name}.path"
     patterns = [domain.path] if isinstance(domain.path, str) else list(domain.path or [])
@@ -138,10 +132,10 @@ def source_files(name: str, domain: DomainSettings, root: str) -> list[Path]:
 
 
 def portions(name: str, domain: DomainSettings, root: str) -> list[Portion]:
-    """A domain's source in the order it is read, cut between files so that processes can share it.
+    """The source of a domain in reading order, split between files so that several workers can read it.
 
-    Small files go together. A domain that ends at a size or a number of documents is one portion, because where it
-    ends depends on all that comes before.
+    Small files are grouped. A domain with a ``size`` or ``limit`` is one portion, because where it ends depends on
+    all documents before.
     """
     if domain.path is None:
         return [Portion(name, 0)]
@@ -157,7 +151,7 @@ def portions(name: str, domain: DomainSettings, root: str) -> list[Portion]:
 
 
 def fingerprint(name: str, domain: DomainSettings, data: DataSettings, seed: int) -> str:
-    """A hash that changes whenever the documents of a domain could: of its files' content, or of its generator."""
+    """A hash that changes whenever the documents of a domain may change: of its files' content, or of its generator."""
     digest = hashlib.blake2b(digest_size=16)
     read = {"text_field", "filter", "limit", "builtin", "hub_config", "split", "size", "repeats", "facts", "shuffled"}
     described = domain.model_dump(include=read)
@@ -169,29 +163,29 @@ def fingerprint(name: str, domain: DomainSettings, data: DataSettings, seed: int
         return digest.hexdigest()
     if domain.path is not None:
         files = source_files(name, domain, data.root)
-        names = [f"{kind_of(path)}{path.suffix == '.gz'}" for path in files]  # what a name says about how to read it
+        names = [f"{kind_of(path)}{path.suffix == '.gz'}" for path in files]  # how the file is read
     else:
         folder = hub.local_folder(name, domain, data.root)
         if folder is None:
             digest.update(f"{domain.hub} {hub.revision(name, domain, data.root)}".encode())
             return digest.hexdigest()
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        names = [str(path.relative_to(folder)) for path in files]  # there, names decide also on splits
+        names = [str(path.relative_to(folder)) for path in files]  # names also decide about splits
     cache = Path(expand(data.cache_dir, "data.cache_dir"))
-    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-        for called, content in zip(names, pool.map(lambda path: content_digest(path, cache), files), strict=True):
-            digest.update(f"{called}\0{content}\n".encode())
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+        for file_name, content in zip(names, pool.map(lambda path: content_digest(path, cache), files), strict=True):
+            digest.update(f"{file_name}\0{content}\n".encode())
     return digest.hexdigest()
 
 
 def read_documents(
-    name: str, domain: DomainSettings, data: DataSettings, seed: int, seen: Seen, report: DomainReport
+    name: str, domain: DomainSettings, data: DataSettings, seed: int, seen: SeenIds | set[int], report: DomainReport
 ) -> Iterator[Document]:
     """Yield each distinct, readable document of a domain once, in the order of its source.
 
     Args:
-        seen: ids of documents already given, of any domain; grows. A text met twice is dropped and counted.
-        report: counts what was found, as it is found.
+        seen: ids of the documents yielded so far, of all domains; is extended. Duplicates are dropped and counted.
+        report: is updated as documents are read.
 
     Raises:
         DataError: no documents, or a larger share of unusable rows than ``data.max_bad_share``.
@@ -202,16 +196,16 @@ def read_documents(
 
 
 def check_report(report: DomainReport, domain: DomainSettings, data: DataSettings) -> None:
-    """Raise DataError where a domain has no documents, or too large a share of rows that cannot be used."""
+    """Raise DataError if a domain has no documents or too large a share of unusable rows."""
     key = f"data.domains.{report.domain}"
     if report.bad > data.max_bad_share * max(report.rows, 1):
         raise DataError(
             f"{key}: {report.bad} of {report.rows} lines cannot be used, first {report.bad_places[0]}: "
-            f"mend them, or allow more by data.max_bad_share (now {data.max_bad_share})"
+            f"correct them, or allow more by data.max_bad_share (now {data.max_bad_share})"
         )
     if report.documents == 0:
         why = f", whose {report.filtered} rows the filter drops" if report.filtered else ""
-        why = why or (", where earlier domains have them all" if report.duplicates else "")
+        why = why or (", as earlier domains hold all of them" if report.duplicates else "")
         raise DataError(f"{key}: no documents in {_source_name(domain)}{why}: give one that holds text")
 
 
@@ -222,13 +216,13 @@ def _source_name(domain: DomainSettings) -> str:
 
 
 class PortionReader:
-    """The distinct documents of a portion, one by one, and after each of them where to go on from.
+    """Iterates over the distinct documents of a portion; ``place`` is where to resume after the last one.
 
     Args:
-        seen: ids of documents already given; grows.
-        report: counts what was found, as it is found; may be exchanged between two documents.
-        start: (file of the portion, rows of it to pass over): a former reader's ``place``.
-        before: what former readers have taken of a source that ends at a size or a number of documents.
+        seen: ids of the documents yielded so far; is extended.
+        report: is updated as documents are read; may be replaced between two documents.
+        start: (file of the portion, rows of it to skip): the ``place`` of an earlier reader.
+        before: what earlier readers have read; counts towards the domain's ``size`` and ``limit``.
     """
 
     def __init__(
@@ -237,7 +231,7 @@ class PortionReader:
         domain: DomainSettings,
         data: DataSettings,
         seed: int,
-        seen: Seen,
+        seen: SeenIds | set[int],
         report: DomainReport,
         start: tuple[int, int] = (0, 0),
         before: DomainReport | None = None,
@@ -250,7 +244,7 @@ class PortionReader:
     def __iter__(self) -> Iterator[Document]:
         limit = self._domain.limit
         for row in self._rows():
-            report = self.report  # a writer of parts gives each part another one
+            report = self.report  # the writer of shards replaces it for each shard
             report.rows += 1
             if row.text is None:
                 if row.problem is None:
@@ -267,12 +261,12 @@ class PortionReader:
             except UnicodeEncodeError as error:
                 report.note_bad(f"{row.place}: a lone surrogate at character {error.start}")
                 continue
-            # A text out of order is another document than the same text in order: a run may hold both.
+            # A run may hold a text both in order and shuffled: these are two documents.
             identity = document_id(text, copy=int(self._domain.shuffled))
             if identity in self._seen:
                 report.duplicates += 1
                 continue
-            if self._is_enough(size):
+            if self._exceeds_settings(size):
                 return
             self._seen.add(identity)
             heldout = is_heldout(text, self._data.heldout_share) if row.heldout is None else row.heldout
@@ -283,8 +277,8 @@ class PortionReader:
             if limit is not None and self.report.documents + self._before.documents >= limit:
                 return
 
-    def _is_enough(self, size: int) -> bool:
-        """Whether one more document of that size would be over what the settings ask for."""
+    def _exceeds_settings(self, size: int) -> bool:
+        """Whether one more document of that size would exceed the domain's ``size`` or ``limit``."""
         domain, taken = self._domain, self.report.text_bytes + self._before.text_bytes
         if domain.limit is not None and self.report.documents + self._before.documents >= domain.limit:
             return True
@@ -293,23 +287,23 @@ class PortionReader:
     def _rows(self) -> Iterator[Row]:
         file, start = self.place
         if self._domain.builtin is not None:
-            yield from self._noted(0, 0, islice(self._generated(), start, None))
+            yield from self._tracked(0, 0, islice(self._generated(), start, None))
         elif self._domain.hub is not None:
-            yield from self._noted(0, 0, hub.read(self._portion.domain, self._domain, self._data.root, start))
+            yield from self._tracked(0, 0, hub.read(self._portion.domain, self._domain, self._data.root, start))
         else:
             wanted = Wanted.of(self._domain.text_field, self._domain.filter)
             for number in range(file, len(self._portion.files)):
                 source = self._portion.files[number]
-                passed = sum(other.size for other in self._portion.files[:number])
+                bytes_before = sum(other.size for other in self._portion.files[:number])
                 source.check()
-                yield from self._noted(number, passed, read_file(source.path, wanted, start))
+                yield from self._tracked(number, bytes_before, read_file(source.path, wanted, start))
                 source.check()
                 start = 0
 
-    def _noted(self, file: int, passed: int, rows: Iterable[Row]) -> Iterator[Row]:
+    def _tracked(self, file: int, bytes_before: int, rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
             self.place = file, row.number
-            self.bytes_read = passed + row.position
+            self.bytes_read = bytes_before + row.position
             yield row
 
     def _generated(self) -> Iterator[Row]:

@@ -1,5 +1,5 @@
-"""The one error of data."""
+"""The error that all of `moetrain.data` raises."""
 
 
 class DataError(ValueError):
-    """Data that cannot be trained on; the message is one line naming the place and the remedy."""
+    """Data that cannot be used; the message is one line with the place, the problem and the remedy."""

@@ -1,12 +1,12 @@
-"""Instruction sets: what is asked and how to answer, read from .jsonl or .jsonl.gz files, one example a line.
+"""Instruction data sets: prompts and responses from .jsonl or .jsonl.gz files, one example per line.
 
-A line has one of three forms, told by its fields; one that has fields of several is read as the first of them:
+A line has one of three forms, recognized by its fields in this order:
 
     {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]}
     {"instruction": ..., "input": ..., "output": ...}                       # input may be missing or empty
     {"prompt": ..., "answer": ..., "sep": ...}                              # sep may be missing: a space
 
-The third is taken as it is, in the form of a probe's item. The others are laid out as headed paragraphs
+The third is used as it is, like a probe item. The others are formatted as paragraphs with headings
 (``### Instruction:`` and so on), the response last.
 """
 
@@ -37,10 +37,10 @@ class Example(NamedTuple):
 def read_instructions(paths: Sequence[Path]) -> list[Example]:
     """The examples of files, in their order.
 
-    A conversation gives one for each of the assistant's turns, with all that stands before it as the prompt.
+    A conversation gives one example per turn of the assistant, with everything before it as the prompt.
 
     Raises:
-        DataError: a file or line that is no such thing, naming both.
+        DataError: a file cannot be read, or a line has none of these forms.
     """
     return [
         example

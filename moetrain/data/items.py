@@ -1,4 +1,4 @@
-"""Items of benchmarks: read from .jsonl or .jsonl.gz files, one a line, and checked."""
+"""Benchmark items: read from .jsonl or .jsonl.gz files, one per line, and checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moetrain.data.errors import DataError
 from moetrain.data.sources.files import broken, kind_of, open_plain
 
 Item = Mapping[str, Any]
-"""domain, task, id, prompt, sep, and either choices with answer (its number, from 0) or target; perhaps solution."""
+"""domain, task, id, prompt, sep, and either choices with answer (its index from 0) or target; optionally solution."""
 
 
 def right_answer(item: Item) -> str:
@@ -25,7 +25,7 @@ def read_items(path: Path) -> list[Item]:
     """The items of a file.
 
     Raises:
-        DataError: a file or line that is no such thing, naming both.
+        DataError: the file cannot be read, or a line is no item.
     """
     items: list[Item] = []
     places = dict[tuple[str, str], int]()
@@ -33,19 +33,19 @@ def read_items(path: Path) -> list[Item]:
         item = check_item(content, f"{path}:{line}")
         former = places.setdefault((item["task"], item["id"]), line)
         if former != line:
-            raise DataError(f"{path}:{line}: id {item['id']!r} stands in line {former} already: rename it")
+            raise DataError(f"{path}:{line}: id {item['id']!r} is in line {former} already: rename it")
         items.append(item)
     return items
 
 
 def read_lines(path: Path, what: str) -> Iterator[tuple[int, Any]]:
-    """(number, from 1; parsed content) of each line of a JSON Lines file that is not blank.
+    """(number from 1, parsed content) of each non-blank line of a JSON Lines file.
 
     Args:
-        what: what a line holds, for messages.
+        what: what a line holds, for error messages.
 
     Raises:
-        DataError: a file or line that cannot be read, naming both, or no lines.
+        DataError: the file or a line cannot be read, or there are no lines.
     """
     if kind_of(path) != "jsonl":
         raise DataError(f"{path}: {what}s are read from .jsonl or .jsonl.gz: convert it, or give another file")
@@ -61,14 +61,14 @@ def read_lines(path: Path, what: str) -> Iterator[tuple[int, Any]]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}): restore it") from None
     if not found:
-        raise DataError(f"{path}: holds no {what}s: give a file with one a line, or leave it out")
+        raise DataError(f"{path}: holds no {what}s: give a file with one per line, or leave it out")
 
 
 def read_all_items(paths: Iterable[Path]) -> list[Item]:
     """The items of several files.
 
     Raises:
-        DataError: as `read_items`, and where two files have an item of the same task and id.
+        DataError: as `read_items`, or two files hold an item of the same task and id.
     """
     items: list[Item] = []
     files: dict[tuple[str, str], Path] = {}
@@ -76,7 +76,7 @@ def read_all_items(paths: Iterable[Path]) -> list[Item]:
         for item in read_items(path):
             former = files.setdefault((item["task"], item["id"]), path)
             if former != path:
-                raise DataError(f"{path}: item {item['id']!r} of {item['task']} stands in {former} already: remove one")
+                raise DataError(f"{path}: item {item['id']!r} of {item['task']} is in {former} already: remove one")
             items.append(item)
     return items
 
@@ -87,14 +87,14 @@ def _parsed(content: bytes, place: str, what: str) -> Any:
     except UnicodeDecodeError:
         raise DataError(f"{place}: not UTF-8: save it as that") from None
     except (ValueError, RecursionError):
-        raise DataError(f"{place}: not JSON: write one {what} a line") from None
+        raise DataError(f"{place}: not JSON: write one {what} per line") from None
 
 
 def check_item(item: Any, place: str) -> Item:
-    """The item itself, where it is one that can be asked.
+    """Check an item and return it.
 
     Raises:
-        DataError: it is not, naming the place and what to change.
+        DataError: a field is missing or wrong; the message begins with ``place``.
     """
     if not isinstance(item, dict):
         raise DataError(f"{place}: not an item but a {type(item).__name__}: write an object with prompt, choices, ...")
@@ -123,7 +123,7 @@ def check_item(item: Any, place: str) -> Item:
 
 
 def check_text(item: Item, key: str, place: str, empty: bool = False) -> None:
-    """Raise DataError where a line's field is no text, or is empty and may not be."""
+    """Raise DataError if a field is no text, or is empty and ``empty`` is false."""
     text = item.get(key)
     if not isinstance(text, str):
         raise DataError(f"{place}: {key} is {'no text' if key in item else 'missing'}: give it as a string")

@@ -16,6 +16,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.tensor import DTensor
 
 from moetrain.config import SettingsError
+from moetrain.distributed.progress import Progress
 
 Group = Literal["all", "data", "shard"]
 """``all``: every rank, each reading rows of its own. ``data``: ranks that hold the same shard of different replicas.
@@ -35,6 +36,7 @@ class ParallelLayout:
     local_world_size: int = 1  # ranks on this machine
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     mesh: DeviceMesh | None = None  # named dimensions, see `make_mesh`; None without a process group
+    progress: Progress = field(default_factory=Progress, compare=False)  # what the watchdog watches
 
     @property
     def is_main(self) -> bool:

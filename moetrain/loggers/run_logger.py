@@ -89,7 +89,7 @@ class RunLogger:
             if metric in ("memorized/gap_heldout", "pathway/spread"):
                 self._terminal.values(domain, {metric.rpartition("/")[2]: estimate.mean})
         for tag, matrix in points.matrices.items():
-            self._board.image(tag, heat_map(matrix, 0.0, _heat_map_top(tag)), points.step)
+            self._board.image(tag, heat_map(matrix.values, 0.0, matrix.top), points.step)
         for tag, values in points.distributions.items():
             self._board.histogram(tag, values, points.step)
         for domain, verdict in points.phases.items():
@@ -188,10 +188,3 @@ class RunLogger:
             self._disk_full = True
         else:
             self._disk_full = False
-
-
-def _heat_map_top(tag: str) -> float:
-    """The value that stands for the brightest colour."""
-    if tag.startswith("experts/load"):
-        return 2.0  # twice an even share
-    return 64.0 if tag.startswith("kernel/d_eff") else 1.0

@@ -1,4 +1,4 @@
-"""What a finished run came to: ``summary.json`` and the table printed at the end."""
+"""Results of a finished run: ``summary.json`` and the table printed at the end."""
 
 from __future__ import annotations
 
@@ -8,28 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from moetrain.atomic_io import write_file
-
-PREDICTORS = {
-    "d_path": "pathway/d_path",
-    "consistency": "pathway/consistency",
-    "cosine": "pathway/cosine",
-    "sharing": "pathway/sharing",
-    "spread": "pathway/spread",
-    "layer_cka": "pathway/layer_cka",
-    "d_eff": "kernel/d_eff",
-    "left_out": "kernel/left_out",
-    "effective_rank": "kernel/effective_rank",
-    "train_loss": "train_loss",
-    "train_loss_average": "train_loss_average",
-    "validation_loss": "validation_loss",
-}
-"""What the accuracy of probes is correlated with, and the metric of ``summary.json`` that it is the newest value of."""
-
-
-def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
-    """Write ``summary.json`` whole or not at all: its presence says that the run is finished."""
-    write_file(run / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
-
 
 RESULT_COLUMNS = {
     "bits_per_byte": "bits/byte",
@@ -41,8 +19,13 @@ RESULT_COLUMNS = {
 """Metrics of the table at the end of a run, and their titles."""
 
 
+def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``summary.json`` atomically: its presence says that the run is finished."""
+    write_file(run / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
+
+
 def summary_rows(domains: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> list[list[str]]:
-    """One row per domain: the values of the metrics in ``columns``, with intervals where they have one."""
+    """Rows of the final table: per domain the metrics of ``columns``, with their intervals where they have one."""
     return [[name, *(_shown(domain["metrics"].get(metric)) for metric in columns)] for name, domain in domains.items()]
 
 

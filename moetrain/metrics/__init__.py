@@ -1,1 +1,1 @@
-"""Metrics as rows of one table, and the newest value of each."""
+"""What is measured: one table of metrics, and the samples that each is computed from."""

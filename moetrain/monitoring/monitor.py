@@ -166,7 +166,7 @@ class Monitor:
         """Log what the background thread has computed; with ``wait``, everything that was submitted."""
         if self.logger is None:
             return
-        with self.clock.measure("panel"):  # nobody waits for streaming metrics
+        with self.clock.measure("panel"), self.layout.progress.busy():  # nobody waits for streaming metrics
             done = self.background.results(wait)
         latest = self.state.latest
         for result in done:

@@ -83,6 +83,7 @@ def _next_tokens(
     requests = [Request(np.append(sequence, np.int32(end_id)), first=len(sequence)) for sequence in sequences]
     found = np.zeros(len(requests), np.int64)
     for batch in pack_requests(requests, end_id, batch_tokens):
+        layout.progress.mark()
         hidden_KD = scored_hidden_states(model, batch.to(layout.device)).to(model.dtype)
         logits_KV = (hidden_KD @ model.lm_head.weight.to(model.dtype).T).float()
         found[batch.requests] = logits_KV.argmax(-1).cpu().numpy()

@@ -195,6 +195,7 @@ def _score_requests(
     sizes = [len(batch.tokens_N) for batch in batches]
     results = []
     for number, batch in enumerate(batches):  # all are launched before the first result is copied to the host
+        layout.progress.mark()
         on_batch(sum(sizes[:number]), sum(sizes))
         moved = batch.to(layout.device)
         hidden_KD = scored_hidden_states(model, moved).to(model.dtype)

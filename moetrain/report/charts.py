@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from moetrain.report.open_run import need
+from moetrain.report.records import need
 from moetrain.report.trend import Trend
 
 COLORS = 8

@@ -17,42 +17,15 @@ import numpy as np
 from moetrain import __version__
 from moetrain.grokking import Phase
 from moetrain.loggers.tensorboard import TensorBoard
+from moetrain.metrics import table
 from moetrain.report import charts
 from moetrain.report.charts import Line
 from moetrain.report.open_run import OpenedRun, RunError
-from moetrain.report.page import NOTHING, PHASES, TITLES, Figure, Group, Legend, Number, counts_tokens, render
+from moetrain.report.page import NOTHING, PHASES, Figure, Group, Legend, Number, counts_tokens, render
 from moetrain.report.routing_figures import phase_stretches
 
 # What does not make a run another one.
 _BESIDE = ("run.name", "run.output_dir", "run.report", "data.cache_dir", "data.root", "data.workers", "train.resume")
-_OF_DOMAINS = {
-    "loss/panel_seen": "Loss of samples trained on",
-    "loss/panel_heldout": "Loss of held-out samples",
-    "memorized/gap": "Gap to samples to come",
-    "memorized/gap_heldout": "Gap to held-out samples",
-    "loss/validation_bpb": "Held-out loss, bits a byte",
-    "pathway/d_path": TITLES["d_path"],
-    "pathway/d_path_norm": TITLES["d_path_norm"],
-    "pathway_heldout/d_path_norm": "The same of held-out samples",
-    "pathway/cosine": TITLES["cosine"],
-    "pathway/consistency": TITLES["consistency"],
-    "pathway/layer_cka": TITLES["layer_cka"],
-    "pathway/spread": TITLES["spread"],
-    "pathway/sharing": TITLES["sharing"],
-    "pathway/individuality": TITLES["individuality"],
-    "kernel/effective_rank": TITLES["effective_rank"],
-    "kernel/d_eff": TITLES["d_eff"],
-    "kernel/left_out": TITLES["left_out"],
-}
-_OF_THE_MODEL = {
-    "loss/train": "Training loss",
-    "experts/load_cv": "Load of the experts, variation",
-    "experts/entropy": "Entropy of the load",
-    "experts/dead": "Experts without a token, a layer",
-    "system/tokens_per_second": "Tokens a second",
-    "system/monitor_share": "Share of time spent on monitoring",
-}
-_OF_PROBES = {"accuracy": "accuracy", "bpb": "bits a byte"}
 
 
 @dataclass(frozen=True)
@@ -158,19 +131,24 @@ def _or_null(value: Any) -> Any:
 
 
 def _rows(runs: Sequence[OpenedRun], unit: str, at: float) -> Iterator[Row]:
+    compared = table.compared()
     for domain in dict.fromkeys(domain for run in runs for domain in run.domains):
         phases = [_phase(run, domain, unit, at) for run in runs]
         if any(cell.text for cell in phases):
             yield Row(domain, "Phase", phases)
-        for metric, title in _OF_DOMAINS.items():
-            yield from _known(Row(domain, title, [_newest(run, f"{metric}/{domain}", unit, at) for run in runs]))
+        for tag, metric in compared.items():
+            if not metric.of_model:
+                cells = [_newest(run, f"{tag}/{domain}", unit, at) for run in runs]
+                yield from _known(Row(domain, metric.title, cells))
         tasks = [task for run in runs for task in run.tasks.loc[run.tasks["domain"] == domain, "task"]]
         for task in dict.fromkeys(tasks):
-            for metric, title in _OF_PROBES.items():
-                cells = [_probed(run, task, metric, unit, at) for run in runs]
-                yield from _known(Row(domain, f"{task}: {title}", cells))
-    for tag, title in _OF_THE_MODEL.items():
-        yield from _known(Row("", title, [_newest(run, tag, unit, at) for run in runs]))
+            for metric in table.probe_metrics():
+                if metric.compared:
+                    cells = [_probed(run, task, metric.name, unit, at) for run in runs]
+                    yield from _known(Row(domain, f"{task}: {metric.title}", cells))
+    for tag, metric in compared.items():
+        if metric.of_model:
+            yield from _known(Row("", metric.title, [_newest(run, tag, unit, at) for run in runs]))
 
 
 def _known(row: Row) -> Iterator[Row]:
@@ -213,19 +191,19 @@ def _time(curve: Any, unit: str) -> Any:
 
 def overlays(comparison: Comparison) -> dict[str, Group]:
     """By title, charts of each domain in which a line is a run."""
-    shown = {"loss/train": _OF_THE_MODEL["loss/train"], **_OF_DOMAINS}
+    shown = table.compared()
     legend = [Legend(label, _color(number)) for number, label in enumerate(comparison.labels)]
     found: dict[str, Group] = {}
-    for metric, title in shown.items():
-        curves = {domain: _lines(comparison, f"{metric}/{domain}") for domain in comparison.domains}
-        figures = [_overlay(comparison, domain, title, own) for domain, own in curves.items() if own]
-        if figures:
-            found[title] = Group(figures, legend)
+    for tag, metric in shown.items():
+        curves = {domain: _lines(comparison, f"{tag}/{domain}") for domain in comparison.domains}
+        figures = [_overlay(comparison, domain, metric.title, own) for domain, own in curves.items() if own]
+        if figures and metric.per_domain:
+            found[metric.title] = Group(figures, legend)
     tasks = dict.fromkeys(task for run in comparison.runs for task in run.tasks["task"])
     probed = {task: _lines(comparison, f"probe/{task}/accuracy") for task in tasks}
     if figures := [_overlay(comparison, task, "accuracy", own) for task, own in probed.items() if own]:
         found["Probes: accuracy"] = Group(figures, legend)
-    loads = {title: _lines(comparison, tag) for tag, title in _OF_THE_MODEL.items() if tag.startswith("experts/")}
+    loads = {metric.title: _lines(comparison, tag) for tag, metric in shown.items() if tag.startswith("experts/")}
     if figures := [_overlay(comparison, title, title, own) for title, own in loads.items() if own]:
         found["Experts"] = Group(figures, legend)
     return found
@@ -277,19 +255,21 @@ def write_overlay(comparison: Comparison, folder: Path) -> None:
         raise RunError(f"{folder} exists, and nothing is overwritten: give a new folder")
     tags = set().union(*(run.scalars["tag"] for run in comparison.runs))
     layout: dict[str, dict[str, list[str]]] = {}
+    shown = {"phase": table.find("phase"), **table.compared()}
     for domain in comparison.domains:
-        titles = {"phase": "Phase", "loss/train": _OF_THE_MODEL["loss/train"], **_OF_DOMAINS}
-        charts_of_domain = {title: [f"{metric}/{domain}"] for metric, title in titles.items()}
-        layout[domain] = {title: shown for title, shown in charts_of_domain.items() if shown[0] in tags}
+        by_title = {metric.title: f"{tag}/{domain}" for tag, metric in shown.items()}
+        layout[domain] = {title: [tag] for title, tag in by_title.items() if tag in tags}
     tasks = dict.fromkeys(task for run in comparison.runs for task in run.tasks["task"])
     layout["probes"] = {task: [f"probe/{task}/accuracy"] for task in tasks if f"probe/{task}/accuracy" in tags}
-    layout["experts and speed"] = {title: [tag] for tag, title in _OF_THE_MODEL.items() if tag in tags}
+    layout["experts and speed"] = {
+        metric.title: [tag] for tag, metric in shown.items() if metric.of_model and tag in tags
+    }
     for number, (run, label) in enumerate(zip(comparison.runs, comparison.labels, strict=True)):
         place = folder / label.replace("/", "-")
         place.mkdir(parents=True)
         board = TensorBoard(place)
         if number == 0:
-            board.lay_out_charts({title: shown for title, shown in layout.items() if shown})
+            board.lay_out_charts({title: pages for title, pages in layout.items() if pages})
         points = run.scalars.sort_values(["step", "tag"])
         for tag, value, time in zip(points["tag"], points["value"], _time(points, comparison.unit), strict=True):
             board.scalar(tag, value, round(time))

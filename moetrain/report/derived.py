@@ -1,12 +1,12 @@
-"""What follows from a run's records by the definitions of `moetrain.grokking`, as rows of the frames of an opened run.
+"""Rows of the frames of an opened run that follow from its records.
 
-Nothing here is stored: it is computed again, by the functions that computed it live.
+They are computed by the same functions as during training.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,70 +14,61 @@ import numpy as np
 from moetrain import grokking
 from moetrain.grokking import Estimate
 from moetrain.grokking.memorization import MIN_TAIL_IN_RUNS
-from moetrain.loggers.summary import PREDICTORS
+from moetrain.metrics import table
+from moetrain.metrics.cell import SEEN
+from moetrain.metrics.correlations import as_summary, correlations
 from moetrain.metrics.latest import as_metric
-from moetrain.routing.panel import CELLS, HELDOUT, SEEN, TO_COME
-from moetrain.routing.panel_metrics import dimension_by_layer, distance_by_layer, left_out_accuracy, panel_metrics
+from moetrain.metrics.metric import Metric
+from moetrain.report.records import Records
+from moetrain.routing.panel_metrics import panel_cells, panel_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moetrain.report.open_run import OpenedRun
-
 DELAY_COLUMNS = ["domain", "memorized_step", "generalized_step", "similarity", "samples", "items"]
 DELAY_COLUMNS += ["delay_steps", "delay_tokens", "resolution_steps", "resolution_tokens", "note"]
 
-_TAGS = {"train_loss": "loss/train", "validation_loss": "loss/validation", "bits_per_byte": "loss/validation_bpb"}
-"""The tag behind a metric of ``summary.json``; all others are called the same."""
 _AVERAGED = 0.9  # of the moving average, what stays at each point
-NOT_ABOVE_CHANCE = "accuracy did not exceed chance by two standard errors in three readings in a row"
+_NO_METRIC = ("phase", "data", "correlation", "delay", "probe")  # groups of tags that summary.json has elsewhere
 
 
-class Clock:
-    """Text tokens trained on by step, from the counts by domain that a run logs."""
+def metrics_at(run: Records, step: int, rows: Iterable[Metric] | None = None) -> dict[str, Estimate]:
+    """The panel metrics of a reading that the run logged at this step, by TensorBoard tag.
 
-    def __init__(self, scalars: pd.DataFrame) -> None:
-        counts = scalars[scalars["tag"].str.startswith("data/tokens/")]
-        total = counts.groupby("step")["value"].sum()
-        self._steps = np.array([0, *total.index])
-        self._tokens = np.array([0.0, *total])
-
-    def tokens(self, steps: Iterable[int]) -> np.ndarray:
-        """Tokens at given steps, float64; NaN without any counts. After the newest count, as if it went on evenly."""
-        asked = np.asarray(list(steps), float)
-        if len(self._steps) < 2:
-            return np.full(len(asked), np.nan)
-        rate = (self._tokens[-1] - self._tokens[-2]) / (self._steps[-1] - self._steps[-2])
-        beyond = np.maximum(asked - self._steps[-1], 0.0) * rate
-        return np.interp(asked, self._steps, self._tokens) + beyond
-
-
-def metrics_at(run: OpenedRun, step: int) -> dict[str, Estimate]:
-    """The metrics of a stored reading; those that the run did not log at this step are left out."""
-    # Twice the step as the run's length: then `memorized/gap` is always taken, and the run's own curve says if it was.
-    found = panel_metrics(run.reading(step), run.domains, run.setting("monitor.tau"), 2 * step)
-    so_far = run.reading_steps.index(step) + 1
-    for domain in run.domains:
-        eps = run.setting(f"data.domains.{domain}.eps")
-        if eps is not None:
-            now = grokking.memorized_now(seen_losses(run, domain)[1][:, :so_far], eps)
-            found[f"memorized/fraction/{domain}"] = grokking.mean_of_samples(now)
+    Args:
+        run: the records.
+        step: of the reading.
+        rows: of the table; all of them where None.
+    """
+    # With twice the step as the run's length, `memorized/gap` always has a value; whether it was logged decides.
+    found = panel_metrics(run.reading(step), run.domains, run.setting("monitor.tau"), 2 * step, rows)
+    if rows is None:
+        so_far = run.reading_steps.index(step) + 1
+        for domain in run.domains:
+            eps = run.setting(f"data.domains.{domain}.eps")
+            if eps is not None:
+                now = grokking.memorized_now(seen_losses(run, domain)[1][:, :so_far], eps)
+                found[f"memorized/fraction/{domain}"] = grokking.mean_of_samples(now)
     logged = set(run.scalars.loc[run.scalars["step"] == step, "tag"])
     return {tag: estimate for tag, estimate in found.items() if tag in logged}
 
 
-def newest_metrics(run: OpenedRun) -> dict[str, dict[str, Any]]:
-    """By domain the newest value of each of its metrics, in the form of ``summary.json``, for a run without one."""
+def newest_metrics(run: Records, at: Callable[[int], Mapping[str, Estimate]]) -> dict[str, dict[str, Any]]:
+    """The newest value of each metric per domain, in the form of ``summary.json``, for a run without one.
+
+    Args:
+        run: the records.
+        at: the panel metrics at the step of a reading, as `metrics_at`.
+    """
     found: dict[str, dict[str, Any]] = {domain: {"metrics": {}} for domain in run.domains}
     newest = run.scalars.groupby("tag").last()
-    titles = {tag: metric for metric, tag in _TAGS.items()}
+    keys = {metric.tag: metric.summary_key for metric in table.METRICS}
     for tag, step, value in zip(newest.index, newest["step"], newest["value"], strict=True):
         start, _, domain = tag.rpartition("/")
-        group = start.partition("/")[0]
-        if domain not in found or group in ("phase", "data", "correlation", "delay", "probe"):
+        if domain not in found or start.partition("/")[0] in _NO_METRIC:
             continue
-        exact = run.metrics_at(step).get(tag) if step in run.reading_steps else None
-        found[domain]["metrics"][titles.get(start, start)] = as_metric(value if exact is None else exact)
+        exact = at(step).get(tag) if step in run.reading_steps else None
+        found[domain]["metrics"][keys.get(start, start)] = as_metric(value if exact is None else exact)
     for domain, one in found.items():
         losses = run.curve(f"loss/train/{domain}")["value"].to_numpy()
         if len(losses):
@@ -85,59 +76,45 @@ def newest_metrics(run: OpenedRun) -> dict[str, dict[str, Any]]:
     return found
 
 
-def by_layer(run: OpenedRun) -> Iterator[tuple[Any, ...]]:
-    """Distance and effective dimension of seen panel samples by domain, reading and layer."""
+def layer_columns() -> list[str]:
+    """The metrics that have a value in each layer, by name."""
+    return [metric.name for metric in table.METRICS if metric.by_layer]
+
+
+def by_layer(run: Records) -> Iterator[tuple[Any, ...]]:
+    """The metrics of `layer_columns` on seen panel samples, per domain, reading and layer."""
     steps, tau = run.reading_steps, run.setting("monitor.tau")
+    rows = [table.find(name) for name in layer_columns()]
     for number, (step, tokens) in enumerate(zip(steps, run.tokens(steps), strict=True)):
         run.tell("reading routing by layer", number, len(steps))
         stored = run.reading(step)
         for domain in run.domains:
-            distance_L, dimension_L = distance_by_layer(stored, domain, tau), dimension_by_layer(stored, domain)
-            for layer, (distance, dimension) in enumerate(zip(distance_L, dimension_L, strict=True)):
-                yield domain, step, tokens, layer, distance, dimension
+            seen = panel_cells(stored, domain, tau, 2 * step)[SEEN]
+            for layer, values in enumerate(np.stack([metric.layers(seen) for metric in rows], axis=1)):
+                yield domain, step, tokens, layer, *values
 
 
-def loss_curves(run: OpenedRun) -> Iterator[tuple[Any, ...]]:
-    """Losses of the panel's cells and the gaps between them, as they were logged, with their intervals."""
-    panel, logged = run.panel, set(zip(run.scalars["tag"], run.scalars["step"], strict=True))
-    for (step, domain), own in panel.groupby(["step", "domain"], observed=True, sort=False):
-        losses = own.loc[np.isfinite(own["loss"])]
-        met = (losses["first_step"] > 0) & (losses["first_step"] <= step)
-        cells = {
-            "panel_seen": losses.loc[(losses["cell"] == CELLS[SEEN]) & met, "loss"].to_numpy(),
-            "panel_to_come": losses.loc[losses["cell"] == CELLS[TO_COME], "loss"].to_numpy(),
-            "panel_heldout": losses.loc[losses["cell"] == CELLS[HELDOUT], "loss"].to_numpy(),
-        }
-        found = {f"loss/{name}": grokking.mean_of_samples(values) for name, values in cells.items()}
-        for name, cell in (("gap", "panel_to_come"), ("gap_heldout", "panel_heldout")):
-            found[f"memorized/{name}"] = grokking.memorized_gap(cells[cell], cells["panel_seen"])
-        for metric, each in found.items():
-            if (f"{metric}/{domain}", step) in logged:
-                yield domain, metric, int(step), run.tokens([step])[0], each.mean, each.low, each.high, each.samples
+def panel_curves(run: Records, names: Iterable[str]) -> Iterator[tuple[Any, ...]]:
+    """Metrics of the panel as they were logged, with their intervals: domain, metric, step, tokens, value, ..., n."""
+    rows = [table.find(name) for name in names]
+    for step, tokens in zip(run.reading_steps, run.tokens(run.reading_steps), strict=True):
+        for tag, found in metrics_at(run, step, rows).items():
+            metric, _, domain = tag.rpartition("/")
+            yield domain, metric, step, tokens, found.mean, found.low, found.high, found.samples
 
 
-def left_out(run: OpenedRun) -> Iterator[tuple[Any, ...]]:
-    """Leave-one-out accuracy of each domain at the readings that it was logged at, with its interval."""
-    for domain in run.domains:
-        steps = run.curve(f"kernel/left_out/{domain}")["step"].tolist()
-        for step, tokens in zip(steps, run.tokens(steps), strict=True):
-            if step in run.reading_steps:
-                found = left_out_accuracy(run.reading(step), domain)
-                yield domain, step, tokens, found.mean, found.low, found.high, found.samples
-
-
-def seen_losses(run: OpenedRun, domain: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """A domain's seen panel samples, one a row, and their losses [S, T]; one that is not finite is the largest."""
+def seen_losses(run: Records, domain: str) -> tuple[pd.DataFrame, np.ndarray]:
+    """A domain's seen panel samples, one per row, and their losses [S, T]; one that is not finite is the largest."""
     panel = run.panel
-    chosen = panel[(panel["domain"] == domain) & (panel["cell"] == CELLS[SEEN])]
+    chosen = panel[(panel["domain"] == domain) & (panel["cell"] == SEEN)]
     readings = max(1, chosen["step"].nunique())
     losses_TS = chosen["loss"].to_numpy(np.float32).reshape(readings, -1)  # each reading in the panel's order
     members = chosen[["document", "piece"]].iloc[: losses_TS.shape[1]]
     return members, np.where(np.isfinite(losses_TS), losses_TS, np.finfo(np.float32).max).T
 
 
-def onsets(run: OpenedRun) -> Iterator[tuple[Any, ...]]:
-    """When each seen panel sample was memorized, by the paper's rule, as the run's summary has it."""
+def onsets(run: Records) -> Iterator[tuple[Any, ...]]:
+    """When each seen panel sample was memorized, by the paper's rule, as in the run's summary."""
     steps = np.array(run.reading_steps)
     tokens = run.tokens(steps)
     for domain in run.domains:
@@ -149,13 +126,12 @@ def onsets(run: OpenedRun) -> Iterator[tuple[Any, ...]]:
         if eps is not None:
             found_S = grokking.memorized_onsets(losses_ST, eps, min_tail=MIN_TAIL_IN_RUNS)
         for document, piece, onset in zip(members["document"], members["piece"], found_S, strict=True):
-            never = onset < 0
-            at = (-1, math.nan) if never else (int(steps[onset]), float(tokens[onset]))
+            at = (-1, math.nan) if onset < 0 else (int(steps[onset]), float(tokens[onset]))
             yield domain, document, piece, math.nan if eps is None else eps, *at
 
 
-def accuracy(run: OpenedRun) -> list[dict[str, Any]]:
-    """Accuracy over all items of a domain's tasks that are answered right or wrong, by reading; trained facts apart."""
+def accuracy(run: Records) -> list[dict[str, Any]]:
+    """Accuracy over all items of a domain's tasks, by reading; tasks of trained facts by themselves."""
     asked = run.tasks[run.tasks["trained"].notna()]
     answers = run.probes[run.probes["correct"].notna()].merge(asked[["task", "trained", "chance"]], on="task")
     rows: list[dict[str, Any]] = []
@@ -171,21 +147,21 @@ def accuracy(run: OpenedRun) -> list[dict[str, Any]]:
     return rows
 
 
-def predictors(run: OpenedRun) -> list[dict[str, Any]]:
-    """Accuracy on what is not trained, and the newest value of each predictor, by domain and reading of the probes."""
+def predictors(run: Records, accuracies: pd.DataFrame) -> list[dict[str, Any]]:
+    """Accuracy on what is not trained, and the newest value of each predictor, per domain and reading of the probes."""
     rows: list[dict[str, Any]] = []
     for domain in run.domains:
-        own = run.accuracy[(run.accuracy["domain"] == domain) & ~run.accuracy["trained"]]
-        for name, metric in PREDICTORS.items():
-            own = own.assign(**{name: _newest(run, metric, domain, own["step"])})
+        own = accuracies[(accuracies["domain"] == domain) & ~accuracies["trained"]]
+        for name in table.predictors():
+            own = own.assign(**{name: _newest(run, table.find(name), domain, own["step"])})
         rows += own.drop(columns="trained").to_dict("records")
     return rows
 
 
-def _newest(run: OpenedRun, metric: str, domain: str, steps: Iterable[int]) -> np.ndarray:
-    """The newest value of a metric at each of some steps; NaN before it has one."""
-    average = metric == "train_loss_average"
-    curve = run.curve(f"{_TAGS.get('train_loss' if average else metric, metric)}/{domain}")
+def _newest(run: Records, metric: Metric, domain: str, steps: Iterable[int]) -> np.ndarray:
+    """The newest value of a metric at each of some steps; NaN before its first."""
+    average = metric.name == "train_loss_average"
+    curve = run.curve(f"{'loss/train' if average else metric.tag}/{domain}")
     values = curve["value"].to_numpy()
     if average:
         values = _moving_average(values)
@@ -202,43 +178,35 @@ def _moving_average(values: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def correlations(run: OpenedRun) -> Iterator[tuple[Any, ...]]:
+def correlation_rows(run: Records, predicted: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
     """Correlation of accuracy with each predictor, from the summary, or of the readings so far."""
     numbers = ("value", "low", "high", "p", "n", "note")
     for domain in run.domains:
-        table = run.outcome.get("domains", {}).get(domain, {}).get("correlations") or _correlated(run, domain)
-        for predictor, by_kind in table.get("predictors", {}).items():
+        found = run.outcome.get("domains", {}).get(domain, {}).get("correlations") or _correlated(
+            run, predicted, domain
+        )
+        for predictor, by_kind in found.get("predictors", {}).items():
             for kind, each in by_kind.items():
                 yield domain, predictor, *kind.split(" "), *(each[name] for name in numbers)
-        if "note" in table:
-            yield domain, "", "", "", *[math.nan] * 4, 0, table["note"]
+        if "note" in found:
+            yield domain, "", "", "", *[math.nan] * 4, 0, found["note"]
 
 
-def _correlated(run: OpenedRun, domain: str) -> Mapping[str, Any]:
-    """A domain's table in the form of ``summary.json``, computed from its readings so far."""
-    rows = run.predictors
-    rows = rows[rows["domain"] == domain] if len(rows) else rows
+def _correlated(run: Records, predicted: pd.DataFrame, domain: str) -> Mapping[str, Any]:
+    """A domain's correlations in the form of ``summary.json``, computed from its readings so far."""
+    rows = predicted[predicted["domain"] == domain] if len(predicted) else predicted
     if not len(rows):
-        return {"note": "no task of this domain that is answered right or wrong"}
-    accuracy_T, tokens_T = rows["accuracy"].to_numpy(), rows["tokens"].to_numpy()
+        return as_summary({}, items=0)
+    tokens_T = rows["tokens"].to_numpy()
     if not np.isfinite(tokens_T).all():  # a replay without counts
         tokens_T = rows["step"].to_numpy(float)
-    first = grokking.first_above_chance(accuracy_T, rows["chance"].iloc[0], int(rows["items"].iloc[0]))
-    if first is None:
-        return {"note": NOT_ABOVE_CHANCE}
-    first = max(first, int(np.argmax(tokens_T > 0)))
-    found: dict[str, dict[str, Any]] = {}
-    for predictor in PREDICTORS:
-        table = grokking.correlate(rows[predictor].to_numpy()[first:], accuracy_T[first:], tokens_T[first:])
-        found[predictor] = {
-            f"{series} {method}": {name: getattr(each, name) for name in ("value", "low", "high", "p", "n", "note")}
-            for (series, method), each in table.items()
-        }
-    return {"predictors": found}
+    columns = {name: rows[name].to_numpy() for name in table.predictors()}
+    chance, items = rows["chance"].iloc[0], int(rows["items"].iloc[0])
+    return as_summary(correlations(rows["accuracy"].to_numpy(), chance, items, tokens_T, columns), items)
 
 
-def delays(run: OpenedRun) -> Iterator[tuple[Any, ...]]:
-    """Groups of samples and of items that were paired at the end of the run, with steps for their readings."""
+def delays(run: Records) -> Iterator[tuple[Any, ...]]:
+    """Groups of samples and of items that were paired at the end of the run, with the steps of their readings."""
     probe_steps = sorted(run.probes["step"].unique().tolist())
     for domain, found in run.outcome.get("domains", {}).items():
         delay = found.get("delay")

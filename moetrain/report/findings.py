@@ -13,8 +13,10 @@ import numpy as np
 from moetrain.grokking import Phase
 from moetrain.grokking.memorization import LEAST_CELL
 from moetrain.grokking.memorization import LEAST_READINGS as LEAST_PANEL_READINGS
+from moetrain.metrics import table
+from moetrain.metrics.cell import HELDOUT, SEEN
 from moetrain.probes.tasks import ENOUGH
-from moetrain.report.page import NOTHING, TITLES, Number, plain, time_of
+from moetrain.report.page import NOTHING, Number, plain, time_of
 from moetrain.report.trend import LEAST_READINGS
 
 if TYPE_CHECKING:
@@ -106,9 +108,6 @@ class Control:
         return self.verdict == "moved alike"
 
 
-_CONTROLLED = ("d_path_norm", "cosine", "spread")
-
-
 def controls(run: OpenedRun) -> list[Control]:
     """Beside each quantity of samples trained on, that of held-out samples of the same domain.
 
@@ -116,22 +115,25 @@ def controls(run: OpenedRun) -> list[Control]:
     """
     found = []
     for domain in run.domains:
-        for name in _CONTROLLED:
-            seen = run.curve(f"pathway/{name}/{domain}").set_index("step")["value"]
-            unmet = run.curve(f"pathway_heldout/{name}/{domain}").set_index("step")["value"]
+        for row in table.METRICS:
+            if not {SEEN, HELDOUT} <= set(row.cells):
+                continue
+            seen, unmet = (
+                run.curve(f"{row.tag_on(cell)}/{domain}").set_index("step")["value"] for cell in (SEEN, HELDOUT)
+            )
             both = seen.index.intersection(unmet.index)
             if len(both) < 2:
                 continue
             own, other = ((float(s[both[0]]), float(s[both[-1]])) for s in (seen, unmet))
             moved, beside = own[1] - own[0], other[1] - other[0]
-            sure = metric(run, domain, f"pathway/{name}").half
+            sure = metric(run, domain, row.tag).half
             if not abs(moved) > sure:  # also where there is no interval
                 verdict = "hardly moved"
             elif moved * beside > 0 and abs(beside) >= _ALIKE * abs(moved):
                 verdict = "moved alike"
             else:
                 verdict = "moved apart"
-            found.append(Control(domain, TITLES[name], own, other, verdict))
+            found.append(Control(domain, row.title, own, other, verdict))
     return found
 
 
@@ -255,7 +257,7 @@ def _trending(rows: pd.DataFrame) -> list[str]:
         by_series = own.set_index("series")
         changes = by_series.loc["differences"]
         if abs(by_series["value"]["raw"]) >= _STRONG and not (changes["low"] > 0 or changes["high"] < 0):
-            found.append(_within_a_sentence(TITLES[predictor]))
+            found.append(_within_a_sentence(table.find(predictor).title))
     return found
 
 

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetrain import grokking
-from moetrain.loggers.summary import PREDICTORS
+from moetrain.metrics import table
 from moetrain.report import charts
 from moetrain.report.charts import Line, Link, Points
 from moetrain.report.page import (
-    TITLES,
     Figure,
     Group,
     Legend,
@@ -147,7 +146,7 @@ def accuracy(run: OpenedRun) -> Group:
     rows = run.correlations
     related = [name for name in run.domains if (rows.loc[rows["domain"] == name, "predictor"] != "").any()]
     figures = []
-    for name in PREDICTORS:
+    for name in table.predictors():
         clouds = []
         for domain in related:
             own = _above_chance(run.predictors[run.predictors["domain"] == domain])
@@ -156,8 +155,9 @@ def accuracy(run: OpenedRun) -> Group:
             if known.any():
                 clouds.append(Points(x[known], y[known], color(run, domain), trend(x, y)))
         if clouds:
-            svg = charts.scatter(clouds, f"accuracy against {TITLES[name]}", bounds=_SHARE)
-            figures.append(Figure(TITLES[name], svg, _told(run, name, related)))
+            title = table.find(name).title
+            svg = charts.scatter(clouds, f"accuracy against {title}", bounds=_SHARE)
+            figures.append(Figure(title, svg, _told(run, name, related)))
     missing = "Accuracy has not left chance in any domain, or no probe was read: there is nothing to relate."
     return Group(figures, domain_legend(run, related), "" if figures else missing)
 

@@ -16,8 +16,9 @@ import numpy as np
 import yaml
 
 from moetrain.grokking import Phase
+from moetrain.metrics import table
 from moetrain.report import charts
-from moetrain.report.open_run import need
+from moetrain.report.records import need
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,30 +80,15 @@ class Group:
         return [entry for entry in self.legend if any(f"var(--{entry.color})" in each.svg for each in self.figures)]
 
 
-TITLES = {
-    "d_path": "Pathway distance, edits",
-    "d_path_norm": "Pathway distance, normalised",
-    "spread": "Spread of routing",
-    "effective_rank": "Effective rank of routing",
-    "layer_cka": "Agreement of consecutive layers (CKA)",
-    "cosine": "Cosine of consecutive layers",
-    "consistency": "Pathway consistency",
-    "sharing": "Sharing: closer than to other domains",
-    "individuality": "Individuality: beyond a sample's own halves",
-    "d_eff": "Effective dimension of routing",
-    "left_out": "Leave-one-out accuracy",
-    "train_loss": "Training loss",
-    "train_loss_average": "Moving average of training loss",
-    "validation_loss": "Held-out loss",
-    "loss_seen": "Fall of the loss over the last readings",
-    "router_entropy": "Entropy of the router",
-    "load_cv": "Load of the experts, variation",
-    "gap": "Gap to samples to come",
-    "gap_heldout": "Gap to held-out samples",
-}
-"""What readers call a quantity."""
 _NONE = "–"
 PHASES = [Legend(phase.name.lower(), f"phase{int(phase)}") for phase in Phase]
+
+
+def evidence_title(name: str) -> str:
+    """What the report calls a number of a verdict's evidence."""
+    if name == "loss_seen":
+        return "Fall of the loss over the last readings"
+    return next((metric.title for metric in table.METRICS if metric.name == name), name)
 
 
 def color(run: OpenedRun, domain: str) -> str:

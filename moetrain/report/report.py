@@ -13,12 +13,23 @@ from typing import Any
 from moetrain import __version__
 from moetrain.atomic_io import write_file
 from moetrain.grokking.paper import CORRELATIONS
-from moetrain.loggers.summary import PREDICTORS
 from moetrain.loggers.terminal import Terminal
+from moetrain.metrics import table
 from moetrain.report import findings, learning_figures, routing_figures
 from moetrain.report.charts import map_colors, short
 from moetrain.report.open_run import MissingPackageError, OpenedRun, Tell, open_run
-from moetrain.report.page import PHASES, TITLES, Group, Number, color, counts_tokens, in_yaml, render, time_of, unit
+from moetrain.report.page import (
+    PHASES,
+    Group,
+    Number,
+    color,
+    counts_tokens,
+    evidence_title,
+    in_yaml,
+    render,
+    time_of,
+    unit,
+)
 
 FILE = "report.html"
 
@@ -78,7 +89,7 @@ def report(run: OpenedRun) -> str:
     for number, (key, make) in enumerate(_FIGURES.items()):
         run.tell("drawing figures", number, len(_FIGURES))
         groups[key] = make(run)
-    table = correlation_table(run)
+    related = correlation_table(run)
     return render(
         "report.html.j2",
         run=run,
@@ -93,10 +104,10 @@ def report(run: OpenedRun) -> str:
         warnings=findings.warnings(run),
         groups=groups,
         map_colors=map_colors(),
-        correlations=table,
-        related=list(dict.fromkeys(name for by_domain in table.values() for name in by_domain)),
+        correlations=related,
+        related=list(dict.fromkeys(name for by_domain in related.values() for name in by_domain)),
         paper=CORRELATIONS,
-        titles=TITLES,
+        titles={metric.name: metric.title for metric in table.METRICS},
         controls=findings.controls(run),
         changes=phase_changes(run),
         data=run.outcome.get("data", {}),
@@ -148,14 +159,14 @@ def facts(run: OpenedRun) -> list[tuple[str, str]]:
 
 def correlation_table(run: OpenedRun) -> dict[str, dict[str, dict[tuple[str, str], dict[str, Any]]]]:
     """By predictor and domain, each correlation by (series, method); only what has been computed."""
-    table: dict[str, dict[str, dict[tuple[str, str], dict[str, Any]]]] = {}
+    found: dict[str, dict[str, dict[tuple[str, str], dict[str, Any]]]] = {}
     for row in run.correlations.to_dict("records"):
         if row["predictor"]:
-            by_domain = table.setdefault(row["predictor"], {})
+            by_domain = found.setdefault(row["predictor"], {})
             number = Number(row["value"], row["low"], row["high"], row["n"])
             kind = row["series"], row["method"]
             by_domain.setdefault(row["domain"], {})[kind] = {"number": number, "p": row["p"], "note": row["note"]}
-    return {name: table[name] for name in PREDICTORS if name in table}
+    return {name: found[name] for name in table.predictors() if name in found}
 
 
 def phase_changes(run: OpenedRun) -> dict[str, list[dict[str, Any]]]:
@@ -163,8 +174,7 @@ def phase_changes(run: OpenedRun) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {domain: [] for domain in run.domains}
     for event in reversed(run.events_of("phase")):
         evidence = [
-            {**item, "shown": _evidence(item), "title": TITLES.get(item["name"], item["name"])}
-            for item in event["evidence"]
+            {**item, "shown": _evidence(item), "title": evidence_title(item["name"])} for item in event["evidence"]
         ]
         at = float(time_of(run, [event["step"]])[0])
         found.setdefault(event["domain"], []).append({**event, "evidence": evidence, "at": at})

@@ -9,25 +9,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetrain import grokking
 from moetrain.grokking import Phase
+from moetrain.metrics import table
+from moetrain.metrics.cell import HELDOUT, SEEN
+from moetrain.metrics.metric import Metric
 from moetrain.report import charts
 from moetrain.report.charts import Grid, Line, Points
 from moetrain.report.findings import metric
-from moetrain.report.page import TITLES, Figure, Group, Legend, color, domain_legend, time_of, times, unit
+from moetrain.report.page import Figure, Group, Legend, color, domain_legend, time_of, times, unit
 from moetrain.report.trend import Trend, trend
 
 if TYPE_CHECKING:
     from moetrain.report.open_run import OpenedRun
 
-_KERNEL = ("effective_rank", "d_eff")
 _TOO_EARLY = "There are fewer than two readings of panel samples trained on."
 
 
-def sign(name: str) -> str:
-    """What more and less of a quantity mean, from its description."""
-    found = re.search(r"\*\*Sign:\*\*(.*?)\n- \*\*", grokking.describe(name), re.DOTALL)
-    assert found is not None  # each description has it
+def sign(row: Metric) -> str:
+    """What a larger and a smaller value mean, from the metric's description; empty where it does not say."""
+    found = re.search(r"\*\*Sign:\*\*(.*?)\n- \*\*", row.description, re.DOTALL)
+    if found is None:
+        return ""
     text = " ".join(found[1].replace("`", "").split())
     return text[0].upper() + text[1:]
 
@@ -88,30 +90,31 @@ def _trend_of_all(clouds: Sequence[tuple[np.ndarray, np.ndarray]]) -> Trend | No
 
 def routing(run: OpenedRun) -> Group:
     """The routing metrics of samples trained on over time, all domains in one chart each."""
-    figures = _over_time(run, ("d_path_norm", "spread", "effective_rank", "layer_cka", "d_eff"))
+    figures = _over_time(run, "routing")
     return Group(figures, domain_legend(run), "" if figures else _TOO_EARLY)
 
 
 def consistency(run: OpenedRun) -> Group:
     """Pathway consistency and the cosine that it divides away (as Figure 6 of the paper)."""
-    figures = _over_time(run, ("consistency", "cosine"))
+    figures = _over_time(run, "consistency")
     return Group(figures, domain_legend(run), "" if figures else _TOO_EARLY)
 
 
-def _over_time(run: OpenedRun, names: Sequence[str]) -> list[Figure]:
+def _over_time(run: OpenedRun, group: str) -> list[Figure]:
     figures = []
-    for name in names:
-        start = f"{'kernel' if name in _KERNEL else 'pathway'}/{name}"
+    for row in table.METRICS:
+        if row.figure != group:
+            continue
         curves = []
         for domain in run.domains:
-            curve = run.curve(f"{start}/{domain}")
+            curve = run.curve(f"{row.tag}/{domain}")
             if len(curve):
-                newest = metric(run, domain, start)
+                newest = metric(run, domain, row.tag)
                 last = (newest.low, newest.high)
                 curves.append(Line(times(run, curve), curve["value"].to_numpy(), color(run, domain), last=last))
         if curves:
-            svg = charts.lines(curves, f"{TITLES[name]} by domain", unit(run), log=name == "spread")
-            figures.append(Figure(TITLES[name], svg, sign(name)))
+            svg = charts.lines(curves, f"{row.title} by domain", unit(run), row.bounds, row.log)
+            figures.append(Figure(row.title, svg, sign(row)))
     return figures
 
 
@@ -132,28 +135,29 @@ def by_layer(run: OpenedRun) -> Group:
 
 def control(run: OpenedRun) -> Group:
     """What else moves pathways: the same in held-out samples, and what the router and the optimizer did."""
+    distance = table.find("d_path_norm")
     figures = []
     for domain in run.domains:
         curves = []
-        for kind, hue in (("pathway", "ink"), ("pathway_heldout", "accent")):
-            curve = run.curve(f"{kind}/d_path_norm/{domain}")
+        for cell, hue in ((SEEN, "ink"), (HELDOUT, "accent")):
+            curve = run.curve(f"{distance.tag_on(cell)}/{domain}")
             if len(curve):
                 curves.append(Line(times(run, curve), curve["value"].to_numpy(), hue))
         if len(curves) > 1:
             svg = charts.lines(curves, f"{domain}: distance in samples trained on and held out", unit(run))
-            figures.append(Figure(domain, svg, TITLES["d_path_norm"] + "."))
-    figures += _over_time(run, ("individuality", "sharing"))
-    whole = {"experts/load_cv": "Load of the experts, variation", "optim/learning_rate": "Learning rate"}
-    figures += [figure for tag, title in whole.items() for figure in _of_the_model(run, tag, title)]
+            figures.append(Figure(domain, svg, distance.title + "."))
+    figures += _over_time(run, "controls")
+    figures += [*_of_the_model(run, "load_cv"), *_of_the_model(run, "learning_rate")]
     legend = [Legend("trained on", "ink"), Legend("held out", "accent"), *domain_legend(run)]
     return Group(figures, legend, "" if figures else "The run has no panel.")
 
 
 def training(run: OpenedRun) -> Group:
     """Loss by domain, and speed."""
-    shown = {"loss/train": "Training loss, nats a token", "loss/validation_bpb": "Held-out loss, bits a byte"}
+    shown = {"train_loss": "Training loss, nats per token", "bits_per_byte": table.find("bits_per_byte").title}
     figures = []
-    for tag, title in shown.items():
+    for name, title in shown.items():
+        tag = table.find(name).tag
         found = {domain: run.curve(f"{tag}/{domain}") for domain in run.domains}
         curves = [
             Line(times(run, curve), curve["value"].to_numpy(), color(run, domain))
@@ -162,12 +166,14 @@ def training(run: OpenedRun) -> Group:
         ]
         if curves:
             figures.append(Figure(title, charts.lines(curves, f"{title}, by domain", unit(run))))
-    figures += _of_the_model(run, "system/tokens_per_second", "Tokens a second, training alone")
+    figures += _of_the_model(run, "tokens_per_second", ", training alone")
     return Group(figures, domain_legend(run), "" if figures else "Nothing has been logged yet.")
 
 
-def _of_the_model(run: OpenedRun, tag: str, title: str) -> list[Figure]:
-    curve = run.curve(tag)
+def _of_the_model(run: OpenedRun, name: str, remark: str = "") -> list[Figure]:
+    row = table.find(name)
+    curve = run.curve(row.tag)
     if not len(curve):
         return []
+    title = row.title + remark
     return [Figure(title, charts.lines([Line(times(run, curve), curve["value"].to_numpy(), "ink")], title, unit(run)))]

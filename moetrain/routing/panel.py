@@ -194,6 +194,7 @@ def read_panel(
     pooled = np.zeros((size, shape[1], settings.hidden_size if inputs else 0), np.float32)
     answers, answered = [no_answers(*shape[1:])], short_answers(panel.stream)
     for number in layout.share(panel.stream.steps):
+        layout.progress.mark()
         batch = panel.stream.batch(number, 0, panel.stream.batch_rows)
         output = model(batch.to(layout.device).model_input(), record_layer_inputs=inputs)
         assert output.routing is not None

@@ -1,154 +1,111 @@
-"""The metrics of one panel reading, from its stored, rounded values alone: live and in a later report the same.
-
-Shapes: S samples of one cell, L layers, E experts.
-"""
+"""The metrics of one panel reading, computed from its stored, rounded values, so that a later report gives the same."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from moetrain import grokking
 from moetrain.grokking import Estimate
-from moetrain.grokking.consistency import GuardedMedian
-from moetrain.routing.panel import HELDOUT, SEEN, TO_COME
+from moetrain.metrics import table
+from moetrain.metrics.cell import HELDOUT, SEEN, TO_COME, AnswerTokens, Cell, CellName
+from moetrain.metrics.metric import Metric
+from moetrain.routing.panel import CELLS
 from moetrain.routing.store import StoredReading
 
-LEAST_SAMPLES = 2  # fewer have no distance between them
+Cells = Mapping[CellName, Cell]
+"""The cells of one domain, by name."""
 
 
-def seen_members(stored: StoredReading, domain: str) -> np.ndarray:
-    """Places of the panel samples of a domain that the run has trained on by this reading, int64.
+def panel_cells(stored: StoredReading, domain: str, tau: float, steps: int) -> Cells:
+    """The cells of a domain at a reading. Samples whose routing is not finite are in none of them.
 
-    Samples whose routing is not finite are no members here.
+    The seen cell holds the samples that the run has trained on by this reading; before that they are in no cell.
+
+    Args:
+        tau: share of the routing weight that a pathway covers.
+        steps: steps of the run: `memorized/gap` is taken between its first and its last tenth.
     """
-    return np.flatnonzero(_met(stored) & (stored.domain == domain))
+    own = (stored.domain == domain) & stored.finite
+    trained_on = stored.finite & (stored.cell == CELLS.index(SEEN))
+    trained_on &= (stored.first_step > 0) & (stored.first_step <= stored.step)
+    members = {name: own & (stored.cell == CELLS.index(name)) for name in (TO_COME, HELDOUT)}
+    peers = {name: _cell(name, stored, chosen, tau, steps) for name, chosen in members.items()}
+    seen = _cell(SEEN, stored, own & trained_on, tau, steps)
+    if len(seen):
+        foreign = trained_on & ~own & (stored.tokens == seen.tokens[0])
+        answers = _answers(stored, np.flatnonzero(own & trained_on))
+        seen = replace(seen, answers=answers, foreign=stored.weights[foreign], peers=peers)
+    return {SEEN: seen, **peers}
 
 
-def _met(stored: StoredReading) -> np.ndarray:
-    met = (stored.cell == SEEN) & (stored.first_step > 0) & (stored.first_step <= stored.step)
-    return met & stored.finite
+def _cell(name: CellName, stored: StoredReading, chosen: np.ndarray, tau: float, steps: int) -> Cell:
+    even, odd = stored.halves
+    losses = stored.loss[chosen]
+    return Cell(
+        name=name,
+        weights=stored.weights[chosen],
+        blocks=stored.blocks,
+        tau=tau,
+        losses=losses[np.isfinite(losses)],
+        tokens=stored.tokens[chosen],
+        even=even[chosen],
+        odd=odd[chosen],
+        inputs=stored.inputs[chosen],
+        step=stored.step,
+        steps=steps,
+    )
 
 
-def _finite(losses: np.ndarray) -> np.ndarray:
-    """Those of some losses that are finite: the others count in no mean."""
-    return losses[np.isfinite(losses)]
-
-
-def distance_by_layer(stored: StoredReading, domain: str, tau: float) -> np.ndarray:
-    """Normalised pathway distance of a domain's seen samples in each layer, [L]; NaN below two samples."""
-    seen = seen_members(stored, domain)
-    if len(seen) < LEAST_SAMPLES:
-        return np.full(stored.even.shape[1], np.nan)
-    return grokking.d_path_by_layer(stored.weights[seen], tau)
-
-
-def dimension_by_layer(stored: StoredReading, domain: str) -> np.ndarray:
-    """Effective dimension of each layer's routing kernel on a domain's seen samples, [L]; NaN below 64 samples."""
-    seen = seen_members(stored, domain)
-    if not len(seen):
-        return np.full(stored.even.shape[1], np.nan)
-    return grokking.d_eff_by_layer(stored.weights[seen])
-
-
-def left_out_accuracy(stored: StoredReading, domain: str) -> Estimate:
-    """`moetrain.grokking.left_out` of a domain's seen samples with marked answers; NaN where they are too few.
-
-    A sample with an answer token whose routing is not finite is left out.
-    """
+def _answers(stored: StoredReading, members: np.ndarray) -> AnswerTokens | None:
+    """Answer tokens of some samples; a sample with a token whose routing is not finite is dropped."""
     answers = stored.answers
     broken = answers.member[~np.isfinite(answers.weights).all((1, 2))]
-    mine = np.isin(answers.member, np.setdiff1d(seen_members(stored, domain), broken))
-    if not mine.any():
-        return Estimate(math.nan, math.nan, math.nan, 0, 0)
-    weights_ALE = answers.weights[mine].astype(np.float64)
+    chosen = np.isin(answers.member, np.setdiff1d(members, broken))
+    if not chosen.any():
+        return None
+    weights_ALE = answers.weights[chosen].astype(np.float64)
     weights_ALE /= weights_ALE.sum(-1, keepdims=True)
-    return grokking.left_out(weights_ALE, answers.member[mine], answers.place[mine], answers.token[mine])
+    return AnswerTokens(weights_ALE, answers.member[chosen], answers.place[chosen], answers.token[chosen])
 
 
-def load_by_layer(stored: StoredReading) -> np.ndarray:
-    """Tokens of the whole panel sent to each expert, over an even share, [L, E]."""
+def metrics_of(cells: Mapping[str, Cells], rows: Iterable[Metric] | None = None) -> dict[str, Estimate]:
+    """The metrics of each domain's cells by TensorBoard tag; a metric without a finite value is not there.
+
+    Args:
+        cells: by domain.
+        rows: of the table; all of them where None.
+    """
+    listed = list(table.METRICS if rows is None else rows)
+    found: dict[str, Estimate] = {}
+    for domain, by_name in cells.items():
+        for name, cell in by_name.items():
+            for metric in listed:
+                estimate = metric.value(cell)
+                if estimate is not None and math.isfinite(estimate.mean):
+                    found[f"{metric.tag_on(name)}/{domain}"] = estimate
+    return found
+
+
+def panel_metrics(
+    stored: StoredReading, domains: Sequence[str], tau: float, steps: int, rows: Iterable[Metric] | None = None
+) -> dict[str, Estimate]:
+    """The metrics of a reading by TensorBoard tag; arguments as `panel_cells` and `metrics_of`."""
+    return metrics_of({domain: panel_cells(stored, domain, tau, steps) for domain in domains}, rows)
+
+
+def expert_load(stored: StoredReading) -> np.ndarray:
+    """Tokens of the whole panel sent to each expert, relative to an even share, [L, E]."""
     counts_LE = stored.counts.sum(0, dtype=np.float64)
     return counts_LE / np.maximum(counts_LE.mean(-1, keepdims=True), 1)
 
 
-def panel_metrics(stored: StoredReading, domains: Sequence[str], tau: float, steps: int) -> dict[str, Estimate]:
-    """Every metric of a reading by TensorBoard tag; one that has no value at this reading is not there.
-
-    Args:
-        steps: steps of the run: `memorized/gap` is taken between its first and its last tenth.
-    """
-    weights = stored.weights
-    found: dict[str, Estimate] = {}
-    met = _met(stored)
+def expert_load_by_domain(stored: StoredReading, domains: Sequence[str]) -> np.ndarray:
+    """Share of each domain's panel tokens sent to each expert, relative to an even share, [domains, L * E]."""
+    rows = []
     for domain in domains:
-        own = (stored.domain == domain) & stored.finite
-        seen = seen_members(stored, domain)
-        cells = {"pathway_to_come": TO_COME, "pathway_heldout": HELDOUT}
-        unmet = {tag: np.flatnonzero(own & (stored.cell == cell)) for tag, cell in cells.items()}
-        to_come, heldout = unmet["pathway_to_come"], unmet["pathway_heldout"]
-        losses = {"panel_seen": seen, "panel_to_come": to_come, "panel_heldout": heldout}
-        for tag, members in losses.items():
-            if len(members):
-                found[f"loss/{tag}/{domain}"] = grokking.mean_of_samples(_finite(stored.loss[members]))
-        if len(seen) >= LEAST_SAMPLES:
-            others = np.flatnonzero(met & ~own & (stored.tokens == stored.tokens[seen[0]]))
-            for name, estimate in _pathways(stored, weights, seen, others, tau).items():
-                found[f"{name}/{domain}"] = estimate
-            found[f"kernel/left_out/{domain}"] = left_out_accuracy(stored, domain)
-            early, late = max(1, steps // 10), steps - max(1, steps // 10)
-            if len(to_come) and early <= stored.step <= late:
-                found[f"memorized/gap/{domain}"] = grokking.memorized_gap(
-                    _finite(stored.loss[to_come]), _finite(stored.loss[seen])
-                )
-            if len(heldout):
-                gap = grokking.memorized_gap(_finite(stored.loss[heldout]), _finite(stored.loss[seen]))
-                found[f"memorized/gap_heldout/{domain}"] = gap
-        for tag, members in unmet.items():
-            if len(members) >= LEAST_SAMPLES:
-                _, share = grokking.d_path_both(weights[members], tau)
-                found[f"{tag}/d_path_norm/{domain}"] = share
-                consistency = grokking.group_consistency(weights[members], stored.blocks)
-                found[f"{tag}/cosine/{domain}"] = consistency.cosine
-                found[f"{tag}/spread/{domain}"] = _jackknifed(grokking.spread, weights[members])
-    return {tag: estimate for tag, estimate in found.items() if math.isfinite(estimate.mean)}
-
-
-def _pathways(
-    stored: StoredReading, weights: np.ndarray, seen: np.ndarray, others: np.ndarray, tau: float
-) -> dict[str, Estimate]:
-    """The pathway and kernel metrics of a domain's samples already seen, and their controls."""
-    own_SLE = weights[seen]
-    edits, share = grokking.d_path_both(own_SLE, tau)
-    consistency = grokking.group_consistency(own_SLE, stored.blocks)
-    even, odd = stored.halves
-    both = seen[stored.tokens[seen] > 1]  # one token has no odd half
-    found = {
-        "pathway/d_path": edits,
-        "pathway/d_path_norm": share,
-        "pathway/spread": _jackknifed(grokking.spread, own_SLE),
-        "pathway/layer_cka": _jackknifed(grokking.layer_cka, own_SLE),
-        "pathway/cosine": consistency.cosine,
-        "pathway/consistency": _median(consistency.consistency),
-        "pathway/inconsistency": _median(consistency.inconsistency),
-        "kernel/effective_rank": _jackknifed(grokking.effective_rank, own_SLE),
-        "kernel/d_eff": grokking.d_eff_estimate(own_SLE),
-    }
-    if len(both) >= LEAST_SAMPLES:
-        found["pathway/individuality"] = grokking.individuality(even[both], odd[both], tau)
-    if stored.inputs.size:
-        features_SLD = stored.inputs[seen].astype(np.float64)
-        found["kernel/d_eff_linear"] = grokking.d_eff_estimate(own_SLE, features_SLD)
-    if len(others) >= LEAST_SAMPLES:
-        found["pathway/sharing"] = grokking.sharing(own_SLE, weights[others], tau)
-    return found
-
-
-def _jackknifed(statistic: Callable[[np.ndarray], float], weights_SLE: np.ndarray) -> Estimate:
-    return grokking.jackknife(lambda which: statistic(weights_SLE[which]), len(weights_SLE))
-
-
-def _median(median: GuardedMedian) -> Estimate:
-    return Estimate(median.median, median.low, median.high, median.samples, 0)
+        counts_LE = stored.counts[stored.domain == domain].sum(0, dtype=np.float64)
+        rows.append((counts_LE / np.maximum(counts_LE.sum(-1, keepdims=True), 1) * counts_LE.shape[-1]).ravel())
+    return np.stack(rows)

@@ -1,4 +1,4 @@
-"""Panel readings turned into metrics: what is computed is a function of the readings alone, in their order."""
+"""Panel readings turned into metrics, over time: the result depends on the readings and their order alone."""
 
 from __future__ import annotations
 
@@ -11,34 +11,43 @@ import torch
 
 from moetrain import grokking
 from moetrain.grokking import Estimate, History, PhaseChange, PhaseThresholds, Verdict
+from moetrain.metrics import table
+from moetrain.metrics.cell import MODEL
+from moetrain.metrics.cell import SEEN as SEEN_CELL
 from moetrain.routing.panel import SEEN, Panel
-from moetrain.routing.panel_metrics import (
-    dimension_by_layer,
-    distance_by_layer,
-    load_by_layer,
-    panel_metrics,
-    seen_members,
-)
+from moetrain.routing.panel_metrics import Cells, expert_load, expert_load_by_domain, metrics_of, panel_cells
 from moetrain.routing.store import StoredReading, TrainingContext
+
+_TOP_LOAD = 2.0  # brightest color of the load's heat maps: twice an even share
+_STATE_NAMES = {"d_path": "by_layer", "d_eff": "dimension_by_layer"}
+"""Names in a checkpoint of metrics by layer; another metric's is NAME_by_layer."""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A matrix [rows, columns] and the value of the brightest color; the darkest is 0."""
+
+    values: np.ndarray
+    top: float
 
 
 @dataclass(frozen=True)
 class PanelPoints:
-    """What one reading came to."""
+    """The results of one reading."""
 
     step: int
     metrics: dict[str, Estimate]  # by TensorBoard tag
     phases: dict[str, Verdict]  # by domain
     changes: dict[str, PhaseChange]  # by domain, where this reading changed its phase
-    memorized: dict[str, Memorized]  # by domain, where this reading changed what counts as memorized
-    matrices: dict[str, np.ndarray]  # by tag: what is shown as heat maps
-    distributions: dict[str, np.ndarray]  # by tag: one value a sample
+    memorized: dict[str, Memorized]  # by domain, where this reading changed which samples count as memorized
+    matrices: dict[str, HeatMap]  # by tag
+    distributions: dict[str, np.ndarray]  # by tag: one value per sample
     broken: int  # panel samples whose routing or loss is not finite
 
 
 @dataclass(frozen=True)
 class Memorized:
-    """Seen samples of a domain, by name, whose standing by the online rule a reading changed."""
+    """Seen samples of a domain, by name, that a reading added to or removed from the memorized, by the online rule."""
 
     eps: float
     newly: list[str]
@@ -47,7 +56,16 @@ class Memorized:
 
 
 class PanelMonitor:
-    """Keeps the panel's losses and metrics over time, computes each reading's, and judges the domains' phases."""
+    """Keeps the panel's losses and metrics over time, computes those of each reading, and judges the domains' phases.
+
+    Args:
+        panel: whose readings are taken.
+        domains: names by number.
+        tau: share of the routing weight that a pathway covers.
+        steps: steps of the run.
+        eps: loss in nats below which the online rule counts a sample as memorized, by domain; None: no such rule.
+        thresholds: of the phase rule.
+    """
 
     def __init__(
         self,
@@ -64,12 +82,14 @@ class PanelMonitor:
         self.steps = steps
         self.eps = dict(eps)
         self.thresholds = thresholds or PhaseThresholds()
+        names = [metric.name for metric in table.evidence()] + list(_COUNTED)
         self._history: dict[str, dict[str, list[tuple[float, float, float]]]] = {
-            domain: {name: [] for name in _JUDGED} for domain in self.domains
+            domain: {name: [] for name in names} for domain in self.domains
+        }
+        self._by_layer: dict[str, dict[str, list[np.ndarray]]] = {
+            domain: {metric.name: [] for metric in table.METRICS if metric.by_layer} for domain in self.domains
         }
         self._tokens: list[int] = []
-        self._by_layer: dict[str, list[np.ndarray]] = {domain: [] for domain in self.domains}
-        self._dimension_by_layer: dict[str, list[np.ndarray]] = {domain: [] for domain in self.domains}
         self._read_at: list[int] = []
         self._losses: list[np.ndarray] = []
 
@@ -93,56 +113,69 @@ class PanelMonitor:
             "losses": torch.from_numpy(np.stack(self._losses)),
         }
         for domain, history in self._history.items():
-            state[f"by_layer.{domain}"] = torch.from_numpy(np.stack(self._by_layer[domain]))
-            state[f"dimension_by_layer.{domain}"] = torch.from_numpy(np.stack(self._dimension_by_layer[domain]))
+            for name, layers in self._by_layer[domain].items():
+                if layers:
+                    state[f"{_state_name(name)}.{domain}"] = torch.from_numpy(np.stack(layers))
             for name, rows in history.items():
                 state[f"{name}.{domain}"] = torch.tensor(rows, dtype=torch.float64)
         return state
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Restore the readings of a checkpoint; a metric that it does not know has no value at its readings."""
         if state:
+            unknown = torch.full((len(state["steps"]), 3), math.nan)
             self._read_at = state["steps"].tolist()
             self._tokens = state["tokens"].tolist()
             self._losses = list(state["losses"].numpy())
             for domain, history in self._history.items():
-                self._by_layer[domain] = list(state[f"by_layer.{domain}"].numpy())
-                self._dimension_by_layer[domain] = list(state[f"dimension_by_layer.{domain}"].numpy())
+                for name, layers in self._by_layer[domain].items():
+                    if f"{_state_name(name)}.{domain}" in state:
+                        layers[:] = state[f"{_state_name(name)}.{domain}"].numpy()
                 for name in history:
-                    history[name] = [tuple(row) for row in state[f"{name}.{domain}"].tolist()]
+                    history[name] = [tuple(row) for row in state.get(f"{name}.{domain}", unknown).tolist()]
 
     def take(self, stored: StoredReading) -> PanelPoints:
-        """Take in the next reading; what it comes to, given those before."""
+        """Add the next reading; returns its results, given those before."""
         self._read_at.append(stored.step)
         self._tokens.append(stored.training_context.tokens)
-        # A loss that is not finite is the largest there is: nothing that has it is memorized.
+        # A loss that is not finite counts as the largest float: no sample that has one is memorized.
         self._losses.append(np.where(np.isfinite(stored.loss), stored.loss, np.finfo(np.float32).max))
-        metrics = panel_metrics(stored, self.domains, self.tau, self.steps)
+        cells = {domain: panel_cells(stored, domain, self.tau, self.steps) for domain in self.domains}
+        metrics = metrics_of(cells)
         memorized = {}
         for number, domain in enumerate(self.domains):
             change = self._memorized(number, metrics)
             if change is not None:
                 memorized[domain] = change
         verdicts, changed = self._judge(metrics, stored.training_context)
-        matrices = {"experts/load_by_layer": load_by_layer(stored), "experts/load_by_domain": self._by_domain(stored)}
-        distributions = {}
-        for domain in self.domains:
-            by_layer = self._by_layer[domain]
-            by_layer.append(distance_by_layer(stored, domain, self.tau))
-            matrices[f"pathway/d_path_by_layer/{domain}"] = np.stack(by_layer, axis=1)
-            dimension = self._dimension_by_layer[domain]
-            dimension.append(dimension_by_layer(stored, domain))
-            matrices[f"kernel/d_eff_by_layer/{domain}"] = np.stack(dimension, axis=1)
-            seen = seen_members(stored, domain)
-            if len(seen):
-                losses = stored.loss[seen]
-                distributions[f"loss/panel_seen_by_sample/{domain}"] = losses[np.isfinite(losses)]
-                cosine = grokking.cosine(stored.weights[seen], stored.blocks)
-                distributions[f"pathway/cosine_by_sample/{domain}"] = cosine[np.isfinite(cosine)]
+        matrices = {
+            "experts/load_by_layer": HeatMap(expert_load(stored), _TOP_LOAD),
+            "experts/load_by_domain": HeatMap(expert_load_by_domain(stored, self.domains), _TOP_LOAD),
+        }
         broken = int((~stored.finite | ~np.isfinite(stored.loss)).sum())
-        return PanelPoints(stored.step, metrics, verdicts, changed, memorized, matrices, distributions, broken)
+        return PanelPoints(
+            step=stored.step,
+            metrics=metrics,
+            phases=verdicts,
+            changes=changed,
+            memorized=memorized,
+            matrices=matrices | self._layers(cells),
+            distributions=_distributions(cells),
+            broken=broken,
+        )
+
+    def _layers(self, cells: Mapping[str, Cells]) -> dict[str, HeatMap]:
+        """Heat maps [L, readings so far] of the metrics by layer, with this reading added."""
+        found = {}
+        for domain, by_name in cells.items():
+            for name, readings in self._by_layer[domain].items():
+                metric = table.find(name)
+                readings.append(metric.layers(by_name[SEEN_CELL]))
+                found[f"{metric.tag}_by_layer/{domain}"] = HeatMap(np.stack(readings, axis=1), metric.top)
+        return found
 
     def _memorized(self, number: int, metrics: dict[str, Estimate]) -> Memorized | None:
-        """Add a domain's memorized fraction to the metrics, if there is one; what changed, if anything did."""
+        """Add a domain's memorized fraction to the metrics, if there is one; returns what changed, if anything did."""
         _, losses_ST = self.losses(number)
         eps = self.eps[self.domains[number]]
         if eps is None or not losses_ST.size or grokking.memorized_fraction(losses_ST, eps) is None:
@@ -157,26 +190,19 @@ class PanelMonitor:
         newly, undone = (self.panel.names(members[which]) for which in (now & ~before, before & ~now))
         return Memorized(eps, newly, undone, fraction.mean)
 
-    def _by_domain(self, stored: StoredReading) -> np.ndarray:
-        """Share of each domain's tokens that go to each expert, over an even share; [domains, layers * experts]."""
-        rows = []
-        for domain in self.domains:
-            counts = stored.counts[stored.domain == domain].sum(0, dtype=np.float64)
-            rows.append((counts / np.maximum(counts.sum(-1, keepdims=True), 1) * counts.shape[-1]).ravel())
-        return np.stack(rows)
-
     def _judge(
-        self, metrics: Mapping[str, Estimate], training_context: TrainingContext
+        self, metrics: Mapping[str, Estimate], context: TrainingContext
     ) -> tuple[dict[str, Verdict], dict[str, PhaseChange]]:
         verdicts, changed = {}, {}
         for domain, history in self._history.items():
-            for name, tag in _JUDGED.items():
-                history[name].append(_row(metrics.get(f"{tag}/{domain}")))
-            history["router_entropy"][-1] = _number(training_context.router_entropy)
-            history["load_cv"][-1] = _number(training_context.load_cv)
+            for metric in table.evidence():
+                if MODEL in metric.cells:
+                    history[metric.name].append(_number(getattr(context, metric.name)))
+                else:
+                    history[metric.name].append(_row(metrics.get(f"{metric.tag}/{domain}")))
             for name, tag in _COUNTED.items():
                 counted = metrics.get(f"{tag}/{domain}")
-                history[name][-1] = _number(counted.samples if counted else 0)
+                history[name].append(_number(counted.samples if counted else 0))
             curves = {name: grokking.curve(np.array(rows)) for name, rows in history.items() if name not in _COUNTED}
             samples, answers = (np.array(history[name], float)[:, 0].astype(np.int64) for name in _COUNTED)
             so_far = History(
@@ -196,25 +222,20 @@ class PanelMonitor:
 
 
 _COUNTED = {"samples": "loss/panel_seen", "answers": "kernel/left_out"}
-"""What counts the samples that a verdict rests on, and the tag whose samples they are."""
+"""Counts of samples that a verdict rests on, and the tag whose samples they are."""
 
-_JUDGED = {
-    "loss_seen": "loss/panel_seen",
-    "left_out": "kernel/left_out",
-    "cosine": "pathway/cosine",
-    "spread": "pathway/spread",
-    "effective_rank": "kernel/effective_rank",
-    "layer_cka": "pathway/layer_cka",
-    "d_path_norm": "pathway/d_path_norm",
-    "individuality": "pathway/individuality",
-    "gap": "memorized/gap",
-    "gap_heldout": "memorized/gap_heldout",
-    "router_entropy": "",
-    "load_cv": "",
-    "samples": "",
-    "answers": "",
-}
-"""What a verdict rests on or shows, and the tag it comes from; those without one come with the reading."""
+
+def _distributions(cells: Mapping[str, Cells]) -> dict[str, np.ndarray]:
+    return {
+        f"{metric.tag}_by_sample/{domain}": metric.by_sample(by_name[SEEN_CELL])
+        for domain, by_name in cells.items()
+        for metric in table.METRICS
+        if metric.by_sample and len(by_name[SEEN_CELL])
+    }
+
+
+def _state_name(metric: str) -> str:
+    return _STATE_NAMES.get(metric, f"{metric}_by_layer")
 
 
 def _row(estimate: Estimate | None) -> tuple[float, float, float]:

@@ -1,13 +1,11 @@
-"""Streaming metrics: the routing of the newest samples each domain trained on, with no forward pass of its own.
+"""Streaming metrics: from the routing of the newest samples that each domain trained on, without extra forward passes.
 
-A domain's window is the last ``size`` of its samples, each over its first panel tokens (METRICS, section 2). It is part
-of a checkpoint. With several processes each keeps a window of the rows it read; the newest of all of them together are
-the same samples that one process would hold.
+A domain's window is the last ``size`` of its samples, each over its first panel tokens. It is part of a checkpoint.
+Each rank keeps a window of its own rows; the newest samples of all ranks are those that a single rank would hold.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,17 +16,19 @@ import torch
 
 from moetrain import grokking
 from moetrain.grokking import Estimate
+from moetrain.metrics import table
+from moetrain.metrics.cell import STREAM, Cell
 from moetrain.routing.recorder import ComingRouting, SampleRouting
 
-_MOST_COMING = 64  # micro-batches whose routing may be on its way; with more, the training waits
+_MOST_COMING = 64  # micro-batches whose routing may still be copied to the host; with more, training waits
 
 Gather = Callable[[Any], list[Any]]
-"""Each process's value on each process; one process: ``lambda value: [value]``."""
+"""All-gather of an object over the ranks; on one rank ``lambda value: [value]``."""
 
 
 @dataclass(frozen=True)
 class StreamReading:
-    """The streaming metrics of one domain, by name; each with interval and number of samples."""
+    """The streaming metrics of one domain, by the names of the table."""
 
     domain: str
     metrics: dict[str, Estimate]
@@ -44,9 +44,9 @@ class StreamPoints:
 
 @dataclass(frozen=True)
 class StreamSnapshot:
-    """All that the streaming metrics of a moment are made of; it does not change any more."""
+    """Everything that the streaming metrics of a step are computed from. It does not change afterwards."""
 
-    windows: dict[str, SampleRouting]  # by domain, those that are full
+    windows: dict[str, SampleRouting]  # by domain, the full ones
     router_rows: np.ndarray  # [L, E, D]
     tau: float
 
@@ -60,7 +60,14 @@ class StreamSnapshot:
 
 
 class StreamMonitor:
-    """Keeps each domain's window and reads the metrics off it."""
+    """Keeps each domain's window and computes the metrics from it.
+
+    Args:
+        domains: names by number.
+        size: samples of a window.
+        tau: share of the routing weight that a pathway covers.
+        gather: all-gather over the ranks.
+    """
 
     def __init__(self, domains: Sequence[str], size: int, tau: float, gather: Gather = lambda value: [value]) -> None:
         self.domains = list(domains)
@@ -69,12 +76,12 @@ class StreamMonitor:
         self._gather = gather
         self._windows: dict[int, SampleRouting] = {}
         self._coming: deque[ComingRouting] = deque()
-        self.keeps = False  # whether what is taken in is kept until it is asked for
+        self.keeps = False  # whether added samples are kept for `kept`
         self._kept: list[SampleRouting] = []
-        self.not_finite = 0  # samples left out because their routing was NaN or infinite
+        self.not_finite = 0  # samples dropped because their routing was NaN or infinite
 
     def add(self, records: SampleRouting | ComingRouting) -> None:
-        """Take in the routing of samples that a step trained on, in the stream's order; what is still coming, later."""
+        """Add the routing of samples that a step trained on, in the stream's order; once it has reached the host."""
         if isinstance(records, SampleRouting):
             self.settle()
             self._take_in(records)
@@ -83,7 +90,7 @@ class StreamMonitor:
             self.settle(_MOST_COMING)
 
     def settle(self, coming: int = 0) -> None:
-        """Take in what has arrived, and wait until at most ``coming`` micro-batches are on their way."""
+        """Add what has reached the host; waits until at most ``coming`` micro-batches are still being copied."""
         while self._coming and (len(self._coming) > coming or self._coming[0].copy.arrived):
             self._take_in(self._coming.popleft().wait())
 
@@ -101,12 +108,12 @@ class StreamMonitor:
             self._windows[domain] = _newest(joined, self.size)
 
     def kept(self) -> list[SampleRouting]:
-        """What was taken in since this was last asked, with ``keeps``."""
+        """The samples added since the last call; empty unless ``keeps`` is set."""
         kept, self._kept = self._kept, []
         return kept
 
     def windows(self) -> dict[int, SampleRouting]:
-        """The newest samples of each domain over all processes, by number of the domain."""
+        """The newest samples of each domain over all ranks, by number of the domain. All ranks must call."""
         self.settle()
         gathered: dict[int, list[SampleRouting]] = {}
         for windows in self._gather(self._windows):
@@ -115,20 +122,20 @@ class StreamMonitor:
         return {d: _newest(SampleRouting.join(parts), self.size) for d, parts in sorted(gathered.items())}
 
     def snapshot(self, router_rows: np.ndarray) -> StreamSnapshot:
-        """What the metrics are made of now, over all processes: every process has to call it.
+        """The full windows over all ranks. All ranks must call.
 
         Args:
-            router_rows: a copy of the routers' weights now, [L, E, D].
+            router_rows: a copy of the routers' current weights, [L, E, D].
         """
         windows = {self.domains[d]: window for d, window in self.windows().items() if len(window) == self.size}
         return StreamSnapshot(windows, router_rows, self.tau)
 
     def measure(self, router_rows: np.ndarray) -> list[StreamReading]:
-        """The streaming metrics of each domain that has a full window, computed on the spot; see `snapshot`."""
+        """The streaming metrics of each domain with a full window, computed at once; see `snapshot`."""
         return self.snapshot(router_rows).readings()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The windows of all processes as tensors, for a checkpoint; every process has to call it."""
+        """The windows of all ranks as tensors, for a checkpoint. All ranks must call."""
         return {
             f"{domain}.{field.name}": torch.from_numpy(np.ascontiguousarray(getattr(window, field.name)))
             for domain, window in self.windows().items()
@@ -136,31 +143,24 @@ class StreamMonitor:
         }
 
     def load_state(self, state: Mapping[str, torch.Tensor], main_process: bool) -> None:
-        """Put windows back: on the main process alone, so that together the processes hold each sample once."""
+        """Restore windows, on the main process only, so that all ranks together hold each sample once."""
         domains = sorted({int(key.partition(".")[0]) for key in state}) if main_process else []
         self._windows = {
-            domain: SampleRouting(*(state[f"{domain}.{field.name}"].numpy() for field in fields(SampleRouting)))
+            domain: SampleRouting(**{f.name: state[f"{domain}.{f.name}"].numpy() for f in fields(SampleRouting)})
             for domain in domains
         }
 
 
 def stream_points(step: int, snapshot: StreamSnapshot) -> StreamPoints:
-    """What a snapshot comes to, with its step."""
+    """The streaming metrics of a snapshot taken after a step."""
     return StreamPoints(step, snapshot.readings())
 
 
 def stream_metrics(weights_SLE: np.ndarray, blocks: tuple[np.ndarray, np.ndarray], tau: float) -> dict[str, Estimate]:
-    """D_path in edits and normalised, cosine, inconsistency and spread of one domain's samples [S, L, E]."""
-    edits, share = grokking.d_path_both(weights_SLE, tau)
-    consistency = grokking.group_consistency(weights_SLE, blocks)
-    erratic = consistency.inconsistency
-    return {
-        "d_path": edits,
-        "d_path_norm": share,
-        "cosine": consistency.cosine,
-        "inconsistency": Estimate(erratic.median, erratic.low, erratic.high, erratic.samples, 0),
-        "spread": Estimate(grokking.spread(weights_SLE), math.nan, math.nan, len(weights_SLE), 0),
-    }
+    """The metrics on the stream, by name, of one domain's samples [S, L, E]; a value may be NaN."""
+    cell = Cell(STREAM, weights_SLE, blocks, tau)
+    found = {metric.name: metric.value(cell) for metric in table.on_cell(STREAM)}
+    return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
 def _newest(records: SampleRouting, size: int) -> SampleRouting:

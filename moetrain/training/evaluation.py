@@ -42,6 +42,7 @@ def heldout_losses(
     sums = torch.zeros(len(streams), 3, dtype=torch.float64, device=layout.device)
     for number, stream in enumerate(streams.values()):
         for step in layout.share(stream.steps):  # rows beyond the stream are empty
+            layout.progress.mark()
             batch = stream.batch(step, 0, stream.batch_rows).to(layout.device)
             output = model(batch.model_input(by_sample=False))
             predicted = batch.targets_BT[batch.targets_BT != IGNORED]

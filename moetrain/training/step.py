@@ -58,8 +58,11 @@ def forward_backward(
     micro = settings.train.micro_batch_rows or share
     predicted, real = stream.predicted_tokens(step), stream.real_tokens(step)
     sums: list[torch.Tensor] = []
+    layout.progress.step = step + 1
     for start in range(first, first + share, micro):
+        layout.progress.mark()
         batch = stream.batch(step, start, micro).to(layout.device)
+        layout.progress.mark()
         with accumulate(model, last=start + micro == first + share):
             output: Output = model(batch.model_input(settings.watches_routing))
             loss = part_of_loss(output, balancing, settings, predicted, real)
@@ -136,4 +139,5 @@ def update(
         group["lr"] = learning_rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    layout.progress.finish_step()
     return torch.where(applied, norm, 0.0), applied

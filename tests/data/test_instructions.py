@@ -46,7 +46,7 @@ USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "conte
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ("{", "not JSON: write one example a line"),
+        ("{", "not JSON: write one example per line"),
         ([1], "not an example but a list"),
         ({}, "has no fields: give prompt and answer, instruction and output, or messages"),
         ({"question": "a", "answer": "b"}, "has question, answer: give prompt and answer"),

@@ -56,7 +56,7 @@ GOOD = item("a", choices=["x", "y"])
         ({**GOOD, "prompt": "\ud800"}, "prompt holds a lone surrogate"),
         ({**GOOD, "task": "a b"}, "task is 'a b'"),
         ({**GOOD, "domain": "a/b"}, "domain is 'a/b'"),
-        ({**GOOD, "id": "first"}, "id 'first' stands in line 1 already"),
+        ({**GOOD, "id": "first"}, "id 'first' is in line 1 already"),
     ],
 )
 def test_a_broken_line_is_one_clear_error_with_file_and_line(tmp_path, row, said):
@@ -88,7 +88,7 @@ def test_a_broken_file_is_one_clear_error(tmp_path):
 def test_two_files_with_one_item_are_an_error(tmp_path):
     one, other = write(tmp_path / "t.jsonl", [item("a")]), write(tmp_path / "v.jsonl", [item("b")])
     assert read_all_items([one, one]) == [item("a")]
-    with pytest.raises(DataError, match=r"v\.jsonl: item 'a' of t stands in .*t\.jsonl already"):
+    with pytest.raises(DataError, match=r"v\.jsonl: item 'a' of t is in .*t\.jsonl already"):
         read_all_items([one, other])
 
 

@@ -9,7 +9,7 @@ from moetrain.checkpoint.manager import checkpoint_folder, load_checkpoint
 from moetrain.config import load_settings
 from moetrain.train import train
 from tests.conftest import small_run
-from tests.distributed.test_ranks import launch
+from tests.distributed.ranks import launch
 from tests.trainer.reading import scalars, states
 
 STEPS = 8

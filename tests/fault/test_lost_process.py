@@ -3,8 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 
 from moetrain.checkpoint.manager import list_checkpoints
 from tests.conftest import small_run
-from tests.distributed.test_ranks import TRAIN, start
+from tests.distributed.ranks import TRAIN, alone, start
 
 pytestmark = pytest.mark.fault
 LIMIT = 60.0
@@ -54,27 +52,14 @@ def test_a_killed_process_ends_the_launch_and_is_named(overrides, tmp_path, vict
     said, _ = launcher.communicate(timeout=LIMIT)
     assert time.monotonic() - begin < LIMIT
     assert launcher.returncode != 0
-    assert f"process {victim} (pid {pid} on {socket.gethostname()}) is gone" in said
-    assert "run the same command again to go on from the last checkpoint" in said
-
-
-def alone(overrides, port):
-    """Two processes without a launcher that would look after them."""
-    everyone = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    for rank in range(2):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        environment = {**os.environ, **everyone, **own}
-        yield subprocess.Popen([sys.executable, str(TRAIN), *overrides], env=environment, **pipes)
+    assert f"rank {victim} (pid {pid} on {socket.gethostname()}) is gone" in said
+    assert "run the same command again to resume from the last checkpoint" in said
 
 
 @pytest.mark.parametrize(("harm", "said"), [(signal.SIGSTOP, "has not been heard of for"), (signal.SIGKILL, "is gone")])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_without_a_launcher_the_other_process_ends_by_itself(overrides, tmp_path, victim, harm, said):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    both = list(alone(overrides, port))
+    both = list(alone([str(TRAIN), *overrides]))
     try:
         wait_for_training(tmp_path / "runs" / "run")
         both[victim].send_signal(harm)
@@ -86,4 +71,4 @@ def test_without_a_launcher_the_other_process_ends_by_itself(overrides, tmp_path
             process.send_signal(signal.SIGCONT)
             process.kill()
     assert both[1 - victim].returncode == 1
-    assert f"process {victim} (pid {both[victim].pid} on {socket.gethostname()}) {said}" in told
+    assert f"rank {victim} (pid {both[victim].pid} on {socket.gethostname()}) {said}" in told

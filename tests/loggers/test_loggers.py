@@ -11,8 +11,9 @@ from moetrain.grokking import Estimate
 from moetrain.loggers.events import Events
 from moetrain.loggers.heat_map import heat_map
 from moetrain.loggers.summary import summary_rows, write_summary
-from moetrain.loggers.tensorboard import TensorBoard, cut_run_files, describe_tag, event_file_sizes
+from moetrain.loggers.tensorboard import TensorBoard, cut_run_files, event_file_sizes
 from moetrain.loggers.terminal import Terminal
+from moetrain.metrics import table
 from moetrain.metrics.latest import as_metric
 from tests.trainer.reading import scalars
 
@@ -28,7 +29,7 @@ def test_points_and_descriptions_arrive(tmp_path):
     events.Reload()
     assert scalars(tmp_path) == {"loss/train": [(1, 2.5), (2, 1.5)], "stream/d_path/math": [(1, 30.0)]}
     for tag in ("loss/train", "stream/d_path/math"):
-        assert events.SummaryMetadata(tag).summary_description == describe_tag(tag)
+        assert events.SummaryMetadata(tag).summary_description == table.describe(tag)
 
 
 def test_every_chart_of_the_monitors_page_shows_tags_of_a_run(tmp_path):
@@ -50,12 +51,12 @@ def test_every_chart_of_the_monitors_page_shows_tags_of_a_run(tmp_path):
         tag = pattern.removeprefix("^").removesuffix("$").replace("\\", "")
         assert re.search(pattern, tag)
         assert not re.search(pattern, tag + "/worst")
-        assert describe_tag(tag)
+        assert table.describe(tag)
 
 
 def test_an_unknown_tag_has_no_description():
     with pytest.raises(ValueError, match="no description of 'nothing/known'"):
-        describe_tag("nothing/known")
+        table.describe("nothing/known")
 
 
 def test_files_are_cut_to_what_a_checkpoint_knew(tmp_path):

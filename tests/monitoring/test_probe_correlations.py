@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moetrain import grokking
-from moetrain.loggers.summary import PREDICTORS
+from moetrain.metrics import table
 from moetrain.metrics.latest import LatestMetrics
 from moetrain.monitoring.probe_correlations import ProbeCorrelations
 from moetrain.probes.history import ProbeHistory
@@ -62,7 +62,7 @@ def test_correlation_begins_where_accuracy_leaves_chance():
 
 def test_a_predictor_without_values_says_that_they_are_too_few():
     found = filled(RISING, FALLING).correlations("math")
-    assert set(found) == set(PREDICTORS)
+    assert set(found) == set(table.predictors())
     assert found["d_eff"]["raw", "pearson"].note == "too few"
 
 

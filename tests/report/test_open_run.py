@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 import moetrain
-from moetrain.loggers.summary import PREDICTORS
+from moetrain.metrics import table
 from moetrain.metrics.latest import LatestMetrics, as_metric
 from moetrain.monitoring.probe_correlations import ProbeCorrelations
 from moetrain.probes.history import ProbeHistory
-from moetrain.report import open_run as module
+from moetrain.report import records as module
 from moetrain.report.open_run import MissingPackageError, RunError, open_run
 from moetrain.routing.store import StoreError, read_readings
 from tests.report.runs import left_unfinished
@@ -34,11 +34,11 @@ def last_state(folder):
 
 
 def test_settings_are_the_files_with_their_defaults(run, finished_run):
-    table = run.settings.set_index("setting")
+    settings = run.settings.set_index("setting")
     tree = yaml.safe_load((finished_run / "config.yaml").read_text())
-    assert table.loc["model.num_experts"].tolist() == [tree["model"]["num_experts"], 16]
-    assert table.loc["data.domains.sums.repeats"].tolist() == [1, 1]
-    assert table.loc["data.domains.sums.path", "value"] == "sums.jsonl"
+    assert settings.loc["model.num_experts"].tolist() == [tree["model"]["num_experts"], 16]
+    assert settings.loc["data.domains.sums.repeats"].tolist() == [1, 1]
+    assert settings.loc["data.domains.sums.path", "value"] == "sums.jsonl"
     assert run.setting("panel.tokens") == 16
     assert run.domains == ["stories", "sums"]
     assert (run.name, run.finished) == ("run", True)
@@ -152,7 +152,7 @@ def test_predictors_are_what_the_run_related_accuracy_with(run, finished_run):
     for domain in run.domains:
         own = run.predictors[run.predictors["domain"] == domain]
         kept = state[f"relations/{domain}"].numpy()
-        assert np.allclose(own[list(PREDICTORS)].to_numpy(float), kept, rtol=1e-5, equal_nan=True)
+        assert np.allclose(own[list(table.predictors())].to_numpy(float), kept, rtol=1e-5, equal_nan=True)
         accuracy = run.outcome["domains"][domain]["correlations"]["accuracy"]
         assert own["accuracy"].tolist() == accuracy
         assert (own["low"] <= own["accuracy"]).all()
@@ -163,21 +163,21 @@ def test_correlations_of_an_unfinished_run_are_those_that_it_would_have_kept(unf
     rng = np.random.default_rng(0)
     rising = np.linspace(0.3, 0.9, 12)
     frame = {"domain": "sums", "step": range(10, 130, 10), "items": 400, "chance": 0.25, "accuracy": rising}
-    frame |= {name: rng.normal(size=12) for name in PREDICTORS} | {"tokens": np.arange(1, 13) * 1000.0}
+    frame |= {name: rng.normal(size=12) for name in table.predictors()} | {"tokens": np.arange(1, 13) * 1000.0}
     unfinished.predictors = pd.DataFrame(frame)
     correlations = ProbeCorrelations(["sums"], ProbeHistory([]))
     correlations.accuracy = lambda domain: (rising, 0.25, 400)
     correlations._history._tokens = [1000 * n for n in range(1, 13)]
     for place in range(12):
-        metrics = {metric: {"value": frame[name][place]} for name, metric in PREDICTORS.items()}
+        metrics = {metric: {"value": frame[name][place]} for name, metric in table.predictors().items()}
         latest = LatestMetrics(["sums"])
         latest.domains["sums"]["metrics"] = metrics
         correlations.add(latest)
-    table = correlations.as_dict("sums")["predictors"]
+    expected_table = correlations.as_dict("sums")["predictors"]
     found = unfinished.correlations
     own = found[found["domain"] == "sums"].set_index(["predictor", "series", "method"])
-    assert len(own) == 6 * len(PREDICTORS)
-    for predictor, by_kind in table.items():
+    assert len(own) == 6 * len(table.predictors())
+    for predictor, by_kind in expected_table.items():
         for kind, each in by_kind.items():
             row = own.loc[(predictor, *kind.split(" "))]
             expected = [math.nan if each[key] is None else each[key] for key in ("value", "low", "high", "p", "n")]

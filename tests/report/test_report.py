@@ -10,7 +10,7 @@ import yaml
 from moetrain import grokking
 from moetrain.config import load_settings
 from moetrain.grokking.paper import CORRELATIONS
-from moetrain.report import charts, findings, open_run, page, report, routing_figures
+from moetrain.report import charts, findings, open_run, page, records, report, routing_figures
 from moetrain.report.charts import Grid, Line, Link, Points
 from moetrain.report.page import Number
 from moetrain.report.trend import trend
@@ -150,7 +150,7 @@ def with_curves(run, **tags):
         for tag, values in tags.items()
         for step, value in enumerate(values, start=4)
     ]
-    run.scalars = open_run.need("pandas", "a test").concat([kept, open_run._frame(rows)], ignore_index=True)
+    run.scalars = open_run.need("pandas", "a test").concat([kept, records.frame(rows)], ignore_index=True)
     return run
 
 
@@ -204,7 +204,7 @@ def test_a_correlation_that_is_only_a_trend_is_told(finished_run):
         for predictor, table in tables.items()
         for kind, each in table.items()
     ]
-    run.correlations = open_run._frame(rows, columns)
+    run.correlations = records.frame(rows, columns)
     (told,) = [text for text in findings.warnings(run) if "in the raw series alone" in text]
     assert told.startswith("In sums accuracy correlates strongly with pathway distance in the raw series alone")
     table = report.correlation_table(run)
@@ -265,7 +265,7 @@ def test_a_run_without_router_panel_and_probes_has_a_report(corpus_folder, tmp_p
         "layers without experts",
         "No probes were read",
         "The run has no panel",
-        "Training loss, nats a token",
+        "Training loss, nats per token",
     ):
         assert said in text
 

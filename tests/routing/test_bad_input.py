@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moetrain import grokking
+from moetrain.metrics import table
 from moetrain.routing.answers import AnswerRouting
 from moetrain.routing.panel import HELDOUT, SEEN, TO_COME
-from moetrain.routing.panel_metrics import dimension_by_layer, distance_by_layer, load_by_layer, panel_metrics
+from moetrain.routing.panel_metrics import expert_load, panel_cells, panel_metrics
 from moetrain.routing.panel_monitor import PanelMonitor
 from moetrain.routing.recorder import SampleRouting
 from moetrain.routing.store import StoredReading, TrainingContext, read_reading, write_reading
@@ -101,9 +102,10 @@ def test_panel_metrics_of_any_reading(shape, cells, broken, losses, seed):
     found = panel_metrics(stored, DOMAINS, 0.7, 40)
     assert all(math.isfinite(estimate.mean) for estimate in found.values())
     for domain in DOMAINS:
-        assert distance_by_layer(stored, domain, 0.7).shape == (shape[0],)
-        assert dimension_by_layer(stored, domain).shape == (shape[0],)
-    assert np.isfinite(load_by_layer(stored)).all()
+        seen = panel_cells(stored, domain, 0.7, 40)["seen"]
+        for name in ("d_path", "d_eff"):
+            assert table.find(name).layers(seen).shape == (shape[0],)
+    assert np.isfinite(expert_load(stored)).all()
 
 
 class FixedPanel:

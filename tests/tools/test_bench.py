@@ -2,19 +2,12 @@
 
 import json
 import os
-import sys
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from statistics import median
 
+import bench
 import pytest
 import torch
-
-from tests.conftest import small_run
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # as python tools/bench.py has it
-
-import bench
 from benchmarks import (
     backends,
     flops,
@@ -37,6 +30,7 @@ from moetrain.monitoring.monitor import Monitor, router_rows
 from moetrain.routing.panel import read_panel
 from moetrain.routing.store import to_stored, write_reading
 from moetrain.trainer import Trainer
+from tests.conftest import small_run
 
 
 @pytest.fixture
@@ -169,13 +163,13 @@ def _broken():
     yield
 
 
-def test_sides_apart_take_turns_in_processes_of_their_own_and_their_errors_are_told():
+def test_sides_run_in_subprocesses_and_their_errors_are_raised():
     cpu, here = torch.device("cpu"), []
     with subprocess_bench.in_subprocesses({"one": (_ready, (here,))}, cpu) as sides:
-        wall, processor = sides["one"](0)
+        wall, cpu_seconds = sides["one"](0)
         assert 0 < wall < 10
-        assert processor >= 0
-    assert here == []  # what the side did, it did elsewhere
+        assert cpu_seconds >= 0
+    assert here == []  # the side ran in another process
     assert subprocess_bench.call_in_subprocess(os.getpid) != os.getpid()
     with (
         pytest.raises(RuntimeError, match="no such model"),
@@ -186,7 +180,7 @@ def test_sides_apart_take_turns_in_processes_of_their_own_and_their_errors_are_t
 
 @contextmanager
 def _together(makers, device):
-    """As `apart`, in this process: starting five of them takes half a minute."""
+    """As `in_subprocesses`, but in this process: starting five subprocesses takes half a minute."""
     with ExitStack() as opened:
         yield {
             name: timing.clocked(opened.enter_context(maker(*arguments)), device)

@@ -2,20 +2,16 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
+import bench
 import pytest
 import yaml
+from benchmarks import card
+from benchmarks.configs import KNOWN
 
 from moetrain.config import load_settings
 from tests.conftest import small_run
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # as python tools/bench.py has it
-
-import bench
-from benchmarks import card
-from benchmarks.configs import KNOWN
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GIB = 2**30

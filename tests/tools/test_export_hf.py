@@ -10,6 +10,7 @@ from moetrain.checkpoint.restore import open_model
 from moetrain.config import SettingsError, load_settings
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.tokenizer import load_from_folder
+from moetrain.model_input import PackedTokens
 from moetrain.train import train
 from moetrain.training.initialize import initial_model
 from tests.conftest import small_run
@@ -47,12 +48,9 @@ def test_the_exported_model_gives_a_text_our_loss_token_by_token(run, loaded):
     trained = open_model(run, dtype=torch.float32)
     model, tokenizer = loaded
     tokens = torch.tensor([tokenizer("Ada has a drum, so the drum belongs to Ada.").input_ids])
-    length = tokens.shape[1]
     targets = torch.cat([tokens[:, 1:], torch.full((1, 1), -100)], 1)
-    nothing, spans = torch.full_like(tokens, -1), torch.tensor([[0, length]])
     with torch.no_grad():
-        positions = torch.arange(length)[None]
-        ours = trained.model(tokens, targets, positions, torch.zeros_like(tokens), nothing, spans, 8).loss_BT[0, :-1]
+        ours = trained.model(PackedTokens.one_sample_per_row(tokens, targets)).loss_BT[0, :-1]
         probabilities = model(tokens).logits.log_softmax(-1)[0, :-1]
     theirs = -probabilities.gather(1, tokens[0, 1:, None])[:, 0]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

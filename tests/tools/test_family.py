@@ -1,4 +1,4 @@
-"""The tools as one family: each shows how it is used, and says what is wrong with its input in one line."""
+"""What all tools have in common: help with an example, errors in one line, a row in the README."""
 
 import importlib
 import re
@@ -11,7 +11,7 @@ from tests.tools.test_prepare_data import TOOLS
 NAMES = sorted(path.stem for path in TOOLS.glob("*.py") if path.stem != "__init__")
 README = Path(__file__).parents[2] / "README.md"
 
-# By tool, a command line whose input is not there; PLACE is a path that is not.
+# A command line with missing input for each tool; PLACE is a path that does not exist.
 BAD = {
     "bench": ["plan", "PLACE.yaml", "--tokens-per-second", "9"],
     "bench_preparation": ["PLACE.yaml"],
@@ -35,8 +35,7 @@ BAD = {
 
 
 @pytest.fixture
-def tool(request, monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))  # as python tools/NAME.py has it
+def tool(request):
     return importlib.import_module(f"tools.{request.param}")
 
 
@@ -52,28 +51,28 @@ def status_of(tool, words):
 
 
 @pytest.mark.parametrize("tool", NAMES, indirect=True)
-def test_help_has_a_command_to_copy(tool, capsys):
+def test_help_shows_an_example(tool, capsys):
     assert status_of(tool, ["--help"]) == 0
-    said = capsys.readouterr().out
-    assert re.search(rf"^ +(\w+=\S+ )?python tools/{short(tool)}\.py ", said, re.MULTILINE)
-    assert "usage:" in said
+    printed = capsys.readouterr().out
+    assert re.search(rf"^ +(\w+=\S+ )?python tools/{short(tool)}\.py ", printed, re.MULTILINE)
+    assert "usage:" in printed
 
 
 @pytest.mark.parametrize("tool", sorted(set(NAMES) & set(BAD)), indirect=True)
-def test_input_that_is_not_there_is_one_line_and_status_2(tool, capsys, tmp_path):
+def test_missing_input_is_one_line_and_status_2(tool, capsys, tmp_path):
     words = [
         word.replace("PLACE", str(tmp_path / "none")).replace("OUT", str(tmp_path / "out")) for word in BAD[short(tool)]
     ]
     assert status_of(tool, words) == 2
-    said = capsys.readouterr().err
-    (line,) = [line for line in said.splitlines() if "error: " in line]
+    errors = capsys.readouterr().err
+    (line,) = [line for line in errors.splitlines() if "error: " in line]
     assert len(line.split("error: ")[1]) > 20
-    assert "Traceback" not in said
+    assert "Traceback" not in errors
     assert not (tmp_path / "out").exists()
 
 
-def test_every_tool_is_held_to_it_and_listed():
+def test_every_tool_is_tested_and_listed_in_the_readme():
     listed = README.read_text()
     for name in NAMES:
-        assert name in BAD, f"{name}: give a command line whose input is not there"
+        assert name in BAD, f"{name}: give a command line with missing input"
         assert f"`{name}.py`" in listed, f"{name}: not in the README's list of tools"

@@ -1,4 +1,4 @@
-"""The tool on a small run: what it writes, that the adapters are in what is probed, and what it refuses."""
+"""The tool on a small run: its output, that the probed model has the adapters, and its errors."""
 
 import copy
 import json
@@ -38,7 +38,7 @@ def run(corpus_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Instructions to add, in three forms, and questions of the same kind: 20 of the form of a probe stand in both."""
+    """Instructions to add, in three forms, and questions of the same kind: 20 of the form of a probe occur in both."""
     folder, rng = tmp_path_factory.mktemp("instructions"), random.Random(0)
     pairs = [(a, b) for a in range(12) for b in range(12)]
     rng.shuffle(pairs)
@@ -82,12 +82,12 @@ def tuned(run, files, *more):
 
 @pytest.fixture(scope="module")
 def record(run, files):
-    """What one fine-tuning wrote, its adapters beside."""
+    """The record of one fine-tuning; the adapters are written too."""
     assert tuned(run, files, "--json", str(files / "found.json"), "--output", str(files / "adapters")) == 0
     return json.loads((files / "found.json").read_text())
 
 
-def test_scores_before_are_the_probes_and_those_after_differ(run, files, record):
+def test_scores_before_equal_the_probe_tools_and_scores_after_differ(run, files, record):
     tasks = [str(files / "items.jsonl"), str(files / "open.jsonl")]
     assert probe.main([str(run), *tasks, "--json", str(files / "probed.json")]) == 0
     probed = json.loads((files / "probed.json").read_text())
@@ -108,20 +108,20 @@ def test_scores_before_are_the_probes_and_those_after_differ(run, files, record)
         assert gained["n"] == after["n"]
 
 
-def test_items_that_stand_in_the_instructions_are_left_out(run, files, record, capsys):
+def test_items_that_occur_in_the_instructions_are_excluded(run, files, record, capsys):
     assert record["contaminated"] == {"apples": 20, "open": 20}
     assert record["tasks"]["apples"]["n"] == 40
     capsys.readouterr()
     only = [str(run), str(files / "items.jsonl"), "--instructions", str(files / "apples.jsonl"), "--epochs", "1"]
     assert instruct_probe.main([*only, "--contaminated", "keep", "--json", str(files / "kept.json")]) == 0
     assert json.loads((files / "kept.json").read_text())["tasks"]["apples"]["n"] == 60
-    assert "stand in the instructions, kept all the same: 20 of apples" in capsys.readouterr().out
+    assert "occur in the instructions, kept: 20 of apples" in capsys.readouterr().out
     write(files / "same.jsonl", [json.loads(line) for line in (files / "items.jsonl").read_text().splitlines()[:20]])
     assert instruct_probe.main([str(run), str(files / "same.jsonl"), *only[2:]]) == 2
-    assert "every item stands in the instructions" in capsys.readouterr().err
+    assert "every item occurs in the instructions" in capsys.readouterr().err
 
 
-def test_what_was_done_is_recorded(run, record):
+def test_the_settings_and_losses_are_recorded(run, record):
     done = record["fine_tuning"]
     assert done["examples"] == 60
     assert done["steps"] == len(done["losses"]) == 3 * 8
@@ -176,7 +176,7 @@ def test_as_a_function_the_checkpoint_stays_and_nothing_is_printed(run, files, c
     assert all(torch.equal(value, before[name]) for name, value in open_model(run).model.state_dict().items())
 
 
-def test_the_terminal_tells_progress_scores_and_the_change(run, files, capsys, monkeypatch):
+def test_the_terminal_shows_progress_scores_and_the_change(run, files, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert tuned(run, files, "--limit", "6", "--epochs", "1") == 0
     shown = " ".join(capsys.readouterr().out.split())
@@ -187,8 +187,8 @@ def test_the_terminal_tells_progress_scores_and_the_change(run, files, capsys, m
         "fine-tuned 6 0.333",
         "accuracy of apples changed by",
         "8 steps trained 2,304 parameters; loss by epoch:",
-        "items that stand in the instructions, left out: 20 of apples, 20 of open",
-        "too few items (under 100) to say much: apples, open",
+        "items that occur in the instructions, excluded: 20 of apples, 20 of open",
+        "too few items (under 100) for precise numbers: apples, open",
     ):
         assert part in shown
 

@@ -14,9 +14,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 
 def load_tool(name):
-    # By path, because tools/ is not a package; its modules import each other as a script's do.
-    if str(TOOLS) not in sys.path:
-        sys.path.insert(0, str(TOOLS))
+    # By path, because tools/ is not a package.
     spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
@@ -38,13 +36,13 @@ def arguments(corpus_folder, tmp_path):
     return [str(tmp_path / "run.yaml"), *base]
 
 
-def test_the_summary_is_the_corpus(arguments, tmp_path, capsys, monkeypatch):
+def test_the_summary_describes_the_corpus(arguments, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     more = ["--json", str(tmp_path / "data.json"), "--figure", str(tmp_path / "data.png")]
     assert prepare_data.main([*arguments, *more, "data.domains.sums.repeats=2"]) == 0
-    said = capsys.readouterr().out
-    for part in ("stories", "sums", "twice", "bytes/token", "a vocabulary of 320"):
-        assert part in said
+    printed = capsys.readouterr().out
+    for part in ("stories", "sums", "duplicates", "bytes/token", "a vocabulary of 320"):
+        assert part in printed
     record = json.loads((tmp_path / "data.json").read_text())
     corpus = prepare_corpus(load_settings(arguments[0], [*arguments[1:], "data.domains.sums.repeats=2"]))
     assert record["corpus"] == corpus.fingerprint
@@ -58,7 +56,7 @@ def test_the_summary_is_the_corpus(arguments, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "data.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_tokenizer_is_written_and_is_the_one_of_the_run(arguments, tmp_path, capsys):
+def test_the_tokenizer_is_written_and_equals_the_run_s(arguments, tmp_path, capsys):
     more = ["--json", str(tmp_path / "numbers.json"), "--output", str(tmp_path / "own.model")]
     assert train_tokenizer.main([*arguments, *more]) == 0
     assert "320 tokens" in capsys.readouterr().out
@@ -70,7 +68,7 @@ def test_the_tokenizer_is_written_and_is_the_one_of_the_run(arguments, tmp_path,
 
 @pytest.mark.parametrize("tool", [prepare_data, train_tokenizer])
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("data.domains.sums.path=none.jsonl", "no file at"),
         ("data.domain.x=1", "did you mean"),
@@ -78,12 +76,12 @@ def test_the_tokenizer_is_written_and_is_the_one_of_the_run(arguments, tmp_path,
         ("tokenizer.model=/no/such.model", "cannot be used"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_exit_status_two(arguments, capsys, tool, override, said):
+def test_errors_are_one_line_with_exit_status_2(arguments, capsys, tool, override, message):
     assert tool.main([*arguments, override]) == 2
-    complaint = capsys.readouterr().err
-    assert complaint.startswith("error: ")
-    assert complaint.count("\n") == 1
-    assert said in complaint
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
 
 
 @pytest.mark.parametrize("tool", ["prepare_data", "train_tokenizer"])

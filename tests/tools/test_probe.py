@@ -53,7 +53,7 @@ def test_every_number_is_written_and_shown(run, files, capsys, monkeypatch):
     numbers = f"{multiple['accuracy']:.3f}±{1.96 * multiple['accuracy_error']:.3f}"
     assert f"mc 10 {multiple['chance']:.3f} {numbers}" in shown
     assert f"cut from the left: {multiple['cut']} of mc" in shown
-    assert "too few items (under 100) to say much: mc, open, text" in shown
+    assert "too few items (under 100) for precise numbers: mc, open, text" in shown
     assert "bpb" in record["tasks"]["text"]
     assert "accuracy" not in record["tasks"]["text"]
 

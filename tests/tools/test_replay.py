@@ -62,7 +62,7 @@ def same(mine: StoredReading, theirs: StoredReading) -> bool:
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs if np.asarray(a).dtype != object)
 
 
-def test_a_run_replayed_gives_its_live_numbers_to_the_bit(run, tmp_path, capsys):
+def test_a_replay_of_a_run_equals_the_live_metrics_bit_for_bit(run, tmp_path, capsys):
     assert replay.main([str(run), "--output", str(tmp_path / "replay")]) == 0
     live, again = list(read_readings(run)), list(read_readings(tmp_path / "replay"))
     assert [reading.step for reading in again] == [reading.step for reading in live] == [0, 4, 8, 12]
@@ -99,8 +99,8 @@ def test_a_run_replayed_gives_its_live_numbers_to_the_bit(run, tmp_path, capsys)
         found = [event for event in events if event["type"] == kind]
         assert found == [event for event in live_events if event["type"] == kind]
         assert found or kind == "phase"
-    said = capsys.readouterr().out
-    assert "4 readings of" in said
+    printed = capsys.readouterr().out
+    assert "4 readings of" in printed
 
 
 def test_one_checkpoint_can_be_read_on_another_panel(run, tmp_path):
@@ -119,7 +119,7 @@ def test_one_checkpoint_can_be_read_on_another_panel(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory):
-    """Three models of transformers with a tokenizer, documents that they are said to have met, and others."""
+    """Three models of transformers with a tokenizer, documents that count as trained on, and others."""
     pytest.importorskip("transformers")
     from tests.models.test_hf import random_olmoe
 
@@ -200,12 +200,12 @@ def test_our_checkpoints_read_given_documents_too(run, documents, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["{run}", "--output", "{run}"], "nothing is overwritten"),
-        (["{run}", "--unseen", "x.yaml"], "--unseen goes with --data"),
-        (["{met}/step5-tokens2B"], "one of transformers needs --data"),
-        (["{run}/checkpoints/step_00000099"], "step_00000099: no run or checkpoint of ours"),
+        (["{run}", "--unseen", "x.yaml"], "--unseen needs --data"),
+        (["{met}/step5-tokens2B"], "transformers models need --data"),
+        (["{run}/checkpoints/step_00000099"], "step_00000099: not a run or checkpoint"),
         (["./nowhere", "--data", "{met}/met.yaml"], "no step in its name, as in step5000-tokens20B: give --steps"),
         (["./nowhere-step3", "--data", "{met}/met.yaml"], "./nowhere-step3: no such folder"),
         (["{met}/step5-tokens2B", "--data", "{met}/none.yaml"], "no such configuration"),
@@ -227,7 +227,7 @@ def test_our_checkpoints_read_given_documents_too(run, documents, tmp_path):
         (["{run}", "{other}"], "two runs: replay one at a time"),
     ],
 )
-def test_what_is_wrong_is_one_line(run, documents, tmp_path, capsys, arguments, said):
+def test_errors_are_one_line(run, documents, tmp_path, capsys, arguments, message):
     if "{other}" in arguments:
         shutil.copytree(run, tmp_path / "other")
     places = {"run": run, "met": documents[0], "other": tmp_path / "other"}
@@ -235,10 +235,10 @@ def test_what_is_wrong_is_one_line(run, documents, tmp_path, capsys, arguments, 
     if "--output" not in words:
         words += ["--output", str(tmp_path / "replay")]
     assert replay.main(words) == 2
-    complaint = capsys.readouterr().err
-    assert complaint.startswith("error: ")
-    assert complaint.count("\n") == 1
-    assert said in complaint
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
 
 
 @pytest.fixture
@@ -255,14 +255,14 @@ def others(documents, tmp_path):
     return [str(path) for path in (folder / "step5-tokens2B", tmp_path / "step30", tmp_path / "step40")]
 
 
-def test_models_of_other_shapes_are_no_series(documents, others, tmp_path, capsys):
+def test_models_of_different_shapes_are_an_error(documents, others, tmp_path, capsys):
     words = [*others[:2], "--data", str(documents[0] / "met.yaml"), "--output", str(tmp_path / "replay")]
     assert replay.main(words) == 2
     assert f"3 layers of 4 experts, {others[0]} 3 layers of 8 experts" in capsys.readouterr().err
     assert not (tmp_path / "replay").exists()
 
 
-def test_what_was_read_before_a_broken_model_stands(documents, others, tmp_path, capsys):
+def test_readings_before_a_corrupt_model_are_kept(documents, others, tmp_path, capsys):
     words = ["--data", str(documents[0] / "met.yaml"), "--output", str(tmp_path / "replay")]
     assert replay.main([others[0], others[2], *words]) == 2
     assert "its weights cannot be read" in capsys.readouterr().err

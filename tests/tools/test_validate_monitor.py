@@ -3,19 +3,15 @@
 import json
 import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import validate_monitor as validate
 from scipy.stats import mannwhitneyu
+from validity import plan, readings, separation, units, verdicts
 
 from moetrain.config import load_settings
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # as python tools/validate_monitor.py has it
-
-import validate_monitor as validate
-from validity import plan, readings, separation, units, verdicts
 
 STEPS = np.arange(0, 1700, 80)
 

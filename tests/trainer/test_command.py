@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from moetrain.config import describe_settings, load_settings
-from moetrain.loggers.tensorboard import describe_tag
+from moetrain.metrics import table
 from moetrain.train import main
 from tests.conftest import small_run
 from tests.trainer.reading import scalars
@@ -160,7 +160,7 @@ def test_every_tag_is_a_fixed_name_and_describes_itself(finished):
         "system/monitor_stream",
         "system/monitor_panel",
     ]:
-        assert len(describe_tag(tag)) > 20
+        assert len(table.describe(tag)) > 20
 
 
 def test_the_dense_twin_and_a_run_without_monitor_train_too(run_main, tmp_path):

@@ -63,7 +63,7 @@ def test_a_dump_shows_where_the_first_number_breaks_and_in_which_samples(make_se
     assert main([str(tmp_path / "run.yaml")]) == 1
     (dump,) = (tmp_path / "runs" / "run" / "dumps").iterdir()
     found = replay_step.replay(dump, torch.device("cpu"))
-    assert found["first"].startswith("the first output that is not finite is that of model.layers.1.self_attn.q_proj")
+    assert found["first"].startswith("the first non-finite output is that of model.layers.1.self_attn.q_proj")
     broken = [(domain, document) for domain, document, _, loss in found["samples"] if not math.isfinite(loss)]
     told = next(event["samples"] for event in reversed(guard_events(tmp_path / "runs" / "run")) if "samples" in event)
     assert {(sample["domain"], sample["document"]) for sample in told if sample["loss"] is None} <= set(broken)

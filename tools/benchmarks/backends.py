@@ -16,10 +16,10 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from common.figures import draw_bars
 from rich.table import Table
 
 from benchmarks.configs import add_configs, load_configs
-from benchmarks.figures import draw_bars
 from benchmarks.machine import this_device
 from benchmarks.timing import ratio, take_turns
 from moetrain.config import ModelSettings, Settings

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import torch
-from command_line import write_json
+from common import ROOT
+from common.command_line import write_json
+from common.figures import draw_bars
 from rich.table import Table
 
-from benchmarks.configs import KNOWN, ROOT
-from benchmarks.figures import draw_bars
+from benchmarks.configs import KNOWN
 from benchmarks.memory import predict
 from benchmarks.timing import format_share
 from moetrain.config import Settings, SettingsError, load_settings

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+
+from common import QUICKSTART, ROOT
 
 from moetrain.config import Settings, SettingsError, load_settings
 from moetrain.trainer import Trainer
 
-ROOT = Path(__file__).parents[2]
 KNOWN = {name: ROOT / "tools" / "benchmarks" / f"{name}.yaml" for name in ("peers", "wide_routing", "olmoe_shape")}
-KNOWN["quickstart"] = ROOT / "configs" / "quickstart.yaml"
+KNOWN["quickstart"] = QUICKSTART
 
 
 def add_configs(parser: argparse.ArgumentParser, *defaults: str) -> None:

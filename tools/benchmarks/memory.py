@@ -134,7 +134,6 @@ def _kept(shape: str, compiled: bool, vocab_size: int, rows: int, length: int, d
     with torch.device("meta"):
         model = Transformer(shallow, vocab_size, dtype)
         tokens_BT = torch.zeros(rows, length, dtype=torch.int64)
-    spans_N2 = torch.tensor([(row * length, length) for row in range(rows)])
     with ExitStack() as stack:
         backends = Backends("varlen", backend, ())
         stack.enter_context(patch.object(model, "backends", lambda device: backends))
@@ -145,7 +144,7 @@ def _kept(shape: str, compiled: bool, vocab_size: int, rows: int, length: int, d
         else:
             stack.enter_context(patch.object(attention, "torch_varlen", _FlashAttention.apply))
             stack.enter_context(patch.object(transformer, "rms_norm", _fused_norm))
-        inputs = PackedTokens(tokens_BT, tokens_BT, tokens_BT, tokens_BT, tokens_BT, spans_N2)
+        inputs = PackedTokens.one_sample_per_row(tokens_BT, tokens_BT)
         return kept_by(model, lambda: model(inputs))
 
 
@@ -192,7 +191,7 @@ def _as_megablocks(
     gate_up_E2FD: torch.Tensor,
     down_EDF: torch.Tensor,
 ) -> torch.Tensor:
-    """Saves what megablocks saves: routed rows before and after each matmul, and weights in the compute dtype."""
+    """Saves what megablocks saves: routed rows before and after each matmul, weights in the dtype of computation."""
     ends_E = torch.zeros(len(down_EDF), dtype=torch.int32, device=x_ND.device)
     sent_MD = x_ND.index_select(0, index_NK.flatten())
     hidden_MF = elementwise.swiglu(F.grouped_mm(sent_MD, gate_up_E2FD.transpose(1, 2), offs=ends_E))

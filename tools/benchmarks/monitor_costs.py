@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from common.figures import new_figure, save
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 from rich.table import Table
 
-from benchmarks.figures import new_figure, save
 from benchmarks.timing import ratio, repeat, take_turns
 from moetrain.grokking import d_path, gram_blocks, pathways
 from moetrain.routing.recorder import record_samples

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common.figures import draw_bars
 from rich.table import Table
 
 from benchmarks.configs import add_configs, load_configs, open_run
-from benchmarks.figures import draw_bars
 from benchmarks.flops import MatrixRate, format_utilization, step_flops
 from benchmarks.subprocess_bench import Maker, call_in_subprocess, in_subprocesses
 from benchmarks.timing import clocked, ratio, take_clocked_turns

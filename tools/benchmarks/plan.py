@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common.figures import new_figure, save
 from rich.table import Table
 
 from benchmarks.configs import add_configs, load_configs
-from benchmarks.figures import new_figure, save
 from benchmarks.flops import step_flops
 from benchmarks.memory import Memory, count_parameters, predict
 from moetrain.config import Settings, SettingsError

@@ -16,11 +16,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from common.figures import draw_bars
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.configs import add_configs, load_configs, open_run
-from benchmarks.figures import draw_bars
 from benchmarks.flops import MatrixRate, format_utilization, step_flops
 from benchmarks.timing import Timing, clock, take_turns
 from moetrain.config import Settings

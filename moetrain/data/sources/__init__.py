@@ -1,4 +1,4 @@
-"""Where text comes from: JSON Lines, Parquet, plain text and source code, and data sets of the hub."""
+"""Sources of text: JSON Lines, Parquet, plain text and source code, and data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from moetrain.data.sources.rows import Row, Wanted
 
 
 def read_file(path: Path, wanted: Wanted, start: int = 0) -> Iterator[Row]:
-    """Rows of one file from number ``start``, read by what its name ends in.
+    """Rows of a file from number ``start``, read according to the end of its name.
 
     Raises:
-        DataError: a file that cannot be read to its end, or has no such column.
+        DataError: the file cannot be read to its end, or lacks a column.
     """
     try:
         match kind_of(path):
@@ -24,10 +24,10 @@ def read_file(path: Path, wanted: Wanted, start: int = 0) -> Iterator[Row]:
             case "text":
                 yield from text.read(path, wanted, start)
             case "parquet":
-                from moetrain.data.sources import parquet  # pyarrow takes a while to import
+                from moetrain.data.sources import parquet  # importing pyarrow is slow
 
                 yield from parquet.read(path, wanted, start)
             case None:
-                raise DataError(f"{path}: not known how to read it")
+                raise DataError(f"{path}: files of this kind cannot be read")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}): restore it") from None

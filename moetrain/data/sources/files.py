@@ -1,4 +1,4 @@
-"""Which files a path names, of what kind they are, and how they are opened."""
+"""The files that a path names, their kind, and how they are opened."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ KINDS: dict[str, Kind] = {
 }
 
 broken = (EOFError, gzip.BadGzipFile, zlib.error)
-"""What reading a truncated or damaged .gz raises."""
+"""Exceptions of reading a truncated or corrupt .gz file."""
 
 
 def kind_of(path: Path) -> Kind | None:
-    """How a file is read, by what its name ends in; None where that is not known."""
+    """How a file is read, by the end of its name; None if unknown."""
     name = path.name.removesuffix(".gz")
     kind = KINDS.get(name.rpartition(".")[2].lower()) if "." in name else None
     return None if kind == "parquet" and path.suffix == ".gz" else kind
 
 
 def named_files(pattern: str, key: str) -> list[Path]:
-    """The files of a path or pattern, sorted; of a folder all below it that can be read, but hidden ones.
+    """The files of a path or pattern, sorted; of a folder all files below it of a known kind, except hidden ones.
 
     Raises:
-        DataError: no file, or one given by name whose kind is not known; the message names the setting ``key``.
+        DataError: no file, or a file given by name is of unknown kind; the message begins with ``key``.
     """
     found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern]
     files: list[Path] = []
@@ -55,7 +55,7 @@ def named_files(pattern: str, key: str) -> list[Path]:
             if kind_of(path) is None:
                 raise DataError(
                     f"{key}: {path} ends in none of .jsonl, .json, .parquet (not .gz) and those of text and source "
-                    "code: rename it, or give others"
+                    "code: rename it, or give other files"
                 )
             files.append(path)
     if not files:
@@ -74,7 +74,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def open_plain(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
-    """A file's bytes, decompressed where it ends in .gz, and how many bytes on disk have been read."""
+    """The bytes of a file, decompressed if it ends in .gz, and a function that returns the bytes read from disk."""
     with open(path, "rb") as raw:
         if path.suffix == ".gz":
             with gzip.open(raw, "rb") as file:

@@ -1,12 +1,13 @@
-"""Data sets of the Hugging Face hub, or local folders of the same form, through `datasets`; no code of theirs is run.
+"""Data sets of the Hugging Face hub, or local folders of the same form, read by `datasets`. Their code is not run.
 
-`datasets` is imported only here, and only when a domain asks for it.
+`datasets` is imported only here, and only if a domain uses it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from moetrain.data.sources.rows import Row, Wanted
 
 
 def local_folder(name: str, domain: DomainSettings, root: str) -> Path | None:
-    """The folder that a domain's ``hub`` names; None where it is a name on the hub.
+    """The folder that a domain's ``hub`` names; None if it is a name on the hub.
 
     Raises:
-        DataError: it is written as a path, and there is no such folder.
+        DataError: it is a path, and there is no such folder.
     """
     assert domain.hub is not None
     key = f"data.domains.{name}.hub"
@@ -33,10 +34,10 @@ def local_folder(name: str, domain: DomainSettings, root: str) -> Path | None:
 
 
 def revision(name: str, domain: DomainSettings, root: str) -> str:
-    """The commit that the hub data set stands at, so that a change of it is seen.
+    """A hash of the current version of the hub data set.
 
     Raises:
-        DataError: it cannot be reached.
+        DataError: the data set cannot be reached.
     """
     import datasets
 
@@ -48,10 +49,10 @@ def revision(name: str, domain: DomainSettings, root: str) -> str:
 
 
 def read(name: str, domain: DomainSettings, root: str, start: int) -> Iterator[Row]:
-    """Rows from number ``start`` (0 the first); their positions count no bytes.
+    """Rows from number ``start`` (0 the first); ``position`` is always 0.
 
     Raises:
-        DataError: the data set cannot be loaded or read to its end, or has no such column.
+        DataError: the data set cannot be loaded or read to its end, or lacks a column.
     """
     import datasets
 
@@ -80,25 +81,21 @@ def read(name: str, domain: DomainSettings, root: str, start: int) -> Iterator[R
         yield wanted.pick(record, f"{shown}, row {number}", number, 0)
 
 
-def _named(name: str, domain: DomainSettings) -> one_line:
+def _named(name: str, domain: DomainSettings) -> AbstractContextManager[None]:
     return one_line(f"data.domains.{name}.hub: {domain.hub}", "correct hub, hub_config, hub_revision or split")
 
 
-class one_line:  # noqa: N801
-    """Whatever `datasets` raises, as one line that begins with what cannot be read and ends with the remedy."""
-
-    def __init__(self, start: str, remedy: str) -> None:
-        self.start, self.remedy = start, remedy
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, DataError) or not isinstance(error, Exception):
-            return
-        cause = error
+@contextmanager
+def one_line(place: str, remedy: str) -> Iterator[None]:
+    """Raise a DataError of one line in place of whatever `datasets` raises."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        cause: BaseException = error
         while cause.__cause__ is not None:
-            cause = cause.__cause__  # type: ignore[assignment]
+            cause = cause.__cause__
         reason = " ".join(str(cause).split())[:300] or type(cause).__name__
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "") else ""
-        raise DataError(f"{self.start} cannot be read: {reason}{offline}: {self.remedy}") from None
+        raise DataError(f"{place} cannot be read: {reason}{offline}: {remedy}") from None

@@ -1,4 +1,4 @@
-"""JSON Lines, plain or gzipped: an object a line."""
+"""JSON Lines, plain or gzipped: one object per line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from moetrain.data.sources.rows import Row, Wanted, json_record
 
 
 def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
-    """Rows from line ``start`` (0 the first); blank lines are none.
+    """Rows from line ``start`` (0 the first); blank lines are skipped.
 
     Raises:
-        DataError: a compressed file that ends or breaks in the middle.
+        DataError: a compressed file is truncated or corrupt.
     """
     number = 0
     with open_plain(path) as (file, position):
@@ -26,7 +26,7 @@ def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
             except StopIteration:
                 return
             except broken as error:
-                # What follows cannot be reached: that is not a bad line but a broken file.
+                # All later lines are unreadable, so this is an error and not one bad line.
                 raise DataError(f"{path}:{number}: the file ends or breaks here ({error}): fetch it again") from None
             if number <= start or not line.strip():
                 continue

@@ -13,14 +13,14 @@ from moetrain.data.errors import DataError
 from moetrain.data.sources.rows import Row, Wanted
 
 _ROWS_AT_ONCE = 256
-_BUFFER = 2**20  # bytes; without it a whole column of a row group is held, which may be gigabytes
+_BUFFER = 2**20  # bytes; without it a whole column of a row group is buffered, which may be gigabytes
 
 
 def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
     """Rows from number ``start`` (0 the first).
 
     Raises:
-        DataError: no Parquet file, one that breaks, a missing column, or a text column of another type.
+        DataError: the file is not Parquet or corrupt, a column is missing, or the text column is not text.
     """
     number = 0
     try:
@@ -55,10 +55,10 @@ def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
 
 
 def check_columns(place: str, schema: pa.Schema, wanted: Wanted) -> None:
-    """Raise DataError where a column is missing, or the one of the text is no text."""
+    """Raise DataError if a column is missing or the text column is not text."""
     for column in wanted.columns:
         if column not in schema.names:
-            known = " ".join(", ".join(schema.names).split())  # a damaged name may hold a line break
+            known = " ".join(", ".join(schema.names).split())  # a corrupt name may hold a line break
             remedy = "set text_field" if column == wanted.text_field else "correct the filter"
             raise DataError(f"{place}: no column {column!r} (columns: {known}): {remedy}")
     kind = schema.field(wanted.text_field).type
@@ -69,7 +69,7 @@ def check_columns(place: str, schema: pa.Schema, wanted: Wanted) -> None:
 
 
 def _values(column: Any) -> list[Any]:
-    """A column as Python values; where its text is not UTF-8, the error in the place of the value."""
+    """A column as Python values, with an error in place of each value that is not UTF-8."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""What every source gives: one row after another, each with its place, and its text or what is wrong with it."""
+"""What every source yields: rows, each with its place, and its text or the problem with it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from moetrain.expression import Filter, parse_filter
 
 
 class Row(NamedTuple):
-    """A line, row or document of a source; ``text`` is None where it is filtered out or cannot be used."""
+    """A line, row or document of a source; ``text`` is None if it is filtered out or cannot be used."""
 
     text: str | None
-    place: str  # for people: file and line, or row
-    number: int  # of the source's lines or rows, how many have been read with this one: where to go on from
-    position: int  # bytes of the source read so far, of its size on disk
+    place: str  # for messages: file and line or row
+    number: int  # rows of the source read so far, with this one: where to resume
+    position: int  # bytes on disk read so far
     problem: str | None = None  # why it cannot be used
-    answer: tuple[int, int] | None = None  # the characters of the text that are its answer, where it marks one
-    heldout: bool | None = None  # where the source itself says whether the text is held out
+    answer: tuple[int, int] | None = None  # range of characters marked as the answer
+    heldout: bool | None = None  # set if the source decides whether the text is held out
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which column holds the text, and which rows to take."""
+    """Which column holds the text, and which rows to use."""
 
     text_field: str
     filter: Filter | None = None
@@ -35,11 +35,11 @@ class Wanted:
 
     @property
     def columns(self) -> list[str]:
-        """Every column that is needed."""
+        """The columns to read."""
         return list(dict.fromkeys((self.text_field, *(self.filter.columns if self.filter else ()))))
 
     def pick(self, record: Mapping[str, Any], place: str, number: int, position: int) -> Row:
-        """The row that a record is."""
+        """Make a row of a record."""
         if self.filter is not None:
             try:
                 if not self.filter.keeps(record):
@@ -61,7 +61,7 @@ class Wanted:
 
 
 def _with_answer(text: str, answer: Any, place: str, number: int, position: int) -> Row:
-    # "answer" holds other things too in files found in the wild (the answer itself, a choice's number): a list marks.
+    # In many files "answer" is the answer itself or the number of a choice. Only a list marks characters.
     if not isinstance(answer, list):
         return Row(text, place, number, position)
     if len(answer) != 2 or any(type(at) is not int for at in answer) or not 0 <= answer[0] < answer[1] <= len(text):
@@ -75,7 +75,7 @@ def _fields(record: Mapping[str, Any]) -> str:
 
 
 def json_record(line: bytes) -> Mapping[str, Any] | str:
-    """The object that a JSON line holds, or what is wrong with it."""
+    """The object of a JSON line, or the problem with it."""
     try:
         record = json.loads(line)
     except UnicodeDecodeError as error:

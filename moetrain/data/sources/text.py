@@ -1,4 +1,4 @@
-"""Plain text and source code: a file is a document; one over a mebibyte is several, cut where paragraphs end."""
+"""Plain text and source code: each file is a document; files over 1 MiB are cut where paragraphs end."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ LONGEST = 2**20  # bytes of a document
 
 
 def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
-    """Documents of a file from number ``start`` (0 the first). A file that is not UTF-8 is one bad row.
+    """Documents of a file from number ``start`` (0 the first). A document that is not UTF-8 is a bad row.
 
-    The only column is the text itself, so that a filter can ask for its length.
+    The only column is the text, so that a filter can use its length.
 
     Raises:
-        DataError: a compressed file that ends or breaks in the middle, or a filter on other columns.
+        DataError: a compressed file is truncated or corrupt, or the filter uses other columns.
     """
     others = [column for column in wanted.columns if column != wanted.text_field]
     if others:
@@ -33,14 +33,14 @@ def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
                 raise DataError(
                     f"{path}: the file ends or breaks after byte {begin + len(rest)} ({error}): fetch it again"
                 ) from None
-            held = rest + more
-            if not held:
+            buffer = rest + more
+            if not buffer:
                 return
-            cut = len(held) if len(held) <= LONGEST else _cut(held)
-            document, rest = held[:cut], held[cut:]
+            cut = len(buffer) if len(buffer) <= LONGEST else _cut(buffer)
+            document, rest = buffer[:cut], buffer[cut:]
             number += 1
             if number > start:
-                # The first place of every file has no number: most files are one document.
+                # Most files are one document, so the place of the first has no number.
                 place = f"{path}" if begin == 0 else f"{path}, from byte {begin}"
                 yield _row(document, wanted, place, number, position(), begin)
             begin += cut
@@ -56,13 +56,13 @@ def _row(document: bytes, wanted: Wanted, place: str, number: int, position: int
     return wanted.pick({wanted.text_field: text}, place, number, position)
 
 
-def _cut(held: bytes) -> int:
-    """Where to cut more than a document's bytes: after the last blank line, line, or else whole character."""
+def _cut(buffer: bytes) -> int:
+    """Where to cut a buffer longer than a document: after the last blank line, else line, else character."""
     for end in (b"\n\n", b"\n"):
-        at = held.rfind(end, LONGEST // 2, LONGEST)
+        at = buffer.rfind(end, LONGEST // 2, LONGEST)
         if at >= 0:
             return at + len(end)
     cut = LONGEST
-    while cut > LONGEST - 4 and held[cut] & 0xC0 == 0x80:  # a byte that continues a character
+    while cut > LONGEST - 4 and buffer[cut] & 0xC0 == 0x80:  # a continuation byte of a character
         cut -= 1
     return cut

@@ -1,4 +1,4 @@
-"""Figures of the benchmarks."""
+"""Figures of the tools, with matplotlib if it is installed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,20 @@ def new_figure(columns: int = 1, width: float = 4.6) -> tuple[Any, Any]:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write and close a figure."""
+    """Write and close a figure.
+
+    Raises:
+        SettingsError: the file cannot be written, or its format is unknown.
+    """
     from matplotlib import pyplot as plt
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--figure {path}: cannot be written ({error}): give a .png, .svg or .pdf file") from None
+    finally:
+        plt.close(figure)
 
 
 def draw_bars(path: Path, values: Mapping[str, float], label: str, width: float = 4.6, highlighted: str = "") -> None:

@@ -1,0 +1,56 @@
+"""Rows of what the trainer, the evaluation and the probes measure themselves: load of the experts, system, probes."""
+
+from __future__ import annotations
+
+from moetrain.metrics.cell import DOMAIN, MODEL, PROBE
+from moetrain.metrics.metric import Metric
+
+# fmt: off
+TRAINER_METRICS: tuple[Metric, ...] = (
+    Metric("load_cv", "experts/load_cv", "Load of the experts, variation", (MODEL,), evidence=12, compared=True,
+           chart="control: load of the experts"),
+    Metric("entropy", "experts/entropy", "Entropy of the load", (MODEL,), compared=True,
+           chart="control: load of the experts"),
+    Metric("dead", "experts/dead", "Experts without a token, per layer", (MODEL,), compared=True),
+    Metric("router_entropy", "", "Entropy of the router", (MODEL,), evidence=11,
+           text="Entropy of the router's probabilities, mean over tokens and layers, in nats."),
+    Metric("balance", "loss/balance", "Load-balancing loss", (MODEL,),
+           text="Load-balancing loss, mean over layers. It is 1 where all experts have the same load."),
+    Metric("z", "loss/z", "Router z loss", (MODEL,),
+           text="Router z loss: mean squared logsumexp of the router's logits."),
+    Metric("learning_rate", "optim/learning_rate", "Learning rate", (MODEL,), text="Learning rate of the update."),
+    Metric("grad_norm", "optim/grad_norm", "Gradient norm", (MODEL,), text="Norm of the gradient before clipping."),
+    Metric("tokens", "data/tokens", "Text tokens trained on", (DOMAIN,),
+           text="Text tokens of the domain trained on so far."),
+    Metric("tokens_per_second", "system/tokens_per_second", "Tokens per second", (MODEL,), compared=True,
+           text="Throughput: text and marker tokens per second, over the time of training alone."),
+    Metric("mfu", "system/mfu", "Model FLOPs utilization", (MODEL,),
+           text="Model FLOPs utilization: share of the matmul rate measured at the start, at 6 FLOPs per token and "
+           "active parameter. The matmuls of attention scores are not counted."),
+    Metric("memory", "system/memory", "Peak memory", (MODEL,),
+           text="Peak memory in bytes: of the device on CUDA, else of the process."),
+    Metric("monitor_share", "system/monitor_share", "Share of time spent on monitoring", (MODEL,), compared=True,
+           text="Share of the run's time spent on monitoring."),
+    Metric("monitor_panel", "system/monitor_panel", "Share of time spent on the panel", (MODEL,),
+           text="Share of the run's time spent on reading the panel and computing its metrics."),
+    Metric("monitor_probes", "system/monitor_probes", "Share of time spent on probes", (MODEL,),
+           text="Share of the run's time spent on the probes."),
+    Metric("monitor_stream", "system/monitor_stream", "Share of time spent on streaming metrics", (MODEL,),
+           text="Share of the run's time spent on recording routing and on the streaming metrics."),
+    Metric("accuracy", "probe/accuracy", "accuracy", (PROBE,), compared=True,
+           text="Share of the task's items answered correctly: the correct choice has the largest log-probability, or "
+           "the most likely answer is the target."),
+    Metric("accuracy_per_character", "probe/accuracy_per_character", "accuracy per character", (PROBE,),
+           text="Share of items whose correct choice has the largest log-probability per character."),
+    Metric("accuracy_centred", "probe/accuracy_centred", "accuracy above chance", (PROBE,),
+           chart="probes: accuracy above chance (0) to all correct (1)",
+           text="Accuracy on a scale where 0 is chance and 1 is all items correct."),
+    Metric("bpb", "probe/bpb", "bits per byte", (PROBE,), compared=True,
+           chart="probes: bits per byte of the correct answer",
+           text="Bits per byte of the correct answer, given the question. It falls long before accuracy rises."),
+    Metric("soft", "probe/soft", "soft", (PROBE,),
+           text="Probability of the correct choice among all choices, mean over items. Less noisy than accuracy."),
+    Metric("exact_match", "probe/exact_match", "exact match", (PROBE,),
+           text="Share of items whose generated answer is the target."),
+)
+# fmt: on

@@ -1,0 +1,55 @@
+"""Launches of several ranks on this machine."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import moetrain
+
+TRAIN = Path(moetrain.__file__).parent / "train.py"
+_PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def start(ranks, overrides, machines=1, port=0):
+    """The launcher of one machine, as a process."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
+    command += ["--nnodes", str(machines), "--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}"]
+    return subprocess.Popen([*command, str(TRAIN), *overrides], env={**os.environ, "OMP_NUM_THREADS": "1"}, **_PIPES)
+
+
+def launch(ranks, overrides, machines=1):
+    """Train on so many ranks on each of some machines, all of them this one."""
+    port = free_port() if machines > 1 else 0
+    launchers = [start(ranks, overrides, machines, port) for _ in range(machines)]
+    for launcher in launchers:
+        said, _ = launcher.communicate(timeout=240)
+        assert launcher.returncode == 0, said[-3000:]
+
+
+def alone(command, ranks=2):
+    """Each rank of a Python command as a process, without a launcher that would end the others when one fails."""
+    everyone = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    everyone |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    for rank in range(ranks):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        yield subprocess.Popen([sys.executable, *command], env={**os.environ, **everyone, **own}, **_PIPES)
+
+
+def run_ranks(command, ranks=2, seconds=240):
+    """What each rank of a Python command printed, once all have succeeded."""
+    processes = list(alone(command, ranks))
+    try:
+        said = [process.communicate(timeout=seconds)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), "\n".join(said)[-5000:]
+    return said

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from common.command_line import reports_errors
 from probe import as_record, notes, open_checkpoint, probing_parser, score_tasks, table_rows, write_record
 
 from moetrain.checkpoint.manager import CheckpointError
@@ -151,55 +152,51 @@ def show(terminal: Terminal, trained: TrainedModel, found: Instructed) -> None:
     terminal.note(f"{len(tuned.losses):,} steps trained {tuned.parameters:,} parameters; loss by epoch: {losses}")
 
 
+@reports_errors(SettingsError, DataError, CheckpointError, FineTuningError, OSError)
 def main(arguments: list[str] | None = None) -> int:
     """Fine-tune, probe and print. Returns the exit status: 0, or 2 for unusable input or a loss that diverged."""
     options = _parser().parse_args(arguments)
     terminal = Terminal()
-    try:
-        if options.output:
-            refuse_folder(options.output)
-        items = read_entries(options.tasks, ".", "TASK_FILE")
-        files = [path for pattern in options.instructions for path in named_files(pattern, "--instructions")]
-        examples = read_instructions(files)
-        report = contaminated(items, (example.text for example in examples))
-        if options.contaminated == "exclude":
-            items = clean(items, report)
-        if not items:
-            raise DataError("every item occurs in the instructions: give other tasks, or --contaminated keep")
-        trained = open_checkpoint(options)
-        seed = trained.settings.run.seed
-        settings = LoraSettings(
-            rank=options.rank,
-            alpha=2.0 * options.rank if options.alpha is None else options.alpha,
-            dropout=options.dropout,
-            modules=tuple(options.modules),
-            learning_rate=options.learning_rate,
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            seed=seed if options.seed is None else options.seed,
-        )
-        tasks = tasks_of(items, options.limit, seed)
-        batch_tokens = options.batch_tokens or _BATCH_TOKENS[trained.model.lm_head.weight.device.type]
-        found = instruct_probe(trained, examples, tasks, settings, batch_tokens, options.generate or 0, terminal)
-        show(terminal, trained, found)
-        counts = {name: counted.contaminated for name, counted in report.tasks.items() if counted.contaminated}
-        if counts:
-            what = "excluded" if options.contaminated == "exclude" else "kept"
-            named = ", ".join(f"{number:,} of {name}" for name, number in counts.items())
-            terminal.note(f"items that occur in the instructions, {what}: {named}")
-        if options.output:
-            save_adapters(found.adapted, options.output)
-        if options.json:
-            inputs = {"instructions": [str(path) for path in files], "contaminated": counts}
-            write_record(options.json, as_instructed_record(trained, found, settings) | inputs)
-    except (SettingsError, DataError, CheckpointError, FineTuningError, OSError) as error:
-        terminal.error(str(error))
-        return 2
+    if options.output:
+        refuse_folder(options.output)
+    items = read_entries(options.tasks, ".", "TASK_FILE")
+    files = [path for pattern in options.instructions for path in named_files(pattern, "--instructions")]
+    examples = read_instructions(files)
+    report = contaminated(items, (example.text for example in examples))
+    if options.contaminated == "exclude":
+        items = clean(items, report)
+    if not items:
+        raise DataError("every item occurs in the instructions: give other tasks, or --contaminated keep")
+    trained = open_checkpoint(options)
+    seed = trained.settings.run.seed
+    settings = LoraSettings(
+        rank=options.rank,
+        alpha=2.0 * options.rank if options.alpha is None else options.alpha,
+        dropout=options.dropout,
+        modules=tuple(options.modules),
+        learning_rate=options.learning_rate,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        seed=seed if options.seed is None else options.seed,
+    )
+    tasks = tasks_of(items, options.limit, seed)
+    batch_tokens = options.batch_tokens or _BATCH_TOKENS[trained.model.lm_head.weight.device.type]
+    found = instruct_probe(trained, examples, tasks, settings, batch_tokens, options.generate or 0, terminal)
+    show(terminal, trained, found)
+    counts = {name: counted.contaminated for name, counted in report.tasks.items() if counted.contaminated}
+    if counts:
+        what = "excluded" if options.contaminated == "exclude" else "kept"
+        named = ", ".join(f"{number:,} of {name}" for name, number in counts.items())
+        terminal.note(f"items that occur in the instructions, {what}: {named}")
+    if options.output:
+        save_adapters(found.adapted, options.output)
+    if options.json:
+        inputs = {"instructions": [str(path) for path in files], "contaminated": counts}
+        write_record(options.json, as_instructed_record(trained, found, settings) | inputs)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    assert __doc__ is not None
     parser = probing_parser(__doc__)
     parser.add_argument("--instructions", nargs="+", required=True, metavar="FILE", help="files to fine-tune on")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write the adapters, in peft's format")

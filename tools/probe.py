@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common.command_line import make_parser, reports_errors
 
 from moetrain.atomic_io import write_file
 from moetrain.checkpoint.manager import CheckpointError
@@ -45,9 +46,9 @@ def count(text: str) -> int:
     return number
 
 
-def probing_parser(description: str) -> argparse.ArgumentParser:
+def probing_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser of the checkpoint, the tasks and the options of probing."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(description)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="RUN, or RUN/checkpoints/step_XXXXXXXX")
     parser.add_argument("tasks", nargs="+", metavar="TASK_FILE", help="file or pattern of items, or hub:NAME[=PATH]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers, and those of each item")
@@ -116,29 +117,25 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     write_file(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
+@reports_errors(SettingsError, DataError, CheckpointError, OSError)
 def main(arguments: list[str] | None = None) -> int:
     """Probe and print. Returns the exit status: 0, or 2 for a checkpoint, task or file that cannot be used."""
-    assert __doc__ is not None
     options = probing_parser(__doc__).parse_args(arguments)
     terminal = Terminal()
-    try:
-        items = read_entries(options.tasks, ".", "TASK_FILE")
-        trained = open_checkpoint(options)
-        tasks = tasks_of(items, options.limit, trained.settings.run.seed)
-        terminal.preparing(f"encoding {sum(len(task.items) for task in tasks):,} items", 0, None)
-        batch_tokens = options.batch_tokens or _BATCH_TOKENS[trained.model.lm_head.weight.device.type]
-        prepared = prepare(tasks, trained.tokenizer, trained.settings.data.seq_len, batch_tokens)
-        began = time.monotonic()
-        scores = score_tasks(trained, prepared, options.generate or 0, terminal, "reading tokens")
-        seconds = time.monotonic() - began
-        terminal.table(f"step {trained.step:,} of {trained.run}", *table_rows(scores))
-        for line in [*notes(scores), f"{prepared.tokens:,} tokens in {seconds:,.1f} s"]:
-            terminal.note(line)
-        if options.json:
-            write_record(options.json, as_record(trained, scores))
-    except (SettingsError, DataError, CheckpointError, OSError) as error:
-        terminal.error(str(error))
-        return 2
+    items = read_entries(options.tasks, ".", "TASK_FILE")
+    trained = open_checkpoint(options)
+    tasks = tasks_of(items, options.limit, trained.settings.run.seed)
+    terminal.preparing(f"encoding {sum(len(task.items) for task in tasks):,} items", 0, None)
+    batch_tokens = options.batch_tokens or _BATCH_TOKENS[trained.model.lm_head.weight.device.type]
+    prepared = prepare(tasks, trained.tokenizer, trained.settings.data.seq_len, batch_tokens)
+    began = time.monotonic()
+    scores = score_tasks(trained, prepared, options.generate or 0, terminal, "reading tokens")
+    seconds = time.monotonic() - began
+    terminal.table(f"step {trained.step:,} of {trained.run}", *table_rows(scores))
+    for line in [*notes(scores), f"{prepared.tokens:,} tokens in {seconds:,.1f} s"]:
+        terminal.note(line)
+    if options.json:
+        write_record(options.json, as_record(trained, scores))
     return 0
 
 

@@ -1,36 +1,36 @@
-"""The paper's toy: does the pathway edit distance follow the effective dimension of the routing kernel?
-
-Li, Fan and Zhou (arXiv 2506.21551, section on theory) support Theorem 4.1 with a one-layer mixture of 16 ReLU experts
-behind a random frozen router, on 200 samples of 100-dimensional Gaussian clusters: edit distance against effective
-dimension. This trains many such models and correlates the two, with the controls that a correlation of this kind needs.
+"""The paper's toy model: does the pathway edit distance follow the effective dimension of the routing kernel?
 
     python tools/theory_toy.py                                          # about a minute; tools/results/theory_toy.*
     python tools/theory_toy.py --models 8 --steps 20 --output /tmp/toy  # a quick look
 
-What the paper leaves open was chosen so, and all of it is written into the JSON:
-- What varies. A router redrawn with nothing else changed is one family, "draw". Three more vary one thing each:
-  "scatter", the share of a sample's variance that lies within its cluster (0.001 to 1); "clusters", their number (2 to
-  100); "sharpness", the scale of the router's logits (0.2 to 10, even in logarithms). What does not vary is 0.02, 10
-  and 2. Pooled correlations mix families and are no evidence by themselves.
-- This was chosen after looking. In a first form 0.5 lay within clusters (`--scatter 0.5`; from 0.01 on where it
-  varied), and d_eff was close to 16, the most that 16 experts allow, nearly everywhere. Its Spearman correlations of
-  D_path with d_eff, in the order above, 60 models each, were +.30, +.49, +.46, -.73, and without router entropy +.08,
-  +.39, +.56, -.21: the same signs. Two quick looks with 12 and 16 models a family came before it.
-- Data. Inputs of length 10 or about: a Gaussian centre and Gaussian noise in 100 dimensions, mixed by the share above.
-  The target is one standard Gaussian number a cluster, plus 0.3 times a fixed linear function of the noise, plus noise
-  of 0.1. Test: 1000 further samples of the same clusters.
-- Model. g(x) = softmax(sharpness W x / 10) with W standard Gaussian, frozen, dense over all experts (no top-k);
-  f(x) = sum_e g_e(x) a_e relu(U_e x), 16 hidden units an expert, U and a trained by Adam on squared error.
-- Measures. As in `moetrain.grokking`: tau 0.7; d_eff of 64 samples at lambda = 0.01 Tr(H) / 64, and of all 200 at 0.01
-  Tr(H) / 200; expert kernels K = 1 and K = <x, x'>. One layer's pathway is one prefix: routing by size, no separators.
-- Control. Residuals of both quantities on router entropy and its square: what is left is not the router's sharpness,
-  which moves the length of pathways and the kernel alike. The distance divided by pathway length stands beside it.
+Li, Fan and Zhou (arXiv 2506.21551, section on theory) support Theorem 4.1 with a one-layer mixture of 16 ReLU experts
+behind a random frozen router, on 200 samples of 100-dimensional Gaussian clusters: edit distance against effective
+dimension. This trains many such models and correlates the two, with controls.
 
-Intervals are bootstraps over models. Suffixes: M models, S samples, E experts, D input, H hidden units of an expert.
+What the paper leaves open was chosen as follows; the JSON file contains this text:
+- Families. In "draw" only the seeds differ. Three more vary one quantity each: "scatter", the share of a sample's
+  variance that lies within its cluster (0.001 to 1); "clusters", their number (2 to 100); "sharpness", the scale of
+  the router's logits (0.2 to 10); all evenly on a logarithmic scale. Otherwise these are 0.02, 10 and 2. Pooled
+  correlations mix families and are not evidence by themselves.
+- These values were chosen after a first version with a scatter of 0.5 (`--scatter 0.5`; from 0.01 on where it varied),
+  in which d_eff was close to 16, the maximum for 16 experts, nearly everywhere. Its Spearman correlations of D_path
+  with d_eff, in the order above, 60 models each, were +.30, +.49, +.46, -.73, and without router entropy +.08, +.39,
+  +.56, -.21: the same signs. Two short runs with 12 and 16 models per family preceded it.
+- Data. Inputs of length about 10: a Gaussian centre and Gaussian noise in 100 dimensions, mixed by the scatter. The
+  target is one standard Gaussian number per cluster, plus 0.3 times a fixed linear function of the noise, plus noise of
+  0.1. Test: 1000 further samples of the same clusters.
+- Model. g(x) = softmax(sharpness W x / 10) with W standard Gaussian, frozen, dense over all experts (no top-k);
+  f(x) = sum_e g_e(x) a_e relu(U_e x), 16 hidden units per expert, U and a trained by Adam on squared error.
+- Measures. As in `moetrain.grokking`: tau 0.7; d_eff of 64 samples at lambda = 0.01 Tr(H) / 64, and of all 200 at 0.01
+  Tr(H) / 200; expert kernels K = 1 and K = <x, x'>. With one layer a pathway is one prefix, without separators.
+- Control. Residuals of both quantities on router entropy and its square, which remove the router's sharpness: it
+  affects pathway length and the kernel alike. The distance divided by pathway length is reported too.
+
+Intervals are bootstraps over models. Suffixes: M models, S samples, E experts, D input, H hidden units, R resamples.
 """
 
-import argparse
-import json
+from __future__ import annotations
+
 import platform
 import sys
 import time
@@ -42,11 +42,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.machine import processor
+from common.command_line import make_parser, reports_errors, write_json
+from common.figures import pyplot, save
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from scipy.stats import rankdata
 
+from moetrain.config import SettingsError
 from moetrain.grokking import d_eff, d_path_both, effective_dimension, routing_kernel
 from moetrain.loggers.terminal import Terminal
 
@@ -55,7 +57,7 @@ Floats = NDArray[np.float64]
 EXPERTS, SAMPLES, TEST, WIDTH, HIDDEN = 16, 200, 1000, 100, 16
 RIDGE, LEARNING_RATE, RESAMPLES = 0.01, 3e-3, 2000
 WITHIN, LABEL_NOISE = 0.3, 0.1
-SCATTER, CLUSTERS, SHARPNESS = 0.02, 10, 2.0  # of the families that do not vary them
+SCATTER, CLUSTERS, SHARPNESS = 0.02, 10, 2.0  # in the families that do not vary them
 FAMILIES = {
     "draw": "only seeds differ",
     "scatter": "within clusters",
@@ -76,7 +78,7 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class Model:
-    """What one model gave; entropies in nats, errors as squared error over the variance of the targets."""
+    """Results of one model. Entropies in nats; errors are squared errors divided by the variance of the targets."""
 
     family: str
     seed: int
@@ -95,7 +97,7 @@ class Model:
 
 
 def plan(models: int, scatter: float = SCATTER) -> list[dict[str, Any]]:
-    """Family, seed, scatter, clusters and sharpness of each model, `models` of every family."""
+    """Family, seed, scatter, clusters and sharpness of each model, `models` per family."""
     usual = {"scatter": scatter, "clusters": CLUSTERS, "sharpness": SHARPNESS}
     varied: dict[str, list[Any]] = {
         "scatter": np.geomspace(0.001, 1, models).tolist(),
@@ -108,17 +110,14 @@ def plan(models: int, scatter: float = SCATTER) -> list[dict[str, Any]]:
 
 
 def draw_data(clusters: int, scatter: float, rng: np.random.Generator) -> tuple[Floats, Floats, Floats, Floats]:
-    """Training inputs [S, D] and targets [S], test inputs and targets, of one set of Gaussian clusters.
-
-    scatter: share of the inputs' variance that lies within clusters, 0 to 1.
-    """
+    """Training inputs [S, D] and targets [S], then test inputs and targets, of one set of Gaussian clusters."""
     centres = rng.normal(size=(clusters, WIDTH))
     centres *= np.sqrt(WIDTH) / np.linalg.norm(centres, axis=1, keepdims=True)
     levels, direction = rng.normal(size=clusters), rng.normal(size=WIDTH) / np.sqrt(WIDTH)
     member = np.concatenate([rng.permutation(np.arange(SAMPLES) % clusters), rng.integers(clusters, size=TEST)])
-    around = rng.normal(size=(SAMPLES + TEST, WIDTH))
-    targets = levels[member] + WITHIN * around @ direction + LABEL_NOISE * rng.normal(size=len(member))
-    inputs = np.sqrt(1 - scatter) * centres[member] + np.sqrt(scatter) * around
+    noise = rng.normal(size=(SAMPLES + TEST, WIDTH))
+    targets = levels[member] + WITHIN * noise @ direction + LABEL_NOISE * rng.normal(size=len(member))
+    inputs = np.sqrt(1 - scatter) * centres[member] + np.sqrt(scatter) * noise
     return inputs[:SAMPLES], targets[:SAMPLES], inputs[SAMPLES:], targets[SAMPLES:]
 
 
@@ -132,7 +131,7 @@ def route(inputs_SD: Floats, router_ED: Floats, sharpness: float) -> Floats:
 def train_experts(
     train: tuple[Floats, Floats, Floats], test: tuple[Floats, Floats, Floats], steps: int, seed: int
 ) -> tuple[float, float]:
-    """Squared error in training and test after `steps` full batches, each over the variance of the test targets.
+    """Squared error in training and test after `steps` full batches, divided by the variance of the test targets.
 
     train, test: inputs [S, D], routing weights [S, E] and targets [S]; the router is not trained.
     """
@@ -195,11 +194,11 @@ def _entropy(weights: Floats) -> Any:
 
 
 def correlate_models(x_M: Floats, y_M: Floats, control_M: Floats, seed: int = 0) -> dict[str, Any]:
-    """Pearson and Spearman of x and y over models, and the same without what router entropy tells, with intervals.
+    """Pearson and Spearman correlation of x and y over models, and the same controlled for router entropy.
 
     The controlled ones correlate residuals on entropy and its square: of the values for Pearson, of ranks for Spearman.
     Returns for each a value and the 2.5% and 97.5% points of a bootstrap over models; NaN where a series does not vary
-    or leaves no residual, its order being that of entropy.
+    or has no residuals, because it is a function of entropy.
     """
     n = len(x_M)
     rows_RS = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
@@ -223,7 +222,7 @@ def correlate_models(x_M: Floats, y_M: Floats, control_M: Floats, seed: int = 0)
 
 
 def residuals(y: Floats, control: Floats) -> Floats:
-    """What a parabola in the control leaves of each row of y, [R, M] each."""
+    """Residuals of each row of y on the same row of the control and its square, [R, M] each."""
     scaled = control - control.mean(axis=1, keepdims=True)
     scaled = scaled / np.maximum(np.abs(scaled).max(axis=1, keepdims=True), 1e-300)
     basis, _ = np.linalg.qr(np.stack([np.ones_like(scaled), scaled, scaled**2], axis=2))
@@ -231,7 +230,7 @@ def residuals(y: Floats, control: Floats) -> Floats:
 
 
 def correlations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
-    """`correlate_models` of each pair of quantities, for each family and for all together."""
+    """`correlate_models` of each of `PAIRS`, for each family and pooled."""
 
     def of(chosen: Sequence[Model]) -> dict[str, Any]:
         columns = {name: np.array([getattr(model, name) for model in chosen]) for name in Model.__annotations__}
@@ -242,35 +241,34 @@ def correlations(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
 
 
 def conclusion(found: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Whether D_path rises with d_eff, by family: from the intervals of Spearman, as it is and without entropy."""
+    """Whether D_path rises with d_eff, by family: from the intervals of Spearman, raw and controlled for entropy."""
 
     def words(part: dict[str, Any]) -> str:
         if np.isnan(part["value"]):
-            return "has no value, for D_path or d_eff follows entropy exactly"
-        rises, falls = part["low"] > 0, part["high"] < 0
-        return (
-            f"{'rises with d_eff' if rises else 'falls with d_eff' if falls else 'shows no relation'}, {_short(part)}"
+            return "is undefined, because D_path or d_eff is a function of entropy"
+        relation = (
+            "rises with d_eff" if part["low"] > 0 else "falls with d_eff" if part["high"] < 0 else "shows no relation"
         )
+        return f"{relation}, {_short(part)}"
 
-    said = {}
+    sentences = {}
     for pair, quantity in (("d_path ~ d_eff", "D_path"), ("d_path_norm ~ d_eff", "D_path by length")):
         for name, pairs in found.items():
             row = pairs[pair]
-            said[f"{pair}, {name}"] = (
+            sentences[f"{pair}, {name}"] = (
                 f"{quantity} {words(row['spearman'])}; without router entropy it "
                 f"{words(row['spearman_without_entropy'])}; Spearman over {row['n']} models"
             )
-    return said
+    return sentences
 
 
 def draw_figure(models: Sequence[Model], found: dict[str, dict[str, Any]], path: Path) -> None:
-    """D_path against d_eff as it is, without router entropy, and by length; test error against d_eff."""
-    try:
-        import matplotlib
-    except ImportError as missing:
-        raise SystemExit("the figure needs matplotlib: pip install 'moetrain[figures]'") from missing
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    """Scatter plots: D_path against d_eff, raw, controlled for entropy and by length; test error against d_eff.
+
+    Raises:
+        SettingsError: matplotlib is not installed, or the file cannot be written.
+    """
+    plt = pyplot()
 
     figure, grid = plt.subplots(2, 2, figsize=(12.5, 11), constrained_layout=True)
     axes = grid.ravel()
@@ -292,7 +290,7 @@ def draw_figure(models: Sequence[Model], found: dict[str, dict[str, Any]], path:
     axes[0].set(title="Edit distance", xlabel="d_eff, 64 samples", ylabel="D_path, edits")
     axes[1].set(
         title="Edit distance, router entropy removed",
-        xlabel="d_eff: rank in its family, as a share, less what entropy tells",
+        xlabel="d_eff: residual on entropy of its rank in the family, as a share",
         ylabel="D_path, likewise",
     )
     axes[2].set(title="Edit distance by pathway length", xlabel="d_eff, 64 samples", ylabel="D_path, share of symbols")
@@ -306,8 +304,7 @@ def draw_figure(models: Sequence[Model], found: dict[str, dict[str, Any]], path:
         f"Against effective dimension: {EXPERTS} ReLU experts behind random frozen routers, {SAMPLES} samples of "
         f"Gaussian clusters\n{count} models a family, by what varies; below each, Spearman with 95% interval"
     )
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _short(part: dict[str, float]) -> str:
@@ -316,11 +313,12 @@ def _short(part: dict[str, float]) -> str:
     return f"{part['value']:+.2f} ({part['low']:+.2f} to {part['high']:+.2f})"
 
 
+@reports_errors(SettingsError)
 def main(arguments: list[str] | None = None) -> int:
-    """Train the models, write FIGURE.png and NUMBERS.json, print the correlations."""
+    """Train the models, write FIGURE.png and NUMBERS.json, print the correlations; returns the exit status."""
     assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=int, default=60, help="models a family, 5 or more (default 60)")
+    parser = make_parser(__doc__)
+    parser.add_argument("--models", type=int, default=60, help="models per family, 5 or more (default 60)")
     parser.add_argument("--steps", type=int, default=200, help="full-batch steps of training the experts (default 200)")
     scatter_help = f"share of variance within clusters where it does not vary (default {SCATTER})"
     parser.add_argument("--scatter", type=float, default=SCATTER, help=scatter_help)
@@ -332,10 +330,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not 0 < options.scatter <= 1:
         parser.error(f"--scatter is {options.scatter}: a share above 0 and up to 1")
     terminal, threads = Terminal(), torch.get_num_threads()
-    torch.set_num_threads(1)  # the models are small, and results do not depend on the machine's cores
+    torch.set_num_threads(1)  # the models are small, and results must not depend on the number of cores
     started = time.perf_counter()
     try:
-        rows = list(plan(options.models, options.scatter))
+        rows = plan(options.models, options.scatter)
         models = []
         for number, row in enumerate(rows):
             terminal.preparing("training models", number, len(rows))
@@ -343,37 +341,36 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         torch.set_num_threads(threads)
     found = correlations(models)
-    seconds = time.perf_counter() - started
+    conclusions = conclusion(found)
     command = ["python", "tools/theory_toy.py", *(sys.argv[1:] if arguments is None else arguments)]
     result = {
         "what": "pathway edit distance against effective dimension, one-layer ReLU mixture, random frozen routers",
         "date": datetime.now(UTC).date().isoformat(),
-        "hardware": f"{_processor()}, 1 thread",
+        "hardware": f"{processor()}, 1 thread",
         "command": " ".join(command),
-        "seconds": round(seconds, 1),
+        "seconds": round(time.perf_counter() - started, 1),
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
         "choices": __doc__[__doc__.index("What the paper leaves open") :].strip(),
         "settings": {"models_a_family": options.models, "steps": options.steps, "learning_rate": LEARNING_RATE},
-        "conclusion": conclusion(found),
+        "conclusion": conclusions,
         "correlations": found,
-        "models": [{k: _rounded(v) for k, v in asdict(model).items()} for model in models],
+        "models": [asdict(model) for model in models],
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({k: _rounded(v) for k, v in result.items()}, indent=1)
-    options.output.with_suffix(".json").write_text(text + "\n")
+    write_json(options.output.with_suffix(".json"), _rounded(result))
     draw_figure(models, found, options.output.with_suffix(".png"))
-    table = Table("Spearman (95%) over models", *found, box=None)
+    lines = []
     for pair in PAIRS:
-        table.add_row(pair, *(_short(found[group][pair]["spearman"]) for group in found))
-        table.add_row("  entropy removed", *(_short(found[group][pair]["spearman_without_entropy"]) for group in found))
-    Console().print(table)
-    for name, words in result["conclusion"].items():  # type: ignore[attr-defined]
-        Console().print(f"{name}: {words}", highlight=False, markup=False)
+        lines.append([pair, *(_short(found[group][pair]["spearman"]) for group in found)])
+        controlled = (found[group][pair]["spearman_without_entropy"] for group in found)
+        lines.append(["  entropy removed", *map(_short, controlled)])
+    terminal.table("Spearman correlation (95% interval) over models", ["", *found], lines)
+    for name, sentence in conclusions.items():
+        terminal.note(f"{name}: {sentence}")
     return 0
 
 
 def _rounded(value: Any) -> Any:
-    """Six significant digits, in whatever holds the numbers, and None for NaN, which JSON does not have."""
+    """Six significant digits in nested values, and None for NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _rounded(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -381,16 +378,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return None if np.isnan(value) else float(f"{value:.6g}")
     return value
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

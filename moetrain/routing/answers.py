@@ -1,16 +1,15 @@
-"""Routing where an answer is decided: the router's probabilities at each token that a panel sample's answer follows.
+"""Routing of answers: the router's probabilities at each token from which a token of a marked answer is predicted.
 
-The sums by sample that a forward pass returns do not hold single tokens, and tokens among those whose routing is
-compared cannot be counted twice. So rows with marked answers are passed through the model once more, each such token
-a slot of its own; a panel without marked answers costs nothing.
+A forward pass returns sums per sample, not single tokens. Rows with marked answers are therefore passed through the
+model a second time, with a slot for each answer token. A panel without marked answers needs no second pass.
 
-Suffixes: A answer tokens, of all samples; L layers, E experts; B rows of T tokens, S samples a row.
+Suffixes: A answer tokens of all samples, L layers, E experts; B rows of T tokens, S samples per row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -19,42 +18,45 @@ from moetrain.data.stream import Batch, Stream
 from moetrain.models.transformer import Transformer
 
 LONGEST_ANSWER = 16
-"""Tokens of an answer above which it is not read: a long text does not come out whole, and would fill the disk."""
+"""Longer answers, in tokens, are not read: long texts are rarely predicted completely, and would fill the disk."""
 
 
 @dataclass(frozen=True)
 class AnswerRouting:
-    """Routing of answer tokens, ordered by sample and place; there may be none."""
+    """Routing of answer tokens, ordered by sample and place; it may be empty."""
 
-    member: np.ndarray  # int32 [A], the sample's place in the panel
+    member: np.ndarray  # int32 [A], index of the sample in the panel
     place: np.ndarray  # int16 [A], the token's place in the answer, from 0
     token: np.ndarray  # int32 [A], its id
-    weights: np.ndarray  # float32 [A, L, E], float16 as stored: probabilities, before the top-k cut, it is predicted by
+    weights: np.ndarray  # float32 [A, L, E], stored as float16: router probabilities at the token before
 
     def __len__(self) -> int:
         return len(self.member)
 
-    def arrays(self) -> list[np.ndarray]:
-        return [self.member, self.place, self.token, self.weights]
+    def take(self, which: np.ndarray) -> AnswerRouting:
+        """Some of the answer tokens, by mask or index."""
+        return AnswerRouting(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
 
 def no_answers(layers: int, experts: int, dtype: type[np.floating] = np.float32) -> AnswerRouting:
-    """What is read of a panel without marked answers."""
-    nothing = np.zeros(0, np.int32)
-    return AnswerRouting(nothing, nothing.astype(np.int16), nothing, np.zeros((0, layers, experts), dtype))
+    """The routing of no answer tokens."""
+    return AnswerRouting(
+        member=np.zeros(0, np.int32),
+        place=np.zeros(0, np.int16),
+        token=np.zeros(0, np.int32),
+        weights=np.zeros((0, layers, experts), dtype),
+    )
 
 
 def join_answers(parts: Sequence[AnswerRouting]) -> AnswerRouting:
-    """Parts put together and into order, whichever process or row each came from."""
-    member, place, token, weights = (
-        np.concatenate(arrays) for arrays in zip(*(p.arrays() for p in parts), strict=True)
-    )
-    order = np.lexsort((place, member))
-    return AnswerRouting(member[order], place[order], token[order], weights[order])
+    """The parts of all rows and ranks, concatenated and ordered by sample and place."""
+    names = [field.name for field in fields(AnswerRouting)]
+    joined = AnswerRouting(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    return joined.take(np.lexsort((joined.place, joined.member)))
 
 
 def short_answers(stream: Stream) -> np.ndarray:
-    """Whether a sample has a marked answer that is read, bool [samples]."""
+    """Whether each sample has a marked answer that is read, bool [samples]."""
     return stream.answered & (stream.samples.answer_length <= LONGEST_ANSWER)
 
 
@@ -62,11 +64,14 @@ def short_answers(stream: Stream) -> np.ndarray:
 def read_answers(
     model: Transformer, batch: Batch, stream: Stream, chosen: np.ndarray, device: torch.device
 ) -> AnswerRouting:
-    """The answer tokens of one batch's samples, by a forward pass of its own; none where it has no ``chosen`` sample.
+    """The answer tokens of the samples of a batch, by a separate forward pass; none without ``chosen`` samples.
 
     Args:
-        stream: the one the batch is of, which predicts of ``chosen`` samples the answer alone.
+        model: the model.
+        batch: packed rows.
+        stream: the stream of the batch. Of the chosen samples only the answer is a prediction target.
         chosen: bool [samples], see `short_answers`.
+        device: of the model.
     """
     samples_BS = batch.samples_BS.numpy()
     chosen_BS = (samples_BS >= 0) & chosen[samples_BS]
@@ -78,12 +83,12 @@ def read_answers(
     assert routing is not None
     row_A, column_A = (recorded_BT >= 0).nonzero(as_tuple=True)
     member_A = samples_BS[row_A, batch.slots_BT[row_A, column_A]]
-    # Text token j is predicted from position j: the begin mark stands at 0.
+    # Text token j is predicted from position j, since the begin marker is at position 0.
     place_A = batch.positions_BT[row_A, column_A].numpy() - stream.samples.answer_start[member_A]
     single_LAE = routing.sums_LBRE[:, row_A.to(device), recorded_BT[row_A, column_A].to(device)]
     return AnswerRouting(
-        member_A.astype(np.int32),
-        place_A.astype(np.int16),
-        batch.targets_BT[row_A, column_A].numpy().astype(np.int32),
-        single_LAE.transpose(0, 1).cpu().numpy(),
+        member=member_A.astype(np.int32),
+        place=place_A.astype(np.int16),
+        token=batch.targets_BT[row_A, column_A].numpy().astype(np.int32),
+        weights=single_LAE.transpose(0, 1).cpu().numpy(),
     )

@@ -9,6 +9,7 @@ Shapes: P panel samples, L layers, E experts, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -213,13 +214,28 @@ def read_panel(
                 routing.inputs_LBRD, batch.compared_BS, records.even_SLE, records.odd_SLE
             )
         answers.append(read_answers(model, batch, panel.stream, answered, layout.device))
-    everywhere = layout.all_gather_objects([loss, even, odd, counts, pooled, *join_answers(answers).arrays()])
-    # A sample is read by one rank and zero on the others.
-    loss, even, odd, counts, pooled = (
-        sum(parts[1:], parts[0]) for parts in zip(*(arrays[:5] for arrays in everywhere), strict=True)
+    own = PanelReading(
+        step=step, loss=loss, even=even, odd=odd, counts=counts, inputs=pooled, answers=join_answers(answers)
     )
-    joined = join_answers([AnswerRouting(*arrays[5:]) for arrays in everywhere])
-    return PanelReading(step, loss, _mean(even), _mean(odd), counts, pooled, joined)
+    joined = _joined(layout.all_gather_objects(own))
+    return replace(joined, even=_mean(joined.even), odd=_mean(joined.odd))
+
+
+def _joined(parts: Sequence[PanelReading]) -> PanelReading:
+    """The parts of all ranks as one reading: a sample is read by one rank, and zero on the others."""
+
+    def total(name: str) -> np.ndarray:
+        return np.sum([getattr(part, name) for part in parts], axis=0, dtype=getattr(parts[0], name).dtype)
+
+    return PanelReading(
+        step=parts[0].step,
+        loss=total("loss"),
+        even=total("even"),
+        odd=total("odd"),
+        counts=total("counts"),
+        inputs=total("inputs"),
+        answers=join_answers([part.answers for part in parts]),
+    )
 
 
 def _mean_inputs(

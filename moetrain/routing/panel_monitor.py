@@ -247,9 +247,9 @@ def _number(value: float | None) -> tuple[float, float, float]:
 
 
 def memorization_summary(monitor: PanelMonitor) -> dict[str, dict[str, object]]:
-    """By domain, the paper's rule applied to the finished run: eps, the groups Pretrain@t*, and the online rule beside.
+    """The paper's rule applied to a finished run, per domain: eps, groups Pretrain@t*, agreement of the online rule.
 
-    ``eps`` is null where no threshold lets a fifth of the seen samples have an onset that is not censored.
+    ``eps`` is None where no threshold gives a fifth of the seen samples an uncensored onset.
     """
     found: dict[str, dict[str, object]] = {}
     for number, domain in enumerate(monitor.domains):

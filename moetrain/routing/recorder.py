@@ -1,4 +1,4 @@
-"""The routing of a step's samples, from the values the model returned to arrays on the host.
+"""Routing of a step's samples: from the tensors that the model returns to arrays on the host.
 
 Shapes: S samples, L layers, E experts.
 """
@@ -15,40 +15,50 @@ from moetrain.device_transfer import HostCopy, to_device
 
 @dataclass(frozen=True)
 class SampleRouting:
-    """Routing of samples over their first panel tokens, one entry a sample; arrays [S, ...] in the stream's order."""
+    """Routing of samples over their first panel tokens; arrays [S, ...] in the order of the stream."""
 
-    order: np.ndarray  # int64: place in the stream, growing over a run and unique; ties no two samples
-    sample: np.ndarray  # int64: number of the sample
-    domain: np.ndarray  # int64: number of the domain
-    even_SLE: np.ndarray  # float32: router probabilities summed over the even text tokens, before the top-k cut
-    odd_SLE: np.ndarray  # float32: over the odd ones
-    counts_SLE: np.ndarray  # float32: tokens sent to each expert
+    order: np.ndarray  # int64, position in the stream: unique, ascending over a run
+    sample: np.ndarray  # int64, number of the sample
+    domain: np.ndarray  # int64, number of the domain
+    even_SLE: np.ndarray  # float32, router probabilities before top-k, summed over the even text tokens
+    odd_SLE: np.ndarray  # float32, summed over the odd text tokens
+    counts_SLE: np.ndarray  # float32, tokens sent to each expert
 
     def __len__(self) -> int:
         return len(self.sample)
 
     def take(self, which: np.ndarray | slice) -> SampleRouting:
-        return SampleRouting(*(getattr(self, field.name)[which] for field in fields(self)))
+        """Some of the samples, by mask, index or slice."""
+        return SampleRouting(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
     @classmethod
     def join(cls, parts: list[SampleRouting]) -> SampleRouting:
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        """The samples of all parts, in this order."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
     @classmethod
     def from_weights(
         cls, weights_SLE: np.ndarray, samples: np.ndarray, domains: np.ndarray, first_order: int
     ) -> SampleRouting:
-        """Routing that any training loop has measured: mean router probabilities by sample, without their halves.
+        """Routing measured by any training loop: mean router probabilities per sample, without even and odd halves.
 
         Args:
-            weights_SLE: mean probabilities over the tokens of each sample, each [sample, layer] summing to 1; samples
-                that are compared should have equal numbers of tokens.
-            samples, domains: int64 [S], the number of each sample and of its domain.
-            first_order: samples given before: orders them by time.
+            weights_SLE: mean probabilities over the tokens of each sample, each [sample, layer] summing to 1. Samples
+                to be compared should have equal numbers of tokens.
+            samples: int64 [S], number of each sample.
+            domains: int64 [S], number of its domain.
+            first_order: number of samples recorded before.
         """
         half_SLE = np.asarray(weights_SLE, np.float32) / 2
-        order = first_order + np.arange(len(half_SLE))
-        return cls(order, np.asarray(samples), np.asarray(domains), half_SLE, half_SLE, np.zeros_like(half_SLE))
+        return cls(
+            order=first_order + np.arange(len(half_SLE)),
+            sample=np.asarray(samples),
+            domain=np.asarray(domains),
+            even_SLE=half_SLE,
+            odd_SLE=half_SLE,
+            counts_SLE=np.zeros_like(half_SLE),
+        )
 
     @property
     def weights(self) -> np.ndarray:
@@ -57,22 +67,22 @@ class SampleRouting:
 
 
 def mean_routing(even_SLE: np.ndarray, odd_SLE: np.ndarray) -> np.ndarray:
-    """Mean probabilities from the sums over two halves, float64, divided by their own total so that they sum to 1."""
+    """Mean probabilities in float64 from the sums over the even and the odd tokens, normalised to sum to 1."""
     total_SLE = even_SLE.astype(np.float64) + odd_SLE
     return total_SLE / total_SLE.sum(-1, keepdims=True)
 
 
 @dataclass(frozen=True)
 class ComingRouting:
-    """Routing of samples on its way to the host; see `SampleRouting`."""
+    """Routing of samples that is being copied to the host; see `SampleRouting`."""
 
     order: np.ndarray
     sample: np.ndarray
     domain: np.ndarray
-    copy: HostCopy  # sums of probabilities and counts by half, each [L, S, 2, E]
+    copy: HostCopy  # sums of probabilities, and counts, of even and odd tokens, each [L, S, 2, E]
 
     def wait(self) -> SampleRouting:
-        """The routing, once it has arrived."""
+        """The routing; waits for the copy."""
         both_SL2E, counts_SL2E = (tensor.transpose(0, 1).numpy() for tensor in self.copy.wait())
         return SampleRouting(
             order=self.order,
@@ -92,7 +102,7 @@ def record_samples(
     compared_BS: torch.Tensor,
     first_order: int,
 ) -> SampleRouting:
-    """The routing of a micro-batch's samples, as by `start_record`, waited for."""
+    """The routing of a micro-batch's samples; as `start_record`, and waits for the copy."""
     return start_record(sums_LBRE, counts_LBRE, samples_BS, domains_BS, compared_BS, first_order).wait()
 
 
@@ -104,14 +114,15 @@ def start_record(
     compared_BS: torch.Tensor,
     first_order: int,
 ) -> ComingRouting:
-    """Begin to bring the routing of a micro-batch's samples that are long enough to be compared to the host.
+    """Start the copy to the host of the routing of a micro-batch's samples that are long enough to be compared.
 
     Args:
-        sums_LBRE: probabilities summed by half of sample, R = 2S with the even half of a sample before its odd one.
+        sums_LBRE: probabilities summed over the even (R = 2 * slot) and the odd tokens (2 * slot + 1) of each sample.
         counts_LBRE: tokens sent to each expert, likewise.
-        samples_BS, domains_BS: what stands in each slot of each row.
-        compared_BS: which slots hold a sample whose first panel tokens were recorded.
-        first_order: place in the stream of the micro-batch's first slot; slots follow row by row.
+        samples_BS: number of the sample in each slot of each row.
+        domains_BS: number of its domain.
+        compared_BS: whether the slot's first panel tokens were recorded.
+        first_order: position in the stream of the micro-batch's first slot; slots follow row by row.
     """
     slots = compared_BS.flatten().nonzero()[:, 0]
     layers, rows, halves, experts = sums_LBRE.shape

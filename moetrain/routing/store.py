@@ -1,9 +1,9 @@
-"""Panel readings on disk: Parquet, one durable piece a reading, from which every logged number comes out again.
+"""Panel readings on disk, in Parquet: every logged panel metric can be computed again from these files.
 
-A piece holds, by panel sample, both halves of its routing in float16, the tokens sent to each expert, and its loss;
-beside it stand the Gram blocks of the routers, which is all that cosines need of them, and, where documents mark
-answers, the routing at the tokens these are predicted from. Metrics are computed from these rounded values, widened, so
-that a report made later agrees exactly with what was logged.
+A reading has up to three files. ``panel``: per sample the routing of its even and odd tokens in float16, the tokens
+sent to each expert, and its loss. ``router``: Gram blocks of the routers, which is all that cosines need. ``answers``:
+the routing at the tokens that marked answers are predicted from. Metrics are always computed from these rounded values,
+in float64, so that a later report agrees exactly with the values that were logged.
 
 Shapes: P panel samples, L layers, E experts, A answer tokens.
 """
@@ -25,16 +25,16 @@ from moetrain.routing.answers import AnswerRouting, no_answers
 from moetrain.routing.panel import CELLS, Panel, PanelReading
 
 FOLDER = "routing"
-"""Where a run keeps its pieces."""
+"""The folder of a run that holds the files."""
 
 
 class StoreError(ValueError):
-    """A piece that cannot be read; the message names it."""
+    """A file that cannot be read; the message names it."""
 
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What the training itself says at a reading: the scale of time, and controls."""
+    """State of the training at a reading: tokens, and controls of the phase rule."""
 
     tokens: int = 0  # trained on so far
     router_entropy: float | None = None  # mean over tokens and layers, nats; None before the first step
@@ -43,41 +43,41 @@ class TrainingContext:
 
 @dataclass(frozen=True)
 class StoredReading:
-    """One reading as it stands on disk; arrays in the panel's order."""
+    """One reading as stored; arrays in the order of the panel."""
 
     step: int
     domain: np.ndarray  # object [P], names
     cell: np.ndarray  # int8 [P], see `moetrain.routing.panel.CELLS`
     document: np.ndarray  # uint64 [P]
     piece: np.ndarray  # int32 [P]
-    first_step: np.ndarray  # int64 [P], the step that first trained on the text, 0 where none did
-    tokens: np.ndarray  # int32 [P], the first text tokens, whose routing it is
+    first_step: np.ndarray  # int64 [P], the step that first trains on the text, 0 if none does
+    tokens: np.ndarray  # int32 [P], number of first text tokens whose routing is stored
     loss: np.ndarray  # float32 [P]
     even: np.ndarray  # float16 [P, L, E]
     odd: np.ndarray  # float16 [P, L, E]
     counts: np.ndarray  # uint16 [P, L, E]
-    inputs: np.ndarray  # float16 [P, L, D], mean inputs of each layer; D is 0 without panel.linear_kernel
+    inputs: np.ndarray  # float16 [P, L, D], mean layer inputs; D is 0 without panel.linear_kernel
     blocks: tuple[np.ndarray, np.ndarray]  # float32 [L, E, E] and [L - 1, E, E]
     answers: AnswerRouting  # weights float16 [A, L, E]
     training_context: TrainingContext = TrainingContext()
 
     @cached_property
     def finite(self) -> np.ndarray:
-        """Samples whose routing is finite, bool [P]; the others count in no metric."""
+        """Whether the routing of each sample is finite, bool [P]; the others are in no metric."""
         return np.isfinite(self.even).all((1, 2)) & np.isfinite(self.odd).all((1, 2))
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """Sample routing weights g, float64 [P, L, E]: the halves' mean by tokens, divided by its sum."""
+        """Sample routing weights g, float64 [P, L, E]: token-weighted mean of the halves, normalised to sum to 1."""
         even_tokens = (self.tokens + 1) // 2
         share = (even_tokens / np.maximum(self.tokens, 1))[:, None, None]
-        with np.errstate(invalid="ignore"):  # of samples that are not whole
+        with np.errstate(invalid="ignore"):  # samples whose routing is not finite
             mean = share * self.even.astype(np.float64) + (1 - share) * self.odd.astype(np.float64)
             return mean / mean.sum(-1, keepdims=True)
 
     @cached_property
     def halves(self) -> tuple[np.ndarray, np.ndarray]:
-        """Routing of the even and of the odd tokens, float64 [P, L, E], each summing to 1; NaN for one token's odd."""
+        """Routing of the even and the odd tokens, float64 [P, L, E], each summing to 1; NaN for the odd of a single one."""
         even, odd = self.even.astype(np.float64), self.odd.astype(np.float64)
         with np.errstate(invalid="ignore"):
             return even / even.sum(-1, keepdims=True), odd / odd.sum(-1, keepdims=True)
@@ -90,32 +90,40 @@ def to_stored(
     blocks: tuple[np.ndarray, np.ndarray],
     training_context: TrainingContext = TrainingContext(),
 ) -> StoredReading:
-    """A reading, rounded as it will stand on disk."""
+    """A reading, rounded as it is stored.
+
+    Args:
+        panel: the panel that was read.
+        reading: of the panel.
+        domains: names by number.
+        blocks: Gram blocks of the routers, see `moetrain.grokking.gram_blocks`.
+        training_context: state of the training.
+    """
     names = np.array(list(domains), dtype=object)
     return StoredReading(
-        reading.step,
-        names[panel.samples.domain],
-        panel.cell,
-        panel.samples.document,
-        panel.samples.piece,
-        panel.first_step,
-        panel.tokens,
-        reading.loss,
-        reading.even.astype(np.float16),
-        reading.odd.astype(np.float16),
-        reading.counts,
-        reading.inputs.astype(np.float16),
-        blocks,
-        replace(reading.answers, weights=reading.answers.weights.astype(np.float16)),
-        training_context,
+        step=reading.step,
+        domain=names[panel.samples.domain],
+        cell=panel.cell,
+        document=panel.samples.document,
+        piece=panel.samples.piece,
+        first_step=panel.first_step,
+        tokens=panel.tokens,
+        loss=reading.loss,
+        even=reading.even.astype(np.float16),
+        odd=reading.odd.astype(np.float16),
+        counts=reading.counts,
+        inputs=reading.inputs.astype(np.float16),
+        blocks=blocks,
+        answers=replace(reading.answers, weights=reading.answers.weights.astype(np.float16)),
+        training_context=training_context,
     )
 
 
 def write_reading(run: Path, stored: StoredReading) -> list[Path]:
-    """Write a reading into the run; returns the pieces, the panel's first, each whole and durable.
+    """Write the files of a reading, each atomically; returns their paths, the panel's first.
 
     Raises:
-        OSError: nothing was written, for instance on a full disk.
+        OSError: nothing was written, for instance because the disk is full.
     """
     folder = run / FOLDER
     layers, experts = stored.even.shape[1:]
@@ -137,11 +145,11 @@ def write_reading(run: Path, stored: StoredReading) -> list[Path]:
     answers = stored.answers
     shape = {"layers": str(layers), "experts": str(experts)}
     about = shape | {"answers": str(len(answers))}
-    around = {name: "" if value is None else repr(value) for name, value in asdict(stored.training_context).items()}
+    context = {name: "" if value is None else repr(value) for name, value in asdict(stored.training_context).items()}
     own, following = stored.blocks
     router = {"own": fixed_lists(own), "next": fixed_lists(np.concatenate([following, np.zeros_like(own[:1])]))}
-    # The panel's piece comes last: where it stands, its reading is whole.
-    pieces = {"router": (pa.table(router), shape), "panel": (pa.table(columns), about | around)}
+    # The panel's file is written last: if it exists, the reading is complete.
+    pieces = {"router": (pa.table(router), shape), "panel": (pa.table(columns), about | context)}
     if len(answers):
         numbers = {"member": answers.member, "place": answers.place, "token": answers.token}
         table = pa.table(numbers | {"weights": fixed_lists(answers.weights)})
@@ -158,7 +166,7 @@ def write_reading(run: Path, stored: StoredReading) -> list[Path]:
 
 
 def has_reading(run: Path, step: int) -> bool:
-    """Whether a run read its panel at a step."""
+    """Whether a run has a reading of its panel at a step."""
     return (run / FOLDER / f"panel_{step:08d}.parquet").is_file()
 
 
@@ -166,35 +174,37 @@ def read_reading(run: Path, step: int) -> StoredReading:
     """A reading of a run.
 
     Raises:
-        StoreError: a piece that is missing, cut off or altered, by name.
+        StoreError: a file is missing, truncated or corrupt; the message names it.
     """
-    place = run / FOLDER / f"panel_{step:08d}.parquet"
-    beside = run / FOLDER / f"router_{step:08d}.parquet"
-    table, layers, experts = _read_matrices(place)
-    router, _, _ = _read_matrices(beside)
+    panel_file = run / FOLDER / f"panel_{step:08d}.parquet"
+    router_file = run / FOLDER / f"router_{step:08d}.parquet"
+    table, layers, experts = _read_matrices(panel_file)
+    router, _, _ = _read_matrices(router_file)
     try:
         answers = _read_answers(run / FOLDER / f"answers_{step:08d}.parquet", table, layers, experts)
         return _as_reading(step, table, router, answers, layers, experts)
     except StoreError:
         raise
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException) as error:
-        raise StoreError(f"{place} and {beside.name}: not a reading ({error}): remove both, it is lost") from None
+        raise StoreError(
+            f"{panel_file} and {router_file.name}: not a reading ({error}): remove both; this reading is lost"
+        ) from None
 
 
 def _read_answers(path: Path, panel: pa.Table, layers: int, experts: int) -> AnswerRouting:
-    """The answer tokens that a panel's piece speaks of; none in a run older than this piece."""
-    told = panel.schema.metadata.get(b"answers", b"0")
-    if told == b"0":
+    """The answer tokens of a reading; none if its panel file names no number of them, as in older runs."""
+    count = panel.schema.metadata.get(b"answers", b"0")
+    if count == b"0":
         return no_answers(layers, experts, np.float16)
     table, *_ = _read_matrices(path)
     try:
         member, place, token = (_flat_numbers(table[name]) for name in ("member", "place", "token"))
         weights = _flat(table["weights"]).reshape(len(member), layers, experts)
-        if len(member) != int(told) or not (0 <= member.min() <= member.max() < len(panel)):
-            raise ValueError("it is of another panel")
-        return AnswerRouting(member, place, token, weights)
+        if len(member) != int(count) or not (0 <= member.min() <= member.max() < len(panel)):
+            raise ValueError("it belongs to another panel")
+        return AnswerRouting(member=member, place=place, token=token, weights=weights)
     except (KeyError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
-        raise _damaged(path, error) from None
+        raise _corrupt(path, error) from None
 
 
 def _as_reading(
@@ -239,12 +249,12 @@ def read_readings(run: Path) -> Iterator[StoredReading]:
 
 
 def list_pieces(run: Path) -> list[str]:
-    """The pieces of a run, relative to it: what a checkpoint's manifest lists."""
+    """The files of a run, relative to its folder, as a checkpoint's manifest lists them."""
     return sorted(path.relative_to(run).as_posix() for path in (run / FOLDER).glob("*.parquet"))
 
 
 def remove_unlisted(run: Path, listed: Collection[str]) -> None:
-    """Remove pieces that a checkpoint does not know: they were written after it, or never finished."""
+    """Remove files that a checkpoint does not list: they were written after it, or are partial."""
     unfinished = [path.relative_to(run).as_posix() for path in (run / FOLDER).glob("*" + PARTIAL)]
     for name in {*list_pieces(run), *unfinished} - set(listed):
         (run / name).unlink()
@@ -252,7 +262,7 @@ def remove_unlisted(run: Path, listed: Collection[str]) -> None:
 
 
 def fixed_lists(array: np.ndarray) -> pa.FixedSizeListArray:
-    """An array as a column of lists, one a row."""
+    """An array as a column of lists, one per row."""
     flat = np.ascontiguousarray(array).reshape(len(array), -1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), max(1, flat.shape[1]))
 
@@ -266,35 +276,35 @@ def _flat_numbers(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def write_piece(path: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
-    """Write a table as a piece that is whole and durable, or not there.
+    """Write a table atomically, with metadata.
 
     Raises:
         OSError: it could not be written.
     """
     path.parent.mkdir(exist_ok=True)
     named = table.replace_schema_metadata(metadata)
-    # Checksums by page: a flipped bit is found when the piece is read.
+    # Checksums per page: reading detects a flipped bit.
     return write_atomically(
         path, lambda beside: pq.write_table(named, beside, compression="zstd", write_page_checksum=True)
     )
 
 
 def read_piece(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """A piece, its metadata in the table's schema; all of its columns, or those that are named.
+    """A file with its metadata in the table's schema; all columns, or those named.
 
     Raises:
-        StoreError: it is missing, cut off or altered, by name.
+        StoreError: it is missing, truncated or corrupt; the message names it.
     """
     try:
         return pq.read_table(path, columns=columns, page_checksum_verification=True)
     except FileNotFoundError:
         raise StoreError(f"{path}: missing") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(path, error) from None
+        raise _corrupt(path, error) from None
 
 
 def _read_matrices(path: Path) -> tuple[pa.Table, int, int]:
-    """A piece with its numbers of layers and experts."""
+    """A file with its numbers of layers and experts."""
     table = read_piece(path)
     metadata = table.schema.metadata or {}
     try:
@@ -303,9 +313,9 @@ def _read_matrices(path: Path) -> tuple[pa.Table, int, int]:
             raise ValueError(f"{layers} layers of {experts} experts")
         return table, layers, experts
     except (KeyError, ValueError) as error:
-        raise _damaged(path, error) from None
+        raise _corrupt(path, error) from None
 
 
-def _damaged(path: Path, error: Exception) -> StoreError:
+def _corrupt(path: Path, error: Exception) -> StoreError:
     reason = " ".join(str(error).split())
-    return StoreError(f"{path}: cut off or altered ({reason}): remove it, its reading is lost")
+    return StoreError(f"{path}: truncated or corrupt ({reason}): remove it; its reading is lost")

@@ -12,7 +12,8 @@ import yaml
 
 import moetrain
 from moetrain.atomic_io import file_hash
-from moetrain.checkpoint.manager import CheckpointError, _hash_manifest, load_checkpoint, save_checkpoint
+from moetrain.checkpoint.manager import CheckpointError, load_checkpoint, save_checkpoint
+from moetrain.checkpoint.manifest import content_hash
 from moetrain.config import DomainSettings, SettingsError, load_settings
 from moetrain.data.errors import DataError
 from moetrain.data.sources import hub
@@ -59,7 +60,7 @@ def test_checkpoints_run_no_code_even_where_their_hashes_are_right(tmp_path, tra
         manifest = json.loads((folder / "manifest.json").read_text())
         del manifest["hash"]
         manifest["files"][name] = file_hash(folder / name)
-        (folder / "manifest.json").write_text(json.dumps(manifest | {"hash": _hash_manifest(manifest)}))
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"hash": content_hash(manifest)}))
     with pytest.raises(CheckpointError):
         load_checkpoint(folder).states["model"]
     assert not trace.exists()

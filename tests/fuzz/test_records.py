@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moetrain.atomic_io import file_hash
-from moetrain.checkpoint.manager import CheckpointError, _hash_manifest, load_checkpoint, save_checkpoint
+from moetrain.checkpoint.manager import CheckpointError, load_checkpoint, save_checkpoint
+from moetrain.checkpoint.manifest import content_hash
 from moetrain.checkpoint.run_folder import open_run_folder
 from moetrain.config import SettingsError
 from moetrain.routing.panel import HELDOUT, SEEN
@@ -81,7 +82,7 @@ def test_checkpoints_that_somebody_made_to_harm(checkpoint, copy, data, name):
         if name != "manifest.json":
             manifest["files"][name] = file_hash(copy / name)
         manifest.pop("hash", None)
-        manifest["hash"] = _hash_manifest(manifest)
+        manifest["hash"] = content_hash(manifest)
     (copy / "manifest.json").write_text(json.dumps(manifest))
     found = loads_or_says(copy)
     if found is not None:

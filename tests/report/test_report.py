@@ -301,7 +301,7 @@ def test_what_cannot_be_reported_is_one_clear_error(finished_run, tmp_path, caps
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     (copy / "routing" / "panel_00000012.parquet").write_bytes(b"PAR1")
     assert tool.main([str(copy)]) == 2
-    assert "panel_00000012.parquet: cut off or altered" in " ".join(capsys.readouterr().err.split())
+    assert "panel_00000012.parquet: truncated or corrupt" in " ".join(capsys.readouterr().err.split())
 
 
 def test_charts_take_their_colors_from_the_page_and_say_what_they_show():

@@ -109,7 +109,7 @@ def test_a_cut_off_piece_is_named(tmp_path):
     store.write(everything=True)
     (path,) = (tmp_path / "routing").iterdir()
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(StoreError, match=r"samples_00000001_000\.parquet: cut off or altered"):
+    with pytest.raises(StoreError, match=r"samples_00000001_000\.parquet: truncated or corrupt"):
         list(read_samples(tmp_path))
 
 

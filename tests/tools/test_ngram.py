@@ -1,21 +1,15 @@
-"""Kneser-Ney by arrays against the same by dictionaries, written from the definition."""
+"""Kneser-Ney on arrays, compared with an implementation of the definition on dictionaries."""
 
 import collections
-import importlib.util
 import itertools
 import math
 from collections.abc import Callable
-from pathlib import Path
 
+import ngram
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-# By path: tools/ is no package, and tests/tools would be taken for it.
-SPEC = importlib.util.spec_from_file_location("ngram", Path(__file__).parents[2] / "tools" / "ngram.py")
-ngram = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(ngram)
 
 Sequences = list[list[int]]
 

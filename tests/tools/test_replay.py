@@ -58,7 +58,7 @@ def same(mine: StoredReading, theirs: StoredReading) -> bool:
         if f.name not in ("blocks", "answers", "training_context")
     ]
     pairs += zip(mine.blocks, theirs.blocks, strict=True)
-    pairs += zip(mine.answers.arrays(), theirs.answers.arrays(), strict=True)
+    pairs += [(getattr(mine.answers, f.name), getattr(theirs.answers, f.name)) for f in fields(mine.answers)]
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs if np.asarray(a).dtype != object)
 
 

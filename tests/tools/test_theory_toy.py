@@ -1,25 +1,18 @@
-"""The toy in small: what it draws, what it measures, what it writes."""
+"""The toy with few models: its data, its measures and its output."""
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import theory_toy as toy
 from scipy.stats import pearsonr, spearmanr
 
 from moetrain import grokking as g
 
-# By path: tools/ is no package, and tests/tools would be taken for it.
-SPEC = importlib.util.spec_from_file_location("theory_toy", Path(__file__).parents[2] / "tools" / "theory_toy.py")
-toy = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = toy  # dataclasses look their module up
-SPEC.loader.exec_module(toy)
 
-
-def test_a_small_form_writes_numbers_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_small_run_writes_numbers_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     arguments = ["--models", "6", "--steps", "3", "--output", str(tmp_path / "deep" / "toy")]
     assert toy.main(arguments) == 0
@@ -62,7 +55,7 @@ def test_training_lowers_the_error() -> None:
     assert much.d_eff == little.d_eff  # the router is frozen
 
 
-def test_data_has_the_clusters_and_the_scatter_it_says() -> None:
+def test_data_has_the_requested_clusters_and_scatter() -> None:
     rng = np.random.default_rng(0)
     inputs, targets, test_inputs, test_targets = toy.draw_data(4, 0.01, rng)
     assert (inputs.shape, test_inputs.shape) == ((200, 100), (1000, 100))
@@ -72,7 +65,7 @@ def test_data_has_the_clusters_and_the_scatter_it_says() -> None:
     assert np.linalg.norm(inputs, axis=1) == pytest.approx(10, abs=1)
 
 
-def test_what_entropy_tells_is_removed() -> None:
+def test_the_dependence_on_entropy_is_removed() -> None:
     rng = np.random.default_rng(0)
     entropy = rng.normal(size=300)
     x, y = entropy + 0.3 * rng.normal(size=300), entropy**2 - 2 * entropy + 0.3 * rng.normal(size=300)

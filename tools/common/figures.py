@@ -9,8 +9,8 @@ from typing import Any
 from moetrain.config import SettingsError
 
 
-def new_figure(columns: int = 1, width: float = 4.6) -> tuple[Any, Any]:
-    """A figure with one row of axes, each ``width`` inches wide; returns the figure and an array of axes.
+def pyplot() -> Any:
+    """matplotlib's pyplot, drawing to files.
 
     Raises:
         SettingsError: matplotlib is not installed.
@@ -22,7 +22,16 @@ def new_figure(columns: int = 1, width: float = 4.6) -> tuple[Any, Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, columns, figsize=(width * columns, 3.9), squeeze=False, layout="constrained")
+    return plt
+
+
+def new_figure(columns: int = 1, width: float = 4.6) -> tuple[Any, Any]:
+    """A figure with one row of axes, each ``width`` inches wide; returns the figure and an array of axes.
+
+    Raises:
+        SettingsError: matplotlib is not installed.
+    """
+    figure, axes = pyplot().subplots(1, columns, figsize=(width * columns, 3.9), squeeze=False, layout="constrained")
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2)

@@ -1,6 +1,6 @@
-"""The metrics of memorization and generalization from the router: pure functions, arrays in and numbers out.
+"""Metrics of memorization and generalization from the router: pure functions from arrays to numbers.
 
-Definitions, signs and limits of every quantity are in README.md beside this file, and in `describe(name)`.
+README.md in this folder gives the definition, sign and limits of every quantity; `describe(name)` returns its sections.
 """
 
 from .consistency import (
@@ -35,7 +35,6 @@ from .memorization import (
     OnlineAgreement,
     choose_eps,
     memorized_at,
-    memorized_fraction,
     memorized_gap,
     memorized_groups,
     memorized_now,
@@ -107,7 +106,6 @@ __all__ = [
     "mean_delay",
     "mean_of_samples",
     "memorized_at",
-    "memorized_fraction",
     "memorized_gap",
     "memorized_groups",
     "memorized_now",

@@ -123,17 +123,6 @@ def memorized_now(losses: Arrayish, eps: float, delta: float = DELTA, window: in
     return from_then_on((newest_ST <= eps) & _near_last(newest_ST, delta))[:, 0]
 
 
-def memorized_fraction(losses: Arrayish, eps: float | None, delta: float = DELTA, window: int = WINDOW) -> float | None:
-    """Share of samples memorized by the online rule; None without eps, and before there are `window` readings.
-
-    Arguments and errors as `memorized_now`.
-    """
-    losses_ST = _losses(losses)
-    if eps is None or losses_ST.shape[1] < window:
-        return None
-    return float(memorized_now(losses_ST, eps, delta, window).mean())
-
-
 def online_agreement(
     losses: Arrayish, eps: float, delta: float = DELTA, window: int = WINDOW, min_tail: int = MIN_TAIL_IN_RUNS
 ) -> OnlineAgreement:

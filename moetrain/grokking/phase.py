@@ -23,13 +23,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from scipy.stats import t as student
 
 from ._arrays import Arrayish, Floats, Ints, to_float64
-from .estimate import Estimate
 from .memorization import LEAST_CELL
 
 LEAST_READINGS = 3  # a line through two readings has no residuals
@@ -90,30 +89,19 @@ class Curve:
     high: Floats
 
 
-def curve(points: Sequence[Estimate | float | None] | Arrayish) -> Curve:
-    """A Curve from one Estimate, number or None per reading, or from an array [T] of values or [T, 3] with intervals.
-
-    Values that are not finite become NaN.
+def curve(points: Arrayish) -> Curve:
+    """A Curve from values [T], or from values with intervals [T, 3]: value, low, high. Values not finite become NaN.
 
     Raises:
         ValueError: an array of another shape.
     """
-    listed: Any = [_row(point) for point in points] if isinstance(points, Sequence) else points
-    rows = to_float64(listed)
+    rows = to_float64(points)
     if rows.ndim == 1:
         rows = np.stack([rows, np.full(len(rows), np.nan), np.full(len(rows), np.nan)], axis=1)
     if rows.ndim != 2 or rows.shape[1] != 3:
         raise ValueError(f"points have shape {rows.shape}: pass [readings], or [readings, 3] of value, low and high")
     rows = np.where(np.isfinite(rows), rows, np.nan)
     return Curve(*np.ascontiguousarray(rows.T))
-
-
-def _row(point: Any) -> Any:
-    if isinstance(point, Estimate):
-        return point.mean, point.low, point.high
-    if point is None or np.ndim(point) == 0:
-        return (math.nan if point is None else point), math.nan, math.nan
-    return point
 
 
 @dataclass(frozen=True, slots=True)

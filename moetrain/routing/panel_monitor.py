@@ -178,7 +178,7 @@ class PanelMonitor:
         """Add a domain's memorized fraction to the metrics, if there is one; returns what changed, if anything did."""
         _, losses_ST = self.losses(number)
         eps = self.eps[self.domains[number]]
-        if eps is None or not losses_ST.size or grokking.memorized_fraction(losses_ST, eps) is None:
+        if eps is None or not losses_ST.size or losses_ST.shape[1] < grokking.memorization.WINDOW:
             return None
         now = grokking.memorized_now(losses_ST, eps)
         fraction = grokking.mean_of_samples(now)

@@ -100,11 +100,9 @@ def test_memorized_now_is_undone_and_looks_at_the_window_only():
     assert g.memorized_now([[*jump[1:], 0.7, 0.7]], eps=1).tolist() == [True]
 
 
-def test_fraction():
+def test_each_sample_counts_by_itself():
     table = [[3, 0.5, 0.5, 0.5], [3, 0.5, 0.5, 0.9], [3, 2, 2, 2], [0.2, 0.2, 0.2, 0.2]]
-    assert g.memorized_fraction(table, eps=1) == 0.5
-    assert g.memorized_fraction(table, eps=None) is None
-    assert g.memorized_fraction(np.array(table)[:, :2], eps=1) is None
+    assert g.memorized_now(table, eps=1).tolist() == [True, False, False, True]
 
 
 def test_online_agreement():

@@ -214,8 +214,9 @@ def test_the_readme_states_the_default_thresholds():
         assert words in text, words
 
 
-def test_curves_from_what_a_monitor_holds():
-    made = g.curve([g.Estimate(1.0, 0.5, 1.5, 64, 0), None, 2.0, math.inf])
+def test_curves_from_arrays():
+    nan = math.nan
+    made = g.curve([[1.0, 0.5, 1.5], [nan, nan, nan], [2.0, nan, nan], [math.inf, nan, nan]])
     np.testing.assert_array_equal(made.value, [1, np.nan, 2, np.nan])
     np.testing.assert_array_equal(made.low, [0.5, np.nan, np.nan, np.nan])
     np.testing.assert_array_equal(made.high, [1.5, np.nan, np.nan, np.nan])

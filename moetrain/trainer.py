@@ -51,8 +51,8 @@ from moetrain.run_state import RunState
 from moetrain.run_summary import Speed, run_summary
 from moetrain.training.balancing import Balancing
 from moetrain.training.divergence import TrainingDivergedError, write_dump
-from moetrain.training.guards import Guards, Heard
-from moetrain.training.incident_samples import merge, suspects
+from moetrain.training.guards import Findings, Guards
+from moetrain.training.incident_samples import incident_samples, worst_samples
 from moetrain.training.initialize import initial_model
 from moetrain.training.step import StepStatistics, forward_backward, update
 from moetrain.training.throughput import Clock, matmul_rate, peak_memory
@@ -329,12 +329,12 @@ class Trainer:
         self.monitor.open(folder, self.logger)
         self.recorder.open_store(folder)
 
-    def _note_incidents(self, found: Heard) -> None:
+    def _note_incidents(self, findings: Findings) -> None:
         """Note what the guards found, on the main rank, with the samples most involved; all ranks must call."""
         count = self.settings.guard.samples
-        for incident, outputs in found:
-            own = suspects(incident, outputs, self.stream.samples, list(self.settings.data.domains), count)
-            samples = merge(self.layout.all_gather_objects(own), count)
+        for incident, outputs in findings:
+            own = incident_samples(incident, outputs, self.stream.samples, list(self.settings.data.domains), count)
+            samples = worst_samples(self.layout.all_gather_objects(own), count)
             if self.layout.is_main:
                 self.monitor.incidents.add(replace(incident, details=incident.details | {"samples": samples}))
 

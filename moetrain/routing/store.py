@@ -77,7 +77,7 @@ class StoredReading:
 
     @cached_property
     def halves(self) -> tuple[np.ndarray, np.ndarray]:
-        """Routing of the even and the odd tokens, float64 [P, L, E], each summing to 1; NaN for the odd of a single one."""
+        """Routing of the even and the odd tokens, float64 [P, L, E], each summing to 1; NaN without odd tokens."""
         even, odd = self.even.astype(np.float64), self.odd.astype(np.float64)
         with np.errstate(invalid="ignore"):
             return even / even.sum(-1, keepdims=True), odd / odd.sum(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Load balancing: what the auxiliary loss compares with, and the bias that balances without a loss.
+"""Load balancing of experts: the auxiliary loss, and the selection bias that balances without a loss.
 
 Shapes: L layers, E experts.
 """
@@ -17,12 +17,12 @@ from moetrain.models.transformer import Routing, Transformer
 class Balancing:
     """The auxiliary loss of a micro-batch and, after each step, the selection bias.
 
-    By layer the loss is E * sum_e f_e P_e, with f the share of choices that went to each expert and P the mean router
-    probability; it is 1 at perfect balance (Switch Transformer, 2101.03961), and layers are averaged. f carries no
-    gradient. With scope ``micro_batch`` it is counted over the micro-batch. With ``global`` it is the whole previous
-    step's, over all processes: the step's own load is known only after its last micro-batch, and a count that grows
-    from one micro-batch to the next would make the loss depend on how a step is split. Load moves little from one
-    step to the next. Before the first step it is uniform, so that step has no balancing gradient.
+    Per layer the loss is E * sum_e f_e P_e, with f_e the share of choices that went to expert e and P_e its mean router
+    probability (Switch Transformer, 2101.03961). It is 1 at perfect balance; layers are averaged; f carries no
+    gradient. With scope ``micro_batch``, f is that of the micro-batch. With ``global``, f is that of the whole previous
+    step over all ranks: the step's own f is known only after its last micro-batch, and a running count would make the
+    loss depend on how a step is split. Load changes little between steps. Before the first step f is uniform, so the
+    first step has no balancing gradient.
     """
 
     def __init__(self, model: Transformer, settings: ModelSettings) -> None:
@@ -32,7 +32,7 @@ class Balancing:
         self.share_LE = torch.full((len(self._routers), settings.num_experts), 1 / settings.num_experts, device=device)
 
     def loss(self, routing: Routing, real_tokens: int) -> torch.Tensor:
-        """This micro-batch's part of the step's balancing loss; the parts of a step of ``real_tokens`` sum to it."""
+        """This micro-batch's part of the balancing loss of a step of ``real_tokens`` tokens; the parts sum to it."""
         share_LE = self.share_LE
         if self.settings.balance_scope == "micro_batch":
             # A micro-batch of padding alone, at the end of a stream, has no load.
@@ -44,19 +44,19 @@ class Balancing:
         return self.settings.num_experts * (share_LE * (probs_LE / real_tokens)).sum(-1).mean()
 
     @torch.no_grad()
-    def after_step(self, load_LE: torch.Tensor, made: torch.Tensor) -> None:
-        """Take note of a whole step's load, and move the selection bias towards experts with less than the mean.
+    def after_step(self, load_LE: torch.Tensor, applied: torch.Tensor) -> None:
+        """Store a step's load, and with ``balancing: bias`` raise the selection bias of experts below the mean load.
 
         Args:
-            made: whether the step's update was made, on the device; after one that was not, nothing changes.
+            applied: whether the update was applied, on the device; a skipped update changes nothing here.
         """
         share_LE = (load_LE / load_LE.sum(-1, keepdim=True)).to(self.share_LE)
-        self.share_LE = torch.where(made, share_LE, self.share_LE)
+        self.share_LE = torch.where(applied, share_LE, self.share_LE)
         if self.settings.balancing != "bias":
             return
         for router, share_E in zip(self._routers, self.share_LE, strict=True):
             assert router.selection_bias is not None
-            towards = (1 / len(share_E) - share_E).sign() * made
+            towards = (1 / len(share_E) - share_E).sign() * applied
             router.selection_bias += self.settings.bias_update_rate * towards
 
     def state(self) -> dict[str, torch.Tensor]:

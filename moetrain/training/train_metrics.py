@@ -1,6 +1,6 @@
-"""The training curves between two of their points.
+"""Training metrics summed between two logged points.
 
-What is summed since the last point is part of a checkpoint, so that a run resumed between two points draws the same.
+The sums are part of a checkpoint, so that a run resumed between two points logs the same values.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from moetrain.training.step import StepStatistics
 
 
 class TrainMetrics:
-    """Sums over the steps since the last point; nothing is read off the device before `points`."""
+    """Sums over the steps since the last point, on the device: the host synchronizes only in `points`."""
 
     def __init__(self, domains: Sequence[str]) -> None:
         self.domains = list(domains)
         self._sums: dict[str, torch.Tensor] = {}
 
-    def add(self, statistics: StepStatistics, grad_norm: torch.Tensor, made: torch.Tensor) -> None:
-        """Take in one step; where its update was not made, it counts for nothing."""
+    def add(self, statistics: StepStatistics, grad_norm: torch.Tensor, applied: torch.Tensor) -> None:
+        """Add one step; a step whose update was skipped does not count."""
         step = {
             "loss_D": statistics.loss_D,
             "tokens_D": statistics.tokens_D,
@@ -31,11 +31,11 @@ class TrainMetrics:
             "steps": torch.ones_like(grad_norm, dtype=torch.float64),
         }
         for name, every_value in step.items():
-            value = torch.where(made, every_value, 0.0)
+            value = torch.where(applied, every_value, 0.0)
             self._sums[name] = self._sums[name] + value if name in self._sums else value.detach()
 
     def points(self) -> dict[str, float]:
-        """The curves' points by tag, and a fresh start; none without an update, or of a domain that none met."""
+        """The values of the next point by tag, and reset; empty without an update. Domains without tokens have none."""
         sums = {name: value.double().cpu() for name, value in self._sums.items()}
         self._sums = {}
         steps = float(sums["steps"])

@@ -95,8 +95,10 @@ def test_what_a_device_tells_a_step_late_is_told_before_a_checkpoint_and_once(ma
     alarmed += ("model.num_experts=32", "model.num_experts_per_tok=1", "train.checkpoint_every=2")
     settings = make_settings(*alarmed)
     assert train(settings) == 0
-    hear = Guards._hear
-    monkeypatch.setattr(Guards, "_hear", lambda self, waiting: hear(self, 1))  # as on CUDA: of a step during the next
+    hear = Guards._evaluate
+    monkeypatch.setattr(
+        Guards, "_evaluate", lambda self, keep_pending: hear(self, 1)
+    )  # as on CUDA: of a step during the next
     monkeypatch.setattr(Guards, "settle", lambda self: hear(self, 0))
     stop_after(monkeypatch, 4)
     assert train(settings) == STOPPED_BY_SIGNAL

@@ -11,7 +11,7 @@ from moetrain.data.stream import IGNORED, Batch
 from moetrain.models.transformer import Output, Routing
 from moetrain.training import guards as module
 from moetrain.training.guards import Guards, Incident
-from moetrain.training.incident_samples import merge, suspects
+from moetrain.training.incident_samples import incident_samples, worst_samples
 
 LOAD = torch.ones(2, 3)
 
@@ -161,22 +161,22 @@ def named(sample, **value):
     return {"domain": domain, "document": document, "piece": piece, **value}
 
 
-def test_the_suspects_of_a_loss_are_the_samples_with_the_largest_and_broken_ones_first():
+def test_a_loss_incident_names_the_samples_with_the_largest_loss_not_finite_ones_first():
     recorded = [step_of_three_samples([1.5, math.nan, 3.0], [EVEN] * 3)]
     spike = Incident(1, "loss_spike", "")
     expected = [named(0, loss=None), named(1, loss=3.0), named(2, loss=1.5)]
-    assert suspects(spike, recorded, SAMPLES, ["a", "b"], 8) == expected
-    assert suspects(spike, recorded, SAMPLES, ["a", "b"], 2) == expected[:2]
+    assert incident_samples(spike, recorded, SAMPLES, ["a", "b"], 8) == expected
+    assert incident_samples(spike, recorded, SAMPLES, ["a", "b"], 2) == expected[:2]
 
 
-def test_the_suspects_of_dead_experts_are_the_samples_that_crowd_on_others_in_their_layers():
+def test_dead_experts_name_the_samples_that_crowd_on_other_experts_in_their_layers():
     crowded = [[4.0, 4.0], [7.0, 1.0]]
     recorded = [step_of_three_samples([1.0, 1.0, 1.0], [EVEN, crowded, [[8.0, 0.0], [4.0, 4.0]]])]
-    found = suspects(Incident(1, "dead_experts", "", {"experts": [[1, 0]]}), recorded, SAMPLES, ["a", "b"], 1)
+    found = incident_samples(Incident(1, "dead_experts", "", {"experts": [[1, 0]]}), recorded, SAMPLES, ["a", "b"], 1)
     assert found == [named(0, share=7 / 8)]
     batch, output = recorded[0]
     unwatched = Output(output.loss_sum, output.loss_BT, Routing(*[torch.zeros(2, 2, 0, 2)] * 2, *[torch.zeros(0)] * 5))
-    nobody = suspects(
+    nobody = incident_samples(
         Incident(1, "dead_experts", "", {"experts": [[1, 0]]}), [(batch, unwatched)], SAMPLES, ["a", "b"], 1
     )
     assert nobody == []
@@ -184,4 +184,4 @@ def test_the_suspects_of_dead_experts_are_the_samples_that_crowd_on_others_in_th
 
 def test_the_worst_of_several_processes():
     parts = [[named(0, loss=3.0), named(1, loss=1.0)], [named(2, loss=None)], []]
-    assert merge(parts, 2) == [named(2, loss=None), named(0, loss=3.0)]
+    assert worst_samples(parts, 2) == [named(2, loss=None), named(0, loss=3.0)]

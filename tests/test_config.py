@@ -81,8 +81,8 @@ def test_a_wrong_file_is_named(tmp_path, text, parts):
     [
         ("[{from_tokens: 5, weights: {cod: 1}}]", "no domain 'cod': did you mean code?"),
         ("[{from_tokens: 5, weights: {code: -1}}]", "none may be negative"),
-        ("[{from_tokens: 5, weights: {code: 0}}]", "one has to be above 0"),
-        ("[{from_tokens: 5, weights: {code: 1}}, {from_tokens: 5, weights: {code: 2}}]", "put them in growing order"),
+        ("[{from_tokens: 5, weights: {code: 0}}]", "one must be above 0"),
+        ("[{from_tokens: 5, weights: {code: 1}}, {from_tokens: 5, weights: {code: 2}}]", "in increasing order"),
     ],
 )
 def test_phases_of_a_mixture_that_cannot_be_are_told(phases, said):

@@ -1,4 +1,4 @@
-"""What every section of settings has in common."""
+"""Base class of the sections of settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """Settings that know their keys, types and ranges; what is not known is refused."""
+    """Immutable settings with checked types and ranges; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, allow_inf_nan=False)

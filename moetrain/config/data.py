@@ -1,4 +1,4 @@
-"""Settings of data: domains and where they come from, mixture, packing, tokenizer."""
+"""Settings of the data: domains and their sources, mixture, packing, tokenizer."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from moetrain.expression import parse_filter
 
 
 class FactSettings(Section):
-    """What a planted built-in domain states; each setting is taken by the domains that its meaning names."""
+    """Facts of a planted built-in domain. Each description names the domains that the setting applies to."""
 
     like: Literal["modular", "math"] | None = Field(
-        None, description="random_answers: the domain whose form and answers it imitates (default modular)."
+        None, description="random_answers: the domain whose questions and answers it imitates (default modular)."
     )
     modulus: int | None = Field(
         None, ge=5, le=199, description="modular, random_answers like modular: a prime (default 59)."
     )
     operation: Literal["add", "subtract", "multiply", "divide"] | None = Field(
-        None, description="modular, random_answers like modular: what is done modulo the prime (default add)."
+        None, description="modular, random_answers like modular: operation modulo the prime (default add)."
     )
     rule: Literal["copy", "reverse", "brackets"] | None = Field(
-        None, description="formal: what is asked about a string (default reverse)."
+        None, description="formal: rule about a string of digits (default reverse)."
     )
-    length: int | None = Field(None, ge=5, le=32, description="formal: symbols of a string (default 6).")
+    length: int | None = Field(None, ge=5, le=32, description="formal: digits of a string (default 6).")
     count: int | None = Field(
-        None, ge=2, description="formal, random_answers like math: facts, held out or not (default 2000)."
+        None,
+        ge=2,
+        description="formal, random_answers like math: number of facts, trained and held out (default 2000).",
     )
     trained_share: float | None = Field(
-        None, gt=0, lt=1, description="All planted domains: share of the facts that is trained (default 0.6)."
+        None, gt=0, lt=1, description="All planted domains: share of the facts that is trained on (default 0.6)."
     )
     sign: str | None = Field(
         None,
-        description="modular (default + - * /), random_answers like modular or math (default @): the sign of the "
-        "operation, one character in quotes; domains of one run that would state the same need different ones.",
+        description="modular (default + - * /), random_answers like modular or math (default @): sign of the "
+        "operation, one character in quotes. Domains of one run with the same facts need different signs.",
     )
 
     @field_validator("modulus")
@@ -51,11 +53,11 @@ class FactSettings(Section):
     @classmethod
     def _one_sign(cls, sign: str | None) -> str | None:
         if sign is not None and (len(sign) != 1 or sign.isdigit() or sign.isspace() or not sign.isprintable()):
-            raise ValueError("the sign is one visible character, no digit")
+            raise ValueError("the sign must be one visible character, no digit")
         return sign
 
     def given(self) -> dict[str, Any]:
-        """The settings that are not null: the options of the built-in domain."""
+        """The settings that are not null, as options of the built-in domain."""
         return self.model_dump(exclude_none=True)
 
 
@@ -68,64 +70,66 @@ FACTS_TAKEN: dict[str, tuple[str, ...]] = {
 
 
 class DomainSettings(Section):
-    """Where one domain's documents come from: exactly one of ``path``, ``builtin`` and ``hub``."""
+    """Source of a domain's documents: exactly one of ``path``, ``builtin`` and ``hub``."""
 
     path: str | list[str] | None = Field(
         None,
-        description="Files or patterns, read by what they end in: .jsonl, .json, .parquet, or plain text and source "
-        "code (.txt, .md, .py, ...: a file is a document), also with .gz; a folder is every such file below it. "
-        "Relative to data.root.",
+        description="Files or patterns. The end of the name decides how a file is read: .jsonl, .json, .parquet, or "
+        "plain text and source code (.txt, .md, .py, ...: one document per file), all but .parquet also with .gz. A "
+        "folder stands for all such files below it. Relative to data.root.",
     )
     builtin: str | None = Field(
         None,
-        description="A built-in domain that needs no files: code, math, commonsense; for studies modular, "
+        description="A built-in domain, which needs no files: code, math, commonsense; for studies modular, "
         "random_answers, formal.",
     )
     hub: str | None = Field(
-        None, description="A data set read through `datasets`: a name on the Hugging Face hub, or a local folder."
+        None, description="A data set for `datasets`: a name on the Hugging Face hub, or a local folder."
     )
-    hub_config: str | None = Field(None, description="Which of the hub data set's configurations to read.")
-    hub_revision: str | None = Field(None, description="Commit or tag of the hub data set; null takes its newest.")
+    hub_config: str | None = Field(None, description="Configuration (subset) of the hub data set.")
+    hub_revision: str | None = Field(None, description="Commit or tag of the hub data set; null: the newest.")
     split: str = Field("train", description="Split of the hub data set.")
     streaming: bool = Field(
         False,
-        description="Read the hub data set as it arrives, without keeping it; twice, unless tokenizer.model is given.",
+        description="Stream the hub data set instead of downloading it; it is read twice unless tokenizer.model is "
+        "given.",
     )
     text_field: str = Field(
         "text", description="Field of a JSON line, or column of a Parquet file or hub data set, that holds the text."
     )
     filter: str | None = Field(
         None,
-        description="Which rows to take, by their fields: names, constants, comparisons, and, or, not, len(), e.g. "
-        "language == 'en' and score >= 3.",
+        description="Use only rows that pass this condition on their fields: names, constants, comparisons, and, or, "
+        "not, len(), e.g. language == 'en' and score >= 3.",
     )
     limit: int | None = Field(
-        None, ge=1, description="Distinct documents to take, the first ones; null takes all. It is read by one process."
+        None,
+        ge=1,
+        description="Use the first so many distinct documents; null: all. The domain is then read by one worker.",
     )
     size: int | None = Field(
         None,
         ge=1,
-        description="Bytes of distinct text to take (built-in: to produce, default 4,000,000; a planted domain ends "
-        "with its table of facts: see repeats); null takes all.",
+        description="Bytes of distinct text to use; null: all. Built-in domains: bytes to generate (default "
+        "4,000,000); a planted domain ends with its table of facts, see repeats.",
     )
-    weight: float | None = Field(None, gt=0, description="Share of the stream, with data.mixture: weights.")
-    repeats: int = Field(1, ge=1, description="Copies of each document in the stream, each with an id of its own.")
+    weight: float | None = Field(None, gt=0, description="Weight of the domain, with data.mixture: weights.")
+    repeats: int = Field(1, ge=1, description="Copies of each training document in the stream, each with its own id.")
     repeats_within: float = Field(
-        1.0, gt=0, le=1, description="Share of the stream that all copies of one document lie within; 1: anywhere."
+        1.0, gt=0, le=1, description="Share of the stream within which all copies of a document lie; 1: anywhere."
     )
     eps: float | None = Field(
         None,
         gt=0,
-        description="Loss in nats at or below which a panel sample counts as memorized while the run goes on; take it "
-        "from an earlier run's summary. null: no memorized/fraction.",
+        description="Loss in nats at or below which a panel sample counts as memorized during the run; take it from "
+        "the summary of an earlier run. null: no memorized/fraction.",
     )
-    facts: FactSettings | None = Field(None, description="What a planted built-in domain states.")
+    facts: FactSettings | None = Field(None, description="Facts of a planted built-in domain.")
     shuffled: bool = Field(
-        False, description="Whether the tokens of each document stand in a random order, the same one each time."
+        False,
+        description="Put the tokens of each document into a random order, which is the same in every run of a seed.",
     )
-    panel_tokens: int | None = Field(
-        None, ge=1, description="Tokens of a sample that distances compare, for this domain; null takes panel.tokens."
-    )
+    panel_tokens: int | None = Field(None, ge=1, description="panel.tokens of this domain; null: panel.tokens.")
 
     @model_validator(mode="after")
     def _one_source(self) -> DomainSettings:
@@ -136,7 +140,7 @@ class DomainSettings(Section):
         if self.builtin is not None and self.filter is not None:
             raise ValueError("filter has no effect on a built-in domain, which has no columns: remove it")
         if self.repeats_within < 1 and self.repeats == 1:
-            raise ValueError("repeats_within has no effect on documents that stand once: remove it, or raise repeats")
+            raise ValueError("repeats_within has no effect with repeats: 1: remove it, or raise repeats")
         if self.hub is None:
             for name in ("hub_config", "hub_revision", "split", "streaming"):
                 if getattr(self, name) != type(self).model_fields[name].default:
@@ -165,38 +169,45 @@ class DomainSettings(Section):
 
 
 class MixturePhase(Section):
-    """A later part of the stream with weights of its own, such as an annealing phase."""
+    """A later part of the stream with different weights, such as an annealing phase."""
 
-    from_tokens: int = Field(ge=1, description="Tokens of the stream, marks included, after which it begins.")
-    weights: dict[str, float] = Field(description="Weight by domain; a domain that is not named is left out.")
+    from_tokens: int = Field(ge=1, description="Tokens of the stream, with marks, after which the phase begins.")
+    weights: dict[str, float] = Field(description="Weight per domain; a domain that is not named is not used.")
 
 
 class DataSettings(Section):
     domains: dict[str, DomainSettings] = Field(
         default_factory=dict, description="The domains by name, each with its source (data.domains.NAME.KEY)."
     )
-    root: str = Field("", description="Folder that relative paths of domains start from; environment variables expand.")
-    cache_dir: str = Field(
-        "~/.cache/moetrain", description="Where tokenizers and token files are kept, found again by content hash."
+    root: str = Field(
+        "", description="Folder that paths of domains are relative to; environment variables are expanded."
     )
-    seq_len: int = Field(512, ge=8, description="Tokens in a packed row; a sample is at most this long.")
+    cache_dir: str = Field(
+        "~/.cache/moetrain",
+        description="Folder where tokenizers and token files are cached, under a hash of their sources.",
+    )
+    seq_len: int = Field(512, ge=8, description="Tokens of a packed row, and of the longest sample.")
     mixture: Literal["by_size", "weights"] = Field(
-        "by_size", description="by_size: every document once. weights: by each domain's weight, no document twice."
+        "by_size",
+        description="by_size: every document once. weights: in proportion to the domains' weights, no document twice.",
     )
     phases: list[MixturePhase] = Field(
         default_factory=list,
-        description="With mixture: weights: a list of {from_tokens, weights: {DOMAIN: WEIGHT}}, each from there on.",
+        description="With mixture: weights: changes of the weights, a list of {from_tokens, weights: {DOMAIN: "
+        "WEIGHT}}.",
     )
     heldout_share: float = Field(
         0.01, gt=0, lt=0.5, description="Share of documents held out of training, chosen by a hash of their content."
     )
     max_bad_share: float = Field(
-        0.001, ge=0, le=1, description="Share of a domain's lines or rows that may be unusable before it is an error."
+        0.001, ge=0, le=1, description="Largest share of a domain's lines or rows that may be unusable."
     )
     workers: int | None = Field(
-        None, ge=1, description="Processes that prepare the data; null: one a CPU core, or one where there is little."
+        None,
+        ge=1,
+        description="Worker processes that prepare the data; null: one per CPU core, or one if there is little data.",
     )
-    pack_window: int = Field(4096, ge=1, description="Samples that best-fit packing looks at together.")
+    pack_window: int = Field(4096, ge=1, description="Samples that are packed together by best fit.")
 
     @field_validator("domains")
     @classmethod
@@ -214,7 +225,7 @@ class DataSettings(Section):
             raise ValueError("phases have no effect with by_size: set data.mixture=weights and each domain's weight")
         starts = [phase.from_tokens for phase in self.phases]
         if starts != sorted(set(starts)):
-            raise ValueError(f"phases begin at {starts} tokens: put them in growing order")
+            raise ValueError(f"phases begin at {starts} tokens: put them in increasing order")
         for number, phase in enumerate(self.phases):
             unknown = [name for name in phase.weights if name not in self.domains]
             if unknown:
@@ -222,7 +233,7 @@ class DataSettings(Section):
                 hint = f": did you mean {near[0]}?" if near else ""
                 raise ValueError(f"phases.{number}.weights: no domain {unknown[0]!r}{hint}")
             if any(weight < 0 for weight in phase.weights.values()) or not any(phase.weights.values()):
-                raise ValueError(f"phases.{number}.weights: none may be negative, and one has to be above 0")
+                raise ValueError(f"phases.{number}.weights: none may be negative, and one must be above 0")
         return self
 
     @model_validator(mode="after")
@@ -238,15 +249,21 @@ class DataSettings(Section):
 
 class TokenizerSettings(Section):
     model: str | None = Field(
-        None, description="A SentencePiece .model or a tokenizer.json to use; null trains one on the corpus."
+        None, description="A SentencePiece .model or a tokenizer.json; null: train one on the corpus."
     )
     begin_token: str | None = Field(
-        None, description="Mark before a document, of a tokenizer.json; null: what its files or common names say."
+        None,
+        description="Token of a tokenizer.json that marks the begin of a document; null: as in its files, else a "
+        "common name.",
     )
-    end_token: str | None = Field(None, description="Mark after a document, of a tokenizer.json; null: likewise.")
-    vocab_size: int = Field(4096, ge=300, le=2**31 - 1, description="Size of the vocabulary that is trained.")
+    end_token: str | None = Field(
+        None, description="Token of a tokenizer.json that marks the end of a document; null: likewise."
+    )
+    vocab_size: int = Field(4096, ge=300, le=2**31 - 1, description="Vocabulary size of the tokenizer that is trained.")
     sample_bytes: int = Field(
-        20_000_000, ge=1000, description="Bytes of text, spread evenly over the domains, that it is trained on."
+        20_000_000,
+        ge=1000,
+        description="Bytes of text that the tokenizer is trained on, in equal parts from all domains.",
     )
 
     @model_validator(mode="after")

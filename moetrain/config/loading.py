@@ -1,7 +1,7 @@
-"""All settings of a run in one place: loaded, checked, overridden and described.
+"""All settings of a run: loaded from YAML, overridden, checked and described.
 
-A run is described by a YAML file and ``section.key=value`` overrides. Whatever is wrong with them comes out as one
-line that names the file (or the command line), the key and the remedy. The sections are in `moetrain.config`.
+A run is described by a YAML file and ``section.key=value`` overrides. Every error is one line with the place (file or
+command line), the key and the remedy.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from moetrain.config.data import DataSettings, DomainSettings, FactSettings, Tok
 from moetrain.config.monitoring import MonitorSettings, PanelSettings, PhaseSettings, ProbeSettings
 from moetrain.config.training import RUN_NAME, GuardSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
 
-_LONGEST_SHOWN = 200  # characters of a value in a message
+_MAX_SHOWN = 200  # characters of a value in a message
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used; the message is one line naming place, key and remedy."""
+    """A setting that cannot be used; the message is one line with place, key and remedy."""
 
 
 class Settings(Section):
@@ -45,11 +45,11 @@ class Settings(Section):
 
     @property
     def watches_routing(self) -> bool:
-        """Whether there is a router and something that reads it."""
+        """Whether the model has routers and the monitor is enabled."""
         return self.monitor.enabled and self.model.experts != "dense"
 
     def panel_tokens(self, domain: str) -> int:
-        """Text tokens of a sample of this domain that distances compare."""
+        """Text tokens at the start of this domain's samples over which routing is compared."""
         return self.data.domains[domain].panel_tokens or self.panel.tokens
 
     @model_validator(mode="after")
@@ -63,15 +63,15 @@ class Settings(Section):
         return self
 
     def to_yaml(self) -> str:
-        """The resolved settings as YAML that `load_settings` reads back to the same values."""
+        """The resolved settings as YAML; `load_settings` reads them back unchanged."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
 
 def load_settings(path: str | Path | None, overrides: Sequence[str] = ()) -> Settings:
-    """Settings from a YAML file (none: all defaults) with ``section.key=value`` overrides laid over it.
+    """Settings from a YAML file (None: all defaults) and ``section.key=value`` overrides.
 
     Raises:
-        SettingsError: an unreadable file, an unknown key, a wrong type or an impossible combination, in one line.
+        SettingsError: an unreadable file, an unknown key, a wrong type or an invalid combination.
     """
     place = str(path) if path is not None else "settings"
     tree: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def load_settings(path: str | Path | None, overrides: Sequence[str] = ()) -> Set
     origin: dict[tuple[str, ...], str] = {}
     for override in overrides:
         keys, value = _parse_override(override)
-        _lay_over(tree, keys, value, override)
+        _apply_override(tree, keys, value, override)
         origin[keys] = f"command line {_shown(override)}"
     try:
         settings = Settings.model_validate(tree)
@@ -95,10 +95,13 @@ def load_settings(path: str | Path | None, overrides: Sequence[str] = ()) -> Set
 
 
 def expand(path: str, key: str) -> str:
-    """A path with ``~`` and environment variables filled in.
+    """A path with ``~`` and environment variables expanded.
+
+    Args:
+        key: name of the setting, for the message.
 
     Raises:
-        SettingsError: a variable that is not set, naming the setting ``key`` it stands in.
+        SettingsError: an environment variable is not set.
     """
     expanded = os.path.expandvars(os.path.expanduser(path))
     unset = re.search(r"\$\{?(\w+)\}?", expanded)
@@ -108,7 +111,7 @@ def expand(path: str, key: str) -> str:
 
 
 def describe_settings() -> Iterator[tuple[str, str, str, str]]:
-    """Each setting as (dotted key, type, default, meaning), in order, for ``--help``."""
+    """Each setting as (dotted key, type, default, description), in order, for ``--help``."""
     yield from _describe(Settings, "")
 
 
@@ -126,7 +129,7 @@ def _describe(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str,
 
 
 def _section_type(annotation: Any) -> type[BaseModel] | None:
-    """The section that a setting holds, also where it may be null."""
+    """The section class of a setting that is a section, or a section or null; else None."""
     for part in (annotation, *get_args(annotation)):
         if isinstance(part, type) and issubclass(part, BaseModel):
             return part if annotation is part or type(None) in get_args(annotation) else None
@@ -157,7 +160,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
         raise SettingsError(f"{path}{line}: not valid YAML: {problem}") from None
-    except (ValueError, RecursionError) as error:  # a date that there is none of, or more digits or depth than are read
+    except (ValueError, RecursionError) as error:  # an impossible date, too many digits, too deep nesting
         raise SettingsError(f"{path}: a value cannot be read ({error}): put text in quotes") from None
     if tree is None:
         return {}
@@ -167,7 +170,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _name_after_file(tree: dict[str, Any], stem: str) -> None:
-    """A run without a name is called as its configuration, where that is a name."""
+    """Name a run without a name after its configuration file, if that is a valid name."""
     run = tree.get("run")
     if re.fullmatch(RUN_NAME, stem) and (run is None or (isinstance(run, dict) and "name" not in run)):
         tree["run"] = {**(run or {}), "name": stem}
@@ -183,12 +186,12 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     except (yaml.YAMLError, ValueError, RecursionError):
         if text[:1] in "[{'\"":
             raise SettingsError(
-                f"command line {_shown(override)}: the value is not valid YAML: close what it opens"
+                f"command line {_shown(override)}: the value is not valid YAML: close brackets and quotes"
             ) from None
-        return keys, text  # a pattern such as *.jsonl is an alias to YAML, and text to us
+        return keys, text  # for instance *.jsonl, which YAML takes for an alias
 
 
-def _lay_over(tree: dict[str, Any], keys: tuple[str, ...], value: Any, override: str) -> None:
+def _apply_override(tree: dict[str, Any], keys: tuple[str, ...], value: Any, override: str) -> None:
     for depth, key in enumerate(keys[:-1]):
         node = tree.setdefault(key, {})
         if node is None:
@@ -202,26 +205,26 @@ def _lay_over(tree: dict[str, Any], keys: tuple[str, ...], value: Any, override:
 
 
 def _shown(value: Any) -> str:
-    """A value as a message quotes it: not all of a long one."""
+    """A value as quoted in messages, truncated if it is long."""
     text = repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 def _printable(line: str) -> str:
-    """A line with what is no visible character escaped: a key may hold anything that YAML can."""
+    """A line with unprintable characters escaped, which keys of a YAML file may hold."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
 
 
 def _one_line(error: ValidationError, place: str, origin: Mapping[tuple[str, ...], str]) -> str:
     first = error.errors()[0]
     keys = tuple(str(part) for part in first["loc"])
-    # A union (path: text or list) adds the tried branch to the location: keep what names a setting.
+    # For a union (path: text or list) pydantic adds the branch to the location: keep the part that is a setting.
     while keys and not _is_setting(keys) and first["type"] != "extra_forbidden":
         keys = keys[:-1]
     key = ".".join(keys)
-    unknown = first["type"] == "extra_forbidden"  # perhaps a section of an override's key
-    laid_by = (text for laid, text in origin.items() if laid == keys or (unknown and laid[: len(keys)] == keys))
-    where = next(laid_by, place)
+    unknown = first["type"] == "extra_forbidden"  # an unknown section is the first part of an override's key
+    set_by = (text for each, text in origin.items() if each == keys or (unknown and each[: len(keys)] == keys))
+    where = next(set_by, place)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if unknown:
         known = [name for name, *_ in describe_settings()] + list(Settings.model_fields)
@@ -234,8 +237,8 @@ def _one_line(error: ValidationError, place: str, origin: Mapping[tuple[str, ...
     return f"{where}: {key + ': ' if key else ''}{message}{shown}{more}"
 
 
-# What other trainers call some settings.
-_ELSEWHERE = {
+# Names of settings in other trainers.
+_OTHER_NAMES = {
     **dict.fromkeys(("lr", "max_lr"), "optim.learning_rate"),
     **dict.fromkeys(("warmup", "lr_warmup_steps"), "optim.warmup_steps"),
     **dict.fromkeys(("clip_grad", "max_grad_norm", "max_norm"), "optim.grad_clip"),
@@ -261,7 +264,7 @@ def _is_setting(keys: tuple[str, ...]) -> bool:
 
 
 def _nearest(keys: tuple[str, ...], known: Sequence[str]) -> str | None:
-    """The known key closest in spelling: in the same section first, then the same last word anywhere."""
+    """The known key that an unknown one most likely means: by spelling, last word, or its name in other trainers."""
     dotted = ".".join(keys)
     if len(keys) in (4, 5) and keys[:2] == ("data", "domains"):
         fields = DomainSettings.model_fields if len(keys) == 4 else FactSettings.model_fields
@@ -274,7 +277,7 @@ def _nearest(keys: tuple[str, ...], known: Sequence[str]) -> str | None:
     same_word = [name for name in known if name.rpartition(".")[2] == keys[-1]]
     if same_word:
         return same_word[0]
-    if keys[-1] in _ELSEWHERE:
-        return _ELSEWHERE[keys[-1]]
+    if keys[-1] in _OTHER_NAMES:
+        return _OTHER_NAMES[keys[-1]]
     settings = [name for name in known if "." in name] if len(keys) > 1 else known
     return next(iter(difflib.get_close_matches(dotted, settings, n=1)), None)

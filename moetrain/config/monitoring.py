@@ -1,4 +1,4 @@
-"""Settings of what watches a run: streaming metrics, panel, phases, probes."""
+"""Settings of the monitor: streaming metrics, panel, phases, probes."""
 
 from __future__ import annotations
 
@@ -10,101 +10,115 @@ from moetrain.config.base import Section
 
 
 class PanelSettings(Section):
-    samples: int = Field(64, ge=2, description="Panel samples in each of a domain's three cells.")
-    readings: int = Field(20, ge=2, description="Readings of the panel in a run, evenly spaced, step 0 included.")
-    linear_kernel: bool = Field(
-        False, description="Whether each layer's inputs are stored too, for kernel/d_eff_linear: 2 bytes a feature."
+    samples: int = Field(
+        64, ge=2, description="Panel samples per domain in each of its three sets: seen, to come, held-out."
     )
-    tokens: int = Field(64, ge=1, description="First tokens of a sample that routing distances compare.")
+    readings: int = Field(20, ge=2, description="Readings of the panel in a run, evenly spaced, beginning at step 0.")
+    linear_kernel: bool = Field(
+        False, description="Store the inputs of each layer too, for kernel/d_eff_linear; takes 2 bytes per feature."
+    )
+    tokens: int = Field(64, ge=1, description="Text tokens at the start of a sample over which routing is compared.")
 
 
 class ProbeSettings(Section):
     tasks: list[str] = Field(
         default_factory=list,
-        description="Benchmarks to read while training: files or patterns of items (.jsonl, also .gz; an item has "
-        "domain, task, id, prompt, sep, and choices with answer, or target), relative to data.root; or hub:NAME, one "
-        "of the known ones on the Hugging Face hub such as hub:arc_easy; hub:NAME=PATH reads a local copy of it.",
+        description="Benchmarks to evaluate during training: files or patterns of items (.jsonl, also .gz; an item "
+        "has domain, task, id, prompt, sep, and choices with answer, or target), relative to data.root; or hub:NAME "
+        "for a supported benchmark on the Hugging Face hub such as hub:arc_easy; hub:NAME=PATH reads a local copy of "
+        "it.",
     )
     task_domains: dict[str, str] = Field(
         default_factory=dict,
-        description="TASK: DOMAIN of the run, for tasks whose items name a domain that the run calls otherwise.",
+        description="TASK: DOMAIN, for tasks whose items name a domain that has another name in this run.",
     )
     builtin: bool = Field(
         True,
-        description="Whether built-in domains bring tasks of their own: held-out facts, and TASK_trained, which asks "
-        "for trained facts of planted domains.",
+        description="Evaluate tasks of the built-in domains too: their held-out facts, and as TASK_trained the "
+        "trained facts of planted domains.",
     )
-    items: int = Field(200, ge=1, description="Items of a task, a seeded choice; fewer than 100 say little.")
+    items: int = Field(200, ge=1, description="Items per task, chosen by the seed; fewer than 100 say little.")
     trained_items: int | None = Field(
-        None, ge=0, description="Items of each TASK_trained; null: as probes.items; 0: no such tasks."
+        None, ge=0, description="Items per TASK_trained; null: as probes.items; 0: no such tasks."
     )
-    readings: int = Field(10, ge=2, description="Readings of all tasks in a run, evenly spaced, step 0 included.")
+    readings: int = Field(10, ge=2, description="Readings of all tasks in a run, evenly spaced, beginning at step 0.")
     contaminated: Literal["exclude", "keep"] = Field(
         "exclude",
-        description="Items found in training text (13 words of prompt and answer in a row, or all of 4 to 12) are "
-        "counted and listed; exclude also leaves them out of the probes.",
+        description="Items found in the training text (13 consecutive words of prompt and answer, or all words if 4 "
+        "to 12) are counted and listed. exclude: they are not evaluated either.",
     )
     generate: bool = Field(
         False,
-        description="Whether open answers are also generated, token by token, and compared: exact_match. It costs a "
-        "forward pass over the prompts for each token.",
+        description="Also generate open answers and compare them: exact_match. Takes one forward pass over the "
+        "prompts per token.",
     )
-    max_new_tokens: int = Field(16, ge=1, description="Tokens after which a generated answer is cut off.")
+    max_new_tokens: int = Field(16, ge=1, description="Longest generated answer, in tokens.")
     embeddings: str | None = Field(
         None,
-        description="A sentence-transformers model that panel samples and probe items are paired by; null: the "
-        "model's own hidden states at the end of the run.",
+        description="A sentence-transformers model by which panel samples and probe items are paired; null: the "
+        "hidden states of the trained model at the end of the run.",
     )
 
     @property
     def most_trained(self) -> int:
-        """Items of a task that asks for trained facts."""
+        """Items of a task about trained facts."""
         return self.items if self.trained_items is None else self.trained_items
 
 
 class MonitorSettings(Section):
-    enabled: bool = Field(True, description="Whether routing is recorded by sample.")
+    enabled: bool = Field(True, description="Record routing per sample.")
     budget: Literal["fixed", "auto"] = Field(
         "fixed",
-        description="fixed: panel.readings and probes.readings as they are set. auto: both are chosen at the start, by "
-        "measured time, so that the panel takes 1% and the probes 5% of a run of an hour or more, 15% each of a "
-        "shorter one, from 10 to 100 readings; the run's config.yaml holds what was chosen.",
+        description="fixed: panel.readings and probes.readings as set. auto: both are chosen at the start by "
+        "measured time, from 10 to 100, so that the panel takes 1% and the probes 5% of a run of an hour or more, "
+        "15% each of a shorter one; the chosen values are written to the run's config.yaml.",
     )
     every: int = Field(50, ge=1, description="Steps between readings of the streaming metrics.")
-    window: int = Field(64, ge=2, description="Newest samples of a domain that the streaming metrics are taken over.")
+    window: int = Field(
+        64, ge=2, description="Newest samples per domain over which the streaming metrics are computed."
+    )
     store_top: int = Field(
         0,
         ge=0,
-        description="Heaviest experts a layer whose share of each training sample's routing is written to "
-        "routing/samples_*.parquet; 0: none. A million samples take 40 MB at 6 layers and 2 experts, 290 MB at 16 "
-        "and 8.",
+        description="Experts per layer with the largest routing weights that are written for each training sample, "
+        "to routing/samples_*.parquet; 0: none. A million samples take 40 MB with 6 layers and 2 experts, 290 MB "
+        "with 16 and 8.",
     )
-    tau: float = Field(0.7, gt=0, lt=1, description="Share of routing weight that a pathway keeps in each layer.")
+    tau: float = Field(0.7, gt=0, lt=1, description="Share of routing weight per layer that a pathway covers.")
 
 
 class PhaseSettings(Section):
-    """Thresholds of the phase rule, see `moetrain.grokking.phase`; a study fitted and tested those of routing."""
+    """Thresholds of the phase rule, see `moetrain.grokking.phase`. A study fitted and tested those of routing."""
 
-    samples: int = Field(64, ge=1, description="Seen panel samples below which nothing is said.")
-    trend: int = Field(5, ge=3, description="Readings of the loss that the line through it is made of.")
+    samples: int = Field(64, ge=1, description="Smallest number of seen panel samples for a verdict.")
+    trend: int = Field(5, ge=3, description="Readings of the loss through which a line is fitted.")
     steep: float = Field(
-        0.05, gt=0, lt=1, description="Fall over those, of the fall so far, from which on it is learning."
+        0.05,
+        gt=0,
+        lt=1,
+        description="Fall of that line as a share of the whole fall so far; above it the phase is learning.",
     )
     learned: float = Field(
-        0.8, gt=0, lt=1, description="Share of its highest reading that the loss must have fallen by."
+        0.8, gt=0, lt=1, description="Share of its highest reading by which the loss must have fallen."
     )
-    window: int = Field(3, ge=1, description="Readings of leave-one-out accuracy that are averaged.")
-    answers: int = Field(96, ge=1, description="Samples with a marked answer below which it is not judged.")
-    generalizing: float = Field(0.13, ge=0, le=1, description="Leave-one-out accuracy that speaks for generalizing.")
+    window: int = Field(3, ge=1, description="Readings over which leave-one-out accuracy is averaged.")
+    answers: int = Field(
+        96, ge=1, description="Smallest number of samples with a marked answer for leave-one-out accuracy to be used."
+    )
+    generalizing: float = Field(
+        0.13, ge=0, le=1, description="Leave-one-out accuracy at or above which the phase is generalizing."
+    )
     memorizing: float = Field(
-        0.11, ge=0, le=1, description="Leave-one-out accuracy up to which it speaks for memorizing."
+        0.11, ge=0, le=1, description="Leave-one-out accuracy at or below which the phase is memorizing."
     )
-    still: float = Field(0.05, gt=0, lt=1, description="Rise over a window up to which a domain has settled.")
+    still: float = Field(
+        0.05, gt=0, lt=1, description="Rise of leave-one-out accuracy over a window up to which the phase is settled."
+    )
 
     @model_validator(mode="after")
     def _thresholds_in_order(self) -> PhaseSettings:
         if self.memorizing > self.generalizing:
             raise ValueError(
-                f"memorizing {self.memorizing} is above generalizing {self.generalizing}: a domain would be both"
+                f"memorizing {self.memorizing} exceeds generalizing {self.generalizing}: lower it or raise generalizing"
             )
         return self

@@ -10,24 +10,22 @@ from pydantic import Field, field_validator, model_validator
 from moetrain.config.base import Section
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-"""What a run may be called, as a pattern."""
+"""Pattern of valid run names."""
 
 
 class RunSettings(Section):
     name: str = Field(
         "run",
-        description="Name of the run: its folder under output_dir; not given, the configuration file's own. Nothing "
-        "is ever overwritten.",
+        description="Name of the run and of its folder in output_dir; default: the name of the configuration file. "
+        "Nothing is ever overwritten.",
     )
     output_dir: str = Field("runs", description="Folder that holds the runs.")
-    seed: int = Field(0, ge=0, description="Seed of weights, data order and every sampled choice.")
-    report: bool = Field(
-        True, description="Whether the run ends with a page about itself, report.html; it needs moetrain[report]."
-    )
+    seed: int = Field(0, ge=0, description="Seed of weights, data order and all random choices.")
+    report: bool = Field(True, description="Write report.html at the end of the run; needs moetrain[report].")
     trackers: list[Literal["wandb", "mlflow", "trackio", "swanlab", "comet_ml", "aim", "clearml", "dvclive"]] = Field(
         default_factory=list,
-        description="Experiment trackers that get TensorBoard's scalars as well, in a project called moetrain; each "
-        "has to be installed, and finds its login where it looks for it. A resumed run is a new one there.",
+        description="Experiment trackers that also get TensorBoard's scalars, in a project named moetrain. Each must "
+        "be installed and logged in. A resumed run is a new run there.",
     )
 
     @field_validator("name")
@@ -48,37 +46,38 @@ class ModelSettings(Section):
         None, ge=1, description="Key and value heads; null: as many as query heads."
     )
     intermediate_size: int = Field(128, ge=1, description="Width of one expert.")
-    num_experts: int = Field(16, ge=1, description="Experts a layer.")
-    num_experts_per_tok: int = Field(4, ge=1, description="Experts a token is sent to (top k).")
-    num_shared_experts: int = Field(0, ge=0, description="Experts every token goes through beside its top k.")
-    norm_topk_prob: bool = Field(False, description="Whether the top-k weights are scaled to sum to one.")
+    num_experts: int = Field(16, ge=1, description="Experts per layer.")
+    num_experts_per_tok: int = Field(4, ge=1, description="Experts per token (top k).")
+    num_shared_experts: int = Field(0, ge=0, description="Experts that every token uses in addition to its top k.")
+    norm_topk_prob: bool = Field(False, description="Scale the top-k weights to sum to one.")
     rms_norm_eps: float = Field(1e-5, gt=0, description="Epsilon of RMSNorm.")
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
     initializer_range: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
-    tie_word_embeddings: bool = Field(False, description="Whether input and output embeddings are one matrix.")
+    tie_word_embeddings: bool = Field(False, description="Use one matrix for input and output embeddings.")
     experts: Literal["auto", "megablocks", "grouped_mm", "loop", "dense"] = Field(
         "auto",
-        description="Backend of the experts. auto: grouped_mm on CPU; on CUDA the first of megablocks, grouped_mm and "
-        "loop that works. dense is the twin of equal active size, without a router.",
+        description="Backend of the experts. auto: grouped_mm on CPU; on CUDA the first of megablocks, grouped_mm "
+        "and loop that works. dense: a dense model of equal active size, without a router.",
     )
     attention: Literal["auto", "flash_attn", "varlen", "sdpa", "batched", "reference"] = Field(
         "auto",
-        description="Backend of attention; every one keeps samples apart. auto: batched on CPU; on CUDA the first of "
-        "flash_attn, varlen and sdpa that works.",
+        description="Backend of attention; all of them attend within samples only. auto: batched on CPU; on CUDA the "
+        "first of flash_attn, varlen and sdpa that works.",
     )
     balancing: Literal["aux", "bias", "none"] = Field(
-        "aux", description="Load balancing: auxiliary loss, loss-free bias on the selection, or none."
+        "aux", description="Load balancing. aux: auxiliary loss; bias: loss-free, by a bias on the selection; none."
     )
     balance_scope: Literal["micro_batch", "global"] = Field(
-        "global", description="Tokens over which expert load is counted for balancing: one micro-batch, or the step's."
+        "global",
+        description="Tokens over which expert load is counted for balancing: those of a micro-batch, or of the step.",
     )
     router_aux_loss_coef: float = Field(0.01, ge=0, description="Weight of the load-balancing loss (balancing: aux).")
     router_z_loss_coef: float = Field(0.001, ge=0, description="Weight of the router's z loss.")
-    bias_update_rate: float = Field(0.001, ge=0, description="Step of the selection bias (balancing: bias).")
+    bias_update_rate: float = Field(0.001, ge=0, description="Step size of the selection bias (balancing: bias).")
     initialize_from: str | None = Field(
         None,
-        description="Weights to start from: a folder of transformers' OLMoE, or OWNER/NAME[@REVISION] of the hub; the "
-        "sizes here and tokenizer.model must be its own. null: random ones.",
+        description="Initial weights: a folder of transformers' OLMoE, or OWNER/NAME[@REVISION] of the hub. Sizes "
+        "and tokenizer.model must agree with it. null: random weights.",
     )
 
     @property
@@ -111,18 +110,18 @@ class OptimSettings(Section):
         "cosine", description="After warm-up: cosine decay; warm-up, stable, then linear decay; or constant."
     )
     warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
-    decay_share: float = Field(0.2, gt=0, le=1, description="Last share of the run that wsd decays over.")
+    decay_share: float = Field(0.2, gt=0, le=1, description="Last share of the run, over which wsd decays.")
     weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay; norms and embeddings have none.")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first decay rate.")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's second decay rate.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     state_precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Precision that AdamW's two moments are kept in; bf16 saves 4 bytes a parameter."
+        "fp32", description="Dtype of AdamW's two moments; bf16 saves 4 bytes per parameter."
     )
-    grad_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient; larger ones are scaled down to it.")
+    grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm; larger gradients are scaled down to it.")
 
     @model_validator(mode="after")
-    def _moments_move(self) -> OptimSettings:
+    def _moments_change(self) -> OptimSettings:
         # bf16 resolves a change of 1/256 to 1/128; a step changes a moment by a share of up to 1 - beta. Measured on a
         # small regression, final loss against float32: beta2 0.95 and 0.98 within 0.3%, 0.99 1.4%, 0.999 4.8% worse.
         if self.state_precision == "bf16" and max(self.beta1, self.beta2) > 0.98:
@@ -134,43 +133,49 @@ class OptimSettings(Section):
 
 
 class TrainSettings(Section):
-    max_steps: int | None = Field(None, ge=1, description="Steps to train; null trains the whole stream once.")
-    batch_rows: int = Field(16, ge=1, description="Rows of a step over all processes: the global batch.")
+    max_steps: int | None = Field(None, ge=1, description="Steps to train; null: the whole stream once.")
+    batch_rows: int = Field(16, ge=1, description="Rows of a step over all ranks: the global batch.")
     micro_batch_rows: int | None = Field(
-        None, ge=1, description="Rows of one forward pass; null takes the process's whole share of the batch."
+        None, ge=1, description="Rows of a forward pass on one rank; null: the rank's whole share of the batch."
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Compute precision; auto takes bf16 where the hardware is fast at it. Weights stay fp32."
+        "auto", description="Dtype of computation; auto: bf16 if the hardware is fast at it. Weights stay fp32."
     )
     sharding: Literal["none", "fsdp", "hybrid"] = Field(
         "none",
-        description="What a process keeps of weights, gradients and moments. none: all; fsdp: its share over all "
-        "processes; hybrid: its share over those of its machine.",
+        description="Sharding of weights, gradients and moments. none: every rank has all of them; fsdp: sharded "
+        "over all ranks; hybrid: sharded over the ranks of a machine, replicated over machines.",
     )
     compile: bool = Field(
         False,
-        description="Compile each layer by torch.compile: fewer passes over memory on CUDA, for a minute at the start. "
-        "Needs Triton on CUDA, a C++ compiler on CPU.",
+        description="Compile each layer with torch.compile: fewer passes over memory on CUDA, a minute longer to "
+        "start. Needs Triton on CUDA, a C++ compiler on CPU.",
     )
-    activation_checkpointing: bool = Field(False, description="Recompute each layer in backward to save memory.")
+    activation_checkpointing: bool = Field(
+        False, description="Recompute each layer in the backward pass to save memory."
+    )
     deterministic: bool | None = Field(
-        None, description="Same hardware, same bits; null: on for CPU, off for CUDA, where it costs speed."
+        None,
+        description="Bit-for-bit reproducible on the same hardware; null: on for CPU, off for CUDA, where it is "
+        "slower.",
     )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of a process; null shares the machine's cores among its processes."
+        None, ge=1, description="CPU threads per rank; null: the cores of the machine divided by its ranks."
     )
     resume: str = Field(
         "auto",
-        description="auto: continue the newest unfinished run of this name with the same settings, else start NAME-2; "
-        "never: always a new name; or the path of a checkpoint.",
+        description="auto: resume the newest unfinished run of this name if its settings agree, else start NAME-2; "
+        "never: always start a new run; or the path of a checkpoint.",
     )
     log_every: int = Field(10, ge=1, description="Steps between points of the training curves.")
-    eval_every: int = Field(250, ge=1, description="Steps between readings of the validation loss; also at the end.")
-    eval_tokens: int = Field(32_768, ge=1, description="Held-out tokens read by domain at each of them.")
+    eval_every: int = Field(
+        250, ge=1, description="Steps between evaluations of the validation loss; one more is at the end."
+    )
+    eval_tokens: int = Field(32_768, ge=1, description="Held-out tokens per domain in each evaluation.")
     checkpoint_every: int | None = Field(1000, ge=1, description="Steps between checkpoints; null: only at the end.")
-    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    keep_checkpoints: int = Field(2, ge=1, description="Number of newest checkpoints that are kept.")
     keep_every: int | None = Field(
-        None, ge=1, description="Checkpoints of steps that are its multiples are kept as well; null: none are."
+        None, ge=1, description="Also keep the checkpoints of steps that are multiples of this; null: none."
     )
 
     @model_validator(mode="after")
@@ -187,18 +192,18 @@ class TrainSettings(Section):
 
 
 class GuardSettings(Section):
-    """When something that training survives is told as an event, and when it stops."""
+    """When an incident is reported as an event, and when training stops."""
 
     skipped: int = Field(
         10,
         ge=1,
-        description="Updates skipped in a row, loss or gradient not being finite, at which training stops.",
+        description="Consecutive updates skipped for a non-finite loss or gradient after which training stops.",
     )
     spike: float = Field(
-        6.0, gt=0, description="Standard deviations above the mean of earlier steps from which on a loss is a spike."
+        6.0, gt=0, description="Standard deviations above the mean of earlier steps at which a loss counts as a spike."
     )
     spike_window: int = Field(
-        128, ge=4, description="Earlier steps that a loss is compared with; nothing is said before half of them."
+        128, ge=4, description="Earlier steps that a loss is compared with; no spike is reported before half of them."
     )
     dead_steps: int = Field(100, ge=1, description="Steps without a token after which an expert counts as dead.")
-    samples: int = Field(8, ge=0, description="Samples most involved that an event names.")
+    samples: int = Field(8, ge=0, description="Samples most involved in an incident that its event names.")

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from moetrain.config import ModelSettings
 from moetrain.model_input import PackedTokens
 
 
@@ -62,15 +63,13 @@ class RecordingMasks:
 class Router(nn.Module):
     """Softmax over all experts in float32, then the top k (transformers' OLMoE, `gate`)."""
 
-    def __init__(
-        self, hidden_size: int, num_experts: int, num_experts_per_tok: int, norm_topk_prob: bool, selection_bias: bool
-    ) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
-        self.num_experts_per_tok = num_experts_per_tok
-        self.norm_topk_prob = norm_topk_prob
+        self.weight = nn.Parameter(torch.empty(settings.num_experts, settings.hidden_size))
+        self.num_experts_per_tok = settings.num_experts_per_tok
+        self.norm_topk_prob = settings.norm_topk_prob
         # Loss-free balancing (DeepSeek-V3, 2412.19437): added for the selection only, not to the routing weights.
-        bias = torch.zeros(num_experts) if selection_bias else None
+        bias = torch.zeros(settings.num_experts) if settings.balancing == "bias" else None
         self.selection_bias: torch.Tensor | None
         self.register_buffer("selection_bias", bias)
 

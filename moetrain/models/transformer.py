@@ -155,13 +155,7 @@ class MoE(nn.Module):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        self.gate = Router(
-            settings.hidden_size,
-            settings.num_experts,
-            settings.num_experts_per_tok,
-            settings.norm_topk_prob,
-            selection_bias=settings.balancing == "bias",
-        )
+        self.gate = Router(settings)
         self.experts = Experts(settings)
         shared = settings.num_shared_experts * settings.intermediate_size
         self.shared_expert = DenseMLP(settings.hidden_size, shared) if shared else None
@@ -239,7 +233,7 @@ class Transformer(nn.Module):
         for name in sorted(expected.keys() | given.keys()):
             if expected.get(name) != given.get(name):
                 found, wanted = given.get(name, "absent"), expected.get(name, "absent")
-                raise ValueError(f"{name} is {found}, settings and vocabulary make it {wanted}")
+                raise ValueError(f"{name} has shape {found}, but the settings and the vocabulary give {wanted}")
         model.load_state_dict(state, assign=True)
         if settings.tie_word_embeddings:
             model.lm_head.weight = model.model.embed_tokens.weight

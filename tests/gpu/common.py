@@ -1,4 +1,4 @@
-"""What the tests that need a CUDA device share. On a machine with one: ``pytest tests/gpu -m gpu``."""
+"""Shared by the tests that need a CUDA device. On a machine with one: ``pytest tests/gpu -m gpu``."""
 
 from __future__ import annotations
 

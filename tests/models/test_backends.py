@@ -1,4 +1,4 @@
-"""How backends are chosen: what is named, what `auto` takes, and what is refused and why."""
+"""The choice of backends: named ones, `auto`, and the reasons for rejections."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from moetrain.models.backends import (
     compare_attention,
     compare_experts,
 )
-from tests.models import stand_ins
+from tests.models import fakes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SETTINGS = ModelSettings(
@@ -31,14 +31,14 @@ PRECISIONS = [torch.float32, torch.bfloat16]
 @pytest.fixture(autouse=True)
 def _packages(monkeypatch):
     megablocks._module.cache_clear()
-    stand_ins.put_megablocks(monkeypatch)
-    stand_ins.put_flash_attn(monkeypatch)
-    stand_ins.put_varlen(monkeypatch)
+    fakes.put_megablocks(monkeypatch)
+    fakes.put_flash_attn(monkeypatch)
+    fakes.put_varlen(monkeypatch)
     yield
     megablocks._module.cache_clear()
 
 
-def test_on_cpu_auto_takes_what_is_fast_there_without_a_check(monkeypatch):
+def test_auto_on_cpu_takes_the_fastest_without_a_check(monkeypatch):
     monkeypatch.setattr(backends, "compare_experts", None)
     monkeypatch.setattr(backends, "compare_attention", None)
     chosen = choose_backends(ModelSettings(), CPU, torch.bfloat16)
@@ -47,7 +47,7 @@ def test_on_cpu_auto_takes_what_is_fast_there_without_a_check(monkeypatch):
 
 
 @pytest.mark.parametrize("section", ["experts: megablocks", "attention: flash_attn", "attention: varlen"])
-def test_what_needs_cuda_and_is_named_on_cpu_is_one_error_with_a_remedy(section):
+def test_a_cuda_backend_named_on_cpu_is_one_error_with_a_remedy(section):
     what, name = section.split(": ")
     with pytest.raises(SettingsError, match=rf"model\.{what}={name}: it needs a CUDA device: set model\.{what}=auto"):
         choose_backends(ModelSettings(**{what: name}), CPU, torch.bfloat16)
@@ -59,7 +59,7 @@ def test_kernels_are_rejected_in_fp32(name):
         check_backend(name, SETTINGS, CUDA, torch.float32)
 
 
-def test_auto_takes_the_first_that_passes_and_says_why_not_the_others():
+def test_auto_takes_the_first_that_passes_and_notes_why_others_were_rejected():
     def check(name):
         if name == "first":
             raise ModuleNotFoundError("No module named 'first.kernels'", name="first.kernels")
@@ -79,40 +79,38 @@ def test_auto_takes_the_first_that_passes_and_says_why_not_the_others():
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("name", ["megablocks", "grouped_mm", "loop"])
-def test_right_experts_pass(name, dtype):
+def test_correct_experts_pass(name, dtype):
     compare_experts(name, SETTINGS, CPU, dtype)
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("name", ["flash_attn", "varlen", "sdpa", "batched"])
-def test_right_attention_passes(name, dtype):
+def test_correct_attention_passes(name, dtype):
     compare_attention(name, SETTINGS, CPU, dtype)
 
 
-@pytest.mark.parametrize("reading", [torch.no_grad, torch.inference_mode])
-def test_gradients_are_compared_even_where_none_are_kept(reading):
-    with reading():
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_compared_even_in_inference(mode):
+    with mode():
         compare_experts("megablocks", SETTINGS, CPU, torch.bfloat16)
         compare_attention("varlen", SETTINGS, CPU, torch.bfloat16)
 
 
-def test_experts_that_mix_up_a_gradient_are_refused(monkeypatch):
+def test_experts_with_a_wrong_gradient_are_rejected(monkeypatch):
     def wrong(a, b, batch_sizes, trans_a=False, trans_b=False, c=None):
-        out = stand_ins_gmm(a, b, batch_sizes, trans_a, trans_b, c)
-        if trans_a:  # an expert without tokens keeps what was in memory
+        out = right_gmm(a, b, batch_sizes, trans_a, trans_b, c)
+        if trans_a:  # the gradient of an expert without tokens is uninitialized memory
             out[batch_sizes == 0] = torch.nan
         return out
 
-    stand_ins_gmm = stand_ins.gmm
-    monkeypatch.setattr(stand_ins, "gmm", wrong)
+    right_gmm = fakes.gmm
+    monkeypatch.setattr(fakes, "gmm", wrong)
     with pytest.raises(UnusableError, match="its gradient of gate_up_proj is off by nan"):
         compare_experts("megablocks", SETTINGS, CPU, torch.bfloat16)
 
 
-def test_attention_that_sees_ahead_is_refused(monkeypatch):
-    kernel = stand_ins.flash_attn_varlen_func
-    stand_ins.put(
-        monkeypatch, flash_attn={"flash_attn_varlen_func": lambda *a, causal, **k: kernel(*a, causal=False, **k)}
-    )
+def test_attention_to_later_tokens_is_rejected(monkeypatch):
+    kernel = fakes.flash_attn_varlen_func
+    fakes.put(monkeypatch, flash_attn={"flash_attn_varlen_func": lambda *a, causal, **k: kernel(*a, causal=False, **k)})
     with pytest.raises(UnusableError, match="its output is off by"):
         compare_attention("flash_attn", SETTINGS, CPU, torch.bfloat16)

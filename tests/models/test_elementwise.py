@@ -11,8 +11,8 @@ def compare(own, reference, *inputs):
         out = function(*leaves)
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
         results.append([out.detach(), *(leaf.grad for leaf in leaves)])
-    for mine, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rms_norm_equals_torchs_forward_and_backward():
@@ -22,12 +22,12 @@ def test_rms_norm_equals_torchs_forward_and_backward():
     compare(lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: F.rms_norm(x, (24,), w, 1e-5), x, torch.randn(24))
 
 
-def test_rotation_equals_the_complex_one_forward_and_backward():
+def test_rotation_equals_complex_multiplication_forward_and_backward():
     torch.manual_seed(0)
     angles = torch.randn(30, 1, 6)
 
     def reference(x):
-        turned = torch.complex(*x.chunk(2, -1)) * torch.polar(torch.ones_like(angles), angles)
-        return torch.cat([turned.real, turned.imag], -1)
+        rotated = torch.complex(*x.chunk(2, -1)) * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat([rotated.real, rotated.imag], -1)
 
     compare(lambda x: rotate(x, angles.cos(), angles.sin()), reference, torch.randn(30, 4, 12))

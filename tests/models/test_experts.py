@@ -9,7 +9,7 @@ from moetrain.models.experts import experts
 def run(backend, dtype, index, num_experts=6):
     torch.manual_seed(0)
     n, k = index.shape
-    x = torch.randn(n, 32).to(dtype).requires_grad_()  # drawn in float32: the same numbers in any type
+    x = torch.randn(n, 32).to(dtype).requires_grad_()  # drawn in float32: the same numbers in any dtype
     weight = torch.rand(n, k, requires_grad=True)
     gate_up = (torch.randn(num_experts, 2 * 16, 32) / 6).to(dtype).requires_grad_()
     down = (torch.randn(num_experts, 32, 16) / 4).to(dtype).requires_grad_()
@@ -33,35 +33,45 @@ CASES = {
 }
 
 
+def assert_equals_the_loop(backend, index):
+    """Output and all gradients, in float32."""
+    for found, expected in zip(run(backend, torch.float32, index), run("loop", torch.float32, index), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def assert_bf16_is_close(backend):
+    index = CASES["even"]
+    for found, exact in zip(run(backend, torch.bfloat16, index), run("loop", torch.float32, index), strict=True):
+        scale = exact.abs().max()
+        torch.testing.assert_close(found.float() / scale, exact / scale, rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize("index", CASES.values(), ids=CASES)
 def test_grouped_mm_equals_the_loop_forward_and_backward(index):
-    for mine, reference in zip(run("grouped_mm", torch.float32, index), run("loop", torch.float32, index), strict=True):
-        torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
+    assert_equals_the_loop("grouped_mm", index)
 
 
 @pytest.mark.parametrize("index", CASES.values(), ids=CASES)
 def test_grouped_mm_as_on_cuda_equals_the_loop(index, monkeypatch):
     monkeypatch.setattr(module, "cpu_experts", module.grouped_experts)
-    for mine, reference in zip(run("grouped_mm", torch.float32, index), run("loop", torch.float32, index), strict=True):
-        torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
+    assert_equals_the_loop("grouped_mm", index)
 
 
 @pytest.mark.parametrize("rows", [1, 64, 10**6])
 @pytest.mark.parametrize("index", CASES.values(), ids=CASES)
 def test_tiles_of_any_size_give_the_same(index, rows, monkeypatch):
     monkeypatch.setattr(experts_cpu, "_TILE_ROWS", rows)
-    for mine, reference in zip(run("grouped_mm", torch.float32, index), run("loop", torch.float32, index), strict=True):
-        torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
+    assert_equals_the_loop("grouped_mm", index)
 
 
-def test_weights_may_be_wider_than_what_is_multiplied():
+def test_weights_may_be_wider_than_the_matmuls():
     torch.manual_seed(0)
     x, index, weight = torch.randn(40, 32).bfloat16(), choices(40, 2), torch.rand(40, 2)
     gate_up, down = torch.randn(6, 32, 32) / 6, torch.randn(6, 32, 16) / 4
     for backend in ("grouped_mm", "loop"):
-        wide = [part.clone().requires_grad_() for part in (gate_up, down)]
-        cast = [part.bfloat16().requires_grad_() for part in (gate_up, down)]
-        outputs = [experts(x, index, weight, *parts, backend) for parts in (wide, cast)]
+        wide = [projection.clone().requires_grad_() for projection in (gate_up, down)]
+        cast = [projection.bfloat16().requires_grad_() for projection in (gate_up, down)]
+        outputs = [experts(x, index, weight, *projections, backend) for projections in (wide, cast)]
         torch.testing.assert_close(*outputs, rtol=0, atol=0)
         for output in outputs:
             output.sum().backward()
@@ -70,11 +80,7 @@ def test_weights_may_be_wider_than_what_is_multiplied():
 
 
 def test_bf16_is_close_to_fp32():
-    for mine, exact in zip(
-        run("grouped_mm", torch.bfloat16, CASES["even"]), run("loop", torch.float32, CASES["even"]), strict=True
-    ):
-        scale = exact.abs().max()
-        torch.testing.assert_close(mine.float() / scale, exact / scale, rtol=0, atol=0.02)
+    assert_bf16_is_close("grouped_mm")
 
 
 def test_no_token_is_dropped_however_uneven_the_load():

@@ -1,8 +1,8 @@
 """The megablocks adapter against the loop, forward and all gradients, on any machine.
 
-Plain tests drive it through stand-ins of the package. Where megablocks' Python package and triton are installed (no
-CUDA needed: ``pip install --no-deps --no-build-isolation megablocks==0.10.0 stanford-stk==0.7.1 triton``), the slow
-test drives it through the package itself, with only the compiled modules stood in and triton's kernels interpreted.
+Most tests replace the package by fakes. Where megablocks' Python package and triton are installed (no CUDA needed:
+``pip install --no-deps --no-build-isolation megablocks==0.10.0 stanford-stk==0.7.1 triton``), the slow test uses the
+package itself: only its compiled modules are fakes, and triton's kernels are interpreted.
 """
 
 import importlib.util
@@ -16,41 +16,36 @@ import pytest
 import torch
 
 from moetrain.models import experts_megablocks as adapter
-from tests.models import stand_ins
-from tests.models.test_experts import CASES, choices, run
+from tests.models import fakes
+from tests.models.test_experts import CASES, assert_bf16_is_close, assert_equals_the_loop, choices, run
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _forget_modules():
+def _empty_cache():
     adapter._module.cache_clear()
     yield
     adapter._module.cache_clear()
 
 
 @pytest.fixture
-def stood_in(monkeypatch):
-    stand_ins.put_megablocks(monkeypatch)
+def fake_megablocks(monkeypatch):
+    fakes.put_megablocks(monkeypatch)
 
 
 @pytest.mark.parametrize("index", CASES.values(), ids=CASES)
-@pytest.mark.usefixtures("stood_in")
+@pytest.mark.usefixtures("fake_megablocks")
 def test_adapter_equals_the_loop_forward_and_backward(index):
-    for mine, reference in zip(run("megablocks", torch.float32, index), run("loop", torch.float32, index), strict=True):
-        torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
+    assert_equals_the_loop("megablocks", index)
 
 
-@pytest.mark.usefixtures("stood_in")
+@pytest.mark.usefixtures("fake_megablocks")
 def test_bf16_is_close_to_fp32():
-    for mine, exact in zip(
-        run("megablocks", torch.bfloat16, CASES["even"]), run("loop", torch.float32, CASES["even"]), strict=True
-    ):
-        scale = exact.abs().max()
-        torch.testing.assert_close(mine.float() / scale, exact / scale, rtol=0, atol=0.02)
+    assert_bf16_is_close("megablocks")
 
 
-@pytest.mark.usefixtures("stood_in")
+@pytest.mark.usefixtures("fake_megablocks")
 def test_megablocks_own_module_holds_no_weights():
     run("megablocks", torch.float32, CASES["even"])
     module = adapter._module(32, 6, 2)
@@ -65,11 +60,11 @@ def test_without_the_package_the_import_says_so():
 
 
 @pytest.mark.slow
-def test_the_package_itself_equals_the_loop_and_its_stand_in():
+def test_the_package_itself_equals_the_loop_and_matches_its_fake():
     missing = [name for name in ("megablocks", "stk", "triton") if importlib.util.find_spec(name) is None]
     if missing:
-        pytest.skip(f"not installed: {', '.join(missing)} (how: see the head of {Path(__file__).name})")
-    # In a process of its own: triton decides when it is imported whether kernels are interpreted.
+        pytest.skip(f"not installed: {', '.join(missing)} (to install: see the docstring of {Path(__file__).name})")
+    # In its own process: triton reads TRITON_INTERPRET when it is imported.
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.models.test_megablocks"],
@@ -85,29 +80,28 @@ def test_the_package_itself_equals_the_loop_and_its_stand_in():
 def _compare_with_the_package() -> None:
     patch = pytest.MonkeyPatch()
     if importlib.util.find_spec("megablocks_ops") is None:
-        stand_ins.put_megablocks_ops(patch)
+        fakes.put_megablocks_ops(patch)
     if importlib.util.find_spec("grouped_gemm") is None:
-        stand_ins.put_grouped_gemm(patch)
+        fakes.put_grouped_gemm(patch)
     from megablocks.layers.arguments import Arguments
     from megablocks.layers.dmoe import ParallelDroplessMLP
     from triton.runtime.autotuner import Autotuner
 
-    # Without a device there is nothing to time: the first of each kernel's variants is taken.
+    # Without a device nothing can be timed: use the first variant of each kernel.
     patch.setattr(Autotuner, "_bench", lambda *arguments, **settings: 0.0)
 
-    defaults, mine = (inspect.signature(kind).parameters for kind in (Arguments, stand_ins.Arguments))
-    for name, parameter in mine.items():
+    real, fake = (inspect.signature(cls).parameters for cls in (Arguments, fakes.Arguments))
+    for name, parameter in fake.items():
         if name not in ("activation_fn", "device"):
-            assert defaults[name].default == parameter.default, name
-    forwards = [inspect.signature(kind.forward) for kind in (ParallelDroplessMLP, stand_ins.ParallelDroplessMLP)]
+            assert real[name].default == parameter.default, name
+    forwards = [inspect.signature(cls.forward) for cls in (ParallelDroplessMLP, fakes.ParallelDroplessMLP)]
     assert [*forwards[0].parameters] == [*forwards[1].parameters]
 
     for name, index in CASES.items():
-        through, reference = run("megablocks", torch.float32, index), run("loop", torch.float32, index)
-        _same(name, through, reference)
+        _assert_same(name, run("megablocks", torch.float32, index), run("loop", torch.float32, index))
         assert isinstance(adapter._module(32, 6, index.shape[1]), ParallelDroplessMLP)
 
-    # megablocks' own gated MLP, with its three matrices cut from ours, gives what ours gives.
+    # megablocks' own gated MLP, with its three matrices cut from ours, gives the same output.
     arguments = Arguments(
         hidden_size=32,
         ffn_hidden_size=32,
@@ -127,25 +121,25 @@ def _compare_with_the_package() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(50, 32), torch.rand(50, 2)
     gate_up, down = torch.randn(6, 2 * 32, 32) / 6, torch.randn(6, 32, 32) / 4
-    theirs = ParallelDroplessMLP(arguments).float()
+    reference = ParallelDroplessMLP(arguments).float()
     gate, up = gate_up.chunk(2, dim=1)
     with torch.no_grad():
-        theirs.mlp.w1.copy_(gate.flatten(0, 1))
-        theirs.mlp.v1.copy_(up.flatten(0, 1))
-        theirs.mlp.w2.copy_(down.transpose(1, 2).flatten(0, 1))
-        expected = theirs(x, weight, weight, index)
-        _same("its own MLP", [adapter.megablocks_experts(x, index, weight, gate_up, down)], [expected])
-    for name, parameter in stand_ins.ParallelDroplessMLP(stand_ins.Arguments(**_shared(arguments))).named_parameters():
-        assert theirs.get_parameter(name).shape == parameter.shape, name
+        reference.mlp.w1.copy_(gate.flatten(0, 1))
+        reference.mlp.v1.copy_(up.flatten(0, 1))
+        reference.mlp.w2.copy_(down.transpose(1, 2).flatten(0, 1))
+        expected = reference(x, weight, weight, index)
+        _assert_same("its own MLP", [adapter.megablocks_experts(x, index, weight, gate_up, down)], [expected])
+    for name, parameter in fakes.ParallelDroplessMLP(fakes.Arguments(**_shared(arguments))).named_parameters():
+        assert reference.get_parameter(name).shape == parameter.shape, name
     print("all equal")
 
 
 def _shared(arguments):
-    return {name: getattr(arguments, name) for name in inspect.signature(stand_ins.Arguments).parameters}
+    return {name: getattr(arguments, name) for name in inspect.signature(fakes.Arguments).parameters}
 
 
-def _same(case, mine, reference):
-    for number, (one, other) in enumerate(zip(mine, reference, strict=True)):
+def _assert_same(case, found, expected):
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
         error = float((one - other).abs().max())
         print(f"{case}, tensor {number}: largest difference {error:.1e}")
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

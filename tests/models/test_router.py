@@ -1,30 +1,30 @@
 import torch
 
+from moetrain.config import ModelSettings
 from moetrain.model_input import PackedTokens
 from moetrain.models.router import RecordingMasks, Router
 
 
-def made(**changes):
+def make_router(**changes):
     torch.manual_seed(0)
-    options = {"num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": False, "selection_bias": False} | changes
-    router = Router(8, **options)
+    sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_experts": 6, "num_experts_per_tok": 2}
+    router = Router(ModelSettings(**(sizes | changes)))
     torch.nn.init.normal_(router.weight)
     return router
 
 
-def masks(rows=2, length=10, slots_per_row=3):
-    slots = torch.full((rows, length), -1)
-    recorded = torch.full((rows, length), -1)
-    slots[0, :4], slots[0, 4:9] = 0, 1
+def masks():
+    """Two rows of 10 tokens: two samples and a padding token; one sample. Some tokens of the first are recorded."""
+    slots, recorded = torch.zeros(2, 10, dtype=torch.int64), torch.full((2, 10), -1)
+    slots[0, 4:9], slots[0, 9] = 1, -1
     recorded[0, 1:3] = torch.tensor([0, 1])
     recorded[0, 5:8] = torch.tensor([2, 3, 2])
-    slots[1, :] = 0
-    zeros, spans = torch.zeros_like(slots), torch.zeros(0, 2, dtype=torch.int64)
-    return RecordingMasks.make(PackedTokens(zeros, None, zeros, slots, recorded, spans, slots_per_row))
+    unused = torch.zeros_like(slots)
+    return RecordingMasks.make(PackedTokens(unused, None, unused, slots, recorded, unused, slots_per_row=3))
 
 
-def test_what_is_recorded_equals_a_plain_count():
-    router, x = made(), torch.randn(20, 8)
+def test_statistics_equal_a_plain_count():
+    router, x = make_router(), torch.randn(20, 8)
     decision, routing = router(x, masks())
     probs = (x @ router.weight.T).softmax(-1)
     chosen = probs.topk(2).indices
@@ -44,20 +44,20 @@ def test_what_is_recorded_equals_a_plain_count():
     torch.testing.assert_close(routing.entropy, -(probs[real] * probs[real].log()).sum())
 
 
-def test_only_the_losses_inputs_carry_gradients():
-    _, routing = made()(torch.randn(20, 8, requires_grad=True), masks())
+def test_only_inputs_of_losses_have_gradients():
+    _, routing = make_router()(torch.randn(20, 8, requires_grad=True), masks())
     assert routing.probs_E.requires_grad
     assert routing.z.requires_grad
     assert not any(x.requires_grad for x in (routing.sums_BRE, routing.counts_BRE, routing.load_E, routing.entropy))
 
 
 def test_the_router_computes_in_float32_from_bf16_input():
-    decision, routing = made()(torch.randn(20, 8).bfloat16(), masks())
+    decision, routing = make_router()(torch.randn(20, 8).bfloat16(), masks())
     assert decision.weight_NK.dtype == routing.sums_BRE.dtype == torch.float32
 
 
-def test_a_selection_bias_moves_the_choice_and_not_the_weights():
-    router = made(selection_bias=True)
+def test_a_selection_bias_changes_the_selection_but_not_the_weights():
+    router = make_router(balancing="bias")
     x = torch.randn(20, 8)
     router.selection_bias[3] = 10.0
     decision, _ = router(x, masks())
@@ -66,6 +66,6 @@ def test_a_selection_bias_moves_the_choice_and_not_the_weights():
     torch.testing.assert_close(decision.weight_NK, probs.gather(1, decision.index_NK))
 
 
-def test_normalised_weights_sum_to_one():
-    decision, _ = made(norm_topk_prob=True)(torch.randn(20, 8), masks())
+def test_normalized_weights_sum_to_one():
+    decision, _ = make_router(norm_topk_prob=True)(torch.randn(20, 8), masks())
     torch.testing.assert_close(decision.weight_NK.sum(1), torch.ones(20))

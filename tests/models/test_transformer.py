@@ -8,7 +8,7 @@ from moetrain.model_input import PackedTokens
 from moetrain.models.backends import Backends
 from moetrain.models.initialization import initialize_weights
 from moetrain.models.transformer import Transformer
-from tests.models import stand_ins
+from tests.models import fakes
 
 SMALL = {
     "hidden_size": 32,
@@ -17,7 +17,7 @@ SMALL = {
     "num_experts": 8,
     "num_experts_per_tok": 2,
     "intermediate_size": 16,
-    # Wide enough that routing is far from uniform and a wrong expert shows.
+    # Large enough that routing is far from uniform and a wrong expert changes the result.
     "initializer_range": 0.2,
 }
 
@@ -44,6 +44,17 @@ def gradients(model, batch):
     return output, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
+def assert_close(found, expected):
+    """Loss, routing and gradients, as returned by `gradients`."""
+    (output, its_gradients), (reference, reference_gradients) = found, expected
+    torch.testing.assert_close(output.loss_BT, reference.loss_BT, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.routing.sums_LBRE, reference.routing.sums_LBRE, rtol=1e-5, atol=1e-5)
+    for name, gradient in reference_gradients.items():
+        torch.testing.assert_close(
+            its_gradients[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
 @pytest.mark.parametrize("norm_topk_prob", [False, True])
 @pytest.mark.parametrize("groups", [4, 2])
 def test_logits_equal_transformers_olmoe(norm_topk_prob, groups):
@@ -65,52 +76,39 @@ def test_logits_equal_transformers_olmoe(norm_topk_prob, groups):
         eos_token_id=None,
     )
     reference = transformers.OlmoeForCausalLM(config).eval()
-    # One name for one parameter: a plain copy of the state is a conversion.
-    missing = reference.load_state_dict(model.state_dict(), strict=True)
-    assert not missing.missing_keys
+    reference.load_state_dict(model.state_dict(), strict=True)  # the names of the parameters agree
     tokens = torch.randint(3, 320, (2, 40))
     with torch.no_grad():
         hidden, _ = model.hidden_states(PackedTokens.one_sample_per_row(tokens))
-        mine = (hidden @ model.lm_head.weight.T).view(2, 40, -1)
-        torch.testing.assert_close(mine, reference(tokens).logits, rtol=1e-4, atol=1e-5)
+        logits = (hidden @ model.lm_head.weight.T).view(2, 40, -1)
+        torch.testing.assert_close(logits, reference(tokens).logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["batched", "sdpa"])
 @pytest.mark.parametrize("experts", ["grouped_mm", "loop"])
 def test_every_backend_gives_the_reference_loss_gradients_and_routing(batch, attention, experts):
-    mine, my_gradients = gradients(make_model(attention=attention, experts=experts), batch)
-    model = make_model(attention="reference", experts="loop")
-    reference, its_gradients = gradients(model, batch)
-    torch.testing.assert_close(mine.loss_BT, reference.loss_BT, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(mine.routing.sums_LBRE, reference.routing.sums_LBRE, rtol=1e-5, atol=1e-5)
-    for name, gradient in its_gradients.items():
-        torch.testing.assert_close(
-            my_gradients[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
+    found = gradients(make_model(attention=attention, experts=experts), batch)
+    assert_close(found, gradients(make_model(attention="reference", experts="loop"), batch))
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("attention", ["varlen", "flash_attn"])
-def test_a_checkpoint_gives_the_same_through_the_kernels_for_cuda(batch, monkeypatch, attention, recompute):
+def test_a_checkpoint_gives_the_same_with_the_kernels_for_cuda(batch, monkeypatch, attention, recompute):
     reference = make_model(attention="reference", experts="loop", num_key_value_heads=2)
-    expected, its_gradients = gradients(reference, batch)
-    stand_ins.put_megablocks(monkeypatch)
-    stand_ins.put_flash_attn(monkeypatch)
-    stand_ins.put_varlen(monkeypatch)
-    monkeypatch.setattr(Transformer, "backends", lambda self, device: Backends(attention, "megablocks", ()))
+    expected = gradients(reference, batch)
+    fakes.put_megablocks(monkeypatch)
+    fakes.put_flash_attn(monkeypatch)
+    fakes.put_varlen(monkeypatch)
+    monkeypatch.setattr(Transformer, "backends", lambda self, device: Backends(attention, "megablocks"))
     model = make_model(num_key_value_heads=2, recompute=recompute)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
     model.load_state_dict(reference.state_dict())
-    mine, my_gradients = gradients(model, batch)
-    torch.testing.assert_close(mine.loss_BT, expected.loss_BT, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(mine.routing.sums_LBRE, expected.routing.sums_LBRE, rtol=1e-5, atol=1e-5)
-    for name, gradient in its_gradients.items():
-        torch.testing.assert_close(my_gradients[name], gradient, rtol=1e-4, atol=1e-5)
+    assert_close(gradients(model, batch), expected)
 
 
-def test_loss_and_routing_by_sample_are_the_same_packed_and_alone(batch):
+def test_loss_and_routing_per_sample_are_the_same_packed_and_alone(batch):
     model = make_model()
     with torch.no_grad():
         packed = model(batch.model_input())
@@ -119,34 +117,34 @@ def test_loss_and_routing_by_sample_are_the_same_packed_and_alone(batch):
             for slot in range(batch.samples_BS.shape[1]):
                 if batch.samples_BS[row, slot] < 0:
                     continue
-                mine = batch.slots_BT[row] == slot
-                recorded = batch.recorded_BT[row][mine]
+                inside = batch.slots_BT[row] == slot
+                recorded = batch.recorded_BT[row][inside]
                 alone = model(
                     PackedTokens.one_sample_per_row(
-                        batch.tokens_BT[row][mine][None],
-                        batch.targets_BT[row][mine][None],
+                        batch.tokens_BT[row][inside][None],
+                        batch.targets_BT[row][inside][None],
                         torch.where(recorded >= 0, recorded % 2, -1)[None],
                     )
                 )
-                torch.testing.assert_close(alone.loss_BT[0], packed.loss_BT[row][mine], rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(alone.loss_BT[0], packed.loss_BT[row][inside], rtol=1e-5, atol=1e-5)
                 for name in ("sums_LBRE", "counts_LBRE"):
-                    theirs = getattr(packed.routing, name)[:, row, 2 * slot : 2 * slot + 2]
-                    torch.testing.assert_close(getattr(alone.routing, name)[:, 0], theirs, rtol=1e-5, atol=1e-5)
+                    expected = getattr(packed.routing, name)[:, row, 2 * slot : 2 * slot + 2]
+                    torch.testing.assert_close(getattr(alone.routing, name)[:, 0], expected, rtol=1e-5, atol=1e-5)
                 compared += bool(batch.compared_BS[row, slot])
         assert compared >= 4
 
 
-def test_recomputing_layers_changes_nothing_at_all(batch):
-    plain, plain_gradients = gradients(make_model(), batch)
-    again, its_gradients = gradients(make_model(recompute=True), batch)
-    assert torch.equal(plain.loss_BT, again.loss_BT)
+def test_recomputing_layers_changes_no_bit(batch):
+    kept, kept_gradients = gradients(make_model(), batch)
+    recomputed, recomputed_gradients = gradients(make_model(recompute=True), batch)
+    assert torch.equal(kept.loss_BT, recomputed.loss_BT)
     for field in ("sums_LBRE", "counts_LBRE", "probs_LE", "load_LE", "z_L", "entropy_L", "inputs_LBRD"):
-        assert torch.equal(getattr(plain.routing, field), getattr(again.routing, field)), field
-    for name, gradient in plain_gradients.items():
-        assert torch.equal(gradient, its_gradients[name]), name
+        assert torch.equal(getattr(kept.routing, field), getattr(recomputed.routing, field)), field
+    for name, gradient in kept_gradients.items():
+        assert torch.equal(gradient, recomputed_gradients[name]), name
 
 
-def test_sums_of_each_recorded_sample_are_its_tokens(batch):
+def test_the_sums_of_each_recorded_sample_count_its_tokens(batch):
     routing = make_model()(batch.model_input()).routing
     tokens = (batch.recorded_BT[:, None, :] == torch.arange(2 * batch.samples_BS.shape[1])[None, :, None]).sum(-1)
     for layer in range(3):
@@ -162,7 +160,7 @@ def test_bf16_compute_keeps_routing_and_loss_in_float32_and_close(batch):
     assert float(rounded.loss_sum.detach()) == pytest.approx(float(exact.loss_sum.detach()), rel=1e-3)
 
 
-def test_the_dense_twin_has_the_active_size_and_no_routing(batch):
+def test_the_dense_twin_has_the_active_parameters_and_no_routing(batch):
     moe, dense = make_model(), make_model(experts="dense")
     router = 3 * 8 * 32
     assert dense.parameter_counts()[0] == moe.parameter_counts()[1] - router
@@ -171,7 +169,7 @@ def test_the_dense_twin_has_the_active_size_and_no_routing(batch):
     assert all(g.abs().sum() > 0 for g in grads.values())
 
 
-def test_a_shared_expert_every_token_goes_through(batch):
+def test_a_shared_expert_is_trained(batch):
     output, grads = gradients(make_model(num_shared_experts=1), batch)
     assert grads["model.layers.0.mlp.shared_expert.down_proj.weight"].abs().sum() > 0
     assert output.routing is not None

@@ -1,7 +1,7 @@
-"""Stand-ins for packages that need CUDA, in pure torch: the adapters are driven through them on any machine.
+"""Fakes, in pure torch, of packages that need CUDA: they let the adapters be tested on any machine.
 
-Each keeps the signature, the layout and the demands (contiguous, sizes on the host) of what it stands for.
-`test_megablocks.py` compares megablocks' with the package itself, where that is installed.
+Each has the signature, the layouts and the requirements (contiguous, sizes on the host) of the original.
+`test_megablocks.py` compares megablocks' with the package itself, where it is installed.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import nn
 
 
 def modules(**content: Any) -> dict[str, ModuleType]:
-    """Modules by dotted name (``__`` stands for a dot), each an attribute of the one above it."""
-    made: dict[str, ModuleType] = {}
+    """Modules by dotted name (``__`` stands for a dot), each an attribute of its package."""
+    found: dict[str, ModuleType] = {}
     for path, names in content.items():
         parts = path.split("__")
         for depth in range(1, len(parts) + 1):
             name = ".".join(parts[:depth])
-            if name not in made:
-                made[name] = ModuleType(name)
+            if name not in found:
+                found[name] = ModuleType(name)
                 if depth > 1:
-                    setattr(made[".".join(parts[: depth - 1])], parts[depth - 1], made[name])
-        vars(made[".".join(parts)]).update(names)
-    return made
+                    setattr(found[".".join(parts[: depth - 1])], parts[depth - 1], found[name])
+        vars(found[".".join(parts)]).update(names)
+    return found
 
 
 def put(monkeypatch: Any, **content: Any) -> None:
-    """Let an import find these modules until the test ends."""
+    """Make these modules importable until the test ends."""
     for name, module in modules(**content).items():
         monkeypatch.setitem(sys.modules, name, module)
 
@@ -40,7 +40,7 @@ def put(monkeypatch: Any, **content: Any) -> None:
 
 
 class GroupedGemm(torch.autograd.Function):
-    """Rows of ``a`` in groups, each multiplied with its own matrix of ``b``."""
+    """Each group of rows of ``a`` times its own matrix of ``b``."""
 
     @staticmethod
     def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor, batch_sizes: torch.Tensor, trans_b: bool) -> torch.Tensor:
@@ -69,7 +69,7 @@ def gmm(
     trans_b: bool = False,
     c: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The backend's product; what it refuses is refused here."""
+    """The backend's matmul; fails where the original fails."""
     assert batch_sizes.device.type == "cpu"
     assert batch_sizes.dtype == torch.int64
     assert batch_sizes.ndim == 1
@@ -92,7 +92,7 @@ def put_grouped_gemm(monkeypatch: Any) -> None:
     put(monkeypatch, grouped_gemm__ops={"gmm": _grouped_gemm}, grouped_gemm__backend={"gmm": gmm})
 
 
-# megablocks 0.10.0: its compiled module, and the two classes that the adapter takes from it
+# megablocks 0.10.0: its compiled module, and the two classes that the adapter uses
 
 
 def _sort(x: torch.Tensor, end_bit: int, x_out: torch.Tensor, iota_out: torch.Tensor) -> None:
@@ -115,7 +115,7 @@ def put_megablocks_ops(monkeypatch: Any) -> None:
 
 @dataclass
 class Arguments:
-    """What the adapter sets, with megablocks' defaults."""
+    """The fields that the adapter sets, with megablocks' defaults."""
 
     hidden_size: int = 1024
     ffn_hidden_size: int = 4096
@@ -134,7 +134,7 @@ class Arguments:
 
 
 class ParallelDroplessMLP(nn.Module):
-    """Tokens sorted by expert, through ``mlp``, and back, weighted."""
+    """Sorts tokens by expert, applies ``mlp``, and adds up the weighted outputs."""
 
     def __init__(self, args: Arguments) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class ParallelDroplessMLP(nn.Module):
         assert args.bf16
         assert not args.fp16
         assert not args.bias
-        assert not args.moe_loss_weight  # else it would gather scores in a global list
+        assert not args.moe_loss_weight  # otherwise it would collect scores in a global list
         self.args = args
         self.mlp = nn.Module()
         for name in ("w1", "v1", "w2"):
@@ -171,13 +171,13 @@ def put_megablocks(monkeypatch: Any) -> None:
     )
 
 
-# Attention of samples one after the other: flash-attn 2.8.3, and torch's own with the arguments of 2.10 and of later
+# Variable-length attention: flash-attn 2.8.3's, and torch's with the arguments of 2.10 and of later versions
 
 
 def _by_sample(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor, longest: int, causal: bool
 ) -> torch.Tensor:
-    """What the kernels compute and demand; without ``causal`` every token of a sample sees all of it."""
+    """The kernels' result and requirements; without ``causal`` each token attends to its whole sample."""
     assert bounds.dtype == torch.int32
     assert q.shape[-1] % 8 == 0
     lengths = bounds.diff().tolist()

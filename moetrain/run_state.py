@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from moetrain.checkpoint.manager import Checkpoint
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.monitoring.state import MonitorState
 from moetrain.training.balancing import Balancing
 from moetrain.training.guards import Guards
@@ -49,19 +51,13 @@ class RunState:
             "guards": self.guards.state(),
         }
 
-    def load(
-        self,
-        step: int,
-        tensors: Mapping[str, Tensors],
-        record: Mapping[str, Any],
-        device: torch.device,
-        is_main: bool,
-    ) -> None:
-        """Restore the state after ``step`` from what `tensors` and `record` returned."""
-        self.step = step
-        self.balancing.load_state(tensors["balancing"])
-        self.train_metrics.load_state(tensors.get("interval", {}), device)
-        self.monitor.load_tensors(tensors, is_main)
-        self.monitor.load_record(record, is_main)
+    def load(self, checkpoint: Checkpoint, layout: ParallelLayout) -> None:
+        """Restore the state from a checkpoint that holds what `tensors` and `record` returned."""
+        tensors, record = checkpoint.states, checkpoint.record
+        self.step = checkpoint.step
         self.tokens_trained = record["tokens_trained"]
-        self.guards.load_state(record["guards"], device)
+        self.balancing.load_state(tensors["balancing"])
+        self.train_metrics.load_state(tensors.get("interval", {}), layout.device)
+        self.guards.load_state(record["guards"], layout.device)
+        self.monitor.load_tensors(tensors, layout.is_main)
+        self.monitor.load_record(record, layout.is_main)

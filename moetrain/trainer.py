@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -67,7 +68,8 @@ class Trainer:
         state: with the model and the optimizer, all that a checkpoint holds.
         steps: steps of the whole run.
         matmul_rate: FLOP/s of large matmuls, summed over ranks.
-        context: what the newest step says of the routers, stored with each panel reading.
+        logged_tokens_D: text tokens of each domain trained on up to ``logged_step``, int64.
+        logger: on the main rank, during `fit`.
     """
 
     settings: Settings
@@ -83,8 +85,10 @@ class Trainer:
     clock: Clock
     steps: int
     matmul_rate: float
+    logged_tokens_D: np.ndarray
+    logged_step: int = 0
     newest: StepStatistics | None = None
-    logger: RunLogger | None = None  # on the main rank, during `fit`
+    logger: RunLogger | None = None
 
     @classmethod
     def build(cls, settings: Settings, layout: ParallelLayout | None = None) -> Trainer:
@@ -135,6 +139,7 @@ class Trainer:
             clock=clock,
             steps=steps,
             matmul_rate=layout.world_size * matmul_rate(layout.device, dtype),
+            logged_tokens_D=np.zeros(len(domains), np.int64),
         )
 
     def describe(self) -> None:
@@ -258,13 +263,7 @@ class Trainer:
         checkpoint.states.fill("model", model.state_dict())
         if checkpoint.states.names("optimizer"):
             checkpoint.states.fill("optimizer", initial_optimizer_state(model, self.optimizer))
-        self.state.load(
-            checkpoint.step,
-            checkpoint.states,
-            checkpoint.record,
-            self.layout.device,
-            self.layout.is_main,
-        )
+        self.state.load(checkpoint, self.layout)
 
     def save(self, run: Path) -> bool:
         """Write a checkpoint; a full disk costs the checkpoint, not the run. All ranks must call.
@@ -346,20 +345,17 @@ class Trainer:
         if self.logger is None or not points:
             return
         points["optim/learning_rate"] = learning_rate(step, self.steps, self.settings.optim)
-        domains = self.settings.data.domains
-        tokens_D = stream_tokens(self.stream, len(domains), 0, step)
-        points |= {f"data/tokens/{name}": float(tokens) for name, tokens in zip(domains, tokens_D, strict=True)}
-        for name in domains:
+        self.logged_tokens_D += stream_tokens(self.stream, len(self.logged_tokens_D), self.logged_step, step)
+        self.logged_step = step
+        for name, tokens in zip(self.settings.data.domains, self.logged_tokens_D.tolist(), strict=True):
+            points[f"data/tokens/{name}"] = float(tokens)
             if (loss := points.get(f"loss/train/{name}")) is not None:
                 state.monitor.latest.set_train_loss(name, loss)
         rate = clock.rate_since_last()
         system = {
             "system/tokens_per_second": rate,
             "system/mfu": rate * inner_model(self.model).flops_per_token() / self.matmul_rate,
-            "system/monitor_share": clock.share(*CLOCKED),
-            "system/monitor_panel": clock.share("panel"),
-            "system/monitor_probes": clock.share("probes"),
-            "system/monitor_stream": clock.share("record", "stream"),
+            **self.monitor.overhead(),
             "system/memory": float(peak_memory(self.layout.device)),
         }
         self.logger.training(step, points, system)

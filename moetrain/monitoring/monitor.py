@@ -210,6 +210,15 @@ class Monitor:
             domains[domain]["delay"] = delay.as_dict()
             logger.delay(step, domain, delay.mean.steps if delay.mean else None)
 
+    def overhead(self) -> dict[str, float]:
+        """The monitor's share of all measured time, in all and per part, by tag."""
+        return {
+            "system/monitor_share": self.clock.share(*CLOCKED),
+            "system/monitor_panel": self.clock.share("panel"),
+            "system/monitor_probes": self.clock.share("probes"),
+            "system/monitor_stream": self.clock.share("record", "stream"),
+        }
+
     def time_stream(self, model: nn.Module) -> float:
         """Seconds of one computation of the streaming metrics; nothing is kept."""
         with self.clock.measure("stream trial"):

@@ -1,25 +1,28 @@
-"""Pretrain mixture-of-experts language models and watch memorization turn into generalization from the router alone."""
+"""Pretrain mixture-of-experts language models and monitor memorization and generalization from the router alone.
+
+``moetrain.open_run(path)`` gives all records of a run as data frames: settings, scalars, events, summary, panel,
+probes, samples, and what follows from them. ``path`` is the folder of a run, finished or not. It raises RunError for
+another folder, and MissingPackageError without pandas; see `moetrain.report.open_run`.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import importlib
+from typing import Any
 
 from moetrain import _moved
-
-if TYPE_CHECKING:
-    from moetrain.report.open_run import OpenedRun
 
 __version__ = "0.1.0"
 
 _moved.install()
 
 
-def open_run(path: str | Path) -> OpenedRun:
-    """All of a run as data frames: settings, scalars, events, summary, panel, probes, samples, and what follows.
+def __getattr__(name: str) -> Any:
+    """`open_run`, imported when it is first used: it would add seconds to `import moetrain`."""
+    if name == "open_run":
+        return importlib.import_module("moetrain.report.open_run").open_run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    path: the folder of a run, finished or not. Raises RunError where it is none, MissingPackageError without pandas.
-    """
-    from moetrain.report import open_run as module  # imported here: it would add seconds to `import moetrain`
 
-    return module.open_run(path)
+def __dir__() -> list[str]:
+    return [*globals(), "open_run"]

@@ -68,13 +68,14 @@ def _until_first_step(command: list[str], folder: Path) -> float:
             while process.poll() is None and not _has_trained(set(folder.glob(_EVENT_FILES)) - before):
                 time.sleep(_POLL)
             seconds = time.monotonic() - start
-            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-                os.kill(int(child), signal.SIGTERM)  # the launcher does not forward signals
+            if process.poll() is None:
+                for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                    os.kill(int(child), signal.SIGTERM)  # the launcher does not forward signals
             process.wait(timeout=120)
         log.seek(0)
         output = log.read()
     if f"exit status {STOPPED_BY_SIGNAL}" not in output:
-        raise RunFailedError(f"the run did not stop on SIGTERM:\n{output[-3000:]}")
+        raise RunFailedError(f"the run failed, or did not stop on SIGTERM:\n{output[-3000:]}")
     return seconds
 
 

@@ -1,8 +1,8 @@
-"""Does the monitor tell the truth? Runs with planted truth, what each measure says of them, how often the verdict errs.
+"""Validation of the monitor: runs with planted truth, how each metric separates them, error rates of the verdict.
 
-    python tools/validate_monitor.py run --output runs/validity      # 37 runs of about 3 core-minutes, or what is left
-    python tools/validate_monitor.py measure --output runs/validity  # their readings and tools/results/validity.json
-    python tools/validate_monitor.py tables                          # every number of the report, from those alone
+    python tools/validate_monitor.py run --output runs/validity      # train what is left of 37 runs, 3 core-minutes each
+    python tools/validate_monitor.py measure --output runs/validity  # write tables and tools/results/validity.json
+    python tools/validate_monitor.py tables                          # print all numbers of the report, from the tables
 
 `run --only 13_base 16_text` makes some of the runs; `tables --row "leave-one-out accuracy"` gives one row per table.
 configs/study/plan.yaml says which runs there are, and tools/results/validity.md what came out.
@@ -10,8 +10,6 @@ configs/study/plan.yaml says which runs there are, and tools/results/validity.md
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +20,7 @@ try:
     import pandas as pd
 except ModuleNotFoundError:
     sys.exit("error: the study's tables need pandas: pip install 'moetrain[report]'")
+from common.command_line import make_parser, reports_errors, write_json
 from validity import claims, readings, separation, verdicts
 from validity.plan import ROOT, Planned, StudyError, make_runs, read_plan
 from validity.units import make_units
@@ -33,47 +32,43 @@ from moetrain.report.open_run import MissingPackageError, RunError, need
 RESULTS = ROOT / "tools" / "results" / "validity"
 
 
+@reports_errors(StudyError, RunError, MissingPackageError, OSError)
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 2 what was asked for cannot be done."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Train, measure or print; returns the exit status: 0 done, 2 an invalid request or a failed run."""
+    parser = make_parser(__doc__)
     parser.add_argument("what", choices=("run", "measure", "tables"))
-    parser.add_argument("--output", type=Path, default=Path("runs/validity"), metavar="FOLDER", help="of the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="of the tables")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="runs at once (a core each)")
-    parser.add_argument("--only", nargs="+", metavar="RUN", help="these of the planned runs")
-    parser.add_argument("--row", metavar="TEXT", help="rows of the tables that hold this text")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="with tables: write the main numbers here")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="with tables: draw the figure here")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/validity"), metavar="FOLDER", help="folder of the runs"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the tables")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="parallel runs, one core each")
+    parser.add_argument("--only", nargs="+", metavar="RUN", help="only these of the planned runs")
+    parser.add_argument("--row", metavar="TEXT", help="only table rows that contain this text")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="with tables: write the main numbers to this file")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="with tables: write the figure to this file")
     options = parser.parse_args(arguments)
     terminal = Terminal()
-    try:
-        runs = _chosen(read_plan(), options.only)
-        if options.what == "run":
-            make_runs(runs, options.output, options.workers, terminal.preparing)
-        elif options.what == "measure":
-            tables = readings.measure(runs, options.output, terminal.preparing)
-            tables = readings.renew(tables, options.results)
-            readings.save(tables, options.results)
-            _write_summary(report(tables, read_plan()), tables, options.results.with_suffix(".json"))
-            terminal.note(f"{tables['readings']['run'].nunique()} runs: {options.results}")
-        else:
-            tables = readings.load(options.results)
-            found = report(tables, runs, options.figure)
-            for title, frame in found.items():
-                _show(terminal, title, frame, options.row)
-            if options.json:
-                _write_summary(found, tables, options.json)
-    except (StudyError, RunError, MissingPackageError, OSError) as error:
-        terminal.error(str(error))
-        return 2
+    runs = _chosen(read_plan(), options.only)
+    if options.what == "run":
+        make_runs(runs, options.output, options.workers, terminal.preparing)
+    elif options.what == "measure":
+        tables = readings.renew(readings.measure(runs, options.output, terminal.preparing), options.results)
+        readings.save(tables, options.results)
+        write_json(options.results.with_suffix(".json"), summary(report(tables, read_plan()), tables))
+        terminal.note(f"{tables['readings']['run'].nunique()} runs: {options.results}")
+    else:
+        tables = readings.load(options.results)
+        found = report(tables, runs, options.figure)
+        for title, frame in found.items():
+            _show(terminal, title, frame, options.row)
+        write_json(options.json, summary(found, tables) if options.json else None)
     return 0
 
 
 def report(
     tables: dict[str, pd.DataFrame], runs: Sequence[Planned], figure: Path | None = None
 ) -> dict[str, pd.DataFrame]:
-    """Every table of the study by its title; with ``figure`` the figure is drawn there."""
+    """Every table of the study by title; also writes the figure if a path is given."""
     units = make_units(tables["readings"], runs)
     by_aspect = separation.tables(units)
     judged = verdicts.judge(tables["readings"], units)
@@ -97,8 +92,10 @@ def report(
 
 
 def summary(found: dict[str, pd.DataFrame], tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """The study in a few numbers, of its test runs: shares with 95% intervals (AUC's over runs, the others Wilson's),
-    null where the runs measured so far do not give one."""
+    """The main numbers of the study, from its test runs: values with 95% intervals.
+
+    The interval of the AUC is bootstrapped over runs, the others are Wilson's. Undefined values are None.
+    """
     measured = [run.part for run in read_plan() if run.name in set(tables["readings"]["run"])]
     left_out = found["AUC at the end"].set_index("measure").loc["leave-one-out accuracy"]
     rates = found["error rates on the test runs"].set_index("rate")
@@ -122,26 +119,20 @@ def _number(value: float) -> float | None:
     return None if pd.isna(value) else round(float(value), 6)
 
 
-def _write_summary(found: dict[str, pd.DataFrame], tables: dict[str, pd.DataFrame], path: Path) -> None:
-    path.write_text(json.dumps(summary(found, tables), indent=1) + "\n")
-
-
 def _chosen(runs: list[Planned], only: Sequence[str] | None) -> list[Planned]:
     if unknown := set(only or ()) - {run.name for run in runs}:
-        raise StudyError(f"--only {min(unknown)}: no such run: they are {', '.join(run.name for run in runs)}")
+        raise StudyError(f"--only {min(unknown)}: no such run: choose from {', '.join(run.name for run in runs)}")
     return [run for run in runs if only is None or run.name in only]
 
 
 def _show(terminal: Terminal, title: str, frame: pd.DataFrame, row: str | None) -> None:
-    shown = [[_word(value) for value in values] for values in frame.itertuples(index=False)]
-    if row is not None:
-        shown = [words for words in shown if any(row in word for word in words)]
+    cells = [
+        [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+        for values in frame.itertuples(index=False)
+    ]
+    shown = [line for line in cells if row is None or any(row in cell for cell in line)]
     if shown:
         terminal.table(title, [str(column) for column in frame.columns], shown)
-
-
-def _word(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

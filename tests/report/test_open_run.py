@@ -248,9 +248,10 @@ def test_what_is_no_run_or_damaged_is_one_clear_error(finished_run, tmp_path):
 
 
 def test_without_pandas_the_error_says_what_to_install(finished_run, monkeypatch):
+    opened = moetrain.open_run
     monkeypatch.setattr(module.importlib, "import_module", _missing("pandas"))
     with pytest.raises(MissingPackageError, match=r"open_run needs pandas: pip install 'moetrain\[report\]'"):
-        moetrain.open_run(finished_run)
+        opened(finished_run)
 
 
 def test_a_package_that_is_there_but_broken_says_so_itself(monkeypatch):

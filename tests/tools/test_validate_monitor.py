@@ -50,7 +50,7 @@ def judged(runs):
     return table, found, verdicts.judge(table, found)
 
 
-def test_the_plan_holds_runs_to_fit_and_others_to_test(runs):
+def test_the_plan_has_fit_and_test_runs(runs):
     parts = {part: [run for run in runs if run.part == part] for part in ("fit", "test")}
     assert len(parts["fit"]) >= 12
     assert len(parts["test"]) >= 21
@@ -58,14 +58,14 @@ def test_the_plan_holds_runs_to_fit_and_others_to_test(runs):
     assert {run.variant for run in parts["test"]} - {run.variant for run in parts["fit"]}
 
 
-def test_every_planned_run_has_settings_that_hold(runs, tmp_path):
+def test_every_planned_run_has_valid_settings(runs, tmp_path):
     for run in runs:
         settings = load_settings(plan.STUDY / "base.yaml", [*run.overrides, f"run.output_dir={tmp_path}"])
         assert settings.run.seed == run.seed
         assert settings.panel.samples >= settings.phase.answers
 
 
-def test_a_run_is_called_what_it_is_by_its_held_out_accuracy(judged):
+def test_truth_follows_held_out_accuracy(judged):
     _, found, _ = judged
     assert set(found.loc[found["domain"] == "modular", "truth"]) == {"generalizes"}
     assert set(found.loc[found["domain"] == "random", "truth"]) == {"memorized"}
@@ -82,7 +82,7 @@ def test_auc_is_mann_whitneys(judged):
     assert np.isnan(separation.auc(a, b[:0]))
 
 
-def test_a_measure_that_tells_and_one_that_does_not(judged, monkeypatch):
+def test_auc_of_a_separating_metric_and_of_noise(judged, monkeypatch):
     monkeypatch.setattr(separation, "RESAMPLES", 50)
     _, found, _ = judged
     table = separation.tables(found)["at the end"].set_index("measure")
@@ -93,7 +93,7 @@ def test_a_measure_that_tells_and_one_that_does_not(judged, monkeypatch):
     assert 0 < distance["low"] < distance["auc"] < distance["high"] < 1
 
 
-def test_a_yardstick_takes_away_what_a_run_has_in_common():
+def test_the_yardstick_removes_differences_between_runs():
     rows = []
     for run, level in enumerate((0.0, 0.3, 0.1, 0.6)):
         part = "fit" if run < 2 else "test"
@@ -115,14 +115,14 @@ def test_verdicts_and_their_rates(judged):
     rates = verdicts.rates(test).set_index("rate")
     assert rates.loc["of those, rightly", "share"] == 1
     assert rates.loc["memorized units called generalizing at the end", "units"] == 0
-    assert rates.loc["memorized units called generalizing at the end", "high"] > 0  # none found is not none at all
+    assert rates.loc["memorized units called generalizing at the end", "high"] > 0  # zero of few is not a rate of zero
     early = test[test["truth"] == "generalizes"]
     assert (early["since"] > early["half_rise"] - 500).all()
     by_variant = verdicts.by_variant(test)
     assert (by_variant["right"] == by_variant["units"]).all()
 
 
-def test_tables_are_kept_and_read_back(judged, tmp_path):
+def test_tables_are_saved_and_loaded(judged, tmp_path):
     table, _, _ = judged
     empty = pd.DataFrame({"run": ["a"], "domain": ["b"]})
     readings.save({"readings": table} | dict.fromkeys(readings.TABLES[1:], empty), tmp_path)
@@ -133,7 +133,7 @@ def test_tables_are_kept_and_read_back(judged, tmp_path):
         readings.load(tmp_path)
 
 
-def test_runs_that_are_measured_again_replace_their_rows_and_leave_those_of_others(tmp_path):
+def test_measuring_again_replaces_only_the_rows_of_these_runs(tmp_path):
     def tables(*rows):
         return dict.fromkeys(readings.TABLES, pd.DataFrame(rows, columns=["run", "value"]))
 
@@ -145,7 +145,7 @@ def test_runs_that_are_measured_again_replace_their_rows_and_leave_those_of_othe
 
 
 @pytest.mark.slow
-def test_the_main_numbers_are_those_of_the_tables():
+def test_the_committed_numbers_follow_from_the_tables():
     tables = readings.load(validate.RESULTS)
     found = validate.report(tables, plan.read_plan())
     numbers = validate.summary(found, tables)
@@ -158,7 +158,7 @@ def test_the_main_numbers_are_those_of_the_tables():
     assert numbers["false_alarm_rate"] == pytest.approx(wrong / judged.loc["memorized"].sum(), abs=1e-6)
 
 
-def test_what_is_asked_wrongly_is_said_in_one_line(capsys, tmp_path):
+def test_errors_are_one_line(capsys, tmp_path):
     assert validate.main(["tables", "--results", str(tmp_path)]) == 2
     assert "readings.parquet: missing" in capsys.readouterr().err
     assert validate.main(["measure", "--output", str(tmp_path)]) == 2
@@ -167,7 +167,7 @@ def test_what_is_asked_wrongly_is_said_in_one_line(capsys, tmp_path):
     assert "99_base" in capsys.readouterr().err
 
 
-def test_without_pandas_it_says_what_to_install(monkeypatch):
+def test_missing_pandas_is_an_error_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(SystemExit, match=r"moetrain\[report\]"):
         runpy.run_path(validate.__file__)

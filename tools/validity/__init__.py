@@ -1,1 +1,1 @@
-"""The parts of tools/validate_monitor.py: does the monitor tell the truth?"""
+"""The modules of tools/validate_monitor.py: how often the monitor's verdict is right."""

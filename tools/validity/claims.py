@@ -1,8 +1,8 @@
-"""The paper's claims, tested again on the study's runs: each holds, fails, or stays undecided, with n and interval.
+"""The paper's claims, tested on the study's runs: each holds, fails, or is undecided, with n and interval.
 
-A claim is the sign of one number a unit; units are the generalizing domains of the test runs. It **holds** where the
-95% interval of the mean over units lies on the claimed side of zero, **fails** where it lies on the other, and is
-**undecided** where it holds zero. Intervals draw whole runs again.
+A claim is the sign of one number per unit, where units are the generalizing domains of the test runs. It **holds** if
+the 95% interval of the mean over units is on the claimed side of zero, **fails** if it is on the other side, and is
+**undecided** if it contains zero. Intervals are bootstrapped over runs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from scipy.stats import spearmanr
 from validity.separation import over_runs
 from validity.units import GENERALIZES, curves
 
-LEAST = 6  # points that a correlation is taken over
+LEAST = 6  # points of a correlation
 LEAST_UNITS = 3
 
 
 @dataclass(frozen=True)
 class Case:
-    """All that is known of one unit."""
+    """The data of one unit."""
 
     curves: pd.DataFrame  # steps by metrics
     correlations: pd.DataFrame
@@ -35,13 +35,13 @@ class Case:
 @dataclass(frozen=True)
 class Claim:
     title: str
-    number: str  # what is averaged over units
-    sign: int  # what the claim says of it
-    of: Callable[[Case], float]  # NaN where a unit does not say
+    number: str  # the quantity that is averaged over units
+    sign: int  # its claimed sign
+    of: Callable[[Case], float]  # NaN where it is undefined
 
 
 def test_claims(tables: Mapping[str, pd.DataFrame], units: pd.DataFrame) -> pd.DataFrame:
-    """claim, number, value, low, high, units, verdict; one row a claim."""
+    """claim, number, value, low, high, units, verdict; one row per claim."""
     chosen = units[(units["truth"] == GENERALIZES) & (units["part"] == "test")]
     by_unit = curves(tables["readings"])
     cases = [
@@ -61,7 +61,7 @@ def _own(frame: pd.DataFrame, run: str, domain: str) -> pd.DataFrame:
 def _test(claim: Claim, cases: list[tuple[str, Case]]) -> dict[str, object]:
     found = pd.DataFrame([(run, claim.of(case)) for run, case in cases], columns=["run", "value"]).dropna()
     value = low = high = float("nan")
-    verdict = f"undecided: fewer than {LEAST_UNITS} units say anything"
+    verdict = f"undecided: fewer than {LEAST_UNITS} units have a value"
     if len(found) >= LEAST_UNITS:
         value, low, high = over_runs(found, lambda of: float(of["value"].mean()))
         verdict = "undecided" if low <= 0 <= high else "holds" if (low > 0) == (claim.sign > 0) else "fails"
@@ -70,7 +70,7 @@ def _test(claim: Claim, cases: list[tuple[str, Case]]) -> dict[str, object]:
 
 
 def _logged(predictor: str, series: str) -> Callable[[Case], float]:
-    """Rank correlation of accuracy with a predictor, as the run itself reported it."""
+    """Rank correlation of accuracy with a predictor, as reported by the run."""
 
     def of(case: Case) -> float:
         rows = case.correlations
@@ -81,7 +81,7 @@ def _logged(predictor: str, series: str) -> Callable[[Case], float]:
 
 
 def _together(first: str, second: str, differences: bool = False) -> Callable[[Case], float]:
-    """Rank correlation of two curves over the readings at which both have a value."""
+    """Rank correlation of two curves over the readings where both have a value."""
 
     def of(case: Case) -> float:
         if first not in case.curves or second not in case.curves:
@@ -94,16 +94,16 @@ def _together(first: str, second: str, differences: bool = False) -> Callable[[C
 
 
 def _spread_of_onsets(case: Case) -> float:
-    """Interquartile range of the steps at which samples were memorized, less the time between two readings."""
-    met = case.onsets.loc[case.onsets["step"] >= 0, "step"]
-    if len(met) < LEAST:
+    """Interquartile range of the steps at which samples were memorized, minus the interval between readings."""
+    steps = case.onsets.loc[case.onsets["step"] >= 0, "step"]
+    if len(steps) < LEAST:
         return float("nan")
     between = float(np.diff(case.curves.index).max())
-    return float(met.quantile(0.75) - met.quantile(0.25)) - between
+    return float(steps.quantile(0.75) - steps.quantile(0.25)) - between
 
 
 def _later_waits(case: Case) -> float:
-    """Rank correlation of when a group was memorized and how long its items then took to be generalized."""
+    """Rank correlation of a group's memorization step and the delay until its items generalize."""
     pairs = case.delays[case.delays["memorized_step"] >= 0]
     if len(pairs) < LEAST or pairs["memorized_step"].nunique() < 2:
         return float("nan")
@@ -111,7 +111,7 @@ def _later_waits(case: Case) -> float:
 
 
 def _early_first(case: Case) -> float:
-    """The last layer's change of distance less the first layer's, from the first three readings to the last three."""
+    """Change of distance of the last layer minus that of the first, from the first three readings to the last three."""
     by_layer = case.layers.pivot_table(index="step", columns="layer", values="d_path").dropna()
     if len(by_layer) < LEAST:
         return float("nan")

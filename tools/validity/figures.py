@@ -17,7 +17,7 @@ _SCATTERED = ("kernel/left_out", "pathway/d_path_norm", "kernel/effective_rank")
 
 
 def draw(units: pd.DataFrame, separation: pd.DataFrame, thresholds: tuple[float, float], path: Path) -> None:
-    """Three measures against held-out accuracy, unit by unit, and the AUC of all measures; a PNG."""
+    """Three metrics against held-out accuracy per unit, and the AUC of all metrics."""
     mpl.use("Agg")
     figure, axes = plt.subplots(1, 4, figsize=(17, 4.6), width_ratios=(1, 1, 1, 1.25), layout="constrained")
     for axis, metric in zip(axes, _SCATTERED, strict=False):
@@ -41,7 +41,7 @@ def _scatter(axis: Axes, units: pd.DataFrame, metric: str) -> None:
 
 
 def _ranking(axis: Axes, separation: pd.DataFrame) -> None:
-    """AUC at the end of the run on the test runs, with intervals; ours and the paper's dark, baselines light."""
+    """AUC at the end of the test runs, with intervals; baselines in grey."""
     rows = separation[separation["auc"].notna()].iloc[::-1]
     places = np.arange(len(rows))
     baseline = rows["measure"].isin(BASELINES.values())

@@ -1,4 +1,4 @@
-"""The planned runs of the study, and making them: several at once, resumed where they stopped."""
+"""The planned runs of the study, and how they are trained: several in parallel, resumed if stopped."""
 
 from __future__ import annotations
 
@@ -23,65 +23,67 @@ class Planned:
     """One run of the study."""
 
     name: str
-    part: str  # "fit": thresholds may be chosen on it; "test": they may not
+    part: str  # "fit": thresholds may be chosen on it; "test": they must not
     variant: str
     seed: int
     overrides: tuple[str, ...]
 
 
 class StudyError(RuntimeError):
-    """A study that cannot go on; the message names the place and the remedy."""
+    """A study that cannot continue; the message names the place and the remedy."""
 
 
 def read_plan(path: Path = STUDY / "plan.yaml") -> list[Planned]:
-    """The runs of a plan, fit and test in turns, so that an unfinished study holds some of both."""
+    """The runs of a plan, fit and test alternating, so that an unfinished study has some of both."""
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     found: dict[str, list[Planned]] = {}
     for part, variants in tree["runs"].items():
         for variant, seeds in variants.items():
             if variant not in tree["variants"]:
-                raise StudyError(f"{path}: runs.{part} names {variant!r}, which is none of variants: correct one")
+                raise StudyError(
+                    f"{path}: runs.{part} names {variant!r}, which is not in variants: correct one of them"
+                )
             for seed in seeds:
                 chosen = [rule["overrides"] for rule in tree["by_seed"] if seed % rule["of"] in rule["rest"]]
                 settings = [f"run.seed={seed}", *itertools.chain(*chosen), *tree["variants"][variant]]
                 run = Planned(f"{seed:02d}_{variant}", part, variant, seed, tuple(settings))
                 found.setdefault(part, []).append(run)
     if len({run.name for runs in found.values() for run in runs}) < sum(map(len, found.values())):
-        raise StudyError(f"{path}: two runs of one variant have one seed: give each its own")
-    in_turns = [(number / len(runs), run) for runs in found.values() for number, run in enumerate(runs)]
-    return [run for _, run in sorted(in_turns, key=lambda each: (each[0], each[1].name))]
+        raise StudyError(f"{path}: two runs of a variant have the same seed: give each its own")
+    alternating = [(number / len(runs), run) for runs in found.values() for number, run in enumerate(runs)]
+    return [run for _, run in sorted(alternating, key=lambda each: (each[0], each[1].name))]
 
 
 def make_runs(
-    runs: Sequence[Planned], output: Path, workers: int, tell: Callable[[str, int, int], None] = lambda *_: None
+    runs: Sequence[Planned], output: Path, workers: int, progress: Callable[[str, int, int], None] = lambda *_: None
 ) -> None:
-    """Train what is not finished yet, ``workers`` at a time with one thread each; a run that was stopped goes on.
+    """Train the unfinished runs, ``workers`` in parallel with one thread each; stopped runs resume.
 
     Raises:
-        StudyError: a run that ended otherwise than it should.
+        StudyError: a run failed.
     """
     output.mkdir(parents=True, exist_ok=True)
-    to_come = [run for run in runs if not (output / run.name / FINISHED).is_file()]
-    under_way: dict[Planned, subprocess.Popen[bytes]] = {}
+    waiting = [run for run in runs if not (output / run.name / FINISHED).is_file()]
+    running: dict[Planned, subprocess.Popen[bytes]] = {}
     try:
-        while to_come or under_way:
-            while to_come and len(under_way) < workers:
-                run = to_come.pop(0)
-                under_way[run] = _start(run, output)
+        while waiting or running:
+            while waiting and len(running) < workers:
+                run = waiting.pop(0)
+                running[run] = _start(run, output)
             time.sleep(1)
-            for run in [run for run, process in under_way.items() if process.poll() is not None]:
-                if status := under_way.pop(run).returncode:
+            for run in [run for run, process in running.items() if process.poll() is not None]:
+                if status := running.pop(run).returncode:
                     raise StudyError(f"{run.name} ended with status {status}: see {output / run.name}.log")
-            tell(", ".join(run.name for run in under_way), len(runs) - len(to_come) - len(under_way), len(runs))
+            progress(", ".join(run.name for run in running), len(runs) - len(waiting) - len(running), len(runs))
     finally:
-        for process in under_way.values():
-            process.terminate()  # it saves and ends; the same command goes on from there
-        for process in under_way.values():
+        for process in running.values():
+            process.terminate()  # it saves a checkpoint; the same command resumes
+        for process in running.values():
             process.wait()
 
 
 def command(run: Planned, output: Path) -> list[str]:
-    """What trains a run."""
+    """The command that trains a run."""
     words = [sys.executable, str(ROOT / "moetrain" / "train.py"), str(STUDY / "base.yaml")]
     return [*words, f"run.name={run.name}", f"run.output_dir={output}", *run.overrides]
 

@@ -1,9 +1,9 @@
-"""What the study keeps of its runs: tables small enough to be committed, from which every number comes out again.
+"""The committed tables of the study, from which every reported number is computed.
 
-``readings``: run, domain, step, metric, value, low, high, n: each panel metric of each domain at each reading; beside
-it the share of trained and of held-out facts that probes answered rightly (``trained_accuracy``, ``heldout_accuracy``),
-and, with an empty domain, the router's entropy and load over the whole model.
-``correlations``, ``delays``, ``onsets``, ``layers``: the frames of an opened run, with the run's name.
+``readings``: run, domain, step, metric, value, low, high, n: every panel metric of every domain at every reading; the
+accuracy of probes on trained and on held-out facts (``trained_accuracy``, ``heldout_accuracy``); and, with an empty
+domain, router entropy and load of the whole model.
+``correlations``, ``delays``, ``onsets``, ``layers``: the frames of `open_run`, with the run's name.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from moetrain.routing.panel_metrics import panel_metrics
 from validity.plan import FINISHED, Planned, StudyError
 
 TABLES = ("readings", "correlations", "delays", "onsets", "layers")
-_OPEN = ("_open", "_open_trained")  # the tasks that ask for the answer itself, rather than for one of four
+_OPEN = ("_open", "_open_trained")  # tasks with free answers, not multiple choice
 _WHOLE_MODEL = {"experts/entropy": "entropy", "experts/load_cv": "load_cv"}
 
 
 def measure(
-    runs: Sequence[Planned], output: Path, tell: Callable[[str, int, int], None] = lambda *_: None
+    runs: Sequence[Planned], output: Path, progress: Callable[[str, int, int], None] = lambda *_: None
 ) -> dict[str, pd.DataFrame]:
-    """The study's tables from the folders of its finished runs; those that are not finished are left out.
+    """The study's tables from the folders of its finished runs.
 
     Raises:
-        StudyError: none is finished.
+        StudyError: no run is finished.
     """
     finished = [run for run in runs if (output / run.name / FINISHED).is_file()]
     if not finished:
-        raise StudyError(f"{output}: no finished run of the study: make them with `validate_monitor.py run`")
+        raise StudyError(f"{output}: no finished run of the study: train them with `validate_monitor.py run`")
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
     for number, planned in enumerate(finished):
-        tell(planned.name, number, len(finished))
+        progress(planned.name, number, len(finished))
         run = moetrain.open_run(output / planned.name)
         frames = {
             "readings": pd.concat([_panel(run), _answers(run), _model(run)], ignore_index=True),
@@ -55,7 +55,7 @@ def measure(
 
 
 def renew(tables: dict[str, pd.DataFrame], folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables of a folder with these runs' rows new: runs measured before stay, wherever their own folders are."""
+    """A folder's tables with the rows of these runs replaced; rows of other runs are kept."""
     if not all((folder / f"{name}.parquet").is_file() for name in TABLES):
         return tables
     measured = set(tables["readings"]["run"])
@@ -64,7 +64,7 @@ def renew(tables: dict[str, pd.DataFrame], folder: Path) -> dict[str, pd.DataFra
 
 
 def save(tables: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Write the tables, numbers in float32: six digits, which is more than any of them is sure of."""
+    """Write the tables, with numbers in float32."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, frame in tables.items():
         small = frame.astype({column: np.float32 for column in frame.columns if frame[column].dtype == np.float64})
@@ -73,13 +73,13 @@ def save(tables: dict[str, pd.DataFrame], folder: Path) -> None:
 
 
 def load(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables as they were saved.
+    """Read the saved tables.
 
     Raises:
         StudyError: one is missing.
     """
     if missing := [name for name in TABLES if not (folder / f"{name}.parquet").is_file()]:
-        raise StudyError(f"{folder / missing[0]}.parquet: missing: make it with `validate_monitor.py measure`")
+        raise StudyError(f"{folder / missing[0]}.parquet: missing: write it with `validate_monitor.py measure`")
     return {name: pq.read_table(folder / f"{name}.parquet").to_pandas() for name in TABLES}
 
 
@@ -95,7 +95,7 @@ def _panel(run: OpenedRun) -> pd.DataFrame:
 
 
 def _answers(run: OpenedRun) -> pd.DataFrame:
-    """Shares of open answers that are right, with Wilson's interval."""
+    """Accuracy of free answers, with Wilson's interval."""
     asked = run.tasks[run.tasks["task"].str.endswith(_OPEN)]
     answers = run.probes.merge(asked[["task", "trained"]], on="task")
     rows = []
@@ -107,7 +107,7 @@ def _answers(run: OpenedRun) -> pd.DataFrame:
 
 
 def _model(run: OpenedRun) -> pd.DataFrame:
-    """What training said of the whole model's routing, at the logged step nearest to each reading."""
+    """Routing metrics of the whole model, at the logged step nearest to each reading."""
     rows = []
     for tag, metric in _WHOLE_MODEL.items():
         curve = run.curve(tag)

@@ -1,4 +1,4 @@
-"""How well a measure tells units that generalize from units that are memorized."""
+"""How well a metric separates generalizing units from memorized ones: AUC with intervals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def over_runs(
 
 
 YARDSTICK = "random"
-"""The study's table of random answers, which has nothing to generalize whatever the run."""
+"""The study's table of random answers, which cannot generalize in any run."""
 _LEFT_OUT = "kernel/left_out"
 
 ASPECTS = {
@@ -42,14 +42,14 @@ ASPECTS = {
     "change since memorization": "change {}",
     "without loss, entropy, load and length": "rest",
 }
-"""What of a measure is judged, and the column of units that holds it."""
+"""The judged value of a metric, and its column in the table of units."""
 
 
 def tables(units: pd.DataFrame, resample: bool = True) -> dict[str, pd.DataFrame]:
-    """A table for each of `ASPECTS`, a row a measure.
+    """A table per aspect, with a row per metric.
 
-    It says which way the measure points (chosen on the fit runs), its AUC on those, its AUC on the test runs with
-    interval, and how many generalizing and memorized units of the test runs went in.
+    Its columns are the metric's sign (chosen on the fit runs), its AUC on the fit runs, its AUC on the test runs with
+    interval, and the numbers of generalizing and memorized units in the test runs.
     """
     judged = units[units["truth"].isin([GENERALIZES, MEMORIZED])]
     found = {}
@@ -63,11 +63,11 @@ def tables(units: pd.DataFrame, resample: bool = True) -> dict[str, pd.DataFrame
 
 
 def yardstick(units: pd.DataFrame, resample: bool = True) -> pd.DataFrame:
-    """Leave-one-out accuracy as it is, and less that of the run's own table of random answers; of all other domains."""
+    """Leave-one-out accuracy, and the same minus that of the run's random answers, over all other domains."""
     of_run = units[units["domain"] == YARDSTICK].set_index("run")[_LEFT_OUT]
     others = units[units["truth"].isin([GENERALIZES, MEMORIZED]) & (units["domain"] != YARDSTICK)]
-    others = others.assign(beside=others[_LEFT_OUT] - others["run"].map(of_run))
-    columns = {METRICS[_LEFT_OUT]: _LEFT_OUT, "less that of the run's random answers": "beside"}
+    others = others.assign(difference=others[_LEFT_OUT] - others["run"].map(of_run))
+    columns = {METRICS[_LEFT_OUT]: _LEFT_OUT, "minus that of the run's random answers": "difference"}
     rows = [{"measure": title} | _judge(others, column, resample) for title, column in columns.items()]
     return pd.DataFrame(rows)
 
@@ -95,9 +95,9 @@ def _auc(units: pd.DataFrame, column: str, sign: int = 1) -> float:
 
 
 def without(units: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Units with ``rest``: the metric minus what a line in training loss, entropy, load and sample length predicts.
+    """Units with ``rest``: the metric's residual after regression on training loss, entropy, load and sample length.
 
-    The line is fitted on all units of the fit runs, whatever their truth, and subtracted everywhere.
+    The linear fit uses all units of the fit runs, whatever their truth, and is subtracted from all units.
     """
     itself = {"loss/panel_seen": "log loss"}.get(metric, metric)
     others = [name for name in ("log loss", "entropy", "load_cv", "length") if name != itself]

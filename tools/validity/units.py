@@ -1,9 +1,9 @@
-"""Units of the study: a domain of a run, what is true of it, and what each measure says of it.
+"""Units of the study: a domain of a run, its truth, and the value of each metric.
 
-The truth is held-out accuracy, which no measure that is judged has seen. A unit **generalizes** where at the end of the
-run at least 40% of held-out facts are answered rightly, and is **memorized** where at most 10% are; between the two
-nothing is claimed, and the unit counts in no table but that of the truth. Either way at least 90% of the trained facts
-must be answered rightly. "At the end" is the mean of the last three readings.
+The truth is held-out accuracy, which no judged metric uses. At the end of the run a unit **generalizes** if at least
+40% of held-out facts are answered correctly, and is **memorized** if at most 10% are. A unit between the two counts
+only in the table of truths. In both cases at least 90% of the trained facts must be answered correctly. "At the end" is
+the mean of the last three readings.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from validity.plan import Planned
 
 GENERALIZES, MEMORIZED, BETWEEN, UNLEARNED = "generalizes", "memorized", "between", "not learned"
 LEARNED, GENERAL, MEMORY = 0.9, 0.4, 0.1
-LAST = 3  # readings that "at the end" is the mean of
-BAND = (0.05, 0.5)  # nats of training loss within which units are compared, so that none is merely better learned
+LAST = 3  # readings averaged "at the end"
+BAND = (0.05, 0.5)  # nats: units are compared at training losses in this range
 
 METRICS = {
     "kernel/left_out": "leave-one-out accuracy",
@@ -45,13 +45,13 @@ KINDS = {
     "random": "no rule",
     "random_math": "no rule",
     "easy": "easy rule",
-    "text": "text met once",
+    "text": "text seen once",
     "shuffled": "shuffled text",
 }
 
 
 def curves(readings: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
-    """By run and domain, a frame with steps as rows and metrics as columns; the whole model's in each domain's."""
+    """Per run and domain, a frame of steps by metrics, including the metrics of the whole model."""
     values = readings.pivot_table(index=["run", "domain", "step"], columns="metric", values="value")
     found: dict[tuple[str, str], pd.DataFrame] = {}
     for run, own in values.groupby(level="run"):
@@ -64,26 +64,21 @@ def curves(readings: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
 
 
 def make_units(readings: pd.DataFrame, runs: Sequence[Planned]) -> pd.DataFrame:
-    """One row a unit, which is a domain whose facts are asked for.
+    """One row per unit, which is a domain whose facts are probed.
 
-    Columns: run, domain, kind, part, variant, truth; trained and heldout, the accuracies at the end; memorized and
-    half_rise, the steps at which it was memorized and at which held-out accuracy had made half its rise; and of each
-    metric its value at the end (by its name), its change since memorization (``change METRIC``), and its mean where
-    training loss lay within `BAND` (``band METRIC``).
+    Columns: run, domain, kind, part, variant, truth; trained and heldout: accuracy at the end; memorized and half_rise:
+    the steps at which it was memorized and at which held-out accuracy reached half of its final value; and for each
+    metric its value at the end (by its name), its change since memorization (``change METRIC``), and its mean while
+    training loss was within `BAND` (``band METRIC``).
     """
     planned = {run.name: run for run in runs}
     rows = []
     for (run, domain), frame in curves(readings).items():
         if not {"trained_accuracy", "heldout_accuracy"} <= {*frame.dropna(axis=1, how="all").columns}:
-            continue  # text that states no facts: nobody can say what is true of it
+            continue  # text without facts: its truth is unknown
         truth, times = _truth(frame)
-        row: dict[str, object] = {
-            "run": run,
-            "domain": domain,
-            "part": planned[run].part,
-            "variant": planned[run].variant,
-        }
-        rows.append(row | {"kind": KINDS[domain]} | truth | times | _values(frame, times["memorized"]))
+        head = {"run": run, "domain": domain, "part": planned[run].part, "variant": planned[run].variant}
+        rows.append(head | {"kind": KINDS[domain]} | truth | times | _values(frame, times["memorized"]))
     return pd.DataFrame(rows)
 
 
@@ -97,15 +92,15 @@ def _truth(frame: pd.DataFrame) -> tuple[dict[str, object], dict[str, float]]:
         truth = GENERALIZES
     else:
         truth = MEMORIZED if at_end["heldout"] <= MEMORY else BETWEEN
-    # A mean of two readings: one alone swings by a few percent.
+    # The mean of two readings, because one alone varies by a few percent.
     memorized = _first(trained.rolling(2).mean() >= LEARNED)
     half = _first(heldout >= at_end["heldout"] / 2) if truth == GENERALIZES else np.nan
     return {"truth": truth, **at_end}, {"memorized": memorized, "half_rise": half}
 
 
-def _first(met: pd.Series) -> float:
-    """The first step at which something holds; NaN where it never does."""
-    return float(met.index[np.argmax(met)]) if met.any() else np.nan
+def _first(holds: pd.Series) -> float:
+    """The first step at which a condition holds; NaN if it never does."""
+    return float(holds.index[np.argmax(holds)]) if holds.any() else np.nan
 
 
 def _values(frame: pd.DataFrame, memorized: float) -> dict[str, float]:
@@ -114,7 +109,7 @@ def _values(frame: pd.DataFrame, memorized: float) -> dict[str, float]:
     within = (loss >= BAND[0]) & (loss <= BAND[1]) & (frame.index >= memorized)
     for metric in (*METRICS, *BASELINES):
         curve = frame[metric] if metric in frame else pd.Series(np.nan, index=frame.index)
-        # Not a mean over fewer readings where the last ones have no value.
+        # NaN rather than a mean over fewer readings.
         at_end = curve.iloc[-LAST:].mean(skipna=False)
         since = curve[curve.index >= memorized].iloc[:LAST].mean(skipna=False)
         found |= {metric: at_end, f"change {metric}": at_end - since, f"band {metric}": curve[within].mean()}

@@ -1,4 +1,4 @@
-"""The monitor's verdict on the study's domains: how often it is right, wrong or silent, and how early it is right."""
+"""The monitor's verdicts on the study's domains: how often they are right, wrong or missing, and how early."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ import pandas as pd
 from moetrain.grokking import History, Phase, PhaseThresholds, curve, phases, share
 from validity.units import GENERALIZES, MEMORIZED
 
-SAYS_GENERALIZES = (Phase.GENERALIZING, Phase.SETTLED)
+GENERALIZING_PHASES = (Phase.GENERALIZING, Phase.SETTLED)
 GIVEN, RIGHT = "units with a verdict", "of those, rightly"
 FALSE_ALARMS = "memorized units called generalizing at the end"
+MISSED = "generalizing units called memorizing at the end"
 
 
 def judge(readings: pd.DataFrame, units: pd.DataFrame, thresholds: PhaseThresholds | None = None) -> pd.DataFrame:
-    """run, domain, part, variant, truth, the verdict at the end, the first step of a verdict of generalization that
-    stays to the end, how many readings had one at all, and half_rise; one row a unit of either truth."""
+    """One row per generalizing or memorized unit: its verdict at the end, and its verdicts of generalization.
+
+    ``since`` is the first step of a verdict of generalization that lasts to the end; ``readings_generalizing`` counts
+    the readings with such a verdict.
+    """
     rows = []
     for unit in units[units["truth"].isin([GENERALIZES, MEMORIZED])].itertuples():
         own = readings[(readings["run"] == unit.run) & (readings["domain"] == unit.domain)]
         verdicts = phases(_history(own), thresholds)
-        says = np.array([verdict.phase in SAYS_GENERALIZES for verdict in verdicts])
-        stays = len(says) - int(np.argmin(says[::-1])) if not says.all() else 0
+        generalizing = np.array([verdict.phase in GENERALIZING_PHASES for verdict in verdicts])
+        lasting = len(generalizing) - int(np.argmin(generalizing[::-1])) if not generalizing.all() else 0
         rows.append(
             {
-                "run": unit.run,
-                "domain": unit.domain,
-                "part": unit.part,
-                "variant": unit.variant,
-                "kind": unit.kind,
-                "truth": unit.truth,
+                **{name: getattr(unit, name) for name in ("run", "domain", "part", "variant", "kind", "truth")},
                 "verdict": verdicts[-1].phase.name.lower(),
-                "since": verdicts[stays].step if says[-1] else np.nan,
-                "readings_generalizing": int(says.sum()),
-                "readings": len(says),
+                "since": verdicts[lasting].step if generalizing[-1] else np.nan,
+                "readings_generalizing": int(generalizing.sum()),
+                "readings": len(generalizing),
                 "half_rise": unit.half_rise,
                 "heldout": unit.heldout,
             }
@@ -42,7 +41,7 @@ def judge(readings: pd.DataFrame, units: pd.DataFrame, thresholds: PhaseThreshol
 
 
 def _history(own: pd.DataFrame) -> History:
-    """A domain's history as the monitor had it; steps stand for tokens, since every step has as many."""
+    """A domain's history as the monitor saw it; steps stand for tokens, because all steps have equally many."""
     steps = np.sort(own["step"].unique())
     by_metric = {str(metric): rows.set_index("step").reindex(steps) for metric, rows in own.groupby("metric")}
     nothing = pd.DataFrame({"value": np.nan, "low": np.nan, "high": np.nan, "n": 0}, index=steps)
@@ -58,22 +57,16 @@ def confusion(judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def rates(judged: pd.DataFrame) -> pd.DataFrame:
-    """What the verdict is worth: each rate with its numerator, denominator and Wilson's 95% interval."""
+    """Error rates of the verdict: each with numerator, denominator and Wilson's 95% interval."""
     general, memorized = (judged[judged["truth"] == truth] for truth in (GENERALIZES, MEMORIZED))
     decided = judged["verdict"].isin([*_GENERAL, "memorizing"])
     early = general[general["since"] <= general["half_rise"]]
     counts = {
         GIVEN: (int(decided.sum()), len(judged)),
         RIGHT: (int((decided & _right(judged)).sum()), int(decided.sum())),
-        FALSE_ALARMS: (
-            int(memorized["verdict"].isin(_GENERAL).sum()),
-            len(memorized),
-        ),
+        FALSE_ALARMS: (int(memorized["verdict"].isin(_GENERAL).sum()), len(memorized)),
         "memorized units ever called so": (int((memorized["readings_generalizing"] > 0).sum()), len(memorized)),
-        "generalizing units called memorizing at the end": (
-            int((general["verdict"] == "memorizing").sum()),
-            len(general),
-        ),
+        MISSED: (int((general["verdict"] == "memorizing").sum()), len(general)),
         "generalizing units found by half the rise of held-out accuracy": (len(early), len(general)),
     }
     shares = {what: share(*count) for what, count in counts.items()}
@@ -81,19 +74,13 @@ def rates(judged: pd.DataFrame) -> pd.DataFrame:
     late = (general["since"] - general["half_rise"]).dropna()
     found = pd.DataFrame(rows, columns=["rate", "units", "of", "share", "low", "high"])
     if len(late):
-        median = (
-            "median steps from half the rise to the verdict",
-            len(late),
-            len(general),
-            late.median(),
-            *late.quantile([0.25, 0.75]),
-        )
-        found.loc[len(found)] = median
+        numbers = (len(late), len(general), late.median(), *late.quantile([0.25, 0.75]))
+        found.loc[len(found)] = ("median steps from half the rise to the verdict", *numbers)
     return found
 
 
 def by_variant(judged: pd.DataFrame) -> pd.DataFrame:
-    """Units of each truth by variant: how many, how many judged rightly, how many wrongly."""
+    """Per variant and truth: the number of units, and how many were judged right, wrong, or not at all."""
     rows = []
     for (variant, truth), own in judged.groupby(["variant", "truth"]):
         right = int(_right(own).sum())
@@ -102,7 +89,7 @@ def by_variant(judged: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["variant", "truth", "units", "right", "wrong", "no verdict"])
 
 
-_GENERAL = tuple(phase.name.lower() for phase in SAYS_GENERALIZES)
+_GENERAL = tuple(phase.name.lower() for phase in GENERALIZING_PHASES)
 
 
 def _right(judged: pd.DataFrame) -> pd.Series:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from moetrain.models.attention_varlen import flash_attn_varlen, sample_bounds, torch_varlen
 from moetrain.models.compilation import uncompiled
@@ -33,25 +34,25 @@ _LENGTH_MULTIPLE = 16  # padded lengths are multiples of this, so that shapes, a
 class Group:
     """Samples of similar length as one padded batch, [count, length]."""
 
-    tokens: torch.Tensor  # int64, the token at each position (an arbitrary one at padding)
-    inside: torch.Tensor  # bool, False at padding
+    tokens: Tensor  # int64, the token at each position (an arbitrary one at padding)
+    inside: Tensor  # bool, False at padding
 
 
 class HeadOrder(NamedTuple):
     """The permutation between rows [N * heads] (a token's heads adjacent) and padded groups. All int64."""
 
-    gather: torch.Tensor  # [padded], the row at each position of the groups (an arbitrary one at padding)
-    scatter: torch.Tensor  # [N * heads], the position of each row
-    padding: torch.Tensor  # the positions that are padding
+    gather: Tensor  # [padded], the row at each position of the groups (an arbitrary one at padding)
+    scatter: Tensor  # [N * heads], the position of each row
+    padding: Tensor  # the positions that are padding
 
 
 @dataclass(frozen=True)
 class Layout:
     """Where the samples of a micro-batch lie, in the form that a backend needs."""
 
-    spans_N2: torch.Tensor  # (start, length) of each sample, on the host
+    spans_N2: Tensor  # (start, length) of each sample, on the host
     groups: tuple[Group, ...] = ()  # for batched
-    bounds: torch.Tensor | None = None  # for varlen and flash_attn: `moetrain.models.attention_varlen.sample_bounds`
+    bounds: Tensor | None = None  # for varlen and flash_attn: `moetrain.models.attention_varlen.sample_bounds`
     longest: int = 0  # likewise: no sample is longer
     _by_head: dict[int, HeadOrder] = field(default_factory=dict)
 
@@ -68,7 +69,7 @@ class Layout:
         return self._by_head[heads]
 
 
-def make_layout(spans_N2: torch.Tensor, backend: Backend, device: torch.device, longest: int | None = None) -> Layout:
+def make_layout(spans_N2: Tensor, backend: Backend, device: torch.device, longest: int | None = None) -> Layout:
     """The layout for a backend.
 
     Args:
@@ -100,9 +101,7 @@ def _padded_length(length: int) -> int:
     return -(-length // step) * step
 
 
-def attention(
-    q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, layout: Layout, backend: Backend
-) -> torch.Tensor:
+def attention(q_NHd: Tensor, k_NGd: Tensor, v_NGd: Tensor, layout: Layout, backend: Backend) -> Tensor:
     """Attention output [N, H, d] in q's dtype; each sample attends causally within itself only."""
     if backend == "reference":
         return reference_attention(q_NHd, k_NGd, v_NGd, layout.spans_N2)
@@ -116,9 +115,7 @@ def attention(
 
 
 @uncompiled
-def reference_attention(
-    q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, spans_N2: torch.Tensor
-) -> torch.Tensor:
+def reference_attention(q_NHd: Tensor, k_NGd: Tensor, v_NGd: Tensor, spans_N2: Tensor) -> Tensor:
     """The definition, with a mask over all pairs of tokens: the reference that every backend is compared with."""
     sample_N = torch.empty(len(q_NHd), dtype=torch.int64)
     for sample, (start, length) in enumerate(spans_N2.tolist()):
@@ -133,21 +130,19 @@ def reference_attention(
 
 
 @uncompiled
-def _sdpa_per_sample(
-    q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, spans_N2: torch.Tensor
-) -> torch.Tensor:
+def _sdpa_per_sample(q_NHd: Tensor, k_NGd: Tensor, v_NGd: Tensor, spans_N2: Tensor) -> Tensor:
     lengths = spans_N2[spans_N2[:, 0].argsort(), 1].tolist()
     samples = zip(q_NHd.split(lengths), k_NGd.split(lengths), v_NGd.split(lengths), strict=True)
     return torch.cat([_sdpa(*(x[None].transpose(1, 2) for x in qkv)).transpose(1, 2)[0] for qkv in samples])
 
 
-def _sdpa(q_BHTd: torch.Tensor, k_BGTd: torch.Tensor, v_BGTd: torch.Tensor) -> torch.Tensor:
+def _sdpa(q_BHTd: Tensor, k_BGTd: Tensor, v_BGTd: Tensor) -> Tensor:
     grouped = q_BHTd.shape[1] != k_BGTd.shape[1]
     return F.scaled_dot_product_attention(q_BHTd, k_BGTd, v_BGTd, is_causal=True, enable_gqa=grouped)
 
 
 @uncompiled
-def _batched(q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, layout: Layout) -> torch.Tensor:
+def _batched(q_NHd: Tensor, k_NGd: Tensor, v_NGd: Tensor, layout: Layout) -> Tensor:
     # Padding is at the end of each sample, where the causal mask hides it from every real token.
     padded = [_to_groups(x, layout) for x in (q_NHd, k_NGd, v_NGd)]
     outputs = []
@@ -162,7 +157,7 @@ def _batched(q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, layo
     return _FromGroups.apply(torch.cat(outputs), order).view_as(q_NHd)
 
 
-def _to_groups(x_NHd: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
+def _to_groups(x_NHd: Tensor, layout: Layout) -> list[Tensor]:
     """Each group as [samples times heads, length, d], in one copy."""
     heads, width = x_NHd.shape[1:]
     padded = _ToGroups.apply(x_NHd.reshape(-1, width), layout.by_head(heads))
@@ -171,7 +166,7 @@ def _to_groups(x_NHd: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
     return [group.view(-1, length, width) for group, length in zip(groups, lengths, strict=True)]
 
 
-def _blocked_attention(q_YTd: torch.Tensor, k_ZTd: torch.Tensor, v_ZTd: torch.Tensor) -> torch.Tensor:
+def _blocked_attention(q_YTd: Tensor, k_ZTd: Tensor, v_ZTd: Tensor) -> Tensor:
     repeat = len(q_YTd) // len(k_ZTd)
     if repeat > 1:
         k_ZTd, v_ZTd = k_ZTd.repeat_interleave(repeat, 0), v_ZTd.repeat_interleave(repeat, 0)
@@ -185,7 +180,7 @@ class _BlockedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_ZTd: torch.Tensor, k_ZTd: torch.Tensor, v_ZTd: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, q_ZTd: Tensor, k_ZTd: Tensor, v_ZTd: Tensor) -> Tensor:
         probs, out_ZTd = [], torch.empty_like(q_ZTd)
         mask = q_ZTd.new_full((_BLOCK, _BLOCK), -torch.inf).triu_(1)
         for start, end in _blocks(q_ZTd.shape[1]):
@@ -197,7 +192,7 @@ class _BlockedAttention(torch.autograd.Function):
         return out_ZTd
 
     @staticmethod
-    def backward(ctx: Any, grad_ZTd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def backward(ctx: Any, grad_ZTd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_ZTd, k_ZTd, v_ZTd, out_ZTd, *probs = ctx.saved_tensors
         grad_q, grad_k, grad_v = torch.empty_like(q_ZTd), torch.zeros_like(k_ZTd), torch.zeros_like(v_ZTd)
         mean_ZT1 = (grad_ZTd * out_ZTd).sum(-1, keepdim=True)
@@ -218,12 +213,12 @@ class _ToGroups(torch.autograd.Function):
     """Rows in the order of the groups. The backward of plain indexing scatters with additions; this one gathers."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, order: HeadOrder) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor, order: HeadOrder) -> Tensor:
         ctx.save_for_backward(order.scatter)
         return x.index_select(0, order.gather)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         # A padding position repeats a token. Only padding queries attend to it, and their gradient is zero.
         (scatter,) = ctx.saved_tensors
         return grad.index_select(0, scatter), None
@@ -233,11 +228,11 @@ class _FromGroups(torch.autograd.Function):
     """The inverse: rows in token order, without padding."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, order: HeadOrder) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor, order: HeadOrder) -> Tensor:
         ctx.save_for_backward(order.gather, order.padding)
         return x.index_select(0, order.scatter)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         gather, padding = ctx.saved_tensors
         return grad.index_select(0, gather).index_fill_(0, padding, 0.0), None

@@ -12,11 +12,12 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moetrain.device_transfer import to_device
 
 
-def sample_bounds(spans_N2: torch.Tensor, device: torch.device) -> torch.Tensor:
+def sample_bounds(spans_N2: Tensor, device: torch.device) -> Tensor:
     """The start of each sample and the end of the last one (``cu_seqlens``), int32 [Q + 1] on ``device``.
 
     Samples of length 0 at the end pad Q to one of few values, so that code compiled for one Q is reused. The kernels
@@ -37,9 +38,7 @@ def _padded_count(count: int) -> int:
     return -(-count // step) * step
 
 
-def torch_varlen(
-    q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, bounds_Q: torch.Tensor, longest: int
-) -> torch.Tensor:
+def torch_varlen(q_NHd: Tensor, k_NGd: Tensor, v_NGd: Tensor, bounds_Q: Tensor, longest: int) -> Tensor:
     """torch's kernel: causal attention within each sample, [N, H, d]."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -51,7 +50,7 @@ def torch_varlen(
             repeat = q_NHd.shape[1] // k_NGd.shape[1]
             k_NGd, v_NGd = k_NGd.repeat_interleave(repeat, 1), v_NGd.repeat_interleave(repeat, 1)
     out = varlen_attn(q_NHd, k_NGd, v_NGd, bounds_Q, bounds_Q, longest, longest, **arguments)
-    assert isinstance(out, torch.Tensor)  # a tuple only with return_aux
+    assert isinstance(out, Tensor)  # a tuple only with return_aux
     return out
 
 
@@ -65,9 +64,7 @@ def _varlen_arguments(kernel: Any) -> tuple[dict[str, Any], bool]:
     return causal, "enable_gqa" in parameters
 
 
-def flash_attn_varlen(
-    q_NHd: torch.Tensor, k_NGd: torch.Tensor, v_NGd: torch.Tensor, bounds_Q: torch.Tensor, longest: int
-) -> torch.Tensor:
+def flash_attn_varlen(q_NHd: Tensor, k_NGd: Tensor, v_NGd: Tensor, bounds_Q: Tensor, longest: int) -> Tensor:
     """flash-attn's kernel: causal attention within each sample, [N, H, d].
 
     Raises:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from moetrain.config import ModelSettings, SettingsError
 from moetrain.models import attention, experts
@@ -127,7 +128,7 @@ def compare_experts(name: str, settings: ModelSettings, device: torch.device, dt
     count, top = settings.num_experts, settings.num_experts_per_tok
     draw = torch.Generator(device).manual_seed(0)
 
-    def normal(*sizes: int) -> torch.Tensor:
+    def normal(*sizes: int) -> Tensor:
         return torch.randn(sizes, generator=draw, device=device).to(dtype)
 
     scores = torch.rand(_CHECKED_TOKENS, count, generator=draw, device=device)
@@ -137,7 +138,7 @@ def compare_experts(name: str, settings: ModelSettings, device: torch.device, dt
     gate_up, down = normal(count, 2 * width, size) / size**0.5, normal(count, size, width) / width**0.5
     x, grad = normal(_CHECKED_TOKENS, size), normal(_CHECKED_TOKENS, size)
 
-    def compute(backend: experts.Backend, dtype: torch.dtype) -> list[torch.Tensor]:
+    def compute(backend: experts.Backend, dtype: torch.dtype) -> list[Tensor]:
         x_, gate_up_, down_ = (tensor.to(dtype).detach().requires_grad_() for tensor in (x, gate_up, down))
         weight_ = weight.detach().requires_grad_()
         out = experts.experts(x_, index, weight_, gate_up_, down_, backend)
@@ -164,7 +165,7 @@ def compare_attention(name: str, settings: ModelSettings, device: torch.device, 
         for count in (heads, groups, groups, heads)
     )
 
-    def compute(backend: attention.Backend, dtype: torch.dtype) -> list[torch.Tensor]:
+    def compute(backend: attention.Backend, dtype: torch.dtype) -> list[Tensor]:
         leaves = [tensor.to(dtype).detach().requires_grad_() for tensor in (q, k, v)]
         layout = attention.make_layout(spans, backend, device, longest=2 * _CHECKED_TOKENS)
         out = attention.attention(leaves[0], leaves[1], leaves[2], layout, backend)
@@ -174,9 +175,7 @@ def compare_attention(name: str, settings: ModelSettings, device: torch.device, 
     _compare(leaves, compute(cast(attention.Backend, name), dtype), compute("reference", torch.float32), dtype)
 
 
-def _compare(
-    leaves: Sequence[str], found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], dtype: torch.dtype
-) -> None:
+def _compare(leaves: Sequence[str], found: Sequence[Tensor], expected: Sequence[Tensor], dtype: torch.dtype) -> None:
     names = ("output", *(f"gradient of {leaf}" for leaf in leaves))
     for name, one, other in zip(names, found, expected, strict=True):
         error = float((one.float() - other).abs().max() / other.abs().max())

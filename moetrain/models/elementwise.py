@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def rms_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight, float32 [N, D]."""
     if x_ND.device.type != "cpu":
         return F.rms_norm(x_ND.float(), weight_D.shape, weight_D.float(), eps)
     return _RMSNorm.apply(x_ND.float(), weight_D.float(), eps)
 
 
-def rotate(x_NHd: torch.Tensor, cos_N1h: torch.Tensor, sin_N1h: torch.Tensor) -> torch.Tensor:
+def rotate(x_NHd: Tensor, cos_N1h: Tensor, sin_N1h: Tensor) -> Tensor:
     """Rotary positions: rotate each pair (i, i + d/2) of a head by its angle, in x's dtype."""
     if torch.compiler.is_compiling():  # the compiler fuses these by itself
         first, second = x_NHd.chunk(2, -1)
@@ -31,7 +32,7 @@ def rotate(x_NHd: torch.Tensor, cos_N1h: torch.Tensor, sin_N1h: torch.Tensor) ->
     return _Rotate.apply(x_NHd, cos_N1h, sin_N1h)
 
 
-def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, where the input holds gate before up: [..., 2F] -> [..., F]."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
@@ -39,14 +40,14 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         norm_N1 = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True)
         inverse_N1 = norm_N1.square_().div_(x_ND.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x_ND, weight_D, inverse_N1)
         return (x_ND * inverse_N1).mul_(weight_D)
 
     @staticmethod
-    def backward(ctx: Any, grad_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, Tensor, None]:
         x_ND, weight_D, inverse_N1 = ctx.saved_tensors
         # torch's fused LayerNorm backward, with mean 0. It subtracts each row's mean gradient, which is added back.
         size, no_mean_N1 = x_ND.shape[-1], torch.zeros_like(inverse_N1)
@@ -59,17 +60,17 @@ class _RMSNorm(torch.autograd.Function):
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NHd: torch.Tensor, cos_N1h: torch.Tensor, sin_N1h: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x_NHd: Tensor, cos_N1h: Tensor, sin_N1h: Tensor) -> Tensor:
         ctx.save_for_backward(cos_N1h, sin_N1h)
         return _rotated(x_NHd, cos_N1h, sin_N1h, 1.0)
 
     @staticmethod
-    def backward(ctx: Any, grad_NHd: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad_NHd: Tensor) -> tuple[Tensor, None, None]:
         cos_N1h, sin_N1h = ctx.saved_tensors
         return _rotated(grad_NHd, cos_N1h, sin_N1h, -1.0), None, None
 
 
-def _rotated(x_NHd: torch.Tensor, cos_N1h: torch.Tensor, sin_N1h: torch.Tensor, sign: float) -> torch.Tensor:
+def _rotated(x_NHd: Tensor, cos_N1h: Tensor, sin_N1h: Tensor, sign: float) -> Tensor:
     """Rotated by the angle, or back with sign -1: the backward, since a rotation's transpose is its inverse."""
     out_NHd = torch.empty_like(x_NHd)
     (first, second), (out_first, out_second) = x_NHd.chunk(2, -1), out_NHd.chunk(2, -1)

@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from moetrain.models.compilation import uncompiled
 from moetrain.models.elementwise import swiglu
@@ -25,13 +26,8 @@ Backend = Literal["megablocks", "grouped_mm", "loop", "dense"]
 
 
 def experts(
-    x_ND: torch.Tensor,
-    index_NK: torch.Tensor,
-    weight_NK: torch.Tensor,
-    gate_up_E2FD: torch.Tensor,
-    down_EDF: torch.Tensor,
-    backend: Backend,
-) -> torch.Tensor:
+    x_ND: Tensor, index_NK: Tensor, weight_NK: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, backend: Backend
+) -> Tensor:
     """The outputs of each token's experts, summed with its routing weights, [N, D].
 
     Args:
@@ -54,13 +50,7 @@ _uncompiled_grouped_experts = uncompiled(grouped_experts)  # torch.compile suppo
 
 
 @uncompiled
-def loop_experts(
-    x_ND: torch.Tensor,
-    index_NK: torch.Tensor,
-    weight_NK: torch.Tensor,
-    gate_up_E2FD: torch.Tensor,
-    down_EDF: torch.Tensor,
-) -> torch.Tensor:
+def loop_experts(x_ND: Tensor, index_NK: Tensor, weight_NK: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor) -> Tensor:
     """The reference: one expert at a time. Weights of x's dtype."""
     out_ND = torch.zeros(x_ND.shape, dtype=torch.float32, device=x_ND.device)
     for expert in range(len(gate_up_E2FD)):

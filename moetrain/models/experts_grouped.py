@@ -15,23 +15,20 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
 class Arrangement(NamedTuple):
     """Which row each (token, choice) is sent to. The rows of an expert are contiguous."""
 
-    row_NK: torch.Tensor  # int64, the row of each choice
-    token_M: torch.Tensor  # int64, the token of each row
-    ends_E: torch.Tensor  # where each expert's rows end
+    row_NK: Tensor  # int64, the row of each choice
+    token_M: Tensor  # int64, the token of each row
+    ends_E: Tensor  # where each expert's rows end
 
 
 def grouped_experts(
-    x_ND: torch.Tensor,
-    index_NK: torch.Tensor,
-    weight_NK: torch.Tensor,
-    gate_up_E2FD: torch.Tensor,
-    down_EDF: torch.Tensor,
-) -> torch.Tensor:
+    x_ND: Tensor, index_NK: Tensor, weight_NK: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor
+) -> Tensor:
     """See `moetrain.models.experts.experts`."""
     arranged = _arrange(index_NK, len(gate_up_E2FD))
     return _GroupedExperts.apply(
@@ -39,7 +36,7 @@ def grouped_experts(
     )
 
 
-def _arrange(index_NK: torch.Tensor, num_experts: int) -> Arrangement:
+def _arrange(index_NK: Tensor, num_experts: int) -> Arrangement:
     expert_M, choice_M = index_NK.flatten().sort(stable=True)
     rows = torch.arange(len(choice_M), device=choice_M.device)
     row_M = torch.empty_like(choice_M).index_copy_(0, choice_M, rows)
@@ -54,14 +51,14 @@ class _GroupedExperts(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x_ND: torch.Tensor,
-        weight_NK: torch.Tensor,
-        gate_up_E2FD: torch.Tensor,
-        down_EDF: torch.Tensor,
-        row_NK: torch.Tensor,
-        token_M: torch.Tensor,
-        ends_E: torch.Tensor,
-    ) -> torch.Tensor:
+        x_ND: Tensor,
+        weight_NK: Tensor,
+        gate_up_E2FD: Tensor,
+        down_EDF: Tensor,
+        row_NK: Tensor,
+        token_M: Tensor,
+        ends_E: Tensor,
+    ) -> Tensor:
         weight_M1 = scatter_weights(weight_NK, row_NK, len(token_M), x_ND.dtype)
         gate_up_M2F = grouped_matmul(x_ND.index_select(0, token_M), gate_up_E2FD.transpose(1, 2), ends_E)
         gate_MF, up_MF = gate_up_M2F.chunk(2, dim=-1)
@@ -73,7 +70,7 @@ class _GroupedExperts(torch.autograd.Function):
         return _sum_choices(output_MD, row_NK)
 
     @staticmethod
-    def backward(ctx: Any, grad_ND: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, weight_M1, gate_up_E2FD, down_EDF, row_NK, token_M, ends_E, gate_up_M2F = ctx.saved_tensors
         gate_MF, up_MF = gate_up_M2F.chunk(2, dim=-1)
         activated_MF = F.silu(gate_MF)
@@ -94,22 +91,22 @@ class _GroupedExperts(torch.autograd.Function):
         return _sum_choices(grad_rows_MD, row_NK), grad_weight_NK, grad_gate_up, grad_down, None, None, None
 
 
-def scatter_weights(weight_NK: torch.Tensor, row_NK: torch.Tensor, rows: int, dtype: torch.dtype) -> torch.Tensor:
+def scatter_weights(weight_NK: Tensor, row_NK: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
     """The routing weight of the choice in each row, [rows, 1]; 0 in rows without a choice."""
     weight_M = torch.zeros(rows, dtype=dtype, device=weight_NK.device)
     return weight_M.index_copy_(0, row_NK.flatten(), weight_NK.flatten().to(dtype))[:, None]
 
 
-def gather_weights(weight_M: torch.Tensor, row_NK: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def gather_weights(weight_M: Tensor, row_NK: Tensor, dtype: torch.dtype) -> Tensor:
     """The transpose of `scatter_weights`: the value in each choice's row, [N, K]."""
     return weight_M.index_select(0, row_NK.flatten()).view_as(row_NK).to(dtype)
 
 
-def grouped_matmul(a: torch.Tensor, b: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
+def grouped_matmul(a: Tensor, b: Tensor, ends_E: Tensor) -> Tensor:
     """The matmul of each expert, in a's dtype; the rows of a (or its columns) are grouped by expert."""
     return F.grouped_mm(a, b.to(a.dtype), offs=ends_E)
 
 
-def _sum_choices(rows_MD: torch.Tensor, row_NK: torch.Tensor) -> torch.Tensor:
+def _sum_choices(rows_MD: Tensor, row_NK: Tensor) -> Tensor:
     """The sum of each token's rows, [N, D], accumulated in float32."""
     return rows_MD.index_select(0, row_NK.flatten()).view(*row_NK.shape, -1).sum(1)

@@ -17,7 +17,7 @@ import functools
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from moetrain.models.compilation import uncompiled
@@ -26,12 +26,8 @@ from moetrain.models.elementwise import swiglu
 
 @uncompiled
 def megablocks_experts(
-    x_ND: torch.Tensor,
-    index_NK: torch.Tensor,
-    weight_NK: torch.Tensor,
-    gate_up_E2FD: torch.Tensor,
-    down_EDF: torch.Tensor,
-) -> torch.Tensor:
+    x_ND: Tensor, index_NK: Tensor, weight_NK: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor
+) -> Tensor:
     """See `moetrain.models.experts.experts`. Weights of x's dtype.
 
     Raises:
@@ -79,7 +75,7 @@ class _GroupedSwiGLU(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(0, device="meta"))  # [E, 2F, D]
         self.down = nn.Parameter(torch.empty(0, device="meta"))  # [E, D, F]
 
-    def forward(self, sent_MD: torch.Tensor, load_E: torch.Tensor) -> torch.Tensor:
+    def forward(self, sent_MD: Tensor, load_E: Tensor) -> Tensor:
         from grouped_gemm.ops import gmm
 
         load_E = load_E.to("cpu", torch.int64)

@@ -18,6 +18,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from moetrain.config import ModelSettings
 from moetrain.models.transformer import Transformer
@@ -101,7 +102,7 @@ def write_weights(model: Transformer, folder: Path, dtype: torch.dtype, shard_by
     Raises:
         OSError: they could not be written.
     """
-    shards: list[dict[str, torch.Tensor]] = [{}]
+    shards: list[dict[str, Tensor]] = [{}]
     size = total = 0
     for name, tensor in _tensors_on_disk(model):
         bytes_ = tensor.numel() * dtype.itemsize
@@ -130,7 +131,7 @@ def write_weights(model: Transformer, folder: Path, dtype: torch.dtype, shard_by
     return [folder / file for file in files]
 
 
-def _tensors_on_disk(model: Transformer) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors_on_disk(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of everything in the files; the tensors are views of the model's."""
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach()
@@ -222,7 +223,7 @@ def read_olmoe(folder: Path, dtype: torch.dtype, settings: ModelSettings | None 
     settings = settings or folder_settings
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in Transformer(settings, vocab_size, dtype).state_dict().items()}
-    state: dict[str, torch.Tensor] = {}
+    state: dict[str, Tensor] = {}
     with ExitStack() as stack:
         weights = _Weights(folder, stack)
         for name, shape in shapes.items():
@@ -256,7 +257,7 @@ class _Weights:
         # Old versions of transformers saved the rotary frequencies.
         self.unread = {name for name in self._files if not name.endswith("rotary_emb.inv_freq")}
 
-    def read(self, name: str, shape: torch.Size) -> torch.Tensor:
+    def read(self, name: str, shape: torch.Size) -> Tensor:
         """One tensor of our model, float32; experts are stacked if the files have them one by one."""
         prefix, experts, projection = name.partition(".mlp.experts.")
         if not experts or name in self._files:
@@ -268,7 +269,7 @@ class _Weights:
                 target.copy_(self._tensor(f"{prefix}{experts}{expert}.{source}.weight", target.shape))
         return stacked
 
-    def _tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
+    def _tensor(self, name: str, shape: torch.Size) -> Tensor:
         file = self._files.get(name)
         if file is None:
             raise OlmoeError(f"{self._folder}: weight {name} is missing: name a complete folder")

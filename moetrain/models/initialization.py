@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from moetrain.config import ModelSettings
 from moetrain.models.transformer import RMSNorm, Transformer
 
 
-def initial_weights(settings: ModelSettings, vocab_size: int) -> Iterator[tuple[str, torch.Tensor]]:
+def initial_weights(settings: ModelSettings, vocab_size: int) -> Iterator[tuple[str, Tensor]]:
     """Each parameter's name and unsharded initial value, float32 on the CPU, in the order of ``named_parameters()``.
 
     Drawn from torch's default CPU generator when the iterator gets there. Norms draw nothing, and a tied output layer

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # Logits in memory at once: of a chunk, in the matmuls' dtype, and of the part of it that is in float32. On CPU a part
 # must fit a core's cache (measured: passes over memory take five times as long), and larger chunks mean fewer additions
@@ -16,9 +17,7 @@ _CHUNK_LOGITS_CPU, _CHUNK_LOGITS = 2**23, 2**27
 _FLOAT32_LOGITS_CPU, _FLOAT32_LOGITS = 2**18, 2**27
 
 
-def cross_entropy(
-    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
     """The summed loss, with gradient, and the loss per token [N], without; float32, in nats.
 
     Negative targets are ignored: their loss is 0. Matmuls run in the dtype of the hidden states; the weight and its
@@ -29,20 +28,18 @@ def cross_entropy(
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, target_N, torch.is_grad_enabled())
 
 
-def _chunk(weight_VD: torch.Tensor) -> int:
+def _chunk(weight_VD: Tensor) -> int:
     """Tokens of a chunk."""
     return max(64, (_CHUNK_LOGITS_CPU if weight_VD.device.type == "cpu" else _CHUNK_LOGITS) // len(weight_VD))
 
 
-def _part(logits_CV: torch.Tensor) -> int:
+def _part(logits_CV: Tensor) -> int:
     """Tokens of a chunk whose logits are in float32 at once."""
     return max(1, (_FLOAT32_LOGITS_CPU if logits_CV.device.type == "cpu" else _FLOAT32_LOGITS) // logits_CV.shape[1])
 
 
 @torch.no_grad()
-def log_probabilities(
-    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def log_probabilities(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of each target in nats, float32 [N], and whether it is the greedy choice, bool [N].
 
     Without gradient, in the same chunks. Of equally likely tokens the first is the greedy choice.
@@ -59,8 +56,8 @@ def log_probabilities(
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor, gradients: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, gradients: bool
+    ) -> tuple[Tensor, Tensor]:
         wanted = gradients and any(ctx.needs_input_grad[:2])
         losses, grad_hidden = [], torch.empty_like(hidden_ND) if wanted else None
         ctx.weight_dtype, weight_VD = weight_VD.dtype, weight_VD.to(hidden_ND.dtype)
@@ -86,16 +83,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return loss_N.sum(), loss_N
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_sum: torch.Tensor, grad_loss_N: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
+    def backward(ctx: Any, grad_sum: Tensor, grad_loss_N: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_sum).to(ctx.weight_dtype)
         return grad_hidden * grad_sum.to(grad_hidden.dtype), grad_weight, None, None
 
 
-def _losses(logits_CV: torch.Tensor, target_C: torch.Tensor, gradients: bool) -> torch.Tensor:
+def _losses(logits_CV: Tensor, target_C: Tensor, gradients: bool) -> Tensor:
     """The loss of each token [C], float32; with ``gradients``, the logits are overwritten with their gradient."""
     losses = []
     part = _part(logits_CV)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from moetrain.config import ModelSettings
 from moetrain.model_input import PackedTokens
@@ -23,8 +23,8 @@ from moetrain.model_input import PackedTokens
 class Decision(NamedTuple):
     """The experts of each token and their routing weights."""
 
-    index_NK: torch.Tensor  # int64
-    weight_NK: torch.Tensor  # float32
+    index_NK: Tensor  # int64
+    weight_NK: Tensor  # float32
 
 
 class LayerRouting(NamedTuple):
@@ -33,21 +33,21 @@ class LayerRouting(NamedTuple):
     A NamedTuple, which is a pytree: `fully_shard` looks for tensors with gradients in the pytree of a module's outputs.
     """
 
-    sums_BRE: torch.Tensor  # probabilities summed over each half of a sample, before the top-k cut; no gradient
-    counts_BRE: torch.Tensor  # tokens of each half sent to each expert; no gradient
-    probs_E: torch.Tensor  # probabilities summed over all real tokens; with gradient, for the balancing loss
-    load_E: torch.Tensor  # real tokens sent to each expert; no gradient
-    z: torch.Tensor  # squared logsumexp of the logits, summed over all real tokens; with gradient, for the z loss
-    entropy: torch.Tensor  # entropy of the probabilities in nats, summed over all real tokens; no gradient
-    inputs_BRD: torch.Tensor  # the router's inputs summed over each half, or empty; no gradient
+    sums_BRE: Tensor  # probabilities summed over each half of a sample, before the top-k cut; no gradient
+    counts_BRE: Tensor  # tokens of each half sent to each expert; no gradient
+    probs_E: Tensor  # probabilities summed over all real tokens; with gradient, for the balancing loss
+    load_E: Tensor  # real tokens sent to each expert; no gradient
+    z: Tensor  # squared logsumexp of the logits, summed over all real tokens; with gradient, for the z loss
+    entropy: Tensor  # entropy of the probabilities in nats, summed over all real tokens; no gradient
+    inputs_BRD: Tensor  # the router's inputs summed over each half, or empty; no gradient
 
 
 @dataclass(frozen=True)
 class RecordingMasks:
     """The tokens that each statistic counts, float32; built once for all layers of a micro-batch."""
 
-    real_N: torch.Tensor  # 1 for tokens of samples, begin and end marks included; 0 for padding
-    halves_BRT: torch.Tensor  # 1 where a token is recorded for half r (sample r // 2, parity r % 2) of its row
+    real_N: Tensor  # 1 for tokens of samples, begin and end marks included; 0 for padding
+    halves_BRT: Tensor  # 1 where a token is recorded for half r (sample r // 2, parity r % 2) of its row
     layer_inputs: bool = False  # whether `LayerRouting.inputs_BRD` is computed
 
     @classmethod
@@ -70,10 +70,10 @@ class Router(nn.Module):
         self.norm_topk_prob = settings.norm_topk_prob
         # Loss-free balancing (DeepSeek-V3, 2412.19437): added for the selection only, not to the routing weights.
         bias = torch.zeros(settings.num_experts) if settings.balancing == "bias" else None
-        self.selection_bias: torch.Tensor | None
+        self.selection_bias: Tensor | None
         self.register_buffer("selection_bias", bias)
 
-    def forward(self, x_ND: torch.Tensor, masks: RecordingMasks) -> tuple[Decision, LayerRouting]:
+    def forward(self, x_ND: Tensor, masks: RecordingMasks) -> tuple[Decision, LayerRouting]:
         logits_NE = F.linear(x_ND.float(), self.weight.float())
         log_sum_N = logits_NE.logsumexp(-1)
         probs_NE = (logits_NE - log_sum_N[:, None]).exp()
@@ -88,11 +88,11 @@ class Router(nn.Module):
 
     def _record(
         self,
-        x_ND: torch.Tensor,
-        logits_NE: torch.Tensor,
-        log_sum_N: torch.Tensor,
-        probs_NE: torch.Tensor,
-        index_NK: torch.Tensor,
+        x_ND: Tensor,
+        logits_NE: Tensor,
+        log_sum_N: Tensor,
+        probs_NE: Tensor,
+        index_NK: Tensor,
         masks: RecordingMasks,
     ) -> LayerRouting:
         rows, _, row_length = masks.halves_BRT.shape

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moetrain.config import ModelSettings
@@ -31,13 +31,13 @@ from moetrain.models.router import LayerRouting, RecordingMasks, Router
 class Routing:
     """The routing of one forward pass: `moetrain.models.router.LayerRouting`, layers stacked."""
 
-    sums_LBRE: torch.Tensor
-    counts_LBRE: torch.Tensor
-    probs_LE: torch.Tensor
-    load_LE: torch.Tensor
-    z_L: torch.Tensor
-    entropy_L: torch.Tensor
-    inputs_LBRD: torch.Tensor
+    sums_LBRE: Tensor
+    counts_LBRE: Tensor
+    probs_LE: Tensor
+    load_LE: Tensor
+    z_L: Tensor
+    entropy_L: Tensor
+    inputs_LBRD: Tensor
 
     @classmethod
     def stack(cls, layers: list[LayerRouting]) -> Routing:
@@ -56,8 +56,8 @@ class Routing:
 class Output:
     """The result of a forward pass."""
 
-    loss_sum: torch.Tensor  # nats, summed over predicted tokens; with gradient
-    loss_BT: torch.Tensor  # nats per token, 0 where nothing is predicted; no gradient
+    loss_sum: Tensor  # nats, summed over predicted tokens; with gradient
+    loss_BT: Tensor  # nats per token, 0 where nothing is predicted; no gradient
     routing: Routing | None  # None for the dense twin, which has no router
 
 
@@ -67,7 +67,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
 
 
@@ -80,7 +80,7 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         """Draw nothing: see `moetrain.models.initialization`."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
 
 
@@ -96,8 +96,8 @@ class LayerContext:
     """What a forward pass gives to each of its layers."""
 
     dtype: torch.dtype  # of matmuls
-    cos_N1h: torch.Tensor
-    sin_N1h: torch.Tensor
+    cos_N1h: Tensor
+    sin_N1h: Tensor
     layout: Layout
     masks: RecordingMasks
     backends: Backends
@@ -117,14 +117,14 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(heads * self.head_width, settings.rms_norm_eps)
         self.k_norm = RMSNorm(groups * self.head_width, settings.rms_norm_eps)
 
-    def forward(self, x_ND: torch.Tensor, context: LayerContext) -> torch.Tensor:
+    def forward(self, x_ND: Tensor, context: LayerContext) -> Tensor:
         rotary = context.cos_N1h, context.sin_N1h
         q_NHd = rotate(self._heads(self.q_norm(self.q_proj(x_ND))), *rotary).to(x_ND.dtype)
         k_NGd = rotate(self._heads(self.k_norm(self.k_proj(x_ND))), *rotary).to(x_ND.dtype)
         v_NGd = self._heads(self.v_proj(x_ND))
         return self.o_proj(attention(q_NHd, k_NGd, v_NGd, context.layout, context.backends.attention).flatten(1))
 
-    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+    def _heads(self, x: Tensor) -> Tensor:
         return x.view(len(x), -1, self.head_width)
 
 
@@ -146,7 +146,7 @@ class DenseMLP(nn.Module):
         self.gate_up_proj = Linear(hidden, 2 * width)
         self.down_proj = Linear(width, hidden)
 
-    def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_ND: Tensor) -> Tensor:
         return self.down_proj(swiglu(self.gate_up_proj(x_ND)))
 
 
@@ -160,7 +160,7 @@ class MoE(nn.Module):
         shared = settings.num_shared_experts * settings.intermediate_size
         self.shared_expert = DenseMLP(settings.hidden_size, shared) if shared else None
 
-    def forward(self, x_ND: torch.Tensor, context: LayerContext) -> tuple[torch.Tensor, LayerRouting]:
+    def forward(self, x_ND: Tensor, context: LayerContext) -> tuple[Tensor, LayerRouting]:
         decision, routing = self.gate(x_ND, context.masks)
         x_ND = x_ND.to(context.dtype)
         gate_up, down = self.experts.gate_up_proj, self.experts.down_proj
@@ -179,7 +179,7 @@ class Layer(nn.Module):
         width = (settings.num_experts_per_tok + settings.num_shared_experts) * settings.intermediate_size
         self.mlp = DenseMLP(settings.hidden_size, width) if settings.experts == "dense" else MoE(settings)
 
-    def forward(self, x_ND: torch.Tensor, context: LayerContext) -> tuple[torch.Tensor, LayerRouting | None]:
+    def forward(self, x_ND: Tensor, context: LayerContext) -> tuple[Tensor, LayerRouting | None]:
         """The residual stream, float32, after this layer, and the layer's routing."""
         x_ND = x_ND + self.self_attn(self.input_layernorm(x_ND).to(context.dtype), context)
         # The router reads the norm's float32 output, not its rounding to bf16.
@@ -219,7 +219,7 @@ class Transformer(nn.Module):
 
     @classmethod
     def from_state(
-        cls, settings: ModelSettings, vocab_size: int, dtype: torch.dtype, state: Mapping[str, torch.Tensor]
+        cls, settings: ModelSettings, vocab_size: int, dtype: torch.dtype, state: Mapping[str, Tensor]
     ) -> Transformer:
         """A model in evaluation mode that uses these tensors as its weights, without a copy.
 
@@ -239,11 +239,7 @@ class Transformer(nn.Module):
             model.lm_head.weight = model.model.embed_tokens.weight
         return model.eval()
 
-    def forward(
-        self,
-        inputs: PackedTokens,
-        record_layer_inputs: bool = False,
-    ) -> Output:
+    def forward(self, inputs: PackedTokens, record_layer_inputs: bool = False) -> Output:
         """Loss and routing of packed rows.
 
         Args:
@@ -255,9 +251,7 @@ class Transformer(nn.Module):
         loss_sum, loss_N = cross_entropy(hidden_ND.to(self.dtype), self.lm_head.weight, inputs.targets_BT.flatten())
         return Output(loss_sum, loss_N.view_as(inputs.targets_BT), routing)
 
-    def hidden_states(
-        self, inputs: PackedTokens, record_layer_inputs: bool = False
-    ) -> tuple[torch.Tensor, Routing | None]:
+    def hidden_states(self, inputs: PackedTokens, record_layer_inputs: bool = False) -> tuple[Tensor, Routing | None]:
         """Final hidden states after the norm, float32 [N, D], and the routing."""
         device = inputs.tokens_BT.device
         backends = self.backends(device)
@@ -298,7 +292,7 @@ class Transformer(nn.Module):
         """
         return choose_backends(self.settings, device, self.dtype)
 
-    def _rotary(self, positions_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rotary(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         width = self.settings.hidden_size // self.settings.num_attention_heads
         exponents = torch.arange(0, width, 2, device=positions_N.device, dtype=torch.float32) / width
         angles_N1h = (positions_N[:, None].float() / self.settings.rope_theta**exponents)[:, None, :]

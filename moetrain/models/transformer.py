@@ -85,8 +85,6 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """Input embeddings."""
-
     def reset_parameters(self) -> None:
         """Draw nothing: see `moetrain.models.initialization`."""
 
@@ -210,7 +208,7 @@ class Transformer(nn.Module):
     def __init__(self, settings: ModelSettings, vocab_size: int, dtype: torch.dtype, recompute: bool = False) -> None:
         super().__init__()
         self.settings = settings
-        self.dtype = dtype
+        self.dtype = dtype  # of matmuls
         self.recompute = recompute
         self.model = Decoder(settings, vocab_size)
         self.lm_head = Linear(settings.hidden_size, vocab_size)
@@ -232,8 +230,8 @@ class Transformer(nn.Module):
         given = {name: tuple(value.shape) for name, value in state.items()}
         for name in sorted(expected.keys() | given.keys()):
             if expected.get(name) != given.get(name):
-                found, wanted = given.get(name, "absent"), expected.get(name, "absent")
-                raise ValueError(f"{name} has shape {found}, but the settings and the vocabulary give {wanted}")
+                found, required = given.get(name, "nothing"), expected.get(name, "nothing")
+                raise ValueError(f"{name}: found {found}, but the settings and the vocabulary require {required}")
         model.load_state_dict(state, assign=True)
         if settings.tie_word_embeddings:
             model.lm_head.weight = model.model.embed_tokens.weight
@@ -249,7 +247,7 @@ class Transformer(nn.Module):
         assert inputs.targets_BT is not None
         hidden_ND, routing = self.hidden_states(inputs, record_layer_inputs)
         loss_sum, loss_N = cross_entropy(hidden_ND.to(self.dtype), self.lm_head.weight, inputs.targets_BT.flatten())
-        return Output(loss_sum, loss_N.view_as(inputs.targets_BT), routing)
+        return Output(loss_sum=loss_sum, loss_BT=loss_N.view_as(inputs.targets_BT), routing=routing)
 
     def hidden_states(self, inputs: PackedTokens, record_layer_inputs: bool = False) -> tuple[Tensor, Routing | None]:
         """Final hidden states after the norm, float32 [N, D], and the routing."""

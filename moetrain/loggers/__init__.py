@@ -1,1 +1,1 @@
-"""Where a run writes what it measures: TensorBoard, events, terminal, trackers, summary."""
+"""Writers of what a run measures: TensorBoard, events, terminal, experiment trackers, summary."""

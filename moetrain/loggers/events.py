@@ -1,4 +1,4 @@
-"""Events of a run, one JSON object a line in ``events.jsonl``: checkpoints, resumes, and what guards met."""
+"""Events of a run in ``events.jsonl``, one JSON object per line: phases, probes, checkpoints, resumes, incidents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moetrain.grokking import PhaseChange
 
 
 def as_event(change: PhaseChange) -> dict[str, Any]:
-    """A change of phase with its evidence, numbers that do not exist as null."""
+    """A change of phase with its evidence; numbers that are not finite become null."""
     verdict = change.verdict
     evidence = [
         {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in asdict(item).items()}
@@ -36,14 +36,14 @@ class Events:
         self._file = AppendOnlyFile(self.path)
 
     def write(self, type_: str, step: int, **fields: Any) -> None:
-        """Take in one event; the next `flush` writes it."""
+        """Add one event; the next `flush` writes it."""
         self._file.add((json.dumps({"type": type_, "step": step, **fields}, allow_nan=False) + "\n").encode())
 
     def flush(self, durable: bool = False) -> None:
-        """Write what was taken in.
+        """Write the events added so far.
 
         Raises:
-            OSError: there is no room; it waits for the next call.
+            OSError: the disk is full; they are kept for the next call.
         """
         self._file.write(durable)
 
@@ -53,5 +53,5 @@ class Events:
         return self._file.size
 
     def cut(self, size: int) -> None:
-        """Take back what was written beyond ``size`` bytes, and what waits."""
+        """Discard what was written beyond ``size`` bytes, and what is not written yet."""
         self._file.cut(size)

@@ -1,23 +1,25 @@
-"""Matrices as pictures for TensorBoard, without a plotting library."""
+"""Matrices as images for TensorBoard, without a plotting library."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# Anchors of a map from dark blue over green to yellow, even to the eye and readable in grey (after viridis).
+# Anchors of a perceptually uniform color map from dark blue over green to yellow (after viridis).
 _ANCHORS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], float)
 _NOTHING = np.array([230, 230, 230], np.uint8)
 
 
 def heat_map(values: np.ndarray, low: float | None = None, high: float | None = None, cell: int = 12) -> np.ndarray:
-    """A matrix [rows, columns] as a picture, uint8 [rows * cell, columns * cell, 3]; what is not a number is grey.
+    """A matrix [rows, columns] as an image, uint8 [rows * cell, columns * cell, 3]; NaN is grey.
 
     Args:
-        low, high: the values of the darkest and the brightest color; the matrix's own where None.
-        cell: pixels of a matrix element's side.
+        values: the matrix.
+        low: value of the darkest color; the smallest of the matrix where None.
+        high: value of the brightest color; the largest of the matrix where None.
+        cell: side of a matrix element in pixels.
 
     Raises:
-        ValueError: something else than a matrix with elements.
+        ValueError: the array is no matrix, or empty.
     """
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"a heat map shows a matrix, got shape {values.shape}")

@@ -1,4 +1,4 @@
-"""What is about to be trained, in words and a table, before the first step."""
+"""What will be trained: a summary and a table, printed before the first step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def print_preview(
     settings: Settings,
 ) -> None:
     """Print the model, its backends, and the table of the data."""
-    terminal.note(f"moetrain {__version__}: {model_line(model)}, {ranks} process{'es' * (ranks > 1)}")
+    terminal.note(f"moetrain {__version__}: {model_line(model)}, {ranks} rank{'s' * (ranks > 1)}")
     for line in model.backends(model.lm_head.weight.device).notes:
         terminal.note(line)
     for domain in corpus.domains:
@@ -51,8 +51,8 @@ def model_line(model: Transformer) -> str:
 
 
 def data_summary(corpus: Corpus, stream: Stream, steps: int, settings: Settings) -> dict[str, dict[str, float | int]]:
-    """By domain: what was read and dropped, what is trained on, repeated and left unused; for ``summary.json``."""
-    met = stream_tokens(stream, len(corpus.domains), 0, steps)
+    """Per domain: documents read and dropped, tokens trained on and unused, copies; for ``summary.json``."""
+    trained_tokens = stream_tokens(stream, len(corpus.domains), 0, steps)
     found: dict[str, dict[str, float | int]] = {}
     for number, domain in enumerate(corpus.domains):
         length = stream.samples.length[stream.samples.domain == number]
@@ -65,8 +65,8 @@ def data_summary(corpus: Corpus, stream: Stream, steps: int, settings: Settings)
             "bad_dropped": report.bad,
             "empty_dropped": report.empty,
             "train_tokens": int(length.sum()),
-            "met_tokens": int(met[number]),
-            "unused_share": 1 - float(met[number]) / float(length.sum()),
+            "met_tokens": int(trained_tokens[number]),
+            "unused_share": 1 - float(trained_tokens[number]) / float(length.sum()),
             "copies": settings.data.domains[domain.name].repeats,
             "bytes_per_token": report.text_bytes / max(1, int(first_copies.sum())),
             "long_enough_share": float((length >= settings.panel_tokens(domain.name)).mean()),
@@ -91,7 +91,7 @@ def data_rows(summary: Mapping[str, Mapping[str, float | int]]) -> list[list[str
 
 
 def short_lines(summary: Mapping[str, Mapping[str, float | int]], settings: Settings) -> list[str]:
-    """A line on each domain none of whose samples is long enough to be compared with others."""
+    """One line per domain whose samples are all too short to be compared."""
     return [
         f"{name}: no sample has {settings.panel_tokens(name)} tokens, so none is compared: lower panel.tokens or "
         f"data.domains.{name}.panel_tokens"

@@ -66,14 +66,14 @@ class RunLogger:
         self._flush(step)
 
     def validation(self, step: int, losses: Mapping[str, HeldOutLoss]) -> None:
-        """Held-out loss by domain."""
+        """Held-out loss per domain."""
         for name, heldout in losses.items():
             self._scalar(f"loss/validation/{name}", heldout.loss, step)
             self._scalar(f"loss/validation_bpb/{name}", heldout.bits_per_byte, step)
             self._terminal.values(name, {"held-out": heldout.loss, "bits/byte": heldout.bits_per_byte})
 
     def streaming(self, step: int, readings: Sequence[StreamReading]) -> None:
-        """The streaming metrics by domain; one without a value has no point."""
+        """The streaming metrics per domain; one without a value has no point."""
         for reading in readings:
             for metric, estimate in reading.metrics.items():
                 if estimate.mean == estimate.mean:
@@ -100,7 +100,7 @@ class RunLogger:
                 f"step {points.step}: {domain} is {change.after.name.lower()}: {change.verdict.sentence}"
             )
         if points.broken:
-            self.guard(points.step, f"routing or loss of {points.broken} panel samples is not finite: left out")
+            self.guard(points.step, f"routing or loss of {points.broken} panel samples is not finite: skipped")
         for domain, memorized in points.memorized.items():
             self.memorized(points.step, domain, {"rule": "online", **asdict(memorized)})
         self._flush(points.step)
@@ -118,7 +118,7 @@ class RunLogger:
         self._flush(step)
 
     def correlations(self, step: int, domain: str, values: Mapping[str, float]) -> None:
-        """Rank correlation of a domain's probe accuracy with each predictor, as far as there is one."""
+        """Rank correlation of a domain's probe accuracy with each predictor that has one."""
         for predictor, value in values.items():
             self._scalar(f"correlation/{predictor}/{domain}", value, step)
 
@@ -128,14 +128,14 @@ class RunLogger:
             self._scalar(f"delay/{domain}", steps, step)
 
     def memorized(self, step: int, domain: str, found: Mapping[str, Any]) -> None:
-        """What of a domain's seen samples counts as memorized, and by which rule."""
+        """Which of a domain's seen samples count as memorized, and by which rule."""
         self._events.write("memorized", step, domain=domain, **found)
 
     def checkpoint(self, step: int, write: Callable[[dict[str, int]], object]) -> bool:
-        """Have a checkpoint written, given the sizes its manifest needs; whether it was.
+        """Write a checkpoint by calling ``write`` with the file sizes that its manifest needs; returns whether it was.
 
-        The event stands before the sizes are taken, so that a resumed run keeps it; where the writing fails, for
-        instance on a full disk, it is taken back, the run is told so, and goes on.
+        The event is written before the sizes are taken, so that a resumed run keeps it. If writing fails, for instance
+        because the disk is full, the event is discarded, the failure is logged, and the run continues.
         """
         before = None
         try:
@@ -148,7 +148,7 @@ class RunLogger:
         except OSError as error:
             if before is not None:
                 self._events.cut(before)
-            self.guard(step, f"no checkpoint was written ({error}); the one before it stands")
+            self.guard(step, f"no checkpoint was written ({error}); the previous one remains")
             return False
         return True
 
@@ -163,10 +163,10 @@ class RunLogger:
         self._flush(step)
 
     def close(self) -> None:
-        """Write what still waits, and end the runs of trackers.
+        """Write everything, and end the runs of trackers.
 
         Raises:
-            OSError: there is no room for it.
+            OSError: the disk is full.
         """
         self._points.finish()
         self._events.flush(durable=True)
@@ -177,14 +177,14 @@ class RunLogger:
         self._points.add(tag, value, step)
 
     def _flush(self, step: int) -> None:
-        """Write points and events; those that the disk has no room for wait for the next time, which is told once."""
+        """Write points and events; on a full disk they are kept for the next time, with one message."""
         self._points.send()
         try:
             self._events.flush()
             self._board.flush()
         except OSError as error:
             if not self._disk_full:
-                self._terminal.note(f"step {step}: {error}: points and events wait in memory until there is room")
+                self._terminal.note(f"step {step}: {error}: points and events stay in memory until there is space")
             self._disk_full = True
         else:
             self._disk_full = False

@@ -16,7 +16,7 @@ RESULT_COLUMNS = {
     "stream/d_path": "D_path",
     "stream/cosine": "cosine",
 }
-"""Metrics of the table at the end of a run, and their titles."""
+"""Metrics of the table at the end of a run, with their titles."""
 
 
 def write_summary(run: Path, summary: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a run shows in the terminal: a live display where there is one, plain lines where there is not."""
+"""Terminal output of a run: a live display on an interactive terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Terminal:
-    """The main process's terminal; the other processes say nothing."""
+    """The terminal of the main rank; with ``speaks=False``, as on other ranks, nothing is printed but errors."""
 
     def __init__(self, speaks: bool = True) -> None:
         self.console = Console(quiet=not speaks, highlight=False, soft_wrap=True)
@@ -27,16 +27,16 @@ class Terminal:
         self._rows: dict[str, dict[str, float]] = {}
 
     def note(self, text: str) -> None:
-        """One line that stays."""
+        """Print one line."""
         self._end_preparing()
         self.console.print(escape(text))
 
     def error(self, text: str) -> None:
-        """One line about what went wrong, on the error stream."""
+        """Print one line about an error to stderr."""
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(text)}")
 
     def preparing(self, what: str, done: int, total: int | None) -> None:
-        """Progress of something done before training; matches `moetrain.data.corpus.Progress`."""
+        """Show the progress of a preparation; matches `moetrain.data.corpus.Progress`."""
         if self.live:
             if self._preparing is None:
                 columns = (
@@ -71,7 +71,7 @@ class Terminal:
         self._preparing = None
 
     def start_training(self, step: int, steps: int) -> None:
-        """Begin showing the progress of training."""
+        """Start to show the progress of training."""
         self._end_preparing()
         self._last_line = time.monotonic()
         self._progress = Progress(
@@ -90,13 +90,13 @@ class Terminal:
             self._display.start()
 
     def values(self, domain: str, values: Mapping[str, float]) -> None:
-        """Numbers of a domain to show with the next point; what was known before stays."""
+        """Set numbers of a domain for the next point; its other numbers stay."""
         self._rows.setdefault(domain, {}).update(values)
 
     def training(
         self, step: int, loss: float, tokens_per_second: float, domains: Mapping[str, Mapping[str, float]]
     ) -> None:
-        """Show a point of the training curves, with values by domain."""
+        """Show a point of the training curves, with values per domain."""
         assert self._progress is not None
         for name, values in domains.items():
             self.values(name, values)
@@ -117,13 +117,14 @@ class Terminal:
         return Group(self._progress, number_table(self._rows)) if self._rows else Group(self._progress)
 
     def end_training(self) -> None:
+        """End the display of training."""
         if self._display is not None:
             self._display.update(self._render())
             self._display.stop()
         self._display = self._progress = None
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table that stays; the first column is left-aligned text."""
+        """Print a table; the first column is left-aligned text."""
         self._end_preparing()
         table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for number, column in enumerate(columns):
@@ -134,7 +135,7 @@ class Terminal:
 
 
 def number_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
-    """Numbers by row and column, missing ones as a dash."""
+    """A table of numbers by row and column; a missing one is a dash."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     table = Table(box=None, pad_edge=False)
     table.add_column("domain")

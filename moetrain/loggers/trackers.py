@@ -1,5 +1,7 @@
-"""The run's scalars, sent to experiment trackers beside TensorBoard: Weights & Biases, MLflow and what else accelerate
-knows. Without `run.trackers` none of it is imported and no point is kept."""
+"""Scalars for experiment trackers in addition to TensorBoard: Weights & Biases, MLflow and others of accelerate.
+
+Without `run.trackers` none of them is imported and no point is kept.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ import yaml
 from moetrain.config import Settings, SettingsError
 
 PROJECT = "moetrain"
-# What the packages call themselves where that is not accelerate's name for them.
+# Package names that differ from accelerate's names.
 _PACKAGES = {"comet_ml": "comet-ml", "mlflow": "mlflow"}
-# What each calls the name of a run; the project is the first argument of all.
+# The argument of each that names the run; the project is the first argument of all.
 _RUN_NAME = {
     "wandb": "name",
     "trackio": "name",
@@ -25,7 +27,7 @@ _RUN_NAME = {
 
 
 class Tracker(Protocol):
-    """What of accelerate's trackers is used."""
+    """The used part of accelerate's trackers."""
 
     def log(self, values: dict[str, Any], step: int | None = None) -> None: ...
 
@@ -33,7 +35,7 @@ class Tracker(Protocol):
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Nothing, where each of them is installed.
+    """Check that the trackers are installed.
 
     Raises:
         SettingsError: one is not.
@@ -51,16 +53,16 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def start_trackers(settings: Settings, folder: Path) -> dict[str, Tracker]:
-    """By name, the trackers that `run.trackers` names, each with a new run that knows all settings.
+    """Start the trackers of `run.trackers`, each with a new run that has all settings; returns them by name.
 
     Raises:
-        SettingsError: one cannot be reached, or wants to be logged in to.
+        SettingsError: one cannot be reached, or needs a login.
     """
     found: dict[str, Tracker] = {}
     for name in settings.run.trackers:
         try:
             found[name] = _start(name, settings, folder)
-        except Exception as error:  # theirs: a missing login, a server that does not answer
+        except Exception as error:  # of any kind: a missing login, a server that does not answer
             raise SettingsError(f"run.trackers: {name} cannot be started ({type(error).__name__}: {error})") from error
     return found
 
@@ -77,7 +79,7 @@ def _start(name: str, settings: Settings, folder: Path) -> Tracker:
     tracker = make(PROJECT, **options)
     tracker.start()
     tracker.store_init_configuration(flat(settings.model_dump()))
-    # What is computed beside the training comes after points of later steps, which W&B's own steps do not allow.
+    # Metrics computed in the background arrive after points of later steps, which W&B's own steps do not allow.
     if name == "wandb":
         tracker.tracker.define_metric("*", step_metric="step")
         return _StepAsValue(tracker)
@@ -85,7 +87,7 @@ def _start(name: str, settings: Settings, folder: Path) -> Tracker:
 
 
 class _StepAsValue:
-    """A tracker that is told the step as one more value."""
+    """A tracker that logs the step as one more value."""
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
@@ -98,7 +100,7 @@ class _StepAsValue:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted name, what is no plain value as YAML."""
+    """Settings by dotted name; values that are not plain are written as YAML."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -111,38 +113,39 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Points:
-    """Scalars on their way to trackers: collected by step, sent together."""
+    """Scalars for trackers: collected per step, sent together."""
 
-    def __init__(self, trackers: Mapping[str, Tracker], tell: Callable[[str], None]) -> None:
+    def __init__(self, trackers: Mapping[str, Tracker], note: Callable[[str], None]) -> None:
         self._trackers = dict(trackers)
         self._waiting: dict[int, dict[str, float]] = {}
-        self._tell = tell
+        self._note = note
 
     def add(self, tag: str, value: float, step: int) -> None:
+        """Add a scalar; the next `send` sends it."""
         if self._trackers:
             self._waiting.setdefault(step, {})[tag] = float(value)
 
     def send(self) -> None:
-        """Send what waits. A tracker that fails gets nothing more, which is told: training does not depend on it."""
+        """Send the added scalars. A tracker that fails is dropped with a message: training does not depend on it."""
         waiting, self._waiting = self._waiting, {}
         for step in sorted(waiting):
             for name, tracker in list(self._trackers.items()):
                 try:
                     tracker.log(waiting[step], step=step)
-                except Exception as error:  # theirs: whatever a network or a disk does to them
-                    self._leave(name, step, error)
+                except Exception as error:  # of any kind: network, disk
+                    self._drop(name, step, error)
 
     def finish(self) -> None:
-        """Send what waits, and end the trackers' runs."""
+        """Send the added scalars, and end the trackers' runs."""
         self.send()
         for name, tracker in list(self._trackers.items()):
             try:
                 tracker.finish()
-            except Exception as error:  # theirs
-                self._leave(name, None, error)
+            except Exception as error:
+                self._drop(name, None, error)
         self._trackers = {}
 
-    def _leave(self, name: str, step: int | None, error: Exception) -> None:
+    def _drop(self, name: str, step: int | None, error: Exception) -> None:
         del self._trackers[name]
         when = "at its end" if step is None else f"from step {step} on"
-        self._tell(f"{name} gets nothing more {when} ({type(error).__name__}: {error}); TensorBoard has all points")
+        self._note(f"{name} is dropped {when} ({type(error).__name__}: {error}); TensorBoard has all points")

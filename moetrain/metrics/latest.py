@@ -11,8 +11,10 @@ from typing import Any
 
 from moetrain.grokking import Estimate
 
-KEPT, ADDED = 0.9, 0.1
-"""Weights of the previous and the new value in ``train_loss_average``, a moving average over logged points."""
+
+def moving_average(before: float | None, value: float) -> float:
+    """``train_loss_average`` after one more point, which has a weight of a tenth; None before the first."""
+    return 0.9 * (value if before is None else before) + 0.1 * value
 
 
 def as_metric(value: Estimate | float, n: int | None = None) -> dict[str, float | int | None]:
@@ -50,8 +52,8 @@ class LatestMetrics:
     def set_train_loss(self, domain: str, loss: float) -> None:
         """Replace the training loss, nats per predicted token, and update its moving average."""
         self.set(domain, "train_loss", loss)
-        before = self.domains[domain]["metrics"].get("train_loss_average", {"value": loss})["value"]
-        self.set(domain, "train_loss_average", KEPT * before + ADDED * loss)
+        before = self.domains[domain]["metrics"].get("train_loss_average", {"value": None})["value"]
+        self.set(domain, "train_loss_average", moving_average(before, loss))
 
     def record(self) -> dict[str, Any]:
         """All values as JSON, for a checkpoint."""

@@ -17,7 +17,7 @@ from moetrain.grokking.memorization import MIN_TAIL_IN_RUNS
 from moetrain.metrics import table
 from moetrain.metrics.cell import SEEN
 from moetrain.metrics.correlations import as_summary, correlations
-from moetrain.metrics.latest import as_metric
+from moetrain.metrics.latest import as_metric, moving_average
 from moetrain.metrics.metric import Metric
 from moetrain.report.records import Records
 from moetrain.routing.panel_metrics import panel_cells, panel_metrics
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 DELAY_COLUMNS = ["domain", "memorized_step", "generalized_step", "similarity", "samples", "items"]
 DELAY_COLUMNS += ["delay_steps", "delay_tokens", "resolution_steps", "resolution_tokens", "note"]
 
-_AVERAGED = 0.9  # of the moving average, what stays at each point
 _NO_METRIC = ("phase", "data", "correlation", "delay", "probe")  # groups of tags that summary.json has elsewhere
 
 
@@ -72,7 +71,7 @@ def newest_metrics(run: Records, at: Callable[[int], Mapping[str, Estimate]]) ->
     for domain, one in found.items():
         losses = run.curve(f"loss/train/{domain}")["value"].to_numpy()
         if len(losses):
-            one["metrics"]["train_loss_average"] = as_metric(float(_moving_average(losses)[-1]))
+            one["metrics"]["train_loss_average"] = as_metric(float(_averages(losses)[-1]))
     return found
 
 
@@ -164,17 +163,16 @@ def _newest(run: Records, metric: Metric, domain: str, steps: Iterable[int]) -> 
     curve = run.curve(f"{'loss/train' if average else metric.tag}/{domain}")
     values = curve["value"].to_numpy()
     if average:
-        values = _moving_average(values)
+        values = _averages(values)
     place = np.searchsorted(curve["step"].to_numpy(), np.asarray(list(steps)), side="right") - 1
     return np.where(place >= 0, values[np.maximum(place, 0)], np.nan) if len(values) else np.full(len(place), np.nan)
 
 
-def _moving_average(values: np.ndarray) -> np.ndarray:
-    """The average as the run kept it: each point weighs a tenth, the first one stands for what was before."""
+def _averages(values: np.ndarray) -> np.ndarray:
+    """The moving average at each point, as in the run."""
     found: list[float] = []
     for value in values:
-        before = found[-1] if found else value
-        found.append(_AVERAGED * before + (1 - _AVERAGED) * value)
+        found.append(moving_average(found[-1] if found else None, value))
     return np.array(found)
 
 

@@ -34,7 +34,7 @@ def test_points_and_events_wait_for_room_and_none_is_lost(make_settings, fill, t
     second = tmp_path / "runs" / "run-2"
     assert scalars(second) == scalars(straight)
     said = capsys.readouterr().out.replace("\n", "")
-    assert said.count("points and events wait in memory until there is room") >= 1
+    assert said.count("points and events stay in memory until there is space") >= 1
     assert "no checkpoint was written" in said
     kept = [event for event in events(second) if event["type"] != "guard"]
     steps = [event["step"] for event in kept if event["type"] == "checkpoint"]

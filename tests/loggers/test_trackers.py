@@ -66,7 +66,7 @@ def test_a_tracker_that_fails_is_left_and_told_of_once_and_the_others_go_on():
     assert [step for _, step, _ in whole.points] == [1, 2, 3]
     assert (broken.finished, whole.finished) == (0, 1)
     assert len(told) == 1
-    assert "broken gets nothing more from step 2 on (ConnectionError: the server is gone)" in told[0]
+    assert "broken is dropped from step 2 on (ConnectionError: the server is gone)" in told[0]
 
 
 def test_nothing_is_kept_without_a_tracker():

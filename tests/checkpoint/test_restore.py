@@ -91,7 +91,7 @@ def test_a_given_tokenizer_json_is_kept_with_its_marks(corpus_folder, tmp_path, 
                 (run / "config.yaml").read_text().replace("num_experts: 8", "num_experts: 9")
             ),
             "",
-            r"its weights do not fit .*experts.down_proj found \(8, 32, 16\), .* require \(9, 32, 16\)",
+            r"its weights do not fit .*experts.down_proj: found \(8, 32, 16\), .* require \(9, 32, 16\)",
         ),
         (
             lambda run: (run / "checkpoints/step_00000006/model.safetensors").unlink(),

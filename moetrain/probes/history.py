@@ -11,12 +11,11 @@ import torch
 
 from moetrain import grokking
 from moetrain.data.errors import DataError
+from moetrain.grokking.memorization import MIN_TAIL_IN_RUNS
 from moetrain.probes.scoring import Measured, TaskScore
 from moetrain.probes.tasks import Task
 
 METRICS = ("accuracy", "accuracy_centred", "accuracy_per_character", "bpb", "soft", "exact_match")
-MIN_TAIL = 3
-"""Number of later readings that an onset needs to count (METRICS, section 4)."""
 
 
 class ProbeHistory:
@@ -62,12 +61,12 @@ class ProbeHistory:
         correct_IT = self.correct(task)
         if not correct_IT.size:
             return np.full(len(correct_IT), -1)
-        return grokking.generalized_onsets(correct_IT, min_tail=MIN_TAIL)
+        return grokking.generalized_onsets(correct_IT, min_tail=MIN_TAIL_IN_RUNS)
 
     def groups(self, task: str) -> dict[int, np.ndarray]:
         """Groups ``Test@t#``: the items generalized at one reading, by that reading."""
         correct_IT = self.correct(task)
-        return grokking.generalized_groups(correct_IT, min_tail=MIN_TAIL) if correct_IT.size else {}
+        return grokking.generalized_groups(correct_IT, min_tail=MIN_TAIL_IN_RUNS) if correct_IT.size else {}
 
     def group_sizes(self, task: str) -> dict[str, int]:
         """Number of items in each group ``Test@t#``, by the step of its reading; for ``summary.json``."""

@@ -1,4 +1,4 @@
-"""The probes of a run: its tasks, prepared for the model, their readings, and correlations with other metrics."""
+"""The probes of a run: its tasks, prepared for the model, and their readings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCH_TOKENS = 4096  # approximate tokens of a forward pass over probe items
 
 @dataclass
 class ProbeMonitor:
-    """The tasks of a run and what their readings have shown so far."""
+    """The tasks of a run and their readings so far."""
 
     tasks: Tasks
     prepared: PreparedTasks

@@ -16,7 +16,7 @@ def random_case(samples=5, layers=4, experts=6, hidden=7, seed=0):
 
 
 def rows_with_cosines(cosines):
-    """One expert a layer whose rows stand at the angles that give these cosines."""
+    """One expert per layer, with rows at angles that give these cosines."""
     angles = np.cumsum([0.0, *np.arccos(cosines)])
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1)[:, None, :]
 
@@ -56,19 +56,19 @@ def test_blocks_give_the_bits_of_rows():
         np.testing.assert_array_equal(function(weights, rows), function(weights, list(blocks)))
 
 
-def test_a_sample_has_the_same_bits_in_any_company():
+def test_a_sample_has_the_same_bits_whatever_the_other_samples():
     weights, rows = random_case(samples=37, experts=19)
     blocks = g.gram_blocks(rows)
     alone = [g.layer_cosines(weights[i : i + 1], blocks)[0] for i in range(37)]
     np.testing.assert_array_equal(g.layer_cosines(weights, blocks), alone)
 
 
-def test_two_layers_of_rows_as_nested_lists_are_not_taken_for_blocks():
+def test_nested_lists_of_rows_of_two_layers_are_not_read_as_blocks():
     weights, rows = random_case(layers=2)
     np.testing.assert_array_equal(g.cosine(weights, rows.tolist()), g.cosine(weights, rows))
 
 
-def test_chosen_cosines_come_back():
+def test_layer_cosines_of_rows_with_known_angles():
     cosines = [0.01, -0.5, -0.4]
     weights = np.ones((1, 4, 1))
     rows = rows_with_cosines(cosines)
@@ -83,7 +83,7 @@ def test_equal_cosines_have_no_inconsistency_whatever_their_level():
     assert g.inconsistency(np.ones((1, 3, 1)), rows_with_cosines([0.2, 0.2]))[0] == pytest.approx(0, abs=1e-5)
 
 
-def test_scale_and_names_of_experts_do_not_matter():
+def test_scale_and_order_of_experts_do_not_matter():
     weights, rows = random_case()
     order = np.random.default_rng(1).permutation(6)
     for function in (g.cosine, g.inconsistency):
@@ -91,7 +91,7 @@ def test_scale_and_names_of_experts_do_not_matter():
         np.testing.assert_allclose(function(weights, 1000 * rows), function(weights, rows), rtol=1e-4)
 
 
-def test_one_layer_is_not_a_number():
+def test_one_layer_is_nan():
     weights, rows = random_case(layers=1)
     assert g.gram_blocks(rows)[1].shape == (0, 6, 6)
     for routers in (rows, g.gram_blocks(rows)):
@@ -101,10 +101,10 @@ def test_one_layer_is_not_a_number():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_zero_vector_is_not_a_number_for_its_sample_only(seed):
+def test_a_zero_vector_is_nan_for_its_sample_only(seed):
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(3, 4, 50))
-    rows[1, 2] = -rows[1, 0] - rows[1, 1]  # their mean is zero, but for the rounding of the blocks
+    rows[1, 2] = -rows[1, 0] - rows[1, 1]  # their mean is zero up to the rounding of the blocks
     weights = ref.random_weights(4, 3, 4, seed=seed)
     weights[2, 1] = [1 / 3, 1 / 3, 1 / 3, 0]
     for function in (g.cosine, g.inconsistency, g.max_cosine):
@@ -115,7 +115,7 @@ def test_a_zero_vector_is_not_a_number_for_its_sample_only(seed):
     assert group.inconsistency.samples + group.inconsistency.left_out == 4
 
 
-def test_zero_weights_or_zero_rows_are_not_a_number():
+def test_zero_weights_or_zero_rows_are_nan():
     weights, rows = random_case(samples=2)
     weights[0, 1] = 0
     assert np.isnan(g.cosine(weights, rows)).tolist() == [True, False]
@@ -158,7 +158,7 @@ def test_guarded_median_of_nothing_and_of_two():
     assert np.isnan([two.low, two.high]).all()
 
 
-def test_guarded_median_wants_one_maximum_a_value():
+def test_guarded_median_needs_one_maximum_per_value():
     with pytest.raises(ValueError, match="values and maxima"):
         g.guarded_median([1.0, 2.0], [0.5])
 

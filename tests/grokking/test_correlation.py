@@ -48,7 +48,7 @@ def test_p_is_the_share_of_rotations():
             assert table[name, method].p == pytest.approx(sum(r >= found - 1e-12 for r in rotations) / len(b))
 
 
-def test_p_of_unrelated_noise_alarms_as_often_as_it_says():
+def test_p_of_unrelated_noise_has_its_nominal_false_positive_rate():
     ps = [g.correlate(*series(n=20, rho=0, seed=s))["raw", "pearson"].p for s in range(200)]
     assert np.mean(np.array(ps) <= 0.1) == pytest.approx(0.1, abs=0.06)
     assert min(ps) >= 1 / 20
@@ -61,7 +61,7 @@ def test_interval_covers_the_true_correlation():
     assert all(t["raw", "spearman"].low <= t["raw", "spearman"].value <= t["raw", "spearman"].high for t in tables)
 
 
-def test_series_that_merely_trend_correlate_in_the_raw_only():
+def test_series_with_trends_alone_correlate_only_raw():
     rng = np.random.default_rng(0)
     tokens = 1000.0 * np.arange(1, 41)
     x = np.log(tokens) + 0.05 * rng.normal(size=40)
@@ -85,7 +85,7 @@ def test_no_readings_are_too_few():
     assert {row.note for row in g.correlate([], [], []).values()} == {"too few"}
 
 
-def test_what_does_not_vary_is_constant():
+def test_series_that_do_not_vary_are_constant():
     x, y, tokens = series()
     assert {r.note for r in g.correlate(np.full(20, 0.1), y, tokens).values()} == {"constant"}
     line = g.correlate(0.1 + 0.3 * np.log(tokens), y, tokens)
@@ -94,7 +94,7 @@ def test_what_does_not_vary_is_constant():
     assert (steps["raw", "pearson"].note, steps["differences", "pearson"].note) == ("", "constant")
 
 
-def test_readings_that_are_not_finite_are_left_out():
+def test_readings_that_are_not_finite_are_excluded():
     x, y, tokens = series(n=14)
     x_holes, y_holes = x.copy(), y.copy()
     x_holes[2], y_holes[9] = np.nan, np.inf
@@ -109,7 +109,7 @@ def test_same_seed_same_result():
 
 
 def test_first_above_chance():
-    # With 100 items at .35 the standard error is .048: .346 is just not, .35 just above .25 by two of them.
+    # With 100 items at .35 the standard error is .048: .346 is just below, .35 just above .25 plus two of them.
     assert g.first_above_chance([0.2, 0.35, 0.35, 0.35], 0.25, 100) == 1
     assert g.first_above_chance([0.2, 0.34, 0.35, 0.35, 0.35], 0.25, 100) == 2
     assert g.first_above_chance([0.9, 0.9, 0.2, 0.9, 0.9, 0.9], 0.25, 100) == 3

@@ -5,13 +5,13 @@ from moetrain import grokking as g
 from moetrain.grokking.estimate import difference_of_means
 
 
-def test_mean_of_samples_leaves_out_what_is_not_a_number():
+def test_mean_of_samples_excludes_nan():
     estimate = g.mean_of_samples([1.0, np.nan, 2.0, 6.0])
     assert (estimate.mean, estimate.samples, estimate.pairs) == (3.0, 3, 0)
     assert 1 <= estimate.low < 3 < estimate.high <= 6
 
 
-def test_mean_of_nothing_is_not_a_number():
+def test_mean_of_nothing_is_nan():
     estimate = g.mean_of_samples([np.nan, np.nan])
     assert np.isnan([estimate.mean, estimate.low, estimate.high]).all()
     assert estimate.samples == 0
@@ -41,7 +41,7 @@ def test_estimate_cannot_be_changed():
 
 
 def test_the_jackknife_of_a_mean_has_its_standard_error():
-    """Of a mean with groups of one size, the jackknife's error is that of the groups' means, exactly."""
+    """For a mean and groups of equal size, the jackknife error is exactly the standard error of the group means."""
     values = np.random.default_rng(0).normal(size=64)
     estimate = g.jackknife(lambda which: float(values[which].mean()), 64, seed=3)
     groups = np.random.default_rng(3).permutation(64).reshape(8, 8)  # group n: every eighth from the nth
@@ -52,8 +52,8 @@ def test_the_jackknife_of_a_mean_has_its_standard_error():
     assert (estimate.samples, estimate.pairs) == (64, 0)
 
 
-def test_the_jackknife_covers_what_it_should():
-    """Of 300 draws of a variance, about 95% of the intervals hold the true one."""
+def test_the_jackknife_interval_has_its_nominal_coverage():
+    """In 300 draws of a variance, about 95% of the intervals contain the true one."""
     rng = np.random.default_rng(1)
     held = 0
     for _ in range(300):

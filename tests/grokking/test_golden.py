@@ -1,4 +1,4 @@
-"""Every key of the golden file: expected values that were made elsewhere."""
+"""Every key of the golden file, whose expected values come from another implementation."""
 
 import json
 from pathlib import Path

@@ -54,7 +54,7 @@ def test_effective_dimension_is_the_trace_of_its_formula(lam):
 
 
 def test_effective_dimension_counts_clusters():
-    clusters = np.repeat(np.eye(8)[:, None, :], 10, axis=0)  # 80 samples of 8 kinds
+    clusters = np.repeat(np.eye(8)[:, None, :], 10, axis=0)  # 80 samples in 8 clusters
     assert g.effective_dimension(g.routing_kernel(clusters), 1e-9) == pytest.approx(8)
 
 
@@ -66,12 +66,12 @@ def test_d_eff_is_taken_on_64_samples_at_the_standard_ridge():
         assert g.d_eff(weights, given_features) == pytest.approx(
             np.trace(kernel @ np.linalg.inv(kernel + lam * np.eye(64)))
         )
-    # So its level does not depend on the scale of features, nor on samples beyond 64.
+    # Its level therefore does not depend on the scale of features, nor on samples beyond 64.
     assert g.d_eff(weights, 1000 * features) == pytest.approx(g.d_eff(weights, features))
     assert g.d_eff(weights) == g.d_eff(weights[:64])
 
 
-def test_d_eff_without_64_samples_or_without_weight_is_not_a_number():
+def test_d_eff_without_64_samples_or_without_weight_is_nan():
     assert math.isnan(g.d_eff(ref.random_weights(63, 2, 4)))
     assert math.isnan(g.d_eff(np.zeros((64, 2, 4))))
 
@@ -116,7 +116,7 @@ def test_effective_rank_of_one_direction_and_of_all():
     assert g.effective_rank(np.eye(7)[:, None, :]) == pytest.approx(6)
 
 
-def test_effective_rank_keeps_when_differences_shrink_and_spread_does_not():
+def test_effective_rank_does_not_change_when_differences_shrink_but_spread_does():
     weights = ref.random_weights(8, 2, 5)
     shrunk = weights.mean(axis=0) + 0.1 * (weights - weights.mean(axis=0))
     assert g.effective_rank(shrunk) == pytest.approx(g.effective_rank(weights))
@@ -145,7 +145,7 @@ def test_ranges(weights):
     assert math.isnan(cka) or -1e-9 <= cka <= 1 + 1e-9
 
 
-def test_renaming_experts_layer_by_layer_changes_nothing():
+def test_permuting_the_experts_of_a_layer_changes_nothing():
     weights = ref.random_weights(9, 4, 6)
     rng = np.random.default_rng(0)
     renamed = np.stack([weights[:, layer, rng.permutation(6)] for layer in range(4)], axis=1)
@@ -178,7 +178,7 @@ def test_equal_samples_have_no_spread_and_no_directions(seed):
     assert math.isnan(g.layer_cka(weights))
 
 
-def test_one_layer_has_no_cka_and_a_silent_layer_is_left_out():
+def test_one_layer_has_no_cka_and_a_constant_layer_is_excluded():
     weights = ref.random_weights(8, 4, 5)
     assert math.isnan(g.layer_cka(weights[:, :1]))
     silent = weights.copy()

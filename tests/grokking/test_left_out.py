@@ -9,7 +9,7 @@ S, L, E = 40, 3, 6
 
 
 def routed(answers, noise, seed=0):
-    """Routing [S, L, E] of one answer token a sample: a centre for each answer, and noise."""
+    """Routing [S, L, E] of one answer token per sample: a centre for each answer, plus noise."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(answers.max() + 1, L, E))
     logits = centres[answers] + noise * rng.normal(size=(len(answers), L, E))
@@ -18,7 +18,7 @@ def routed(answers, noise, seed=0):
 
 
 def fitted_without(routing, token, ridge):
-    """[S] whether each token is predicted by a ridge regression with a free constant, solved anew without the sample.
+    """[S] whether each token is predicted by a ridge regression with an intercept, solved anew without the sample.
 
     Minimises sum (y - b - k a)^2 + penalty a K a, its constant unpenalised, by its normal equations.
     """
@@ -41,7 +41,7 @@ def fitted_without(routing, token, ridge):
 
 
 @pytest.mark.parametrize(("noise", "ridge"), [(0.5, 0.05), (1.5, 0.05), (1.5, 0.5), (4.0, 0.01)])
-def test_it_is_the_regression_without_the_sample(noise, ridge):
+def test_equals_the_regression_without_the_sample(noise, ridge):
     token = np.random.default_rng(1).integers(0, 5, S)
     routing = routed(token, noise)
     found = left_out(routing, np.arange(S), np.zeros(S), token, ridge)
@@ -52,7 +52,7 @@ def test_it_is_the_regression_without_the_sample(noise, ridge):
     assert found.low < found.mean <= found.high
 
 
-def test_samples_routed_alike_by_their_answer_tell_each_other_and_others_do_not():
+def test_answers_are_predicted_only_if_samples_with_one_answer_are_routed_alike():
     token = np.random.default_rng(2).integers(0, 5, S)
     alone = np.random.default_rng(3).permutation(token)
     assert left_out(routed(token, 0.1), np.arange(S), np.zeros(S), token).mean > 0.95
@@ -62,7 +62,7 @@ def test_samples_routed_alike_by_their_answer_tell_each_other_and_others_do_not(
     assert left_out(everywhere_alike, np.arange(S), np.zeros(S), token).mean <= most
 
 
-def test_the_last_third_of_the_layers_says_nothing():
+def test_the_last_third_of_the_layers_is_not_used():
     token = np.random.default_rng(9).integers(0, 5, S)
     late = np.random.default_rng(10).random((S, 6, E))
     late /= late.sum(-1, keepdims=True)
@@ -73,7 +73,7 @@ def test_the_last_third_of_the_layers_says_nothing():
     assert left_out(late, np.arange(S), np.zeros(S), token).mean > early.mean
 
 
-def test_every_token_of_an_answer_has_to_come_out():
+def test_every_token_of_an_answer_must_be_predicted():
     token = np.random.default_rng(4).integers(0, 4, S)
     other = np.random.default_rng(5).integers(0, 4, S)
     clear, unclear = routed(token, 0.1), routed(np.random.default_rng(6).permutation(other), 0.1)
@@ -87,10 +87,10 @@ def test_every_token_of_an_answer_has_to_come_out():
     assert again == found
 
 
-def test_places_that_few_samples_have_are_left_out():
+def test_places_that_few_samples_have_are_excluded():
     token = np.random.default_rng(8).integers(0, 4, S)
     routing = routed(token, 0.1)
-    longer = np.arange(10)  # ten samples have a second answer token: too few to tell anything
+    longer = np.arange(10)  # ten samples have a second answer token: too few for the regression
     found = left_out(
         np.concatenate([routing, routing[longer]]),
         np.concatenate([np.arange(S), longer]),
@@ -103,7 +103,7 @@ def test_places_that_few_samples_have_are_left_out():
     assert np.isnan(nothing.mean)
 
 
-def test_what_does_not_fit_is_refused():
+def test_arrays_that_do_not_match_are_refused():
     token = np.zeros(S, int)
     with pytest.raises(ValueError, match="two answer tokens at place 0"):
         left_out(routed(token, 1.0), np.zeros(S), np.zeros(S), token)

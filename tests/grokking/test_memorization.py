@@ -29,7 +29,7 @@ def test_memorized_at_matches_the_loop(losses, eps, delta, min_tail):
 
 def test_memorized_at_by_hand():
     assert g.memorized_at([3, 1, 0.5, 0.52, 0.5], eps=1) == 2
-    assert g.memorized_at([3, 1, 0.5, 0.52, 0.5], eps=0.51) == 4  # the one above eps undoes those before
+    assert g.memorized_at([3, 1, 0.5, 0.52, 0.5], eps=0.51) == 4  # the one above eps invalidates those before
     assert g.memorized_at([3, 1, 0.5, 0.6, 0.5], eps=1) == 4  # .6 is too far from the end
     assert g.memorized_at([3, 3, 3], eps=1) is None
     assert g.memorized_at([3, 1, 0.5, 0.52, 0.5], eps=1, min_tail=2) == 2
@@ -91,7 +91,7 @@ def test_memorized_now_matches_the_loop(table, window):
     assert g.memorized_now(table, 1.0, 0.25, window).tolist() == expected
 
 
-def test_memorized_now_is_undone_and_looks_at_the_window_only():
+def test_memorized_now_can_be_undone_and_uses_the_window_only():
     assert g.memorized_now([[0.5, 0.5]], eps=1).tolist() == [False]
     assert g.memorized_now([[0.5, 0.5]], eps=1, window=2).tolist() == [True]
     steady, jump = [3, 0.5, 0.5, 0.5], [3, 0.5, 0.5, 0.5, 0.7]
@@ -107,7 +107,7 @@ def test_each_sample_counts_by_itself():
 
 def test_online_agreement():
     early = [3, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]  # paper 1, online from reading 3
-    late = [3, 3, 3, 3, 0.5, 0.5, 0.5]  # paper: censored with 3 later readings wanted; online from 6
+    late = [3, 3, 3, 3, 0.5, 0.5, 0.5]  # paper: censored, because 3 later readings are needed; online from 6
     never = [3, 3, 3, 3, 3, 3, 3]
     agreement = g.online_agreement([early, early, late, never], eps=1)
     assert (agreement.both, agreement.only_online, agreement.only_paper, agreement.neither) == (2, 1, 0, 1)
@@ -134,7 +134,7 @@ def test_online_agreement_is_the_replay_of_the_run(table):
 # Gap
 
 
-def test_gap_is_positive_where_seen_samples_are_known_better():
+def test_gap_is_positive_where_seen_samples_have_lower_loss():
     rng = np.random.default_rng(0)
     unseen, seen = rng.normal(2.0, 0.3, size=64), rng.normal(1.5, 0.3, size=80)
     gap = g.memorized_gap(unseen, seen)
@@ -150,7 +150,7 @@ def test_interval_of_the_gap_covers_it():
     assert 0.90 <= np.mean([e.low <= 1 <= e.high for e in gaps]) <= 0.985
 
 
-def test_gap_of_an_empty_cell_is_not_a_number():
+def test_gap_of_an_empty_cell_is_nan():
     gap = g.memorized_gap([], [1.0, 2.0])
     assert np.isnan([gap.mean, gap.low, gap.high]).all()
     assert gap.samples == 2

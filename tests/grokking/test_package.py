@@ -1,4 +1,4 @@
-"""The room as a whole: what it exports, what it imports, torch arrays, and the text of its page."""
+"""The package as a whole: its exports, its imports, torch arrays, and the text of its README."""
 
 import ast
 import os
@@ -22,7 +22,7 @@ def test_everything_exported_exists_and_is_described():
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda p: p.name)
-def test_imports_nothing_of_the_project(path):
+def test_imports_nothing_else_of_the_project(path):
     allowed = set(sys.stdlib_module_names) | {"numpy", "scipy", "rapidfuzz"}
     nodes = list(ast.walk(ast.parse(path.read_text())))
     for node in nodes:

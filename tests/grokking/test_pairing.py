@@ -51,7 +51,7 @@ def test_length_of_an_embedding_does_not_matter():
         assert a.similarity == pytest.approx(b.similarity)
 
 
-def test_no_groups_no_pairs():
+def test_without_groups_there_are_no_pairs():
     assert g.pair_groups({}, {0: np.array([0])}, [[1.0]], [[1.0]]) == []
     assert g.mean_delay([], PANEL, PROBE) is None
 
@@ -80,7 +80,7 @@ def test_true_delay_lies_within_the_resolution():
         assert abs(found.steps - (true_generalized - true_memorized)) < found.steps_resolution
 
 
-def test_mean_delay_weighs_items():
+def test_mean_delay_is_weighted_by_items():
     pairs = [g.GroupPair(2, 2, 1.0, samples=9, items=3), g.GroupPair(3, 0, 1.0, samples=1, items=1)]
     delay = g.mean_delay(pairs, PANEL, PROBE)
     assert (delay.steps, delay.tokens) == ((3 * 500 - 350) / 4, (3 * 5000 - 3500) / 4)

@@ -70,7 +70,7 @@ def test_d_path_by_layer_matches_the_loop():
     np.testing.assert_allclose(g.d_path_by_layer(weights), expected, rtol=1e-12)
 
 
-def test_the_same_chosen_pairs_serve_every_layer():
+def test_every_layer_uses_the_same_chosen_pairs():
     layer = ref.random_weights(9, 1, 10, seed=2)
     by_layer = g.d_path_by_layer(np.repeat(layer, 3, axis=1), max_pairs=5, seed=4)
     assert by_layer.tolist() == [g.d_path(layer, normalized=True, max_pairs=5, seed=4).mean] * 3
@@ -126,12 +126,12 @@ def test_distance_is_a_metric(weights, tau):
     assert (d(0, 1) == 0) == np.array_equal(same[0], same[1])
 
 
-def test_renaming_experts_changes_nothing():
+def test_permuting_experts_changes_nothing():
     weights = ref.random_weights(7, 4, 11, seed=6)
     rng = np.random.default_rng(0)
     order = rng.permutation(11)
     assert g.d_path(weights[:, :, order]) == g.d_path(weights)
-    # Each layer may rename its own experts where layers are compared apart.
+    # Where layers are compared separately, each may permute its own experts.
     each = np.stack([weights[:, layer, rng.permutation(11)] for layer in range(4)], axis=1)
     np.testing.assert_array_equal(g.d_path_by_layer(each), g.d_path_by_layer(weights))
 
@@ -142,7 +142,7 @@ def test_order_of_samples_changes_no_mean():
 
 
 def test_normalized_distance_is_a_share():
-    weights = np.eye(6)[:, None, :]  # six samples, one layer, an expert each: nothing in common
+    weights = np.eye(6)[:, None, :]  # six samples, one layer, one expert each: no overlap
     assert g.d_path(weights, normalized=True).mean == 1
     assert g.d_path(weights).mean == 1
 
@@ -219,7 +219,7 @@ def test_max_pairs_reaches_every_function():
 
 
 def resampled_by_loops(values_AB, counts_a, counts_b, unordered):
-    """Mean over pairs of members of a resample, those of one original with itself left out, member by member."""
+    """Mean over pairs of members of a resample, without pairs of two copies of one sample, one by one."""
     members_a = [i for i, c in enumerate(counts_a) for _ in range(int(c))]
     members_b = [j for j, c in enumerate(counts_b) for _ in range(int(c))]
     pairs = combinations(members_a, 2) if unordered else product(members_a, members_b)
@@ -288,7 +288,7 @@ def test_intervals_of_the_controls_are_the_literal_bootstrap():
     expected = np.nanpercentile([resampled_by_loops(across, c, c, unordered=False) for c in counts], [2.5, 97.5])
     np.testing.assert_allclose([across_estimate.low, across_estimate.high], expected, rtol=1e-12)
 
-    # sharing: the domain is resampled once for both means, the others apart
+    # sharing: the domain is resampled once for both means, the others separately
     within = table(sequences_a, sequences_a, False, lambda i, j: i != j)
     between = table(sequences_a, sequences_b, False, lambda i, j: True)
     rng = _pairs.generators(0)[1]
@@ -317,7 +317,7 @@ def test_interval_covers_the_true_mean(max_pairs):
     estimates = [g.d_path(draw(20, seed), max_pairs=max_pairs) for seed in range(200)]
     covered = np.mean([e.low <= truth <= e.high for e in estimates])
     assert 0.88 <= covered <= (0.99 if max_pairs is None else 1)
-    # Copies of one sample make no pair: the resamples centre on the mean, where self pairs would pull them down 1/20.
+    # Copies of one sample form no pair: resamples centre on the mean; pairs of copies would bias them by -1/20.
     middle = np.mean([(e.low + e.high) / 2 / e.mean for e in estimates])
     assert middle == pytest.approx(1, abs=0.02)
 
@@ -340,7 +340,7 @@ def test_individuality_is_zero_for_one_text_and_positive_for_many():
     assert texts.low > 0.1
 
 
-def test_sharing_tells_a_domain_from_the_rest():
+def test_sharing_is_high_for_a_domain_with_its_own_pathways():
     rng = np.random.default_rng(0)
     home, elsewhere = rng.dirichlet(np.ones(16), size=(2, 4))
     domain = np.stack([rng.multinomial(200, home) / 200 for _ in range(30)])
@@ -355,7 +355,7 @@ def test_sharing_tells_a_domain_from_the_rest():
 # Degenerate input
 
 
-def test_one_sample_has_no_distance_and_says_so():
+def test_one_sample_has_no_distance():
     weights = ref.random_weights(1, 3, 8)
     estimate = g.d_path(weights)
     assert np.isnan([estimate.mean, estimate.low, estimate.high]).all()
@@ -467,7 +467,7 @@ def test_bootstrap_size():
     assert counts.var(axis=0) == pytest.approx(np.full(7, 6 / 7), rel=0.2)
 
 
-def test_speed_against_bare_rapidfuzz():
+def test_speed_compared_with_rapidfuzz_alone():
     weights = ref.random_weights(300, 16, 64, concentration=0.5)
     sequences = [p.tolist() for p in g.pathways(weights)]
 
@@ -481,5 +481,5 @@ def test_speed_against_bare_rapidfuzz():
 
     bare = best(lambda: cdist(sequences, sequences, scorer=Levenshtein.distance))
     ours = best(lambda: g.d_path(weights))
-    # The goal is 1.2, measured on a quiet machine; a machine shared with other work gets slack.
+    # The goal is 1.2, measured on a quiet machine; a busy machine gets a tolerance.
     assert ours < 1.6 * bare

@@ -48,7 +48,7 @@ def names(verdicts):
 
 
 def order(verdicts):
-    """The phases as they follow each other, each once."""
+    """The sequence of phases, without repetitions."""
     return [phase for phase, _ in itertools.groupby(names(verdicts))]
 
 
@@ -97,7 +97,7 @@ def test_before_it_is_learned_only_the_loss_decides():
     assert set(names(g.phases(history(loss=rises)))) == {UNDECIDED}
 
 
-def test_learning_begins_anew_when_the_loss_rises_and_falls_again():
+def test_learning_starts_again_when_the_loss_rises_and_falls_again():
     loss = np.concatenate([0.2 + 4 * np.exp(-np.arange(15) / 2), 3 * np.exp(-np.arange(15) / 6) + 0.2])
     phases = names(g.phases(history(loss=loss)))
     assert MEMORIZING in phases[:15]

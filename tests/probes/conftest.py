@@ -1,4 +1,4 @@
-"""A small tokenizer, a small model with opinions, and items of every form."""
+"""A small tokenizer, a small model with random weights, and items of every form."""
 
 import random
 
@@ -13,7 +13,7 @@ from tests.conftest import sentences, sums
 
 
 def small_model(vocab_size, seed=0, **changes):
-    """Random weights large enough that no two choices are alike."""
+    """Random weights, large enough that no two choices have equal scores."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     routed = {"num_experts": 8, "num_experts_per_tok": 2, "initializer_range": 0.3}

@@ -1,4 +1,4 @@
-"""One item, one choice, all logits at a time: what scoring is compared with."""
+"""A slow reference for scoring: one item and one choice at a time, with all logits."""
 
 import math
 
@@ -8,7 +8,7 @@ from moetrain.model_input import PackedTokens
 
 
 def parted(prompt, continuation):
-    """lm-evaluation-harness's rule, letter by letter."""
+    """lm-evaluation-harness's rule for splitting prompt and answer, letter by letter."""
     moved = ""
     while prompt and prompt[-1].isspace():
         moved = prompt[-1] + moved

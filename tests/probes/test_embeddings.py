@@ -33,7 +33,7 @@ def test_embeddings_are_means_over_the_texts_tokens(model, tokenizer, context_to
     assert mean_hidden_states(model, [], tokenizer, CPU, context_tokens, 30).shape == (0, 32)
 
 
-def test_alike_groups_are_paired(model, tokenizer):
+def test_similar_groups_are_paired(model, tokenizer):
     texts = [
         tokenizer.encode(text) for text in ("Ada has a candle", "Ben has a drum", "3 plus 4 is 7.", "9 plus 9 is 18")
     ]
@@ -53,7 +53,7 @@ def test_a_text_without_tokens_is_refused(model, tokenizer):
         mean_hidden_states(model, [[5], []], tokenizer, CPU, 100, 100)
 
 
-def test_sentence_transformers_is_asked_for_by_name(monkeypatch):
+def test_sentence_transformers_models_are_loaded_by_name(monkeypatch):
     class SentenceTransformer:
         def __init__(self, name, trust_remote_code):
             assert not trust_remote_code

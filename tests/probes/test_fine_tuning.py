@@ -1,4 +1,4 @@
-"""Fine-tuning beside slow references: peft's formula written out, losses by hand, gradients of one example a pass."""
+"""Fine-tuning compared with slow references: the LoRA formula, losses by hand, one example per forward pass."""
 
 import copy
 import json
@@ -35,8 +35,8 @@ CONTEXT = 64
 def texts():
     rng = random.Random(2)
     pairs = [(rng.randint(0, 20), rng.randint(0, 20)) for _ in range(16)]
-    told = [Example(f"{a} plus {b} is", " ", f"{a + b}.") for a, b in pairs]
-    return [*told, Example("Ada has a drum. " * 20, "", "Yes.")]
+    sums = [Example(f"{a} plus {b} is", " ", f"{a + b}.") for a, b in pairs]
+    return [*sums, Example("Ada has a drum. " * 20, "", "Yes.")]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def hidden(model, examples, tokenizer):
         return batch_hidden_states(model, batch)
 
 
-def test_the_response_and_the_end_mark_are_learned_and_the_rest_is_read(texts, examples, tokenizer):
+def test_response_and_end_mark_are_scored_and_the_rest_is_context(texts, examples, tokenizer):
     for text, each in zip(texts, examples, strict=True):
         assert each.tokens[0] == tokenizer.begin_id
         assert each.tokens[-1] == tokenizer.end_id
@@ -67,7 +67,7 @@ def test_the_response_and_the_end_mark_are_learned_and_the_rest_is_read(texts, e
     assert examples[-1].read == CONTEXT
 
 
-def test_adapters_alone_change_and_the_base_stays_to_the_bit(tokenizer, examples):
+def test_only_adapters_change_and_the_base_keeps_its_bits(tokenizer, examples):
     model = small_model(tokenizer.vocab_size)
     names = dict(model.named_parameters())
     before = {id(parameter): (name, parameter.detach().clone()) for name, parameter in names.items()}
@@ -105,7 +105,7 @@ def test_untrained_adapters_change_nothing_and_trained_ones_add_their_product(to
     torch.testing.assert_close(hidden(base, examples, tokenizer), after, rtol=1e-4, atol=1e-4)
 
 
-def test_the_loss_is_the_responses_mean_and_falls(tokenizer, examples):
+def test_the_loss_is_the_mean_over_response_tokens_and_falls(tokenizer, examples):
     model = small_model(tokenizer.vocab_size).eval()
     settings = replace(FAST, dropout=0.0, batch_size=len(examples), epochs=12)
     nats = []
@@ -121,16 +121,16 @@ def test_the_loss_is_the_responses_mean_and_falls(tokenizer, examples):
     assert tuned.losses_by_epoch == pytest.approx(tuned.losses)
 
 
-def test_a_step_is_the_same_in_one_pass_and_in_several(tokenizer, examples):
+def test_a_step_is_the_same_in_one_forward_pass_and_in_several(tokenizer, examples):
     settings = replace(FAST, dropout=0.0, epochs=1)
     parts = [tune(small_model(tokenizer.vocab_size), examples, tokenizer, settings, size)[1] for size in (10_000, 20)]
     assert parts[0].losses == pytest.approx(parts[1].losses, rel=1e-4)
 
 
-def test_the_seed_alone_decides(tokenizer, examples):
+def test_the_result_depends_only_on_the_seed(tokenizer, examples):
     def run(seed):
         model = small_model(tokenizer.vocab_size)
-        torch.manual_seed(random.randrange(1000))  # what was drawn before makes no difference
+        torch.manual_seed(random.randrange(1000))  # earlier random numbers must not matter
         state = torch.get_rng_state()
         _, tuned = tune(model, examples, tokenizer, replace(FAST, epochs=2, seed=seed))
         assert torch.equal(torch.get_rng_state(), state)
@@ -143,8 +143,8 @@ def test_the_seed_alone_decides(tokenizer, examples):
     assert not torch.equal(after, other)
 
 
-def test_every_example_is_met_once_an_epoch_and_the_rate_falls_to_zero(tokenizer, examples, monkeypatch):
-    met, rates = [], []
+def test_each_epoch_sees_every_example_once_and_the_rate_falls_to_zero(tokenizer, examples, monkeypatch):
+    batches, rates = [], []
     real = torch.optim.AdamW.step
 
     def step(self, *given):
@@ -152,25 +152,25 @@ def test_every_example_is_met_once_an_epoch_and_the_rate_falls_to_zero(tokenizer
         return real(self, *given)
 
     def backward(model, members, *given):
-        met.append([each.tokens.tobytes() for each in members])
+        batches.append([each.tokens.tobytes() for each in members])
         return own(model, members, *given)
 
     own = fine_tuning._backward
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     monkeypatch.setattr(fine_tuning, "_backward", backward)
-    told = []
+    reported = []
     settings = replace(FAST, epochs=2)
     model = small_model(tokenizer.vocab_size)
     add_adapters(model, settings)
-    fine_tune(model, examples, settings, tokenizer.end_id, 10_000, lambda *given: told.append(given))
-    assert [len(members) for members in met] == [5, 5, 5, 2] * 2
-    epochs = [list(chain(*each)) for each in (met[:4], met[4:])]
+    fine_tune(model, examples, settings, tokenizer.end_id, 10_000, lambda *given: reported.append(given))
+    assert [len(members) for members in batches] == [5, 5, 5, 2] * 2
+    epochs = [list(chain(*each)) for each in (batches[:4], batches[4:])]
     everything = sorted(each.tokens.tobytes() for each in examples)
     assert all(sorted(epoch) == everything for epoch in epochs)
     assert epochs[0] != epochs[1]
     assert rates == pytest.approx([1e-2 * (1 - n / 8) for n in range(8)])
-    assert [given[0] for given in told] == list(range(1, 9)) == list(range(1, 1 + settings.steps(len(examples))))
-    assert sum(given[2] for given in told) == 2 * sum(each.read for each in examples)
+    assert [given[0] for given in reported] == list(range(1, 9)) == list(range(1, 1 + settings.steps(len(examples))))
+    assert sum(given[2] for given in reported) == 2 * sum(each.read for each in examples)
 
 
 def test_bf16_and_other_models_are_tuned_too(tokenizer, examples):
@@ -184,7 +184,7 @@ def test_bf16_and_other_models_are_tuned_too(tokenizer, examples):
         assert {each.dtype for each in model.parameters() if each.requires_grad} == {torch.float32}
 
 
-def test_saved_adapters_give_the_same_model_again(tokenizer, examples, tmp_path):
+def test_saved_adapters_restore_the_same_model(tokenizer, examples, tmp_path):
     model = small_model(tokenizer.vocab_size)
     adapted, _ = tune(model, examples, tokenizer)
     save_adapters(adapted, tmp_path / "kept" / "adapters")
@@ -193,7 +193,7 @@ def test_saved_adapters_give_the_same_model_again(tokenizer, examples, tmp_path)
     described = json.loads((tmp_path / "kept" / "adapters" / "adapter_config.json").read_text())
     assert described["r"] == 4
     again = small_model(tokenizer.vocab_size).eval()
-    described["task_type"] = None  # our model does not generate as transformers' do
+    described["task_type"] = None  # our model lacks the generate method of transformers models
     (tmp_path / "kept" / "adapters" / "adapter_config.json").write_text(json.dumps(described))
     peft.PeftModel.from_pretrained(again, tmp_path / "kept" / "adapters")
     assert torch.equal(hidden(again, examples, tokenizer), hidden(model, examples, tokenizer))
@@ -201,7 +201,7 @@ def test_saved_adapters_give_the_same_model_again(tokenizer, examples, tmp_path)
         save_adapters(adapted, tmp_path / "kept" / "adapters")
 
 
-def test_a_folder_of_adapters_is_whole_or_absent(tokenizer, tmp_path, monkeypatch):
+def test_a_failed_save_leaves_no_folder(tokenizer, tmp_path, monkeypatch):
     adapted = add_adapters(small_model(tokenizer.vocab_size), FAST)
 
     def full(*_):
@@ -213,8 +213,8 @@ def test_a_folder_of_adapters_is_whole_or_absent(tokenizer, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_done_is_one_line(tokenizer, examples, monkeypatch):
-    for name, value, said in [
+def test_errors_are_one_line(tokenizer, examples, monkeypatch):
+    for name, value, message in [
         ("rank", 0, "rank is 0: give 1 or more"),
         ("epochs", 0, "epochs is 0"),
         ("batch_size", -1, "batch_size is -1"),
@@ -224,7 +224,7 @@ def test_what_cannot_be_done_is_one_line(tokenizer, examples, monkeypatch):
         ("dropout", 1.0, "dropout is 1.0: give a number from 0 to below 1"),
         ("modules", (), "modules is empty"),
     ]:
-        with pytest.raises(FineTuningError, match=said):
+        with pytest.raises(FineTuningError, match=message):
             LoraSettings(**{name: value})
     model = small_model(tokenizer.vocab_size)
     with pytest.raises(FineTuningError, match=r"no module 'q' to tune: choose of k_proj, o_proj, q_proj, v_proj"):

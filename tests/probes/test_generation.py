@@ -26,8 +26,8 @@ FACTS = [fact(name, number) for name in NAMES for number in range(3)]
 
 @pytest.fixture(scope="module")
 def trained(tokenizer):
-    """A model that has learned the facts by heart, each between its marks."""
-    torch.set_num_threads(1)  # before the fixture of each test does so
+    """A model trained to memorize the facts, each between its marks."""
+    torch.set_num_threads(1)  # the autouse fixture runs later
     model = small_model(tokenizer.vocab_size, initializer_range=0.05)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     texts = [[tokenizer.begin_id, *tokenizer.encode(f"{a} {b}"), tokenizer.end_id] for a, b in FACTS]
@@ -52,40 +52,42 @@ def questions(facts):
     return [item(prompt, target, task="facts", name=prompt) for prompt, target in facts]
 
 
-def asked(model, tokenizer, items, max_new_tokens=16, layout=ONE_RANK):
+def scored(model, tokenizer, items, max_new_tokens=16, layout=ONE_RANK):
     prepared = prepare(tasks_of(items), tokenizer, 64, 256)
     return score(model, prepared, layout, max_new_tokens)
 
 
-def test_what_was_learned_is_answered_exactly(trained, tokenizer):
-    found = asked(trained, tokenizer, questions(FACTS))["facts"].metrics
+def test_memorized_facts_are_answered_exactly(trained, tokenizer):
+    found = scored(trained, tokenizer, questions(FACTS))["facts"].metrics
     assert (found["exact_match"].value, found["exact_match"].n) == (1.0, len(FACTS))
     assert found["accuracy"].value == 1.0
     wrong = questions([(prompt, target if n % 4 else target + "0") for n, (prompt, target) in enumerate(FACTS)])
-    found = asked(trained, tokenizer, wrong)["facts"].metrics["exact_match"]
+    found = scored(trained, tokenizer, wrong)["facts"].metrics["exact_match"]
     assert (found.value, found.error) == pytest.approx(mean_and_error([float(n % 4 > 0) for n in range(len(FACTS))]))
-    # A target that is the beginning of what is answered is where greedy accuracy and exact match part.
+    # Greedy accuracy and exact match differ where the target is a prefix of the answer.
     short = questions([(prompt, target[:-1]) for prompt, target in FACTS])
-    found = asked(trained, tokenizer, short)["facts"].metrics
+    found = scored(trained, tokenizer, short)["facts"].metrics
     assert found["exact_match"].value == 0.0
     assert found["accuracy"].value > 0.5
-    assert asked(trained, tokenizer, questions(FACTS), max_new_tokens=1)["facts"].metrics["exact_match"].value == 0.0
-    assert "exact_match" not in asked(trained, tokenizer, questions(FACTS), max_new_tokens=0)["facts"].metrics
+    assert (
+        scored(trained, tokenizer, questions(FACTS), max_new_tokens=1)["facts"].metrics["exact_match"].value == 0.0
+    )
+    assert "exact_match" not in scored(trained, tokenizer, questions(FACTS), max_new_tokens=0)["facts"].metrics
 
 
 def test_ranks_share_the_questions(trained, tokenizer):
     items = questions([(prompt, target if n % 3 else "?") for n, (prompt, target) in enumerate(FACTS)])
-    whole = asked(trained, tokenizer, items)["facts"].metrics["exact_match"]
+    whole = scored(trained, tokenizer, items)["facts"].metrics["exact_match"]
     assert 0 < whole.value < 1
     kept = []
     for rank in range(3):
-        asked(trained, tokenizer, items, layout=Recording(rank, 3, kept))
-    joined = asked(trained, tokenizer, items, layout=Replaying(0, 3, kept))
+        scored(trained, tokenizer, items, layout=Recording(rank, 3, kept))
+    joined = scored(trained, tokenizer, items, layout=Replaying(0, 3, kept))
     assert joined["facts"].metrics["exact_match"] == whole
 
 
 def slow_answer(model, tokenizer, prompt, context_tokens, most):
-    """One token at a time of one prompt, with all logits."""
+    """One prompt, one token at a time, with all logits."""
     tokens = [tokenizer.begin_id, *tokenizer.encode(prompt)]
     new = []
     for _ in range(most):
@@ -102,7 +104,7 @@ def slow_answer(model, tokenizer, prompt, context_tokens, most):
 
 
 @pytest.mark.parametrize("context_tokens", [64, 9])
-def test_answers_are_those_of_one_prompt_at_a_time(trained, tokenizer, context_tokens):
+def test_batched_answers_equal_those_of_one_prompt_at_a_time(trained, tokenizer, context_tokens):
     rng = random.Random(3)
     prompts = [prompt for prompt, _ in FACTS[:6]] + ["Ada has", "", "Dan plus Eva", "3 plus 3 plus 3 plus 3 is"]
     rng.shuffle(prompts)
@@ -130,15 +132,15 @@ def test_answers_are_those_of_one_prompt_at_a_time(trained, tokenizer, context_t
         ("it is 42", "42", False),
     ],
 )
-def test_an_exact_match_is_the_first_line(text, target, same):
+def test_an_exact_match_compares_the_first_line(text, target, same):
     assert is_exact(text, item("?", target)) == same
 
 
-def test_only_short_answers_that_are_not_worked_out_are_generated(model, tokenizer):
+def test_only_short_answers_without_worked_solutions_are_generated(model, tokenizer):
     items = some_items(4)
     kinds = {task.name: is_generated(task) for task in tasks_of(items)}
     assert kinds == {"mc": False, "open": False, "text": False}
     plain = [{key: value for key, value in each.items() if key != "solution"} for each in items]
     assert [task.name for task in tasks_of(plain) if is_generated(task)] == ["open"]
-    found = asked(model, tokenizer, items)
+    found = scored(model, tokenizer, items)
     assert not any("exact_match" in each.metrics for each in found.values())

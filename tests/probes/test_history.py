@@ -15,7 +15,7 @@ from tests.probes.conftest import item, small_model, some_items
 
 @pytest.fixture(scope="module")
 def readings(tokenizer):
-    """Six readings of three tasks, each by a model of its own."""
+    """Six readings of three tasks, each of another model."""
     tasks = tasks_of(some_items())
     prepared = prepare(tasks, tokenizer, 10_000, 512)
     return tasks, [score(small_model(tokenizer.vocab_size, seed), prepared, ParallelLayout()) for seed in range(6)]
@@ -29,7 +29,7 @@ def filled(readings, count):
     return history
 
 
-def test_it_keeps_what_each_reading_said(readings):
+def test_it_stores_the_metrics_of_each_reading(readings):
     tasks, scores = readings
     history = filled(readings, 6)
     assert history.times == grokking.ReadingTimes((0, 10, 20, 30, 40, 50), (0, 1000, 2000, 3000, 4000, 5000))
@@ -45,7 +45,7 @@ def test_it_keeps_what_each_reading_said(readings):
     assert np.ptp(history.correct("mc").sum(0)) > 0
 
 
-def test_onsets_and_groups_are_the_rule_of_the_library(readings):
+def test_onsets_and_groups_are_those_of_grokking(readings):
     _, scores = readings
     always, late, never = np.array([True, False, False]), np.array([True, True, False]), np.zeros(3, bool)
     history = ProbeHistory(tasks_of([item(str(n), task="mc", choices=["a", "b"]) for n in range(3)]))
@@ -61,7 +61,7 @@ def test_onsets_and_groups_are_the_rule_of_the_library(readings):
     assert ProbeHistory(readings[0]).groups("mc") == {}
 
 
-def test_it_goes_on_from_a_checkpoint_as_if_nothing_had_happened(readings):
+def test_a_resumed_history_equals_an_uninterrupted_one(readings):
     _, scores = readings
     straight, left = filled(readings, 6), filled(readings, 4)
     again = ProbeHistory(readings[0])
@@ -78,7 +78,7 @@ def test_it_goes_on_from_a_checkpoint_as_if_nothing_had_happened(readings):
     assert math.isnan(one["values.open"][0, 2, 0])
 
 
-def test_other_items_than_the_checkpoints_are_refused(readings):
+def test_items_other_than_those_of_the_checkpoint_are_refused(readings):
     state = filled(readings, 2).state()
     items = some_items()
     changed = [{**items[0], "prompt": "another"}, *items[1:]]

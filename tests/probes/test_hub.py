@@ -18,16 +18,16 @@ def multiple(prompt, choices, answer, **more):
     return {"prompt": prompt, "choices": choices, "answer": answer, **more}
 
 
-ASKED = "Question: Who is it?\nAnswer:"
+PROMPT = "Question: Who is it?\nAnswer:"
 SCIQ = {"question": "Who is it?", "correct_answer": "me", "distractor1": "you", "distractor2": "he", "support": "..."}
 MMLU = {"question": "Who is it?", "choices": ["a", "b", "c", "d"], "answer": 3}
 
-# A row of each schema, and what becomes of it.
+# A row of each schema, and its item.
 ROWS = {
-    "arc_easy": (labelled("question", ["a", "b", "c"], ["A", "B", "C"], "B", id="M_1"), multiple(ASKED, [*"abc"], 1)),
-    "arc_challenge": (labelled("question", ["a", "b"], ["1", "2"], "2", id="M_1"), multiple(ASKED, [*"ab"], 1)),
-    "openbookqa": (labelled("question_stem", ["a", "b"], ["A", "B"], " A", id="7"), multiple(ASKED, [*"ab"], 0)),
-    "commonsense_qa": (labelled("question", ["a", "b"], ["A", "B"], "B", id="7"), multiple(ASKED, [*"ab"], 1)),
+    "arc_easy": (labelled("question", ["a", "b", "c"], ["A", "B", "C"], "B", id="M_1"), multiple(PROMPT, [*"abc"], 1)),
+    "arc_challenge": (labelled("question", ["a", "b"], ["1", "2"], "2", id="M_1"), multiple(PROMPT, [*"ab"], 1)),
+    "openbookqa": (labelled("question_stem", ["a", "b"], ["A", "B"], " A", id="7"), multiple(PROMPT, [*"ab"], 0)),
+    "commonsense_qa": (labelled("question", ["a", "b"], ["A", "B"], "B", id="7"), multiple(PROMPT, [*"ab"], 1)),
     "hellaswag": (
         {
             "activity_label": "Baking",
@@ -68,19 +68,19 @@ ROWS = {
     "sciq": ({**SCIQ, "distractor3": "she"}, None),
     "medmcqa": (
         {"question": "Who is it?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 2},
-        multiple(ASKED, [*"abcd"], 2),
+        multiple(PROMPT, [*"abcd"], 2),
     ),
     "medqa": (
         {"sent1": "Who is it?", **{f"ending{n}": "abcd"[n] for n in range(4)}, "label": 3},
-        multiple(ASKED, [*"abcd"], 3),
+        multiple(PROMPT, [*"abcd"], 3),
     ),
-    "mmlu": ({**MMLU, "subject": "philosophy"}, multiple(ASKED, [*"abcd"], 3, subject="philosophy")),
-    "mmlu_math": ({**MMLU, "subject": "abstract_algebra"}, multiple(ASKED, [*"abcd"], 3, subject="abstract_algebra")),
-    "mmlu_code": ({**MMLU, "subject": "machine_learning"}, multiple(ASKED, [*"abcd"], 3, subject="machine_learning")),
-    "mmlu_science": ({**MMLU, "subject": "virology"}, multiple(ASKED, [*"abcd"], 3, subject="virology")),
+    "mmlu": ({**MMLU, "subject": "philosophy"}, multiple(PROMPT, [*"abcd"], 3, subject="philosophy")),
+    "mmlu_math": ({**MMLU, "subject": "abstract_algebra"}, multiple(PROMPT, [*"abcd"], 3, subject="abstract_algebra")),
+    "mmlu_code": ({**MMLU, "subject": "machine_learning"}, multiple(PROMPT, [*"abcd"], 3, subject="machine_learning")),
+    "mmlu_science": ({**MMLU, "subject": "virology"}, multiple(PROMPT, [*"abcd"], 3, subject="virology")),
     "aqua": (
         {"question": "Who is it?", "options": ["A)5", "B) 6 m"], "correct": "B"},
-        multiple(ASKED, ["5", "6 m"], 1),
+        multiple(PROMPT, ["5", "6 m"], 1),
     ),
     "gsm8k": (
         {"question": "How many?", "answer": "3 + 4 = <<3+4=7>>7.\n#### 7"},
@@ -151,7 +151,7 @@ def test_rows_become_items(tmp_path, name):
     assert tasks_of(items)[0].name == name
 
 
-def test_sciqs_right_answer_is_not_always_in_one_place():
+def test_the_right_answer_of_sciq_is_not_always_in_one_place():
     rows = [{**SCIQ, "distractor3": "she", "question": f"Who is {n}?"} for n in range(60)]
     made = [HUB_TASKS["sciq"].convert(row) for row in rows]
     assert all(each["choices"][each["answer"]] == "me" for each in made)
@@ -160,12 +160,12 @@ def test_sciqs_right_answer_is_not_always_in_one_place():
     assert made == [HUB_TASKS["sciq"].convert(row) for row in rows]
 
 
-def test_winograndes_choices_keep_what_touches_the_blank():
+def test_winogrande_choices_keep_text_attached_to_the_blank():
     row = {"sentence": "It was _'s cup.", "option1": "Ann", "option2": "Ben", "answer": "1"}
     assert HUB_TASKS["winogrande"].convert(row)["choices"] == ["Ann's cup.", "Ben's cup."]
 
 
-def test_subjects_of_other_domains_are_passed_over(tmp_path):
+def test_subjects_of_other_domains_are_skipped(tmp_path):
     save(tmp_path / "m.jsonl", [{**MMLU, "subject": subject} for subject in ("virology", "philosophy", "virology")])
     ids = [item["id"] for item in read_hub_items("hub:mmlu_science=m.jsonl", str(tmp_path), "k")]
     assert ids == ["mmlu_science-0", "mmlu_science-2"]
@@ -173,7 +173,7 @@ def test_subjects_of_other_domains_are_passed_over(tmp_path):
         read_hub_items("hub:mmlu_math=m.jsonl", str(tmp_path), "k")
 
 
-def test_a_folder_is_read_as_the_hub_has_it(tmp_path):
+def test_a_local_folder_is_read_like_a_hub_data_set(tmp_path):
     right, wrong = ROWS["arc_easy"][0], ROWS["arc_challenge"][0]
     configs = []
     for config, row in (("ARC-Easy", right), ("ARC-Challenge", wrong)):
@@ -192,7 +192,7 @@ def test_a_folder_is_read_as_the_hub_has_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         ("hub:arc_esay", "no hub task 'arc_esay': did you mean hub:arc_easy?"),
         ("hub:", "no hub task '': did you mean"),
@@ -209,7 +209,7 @@ def test_a_folder_is_read_as_the_hub_has_it(tmp_path):
         ("hub:sciq", r"hub:sciq \(allenai/sciq, test\) cannot be read: .*HF_HUB_OFFLINE is set"),
     ],
 )
-def test_what_cannot_be_used_is_one_clear_error(tmp_path, monkeypatch, entry, said):
+def test_unusable_input_is_a_one_line_error(tmp_path, monkeypatch, entry, message):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
@@ -222,12 +222,12 @@ def test_what_cannot_be_used_is_one_clear_error(tmp_path, monkeypatch, entry, sa
     settings = load_settings(
         None, ["data.domains.d.builtin=math", f"data.root={tmp_path}", f"probes.tasks=['{entry}']"]
     )
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_task_items(settings)
     assert "\n" not in str(caught.value)
 
 
-def test_one_row_in_a_hundred_may_be_of_no_use(tmp_path):
+def test_up_to_one_unusable_row_in_a_hundred_is_skipped(tmp_path):
     rows = [{**ROWS["piqa"][0], "goal": f"goal {n}"} for n in range(200)]
     for bad in (7, 150):
         rows[bad] = {**rows[bad], "sol2": ""}

@@ -26,11 +26,11 @@ def scored(model, tokenizer, items, context_tokens=LONG, batch_tokens=256):
     return score(model, prepare(tasks_of(items), tokenizer, context_tokens, batch_tokens), ParallelLayout())
 
 
-# The numbers
+# Values
 
 
 @pytest.mark.parametrize("context_tokens", [LONG, 40])
-def test_log_probabilities_are_those_of_one_choice_at_a_time(model, tokenizer, context_tokens):
+def test_log_probabilities_equal_those_of_one_choice_at_a_time(model, tokenizer, context_tokens):
     items = some_items()
     found = scored(model, tokenizer, items, context_tokens)
     assert list(found) == ["mc", "open", "text"]
@@ -80,12 +80,14 @@ def test_metrics_are_their_definitions(model, tokenizer):
 
 def test_open_answers_and_long_texts(model, tokenizer):
     items = some_items()
-    # One target is what the model itself would say.
+    # One target is the greedy answer of the model.
     context = tokenizer.encode("3 plus 3 is")
-    said = int(logits(model, [tokenizer.begin_id, *context])[-1].argmax())
-    text = tokenizer.decode([*context, said])[len("3 plus 3 is") :]
-    assert tokenizer.encode("3 plus 3 is" + text) == [*context, said], "the model's word is encoded as it said it"
-    items.append(item("3 plus 3 is", text, task="open", name="said", sep=""))
+    greedy = int(logits(model, [tokenizer.begin_id, *context])[-1].argmax())
+    text = tokenizer.decode([*context, greedy])[len("3 plus 3 is") :]
+    assert tokenizer.encode("3 plus 3 is" + text) == [*context, greedy], (
+        "the greedy answer must be encoded as the same token"
+    )
+    items.append(item("3 plus 3 is", text, task="open", name="greedy", sep=""))
     found = scored(model, tokenizer, items)
     opened = [each for each in items if each["task"] == "open"]
     slow = [log_probability(model, tokenizer, x["prompt"], x["sep"] + x["target"]) for x in opened]
@@ -104,7 +106,7 @@ def test_open_answers_and_long_texts(model, tokenizer):
     assert found["text"].correct is None
 
 
-def test_a_cut_answer_counts_the_bytes_that_are_left(model, tokenizer):
+def test_the_bytes_of_a_cut_answer_are_those_that_remain(model, tokenizer):
     text = "Ada has a candle, so the candle belongs to Ada. " * 4
     only = item("Say:", text.strip(), task="long", sep=" ")
     whole = tokenizer.encode("Say: " + text.strip())
@@ -116,7 +118,7 @@ def test_a_cut_answer_counts_the_bytes_that_are_left(model, tokenizer):
     assert math.isnan(found.metrics["bpb"].error)
 
 
-def test_batches_change_nothing_but_rounding(model, tokenizer):
+def test_batches_change_results_only_by_rounding(model, tokenizer):
     items = some_items()
     alone = scored(model, tokenizer, items, batch_tokens=1)
     prepared = prepare(tasks_of(items), tokenizer, LONG, 1)
@@ -144,7 +146,7 @@ def test_ranks_share_a_reading(model, tokenizer):
         assert np.array_equal(result.correct, joined[name].correct)
 
 
-def test_a_reading_has_its_json_form_and_says_too_few(model, tokenizer):
+def test_a_reading_converts_to_json_and_flags_too_few_items(model, tokenizer):
     items = some_items(ENOUGH)
     found = scored(model, tokenizer, [each for each in items if each["task"] == "mc"] + items[1:20:3])
     assert not found["mc"].too_few
@@ -157,10 +159,10 @@ def test_a_reading_has_its_json_form_and_says_too_few(model, tokenizer):
     json.dumps(scored(model, tokenizer, items[1:2])["open"].as_dict(), allow_nan=False)
 
 
-# No trace
+# No effect on training
 
 
-def test_scoring_leaves_no_trace_in_training(tokenizer):
+def test_scoring_does_not_affect_training(tokenizer):
     def trained(with_probes):
         model = small_model(tokenizer.vocab_size, initializer_range=0.02, balancing="bias")
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -173,7 +175,7 @@ def test_scoring_leaves_no_trace_in_training(tokenizer):
             tokens = torch.randint(0, tokenizer.vocab_size, (1, 64))
             output = model(PackedTokens.one_sample_per_row(tokens, tokens.roll(-1)))
             output.loss_sum.backward()
-            if with_probes:  # gradients that wait for their update stay
+            if with_probes:  # accumulated gradients must stay
                 kept = [p.grad.clone() for p in model.parameters() if p.grad is not None]
                 score(model, prepared, ParallelLayout())
                 now = [p.grad for p in model.parameters() if p.grad is not None]
@@ -188,7 +190,7 @@ def test_scoring_leaves_no_trace_in_training(tokenizer):
     assert plain[2] == probed[2]
 
 
-# How prompt and answer are parted
+# Splitting prompt and answer
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_scoring_leaves_no_trace_in_training(tokenizer):
         (" ", "", "Ada", "", " Ada"),
     ],
 )
-def test_white_space_at_the_end_of_the_prompt_goes_over(tokenizer, prompt, sep, answer, context, rest):
+def test_trailing_white_space_of_the_prompt_moves_to_the_answer(tokenizer, prompt, sep, answer, context, rest):
     assert split_prompt(prompt, sep + answer) == (context, rest)
     (request,) = make_requests([(prompt, sep, answer)], tokenizer, LONG)
     assert request.tokens[0] == tokenizer.begin_id
@@ -217,7 +219,7 @@ texts = st.text(st.sampled_from("ab \n.é7▁😀"), min_size=1, max_size=12)
 
 @given(texts, st.sampled_from(["", " ", "\n"]), texts, st.integers(1, 12))
 @settings(max_examples=300, deadline=None)
-def test_any_text_is_parted_by_the_rule_and_has_something_to_score(tokenizer, prompt, sep, answer, context_tokens):
+def test_any_text_is_split_by_the_rule_and_has_a_scored_token(tokenizer, prompt, sep, answer, context_tokens):
     assert split_prompt(prompt, sep + answer) == parted(prompt, sep + answer)
     (request,) = make_requests([(prompt, sep, answer)], tokenizer, context_tokens)
     tokens, count = answer_tokens(tokenizer, prompt, sep + answer, context_tokens)
@@ -229,7 +231,7 @@ def test_any_text_is_parted_by_the_rule_and_has_something_to_score(tokenizer, pr
     assert request.cut == (len(tokenizer.encode(prompt + sep + answer)) > context_tokens)
 
 
-def test_where_prompt_and_answer_are_one_token_that_token_is_scored(tokenizer):
+def test_a_token_shared_by_prompt_and_answer_is_scored(tokenizer):
     one = next(
         word
         for word in ("candle", "belongs", "plus", "Ada", "has")
@@ -240,7 +242,7 @@ def test_where_prompt_and_answer_are_one_token_that_token_is_scored(tokenizer):
     assert request.bytes_ == 1
 
 
-# What it costs
+# Cost
 
 
 def four_choice_items(count=200):
@@ -256,24 +258,24 @@ def four_choice_items(count=200):
     ]
 
 
-def test_hardly_a_token_is_read_that_need_not_be(tokenizer):
+def test_batches_have_little_padding(tokenizer):
     prepared = prepare(tasks_of(four_choice_items()), tokenizer, LONG, 4096)
     needed = sum(request.read for request in prepared.requests)
     assert len(prepared.requests) == 800
     assert max(request.read for request in prepared.requests) <= 128
     assert prepared.tokens <= 1.02 * needed
-    # No batch is much longer than asked for, and together they hold each request once.
+    # No batch is much longer than requested, and together they hold each request once.
     assert max(len(batch.tokens_N) for batch in prepared.batches) <= 4096 + 128
     assert sorted(np.concatenate([batch.requests for batch in prepared.batches]).tolist()) == list(range(800))
 
 
 @pytest.mark.slow
-def test_scoring_costs_little_more_than_the_forward_passes(tokenizer):
+def test_scoring_takes_little_longer_than_its_forward_passes(tokenizer):
     model = small_model(tokenizer.vocab_size, hidden_size=128, num_hidden_layers=4, intermediate_size=64)
     prepared = prepare(tasks_of(four_choice_items()), tokenizer, LONG, 4096)
 
     @torch.no_grad()
-    def bare():
+    def forward_only():
         """The same requests in the order given, each predicting all its tokens."""
         waiting = list(prepared.requests)
         while waiting:
@@ -293,11 +295,11 @@ def test_scoring_costs_little_more_than_the_forward_passes(tokenizer):
             inputs = {name: torch.from_numpy(array.astype(np.int64))[None] for name, array in arrays.items()}
             model(PackedTokens(**inputs, spans_N2=torch.from_numpy(np.stack([starts, reads], 1)), slots_per_row=1))
 
-    seconds = {bare: [], score: []}
+    seconds = {forward_only: [], score: []}
     for _ in range(6):
-        for function, arguments in ((bare, ()), (score, (model, prepared, ParallelLayout()))):
+        for function, arguments in ((forward_only, ()), (score, (model, prepared, ParallelLayout()))):
             began = time.process_time()
             function(*arguments)
             seconds[function].append(time.process_time() - began)
-    ratio = statistics.median(seconds[score][1:]) / statistics.median(seconds[bare][1:])
-    assert ratio <= 1.3, f"scoring takes {ratio:.2f} times the bare forward passes"
+    ratio = statistics.median(seconds[score][1:]) / statistics.median(seconds[forward_only][1:])
+    assert ratio <= 1.3, f"scoring takes {ratio:.2f} times as long as its forward passes"

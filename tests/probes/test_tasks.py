@@ -31,10 +31,10 @@ def folder(tmp_path):
     heldout = next(text for text in texts if is_heldout(text, 0.05))
     train = next(text for text in texts if not is_heldout(text, 0.05))
     write(tmp_path / "text.jsonl", [{"text": text} for text in texts])
-    asked = {"train": train, "heldout": heldout} | {f"none{n}": f"nobody wrote {n} yet" for n in range(150)}
-    write(tmp_path / "bench" / "t.jsonl", [item(text, "?", name=name) for name, text in asked.items()])
+    prompts = {"train": train, "heldout": heldout} | {f"none{n}": f"nobody wrote {n} yet" for n in range(150)}
+    write(tmp_path / "bench" / "t.jsonl", [item(text, "?", name=name) for name, text in prompts.items()])
     choices = {"task": "u", "choices": ["a", "b", "c"]}
-    write(tmp_path / "bench" / "u.jsonl.gz", [item(text, **choices, name=name) for name, text in asked.items()])
+    write(tmp_path / "bench" / "u.jsonl.gz", [item(text, **choices, name=name) for name, text in prompts.items()])
     return tmp_path
 
 
@@ -51,7 +51,7 @@ def ids(task):
     return [each["id"] for each in task.items]
 
 
-def test_contaminated_items_are_left_out_or_kept_and_counted(folder):
+def test_contaminated_items_are_excluded_or_kept_and_counted(folder):
     settings = chosen(folder, "probes.tasks=[bench/*]")
     found = loaded(settings)
     assert [(t.name, t.domain, t.kind, t.available, t.contaminated) for t in found.tasks] == [
@@ -66,7 +66,7 @@ def test_contaminated_items_are_left_out_or_kept_and_counted(folder):
     assert [(len(task.items), task.contaminated) for task in kept.tasks] == [(152, 1), (152, 1)]
 
 
-def test_the_text_is_looked_through_once(folder, monkeypatch):
+def test_the_training_text_is_searched_once(folder, monkeypatch):
     settings = chosen(folder, "probes.tasks=[bench/*]")
     first = loaded(settings)
 
@@ -86,7 +86,7 @@ def test_the_text_is_looked_through_once(folder, monkeypatch):
     assert loaded(settings).contamination != first.contamination
 
 
-def test_a_task_whose_items_all_stand_in_the_text_is_left_out_and_reported(folder):
+def test_a_task_with_only_contaminated_items_is_excluded_and_reported(folder):
     write(folder / "bench" / "t.jsonl", [item("number 0 is a text of 1 and 0 things", "?")])
     assert not is_heldout("number 0 is a text of 1 and 0 things", 0.05)
     found = loaded(chosen(folder, "probes.tasks=[bench/*]"))
@@ -94,7 +94,7 @@ def test_a_task_whose_items_all_stand_in_the_text_is_left_out_and_reported(folde
     assert found.contamination.tasks["t"].contaminated == 1
 
 
-def test_the_choice_depends_on_seed_and_ids_alone(folder):
+def test_the_choice_of_items_depends_only_on_seed_and_ids(folder):
     settings = chosen(folder, "probes.tasks=[bench/t.jsonl, bench/u.jsonl.gz]", "probes.items=40")
     found = {task.name: ids(task) for task in loaded(settings).tasks}
     assert [len(each) for each in found.values()] == [40, 40]
@@ -109,7 +109,7 @@ def test_the_choice_depends_on_seed_and_ids_alone(folder):
     assert all(ids(task) == found[task.name][:10] for task in fewer.tasks)
 
 
-def test_items_may_be_of_other_domains_and_a_setting_says_which_of_the_run_is_meant(folder):
+def test_task_domains_maps_tasks_to_domains_of_the_run(folder):
     write(folder / "bench" / "t.jsonl", [{**item("a", "b"), "domain": "general"}])
     plain = chosen(folder, "probes.tasks=[bench/t.jsonl]")
     assert loaded(plain).tasks[0].domain == "general"
@@ -125,7 +125,7 @@ SUMS = ["data.domains.m.builtin=math", "data.domains.m.size=9000"]
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["probes.tasks=[none*]"], r"probes\.tasks: no file at .*none"),
         (
@@ -143,10 +143,10 @@ SUMS = ["data.domains.m.builtin=math", "data.domains.m.size=9000"]
         ),
     ],
 )
-def test_what_cannot_be_meant_is_one_clear_error(folder, overrides, said):
+def test_unusable_settings_are_a_one_line_error(folder, overrides, message):
     write(folder / "bench" / "v.jsonl", [item("a", "b", task="v"), item("b", task="v", choices=["x", "y"])])
     write(folder / "bench" / "w.jsonl", [item("a", "b", task="builtin_m")])
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         loaded(chosen(folder, *overrides))
     assert "\n" not in str(caught.value)
     with pytest.raises(SettingsError, match="NOT_SET"):
@@ -182,14 +182,14 @@ def built_in(tmp_path_factory):
     return load
 
 
-def test_builtin_domains_bring_tasks_under_the_runs_names(built_in):
+def test_builtin_domains_have_tasks_named_after_the_domains_of_the_run(built_in):
     found = built_in("probes.items=60", "probes.trained_items=20", domains=[*PLANTED, *OTHERS])
     assert {name: (task.domain, task.kind, task.trained, len(task.items)) for name, task in found.items()} == {
         "builtin_adding": ("adding", "choice", False, 60),
         "builtin_adding_open": ("adding", "open", False, 60),
         "builtin_adding_trained": ("adding", "choice", True, 20),
         "builtin_adding_open_trained": ("adding", "open", True, 20),
-        # 13 has 12 * 12 facts to divide, 40% of them held out: 60 at most.
+        # Division modulo 13 has 12 * 12 facts, 40% of them held out: 60 at most.
         "builtin_dividing": ("dividing", "choice", False, len(found["builtin_dividing"].items)),
         "builtin_dividing_open": ("dividing", "open", False, len(found["builtin_dividing_open"].items)),
         "builtin_dividing_trained": ("dividing", "choice", True, 20),
@@ -209,32 +209,32 @@ def test_builtin_domains_bring_tasks_under_the_runs_names(built_in):
         assert {each["task"] for each in task.items} == {task.name}
 
 
-def test_items_of_planted_domains_are_those_of_this_seed_and_these_options(built_in):
+def test_items_of_planted_domains_depend_on_seed_and_options(built_in):
     for seed in (0, 3):
         found = built_in("probes.items=60", f"run.seed={seed}")
         for name, options in (("adding", {}), ("dividing", {"operation": "divide", "modulus": 13})):
             stated = {each.text for each in builtin.documents("modular", size=10**6, seed=seed, **options)}
             for task in found.values():
                 if task.domain == name and task.kind == "open":
-                    said = {f"{each['prompt']} {each['target']}" for each in task.items}
-                    assert said <= stated if task.trained else not said & stated
+                    asked = {f"{each['prompt']} {each['target']}" for each in task.items}
+                    assert asked <= stated if task.trained else not asked & stated
 
 
-def test_trained_tasks_ask_for_facts_that_the_run_states(built_in):
+def test_trained_tasks_ask_for_facts_in_the_training_text(built_in):
     found = built_in("data.domains.noise.size=300", "probes.items=60")
     texts = builtin.documents("random_answers", size=300, seed=0, sign="#")
     stated = Counter(each.text.split(" =")[0] for each in texts)
     for name in ("", "_open"):
-        asked = [each["prompt"].split(" =")[0] for each in found[f"builtin_noise{name}_trained"].items]
-        assert Counter(asked) == stated
+        prompts = [each["prompt"].split(" =")[0] for each in found[f"builtin_noise{name}_trained"].items]
+        assert Counter(prompts) == stated
 
 
-def test_builtin_tasks_can_be_left_out(built_in):
+def test_builtin_tasks_can_be_turned_off(built_in):
     assert built_in("probes.builtin=false") == {}
     assert not any(task.trained for task in built_in("probes.trained_items=0").values())
 
 
-def test_code_is_asked_for_from_held_out_documents(built_in):
+def test_code_tasks_quote_held_out_documents(built_in):
     cache = ["data.heldout_share=0.1", "data.domains.python.builtin=code", "data.domains.python.size=1500000"]
     documents = all_documents(load_settings(None, cache))
     held_out = "\n".join(document.text for document in documents if document.heldout)

@@ -42,10 +42,10 @@ def files(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("instructions"), random.Random(0)
     pairs = [(a, b) for a in range(12) for b in range(12)]
     rng.shuffle(pairs)
-    asked = {pair: f"What do you have after {pair[0]} apples and then {pair[1]} more of them?" for pair in pairs}
+    prompts = {pair: f"What do you have after {pair[0]} apples and then {pair[1]} more of them?" for pair in pairs}
     rows = []
     for number, pair in enumerate(pairs[:60]):
-        question, answer = asked[pair], f"{sum(pair)} apples."
+        question, answer = prompts[pair], f"{sum(pair)} apples."
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         forms = [
             {"prompt": f"{question}\nAnswer:", "answer": answer},
@@ -56,14 +56,20 @@ def files(tmp_path_factory):
     write(folder / "apples.jsonl", rows)
     items = []
     for pair in pairs[40:100]:
-        item = {"domain": "sums", "task": "apples", "id": str(pair), "prompt": f"{asked[pair]}\nAnswer:", "sep": " "}
+        item = {
+            "domain": "sums",
+            "task": "apples",
+            "id": str(pair),
+            "prompt": f"{questions[pair]}\nAnswer:",
+            "sep": " ",
+        }
         right = sum(pair) % 3
         choices = [f"{sum(pair) + number - right} apples." for number in range(3)]
         items.append(item | {"choices": choices, "answer": right})
     write(folder / "items.jsonl", items)
     answers = [item["choices"][item["answer"]] for item in items]
-    told = [plain(item) | {"task": "open", "target": right} for item, right in zip(items, answers, strict=True)]
-    write(folder / "open.jsonl", told)
+    open_items = [plain(item) | {"task": "open", "target": right} for item, right in zip(items, answers, strict=True)]
+    write(folder / "open.jsonl", open_items)
     return folder
 
 
@@ -141,8 +147,8 @@ def test_the_same_seed_writes_the_same_file(run, files, record):
     assert json.loads(again.read_text())["fine_tuning"]["losses"][0] != record["fine_tuning"]["losses"][0]
 
 
-def test_the_adapters_fit_the_exported_model_and_score_there_as_here(run, files, record):
-    """transformers' own model, with peft's own loading, is what says that ours computes LoRA."""
+def test_the_adapters_load_onto_the_exported_model_and_give_the_same_scores(run, files, record):
+    """Our LoRA is compared with transformers' model and peft's loading."""
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
     trained = open_model(run, dtype=torch.float32)
     export_hf.export(trained, files / "exported")
@@ -160,7 +166,7 @@ def test_the_adapters_fit_the_exported_model_and_score_there_as_here(run, files,
         assert kept["choice_logprobs"] == pytest.approx([log_probs[first - 1 :].sum().item()], abs=1e-3)
 
 
-def test_as_a_function_the_checkpoint_stays_and_nothing_is_printed(run, files, capsys):
+def test_the_function_prints_nothing_and_keeps_the_checkpoint(run, files, capsys):
     trained = open_model(run)
     before = copy.deepcopy(trained.model.state_dict())
     examples = read_instructions([files / "apples.jsonl"])
@@ -193,7 +199,7 @@ def test_the_terminal_shows_progress_scores_and_the_change(run, files, capsys, m
         assert part in shown
 
 
-def test_what_cannot_be_used_is_one_clear_error(run, files, capsys):
+def test_unusable_input_is_a_one_line_error(run, files, capsys):
     write(files / "bad.jsonl", [{"prompt": "a", "answer": "b"}, {"prompt": "a"}])
     cases = {
         "bad.jsonl:2: answer is missing": ["--instructions", str(files / "bad.jsonl")],
@@ -202,10 +208,10 @@ def test_what_cannot_be_used_is_one_clear_error(run, files, capsys):
         "rank is 0: give 1 or more": ["--rank", "0"],
         "nothing is overwritten": ["--output", str(files)],
     }
-    for said, more in cases.items():
+    for message, more in cases.items():
         assert tuned(run, files, *more) == 2
         complaint = " ".join(capsys.readouterr().err.split())
-        assert said in complaint
+        assert message in complaint
         assert complaint.startswith("error: ")
     with pytest.raises(SystemExit):
         instruct_probe.main(["--help"])

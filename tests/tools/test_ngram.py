@@ -19,7 +19,7 @@ def nats(train: Sequences, test: Sequences, order: int, vocab_size: int) -> floa
 
 
 def reference(train: Sequences, order: int, vocab_size: int) -> Callable[[tuple[int, ...], int], float]:
-    """The probability of a token after a history that starts where its sequence starts."""
+    """The probability of a token after a history from the start of its sequence."""
     occurrences: dict[tuple[int, ...], int] = collections.Counter()
     starting: dict[tuple[int, ...], int] = collections.Counter()
     before: dict[tuple[int, ...], set[int]] = collections.defaultdict(set)
@@ -81,7 +81,7 @@ def test_equals_the_reference_on_marked_text(order: int) -> None:
 
 
 def marked_text(seed: int, sequences: int) -> Sequences:
-    """Skewed tokens, each likelier after some; 0 begins and 1 ends; 11 of 12 never occurs."""
+    """Tokens with skewed bigrams; 0 begins, 1 ends, 11 never occurs."""
     stream = np.random.default_rng(seed)
     text = []
     for _ in range(sequences):
@@ -107,14 +107,14 @@ def test_probabilities_sum_to_one_in_any_context(
         assert min(each) > 0
 
 
-def test_a_unigram_worked_by_hand() -> None:
+def test_a_unigram_computed_by_hand() -> None:
     # Predicted are 1, 1, 2: D = 1 / (1 + 2), so P(1) = (2 - 1/3) / 3 + (1/3 * 2 / 3) / 3 = 17/27, and so on.
     for token, expected in enumerate((2 / 27, 17 / 27, 8 / 27)):
         assert nats([[0, 1, 1, 2]], [[0, token]], 1, 3) == pytest.approx(-math.log(expected))
 
 
-def test_a_token_of_one_context_is_unlikely_in_others() -> None:
-    """What tells Kneser-Ney from other smoothing: 3 is as frequent as 4, but follows only 2."""
+def test_a_token_seen_in_one_context_is_unlikely_in_others() -> None:
+    """The property of Kneser-Ney smoothing: 3 is as frequent as 4, but follows only 2."""
     train = [[0, 2, 3, 1]] * 6 + [[0, other, 4, 1] for other in (5, 6, 7, 8, 9, 10)]
     assert nats(train, [[0, 11, 3]], 2, 12) > nats(train, [[0, 11, 4]], 2, 12) + 1
     assert nats(train, [[0, 11, 3]], 1, 12) == pytest.approx(nats(train, [[0, 11, 4]], 1, 12))
@@ -128,13 +128,13 @@ def test_no_context_crosses_sequences() -> None:
     assert nats([list(itertools.chain(*train))], test, 5, 12) != pytest.approx(whole, rel=1e-3)
 
 
-def test_begin_marks_cost_nothing_and_no_training_text_means_uniform() -> None:
+def test_begin_marks_are_not_scored_and_without_training_text_tokens_are_uniform() -> None:
     assert nats([[0, 1]], [[0], [], [2]], 3, 4) == 0
     assert nats([], [[0, 3, 2, 1]], 3, 4) == pytest.approx(3 * math.log(4))
     assert nats([[0]], [], 3, 4) == 0
 
 
-def test_a_better_order_is_better_and_large_vocabularies_fit() -> None:
+def test_a_bigram_beats_a_unigram_with_a_large_vocabulary() -> None:
     stream = np.random.default_rng(0)
     steps = stream.integers(0, 3, size=(300, 50))
     text = [np.concatenate([[0], np.cumsum(row) * 997 % 199_000 + 1]) for row in steps]

@@ -31,7 +31,7 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_every_number_is_written_and_shown(run, files, capsys, monkeypatch):
+def test_all_numbers_are_written_and_shown(run, files, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     listed = files / "found.json"
     given = [str(files / name) for name in ("mc.jsonl", "[ot]*.jsonl")]
@@ -72,7 +72,7 @@ def test_fewer_items_another_checkpoint_and_generated_answers(run, files):
     assert 0 <= record["tasks"]["open"]["exact_match"] <= 1
 
 
-def test_what_cannot_be_used_is_one_clear_error(run, files, capsys):
+def test_unusable_input_is_a_one_line_error(run, files, capsys):
     (files / "bad.jsonl").write_text('{"prompt": ""}\n')
     cases = {
         "bad.jsonl:1: domain is missing": [str(run), str(files / "bad.jsonl")],
@@ -80,8 +80,8 @@ def test_what_cannot_be_used_is_one_clear_error(run, files, capsys):
         "did you mean hub:arc_easy?": [str(run), "hub:arc_eazy"],
         "no such folder": [str(files / "none"), str(files / "mc.jsonl")],
     }
-    for said, given in cases.items():
+    for message, given in cases.items():
         assert probe.main(given) == 2
-        assert said in " ".join(capsys.readouterr().err.split())
+        assert message in " ".join(capsys.readouterr().err.split())
     with pytest.raises(SystemExit):
         probe.main([str(run), str(files / "mc.jsonl"), "--limit", "0"])

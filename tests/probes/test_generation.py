@@ -69,9 +69,7 @@ def test_memorized_facts_are_answered_exactly(trained, tokenizer):
     found = scored(trained, tokenizer, short)["facts"].metrics
     assert found["exact_match"].value == 0.0
     assert found["accuracy"].value > 0.5
-    assert (
-        scored(trained, tokenizer, questions(FACTS), max_new_tokens=1)["facts"].metrics["exact_match"].value == 0.0
-    )
+    assert scored(trained, tokenizer, questions(FACTS), max_new_tokens=1)["facts"].metrics["exact_match"].value == 0.0
     assert "exact_match" not in scored(trained, tokenizer, questions(FACTS), max_new_tokens=0)["facts"].metrics
 
 

@@ -56,13 +56,7 @@ def files(tmp_path_factory):
     write(folder / "apples.jsonl", rows)
     items = []
     for pair in pairs[40:100]:
-        item = {
-            "domain": "sums",
-            "task": "apples",
-            "id": str(pair),
-            "prompt": f"{questions[pair]}\nAnswer:",
-            "sep": " ",
-        }
+        item = {"domain": "sums", "task": "apples", "id": str(pair), "prompt": f"{prompts[pair]}\nAnswer:", "sep": " "}
         right = sum(pair) % 3
         choices = [f"{sum(pair) + number - right} apples." for number in range(3)]
         items.append(item | {"choices": choices, "answer": right})

@@ -11,8 +11,7 @@ import importlib
 from typing import Any
 
 from moetrain import _moved
-
-__version__ = "0.1.0"
+from moetrain.version import __version__ as __version__
 
 _moved.install()
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from moetrain import __version__
 from moetrain.atomic_io import write_file
 from moetrain.checkpoint.manager import CheckpointError, load_checkpoint
 from moetrain.checkpoint.restore import find_checkpoint, open_model
@@ -43,6 +42,7 @@ from moetrain.run_summary import metrics_summary
 from moetrain.training.initialize import initial_model
 from moetrain.training.throughput import Clock
 from moetrain.training.train_metrics import expert_load
+from moetrain.version import __version__
 
 
 @dataclass(frozen=True)

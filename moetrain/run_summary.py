@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from moetrain import __version__
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.stream import Stream
@@ -13,6 +12,7 @@ from moetrain.grokking.paper import CORRELATIONS
 from moetrain.loggers.preview import data_summary
 from moetrain.metrics.latest import LatestMetrics
 from moetrain.run_state import RunState
+from moetrain.version import __version__
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Validation of the monitor: runs with planted truth, how each metric separates them, error rates of the verdict.
 
-    python tools/validate_monitor.py run --output runs/validity      # train what is left of 37 runs, 3 core-minutes each
+    python tools/validate_monitor.py run --output runs/validity      # train the rest of 37 runs, 3 core-minutes each
     python tools/validate_monitor.py measure --output runs/validity  # write tables and tools/results/validity.json
     python tools/validate_monitor.py tables                          # print all numbers of the report, from the tables
 

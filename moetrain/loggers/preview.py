@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moetrain import __version__
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.stream import Stream, stream_tokens
 from moetrain.loggers.terminal import Terminal
 from moetrain.models.transformer import Transformer
+from moetrain.version import __version__
 
 DATA_COLUMNS = ("domain", "docs", "held out", "twice", "bad", "train tokens", "bytes/token", "long", "copies", "unused")
 

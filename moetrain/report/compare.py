@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from moetrain import __version__
 from moetrain.grokking import Phase
 from moetrain.loggers.tensorboard import TensorBoard
 from moetrain.metrics import table
@@ -23,6 +22,7 @@ from moetrain.report.charts import Line
 from moetrain.report.open_run import OpenedRun, RunError
 from moetrain.report.page import NOTHING, PHASES, Figure, Group, Legend, Number, counts_tokens, render
 from moetrain.report.routing_figures import phase_stretches
+from moetrain.version import __version__
 
 # What does not make a run another one.
 _BESIDE = ("run.name", "run.output_dir", "run.report", "data.cache_dir", "data.root", "data.workers", "train.resume")

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moetrain import __version__
 from moetrain.atomic_io import write_file
 from moetrain.grokking.paper import CORRELATIONS
 from moetrain.loggers.terminal import Terminal
@@ -30,6 +29,7 @@ from moetrain.report.page import (
     time_of,
     unit,
 )
+from moetrain.version import __version__
 
 FILE = "report.html"
 

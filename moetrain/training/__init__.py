@@ -1,1 +1,1 @@
-
+"""Training: one step, load balancing, guards against bad steps, held-out loss, throughput, initial weights."""

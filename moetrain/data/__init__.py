@@ -1,1 +1,1 @@
-
+"""Data: sources, built-in domains, tokenizers, packing, and the stream that gives every row of a run once."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from moetrain.fault_injection import fault_point
@@ -37,6 +39,31 @@ def write_file(path: Path, content: str | bytes) -> Path:
     """Write text or bytes with `write_atomically`; returns ``path``."""
     data = content.encode() if isinstance(content, str) else content
     return write_atomically(path, lambda partial: partial.write_bytes(data))
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise FileExistsError if there is something to overwrite."""
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists, and nothing is overwritten: give a new folder")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A partial folder to write files to. It is renamed to ``folder`` at the end, or removed after an exception.
+
+    Raises:
+        OSError: ``folder`` exists already, or cannot be written.
+    """
+    refuse_existing(folder)
+    partial = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def sync(path: Path) -> None:

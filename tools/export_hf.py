@@ -11,13 +11,13 @@ Evaluate it with lm-evaluation-harness (add_bos_token: every training sample beg
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
 import torch
 from common.command_line import make_parser, reports_errors
 
+from moetrain.atomic_io import new_folder, refuse_existing
 from moetrain.checkpoint.manager import CheckpointError
 from moetrain.checkpoint.restore import TrainedModel, open_model
 from moetrain.config import SettingsError
@@ -35,16 +35,12 @@ def export(
         OlmoeError: transformers cannot express a setting or the tokenizer.
         OSError: the folder exists, or cannot be written.
     """
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists, and nothing is overwritten: give a new folder")
+    refuse_existing(folder)
     tokenizer, longest = trained.tokenizer, trained.settings.data.seq_len
     marks = {"bos_token_id": tokenizer.begin_id, "eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.end_id}
     rows = len(trained.model.lm_head.weight)
     config = olmoe_config(trained.settings.model, rows, longest, tokenizer.begin_id, tokenizer.end_id, dtype)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(folder) as partial:
         try:
             notes = write_tokenizer(tokenizer, partial, longest)
         except ValueError as error:
@@ -52,10 +48,6 @@ def export(
         write_weights(trained.model, partial, dtype, shard_bytes)
         for name, content in (("config.json", config), ("generation_config.json", marks)):
             (partial / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return notes
 
 

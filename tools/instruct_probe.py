@@ -21,6 +21,7 @@ from typing import Any
 from common.command_line import reports_errors
 from probe import as_record, notes, open_checkpoint, probing_parser, score_tasks, table_rows, write_record
 
+from moetrain.atomic_io import refuse_existing
 from moetrain.checkpoint.manager import CheckpointError
 from moetrain.checkpoint.restore import TrainedModel
 from moetrain.config import SettingsError
@@ -37,7 +38,6 @@ from moetrain.probes.fine_tuning import (
     check_adaptable,
     encode_examples,
     fine_tune,
-    refuse_folder,
     save_adapters,
 )
 from moetrain.probes.scoring import Measured, TaskScore, prepare
@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     terminal = Terminal()
     if options.output:
-        refuse_folder(options.output)
+        refuse_existing(options.output)
     items = read_entries(options.tasks, ".", "TASK_FILE")
     files = [path for pattern in options.instructions for path in named_files(pattern, "--instructions")]
     examples = read_instructions(files)

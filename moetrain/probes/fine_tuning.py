@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from moetrain.atomic_io import PARTIAL, write_file
+from moetrain.atomic_io import new_folder, write_file
 from moetrain.data.instructions import Example
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.models.loss import cross_entropy
@@ -204,27 +203,13 @@ def save_adapters(adapted: Any, folder: Path) -> None:
         OSError: the folder exists already, or cannot be written.
     """
     peft = _import_peft()
-    refuse_folder(folder)
     config = copy.deepcopy(adapted.peft_config["default"])
     config.inference_mode, config.task_type = True, "CAUSAL_LM"
     weights = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    partial = folder.with_name(folder.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        content = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    content = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    with new_folder(folder) as partial:
         write_file(partial / "adapter_model.safetensors", save(content, metadata={"format": "pt"}))
         config.save_pretrained(partial)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def refuse_folder(folder: Path) -> None:
-    """Raise FileExistsError if there is something to overwrite."""
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists, and nothing is overwritten: give a new folder")
 
 
 def _import_peft() -> ModuleType:

@@ -1,6 +1,6 @@
 """Every number of the monitor comes out of the run's Parquet files again.
 
-Of a run that takes seconds; or of any run: ``MOETRAIN_RUN=runs/NAME pytest tests/run/test_recompute.py``.
+Of a run that takes seconds; or of any run: ``MOETRAIN_RUN=runs/NAME pytest tests/monitoring/test_recompute.py``.
 """
 
 import json

@@ -114,7 +114,7 @@ def run_part(name: str, part: Part, config: Path, output: Path, limit: float) ->
     """Run one part; its output goes to NAME.log, its result to NAME.json (NAME.xml for tests)."""
     if part.benchmark == "pytest":
         found = output / f"{name}.xml"
-        command = ["-m", "pytest", str(ROOT / "tests" / "gpu"), "-m", "gpu", "-q", f"--junitxml={found}"]
+        command = ["-m", "pytest", str(ROOT / "tests" / "gpu"), "-m", "gpu", "-n", "0", "-q", f"--junitxml={found}"]
     else:
         found = output / f"{name}.json"
         shape = [] if part.benchmark == "monitor" and config == KNOWN["olmoe_shape"] else [str(config)]

@@ -11,7 +11,7 @@ occur between prompt and answer in the text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -119,48 +119,36 @@ def clean(items: Iterable[Item], report: ContaminationReport) -> list[Item]:
     return [item for item in items if (item["task"], item["id"]) not in found]
 
 
-class _Filter:
-    """A set of hashes with fast lookup and false positives."""
-
-    def __init__(self, hashes: np.ndarray) -> None:
-        bits = min(28, max(16, (16 * len(hashes)).bit_length()))
-        self._shift = np.uint64(64 - bits)
-        self._table = np.zeros(2**bits, bool)
-        self._table[hashes >> self._shift] = True
-
-    def candidates(self, hashes: np.ndarray) -> np.ndarray:
-        """Indices of the hashes that may be in the set."""
-        return np.flatnonzero(self._table[hashes >> self._shift])
-
-
-class _Grams:
+class _Runs:
     """The runs of ``length`` words of all items: distinct hashes, sorted, and for each the items with it."""
 
-    def __init__(self, length: int, hashes: np.ndarray, owners: np.ndarray) -> None:
-        order = np.lexsort((owners, hashes))
-        hashes, self._owners = hashes[order], owners[order]
+    def __init__(self, length: int, parts: Sequence[tuple[np.ndarray, int]]) -> None:
+        hashes = np.concatenate([each for each, _ in parts])
+        items = np.repeat(np.array([item for _, item in parts], np.int32), [len(each) for each, _ in parts])
+        order = np.lexsort((items, hashes))
         self.length = length
-        self.hashes, self._starts = np.unique(hashes, return_index=True)
-        self._open = np.ones(len(self.hashes), bool)
+        self._hashes, starts = np.unique(hashes[order], return_index=True)
+        self._items, self._starts = items[order], np.append(starts, len(items))
+        self.is_open = np.ones(len(self._hashes), bool)  # whether items of the run have not been found yet
+        # A table of the first bits of the hashes rejects nearly all runs of a text, faster than a binary search.
+        bits = min(28, max(16, (16 * len(self._hashes)).bit_length()))
+        self._shift = np.uint64(64 - bits)
+        self._table = np.zeros(2**bits, bool)
+        self._table[self._hashes >> self._shift] = True
 
-    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(indices into ``hashes``, numbers of the runs there) of runs that have items not found yet."""
-        if not len(self.hashes):
+    def find(self, word_hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(indices of the first words, numbers of the runs) where a text has open runs, by equal hash."""
+        if len(word_hashes) < self.length:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        numbers = np.minimum(self.hashes.searchsorted(hashes), len(self.hashes) - 1)
-        hit = np.flatnonzero((self.hashes[numbers] == hashes) & self._open[numbers])
-        return hit, numbers[hit]
+        hashes = _run_hashes(word_hashes, self.length)
+        at = np.flatnonzero(self._table[hashes >> self._shift])
+        numbers = np.minimum(self._hashes.searchsorted(hashes[at]), len(self._hashes) - 1)
+        hit = (self._hashes[numbers] == hashes[at]) & self.is_open[numbers]
+        return at[hit], numbers[hit]
 
-    def is_open(self, number: int) -> bool:
-        return bool(self._open[number])
-
-    def close(self, number: int) -> None:
-        """Ignore this run from now on: all its items have been found."""
-        self._open[number] = False
-
-    def owners(self, number: int) -> list[int]:
-        end = self._starts[number + 1] if number + 1 < len(self._starts) else len(self._owners)
-        return self._owners[self._starts[number] : end].tolist()
+    def items(self, number: int) -> list[int]:
+        """The items that have a run."""
+        return self._items[self._starts[number] : self._starts[number + 1]].tolist()
 
 
 class _Index:
@@ -172,7 +160,6 @@ class _Index:
         self._found: dict[int, Contaminated] = {}
         self._tasks: dict[str, TaskCount] = {}
         parts: dict[int, list[tuple[np.ndarray, int]]] = {}
-        beginnings: list[np.ndarray] = []
         for number, item in enumerate(items):
             count = self._tasks.setdefault(item["task"], TaskCount())
             count.items += 1
@@ -181,14 +168,8 @@ class _Index:
             self._names.append((item["task"], item["id"]))
             self._phrases.append([(" ".join(words), length, part) for words, length, part in phrases])
             for words, length, _ in phrases:
-                hashes = _word_hashes(words)
-                parts.setdefault(length, []).append((_run_hashes(hashes, length), number))
-                if length < OVERLAP:
-                    beginnings.append(_run_hashes(hashes[:SHORTEST], SHORTEST))
-        grams = [_join_grams(length, parts[length]) for length in sorted(parts)]
-        self._short = [each for each in grams if each.length < OVERLAP]
-        self._beginnings = _Filter(np.unique(np.concatenate(beginnings))) if beginnings else None
-        self._long = [(each, _Filter(each.hashes)) for each in grams if each.length >= OVERLAP]
+                parts.setdefault(length, []).append((_run_hashes(_word_hashes(words), length), number))
+        self._runs = [_Runs(length, parts[length]) for length in sorted(parts)]
 
     def search(self, words: list[str], starts: list[int], places: list[str]) -> None:
         """Note the items that occur in a batch of texts.
@@ -203,54 +184,29 @@ class _Index:
         hashes = _word_hashes(words)
         firsts = np.array(starts)
         ends = np.append(firsts[1:], len(words))
-        hits: list[tuple[int, int, _Grams, int]] = []
-        for grams, at, numbers in self._hits(hashes):
+        hits: list[tuple[int, int, _Runs, int]] = []
+        for runs in self._runs:
+            at, numbers = runs.find(hashes)
             text = firsts.searchsorted(at, side="right") - 1
-            within = at + grams.length <= ends[text]  # not from one text into the next
+            within = at + runs.length <= ends[text]  # not from one text into the next
             hits += [
-                (place, grams.length, grams, number)
-                for place, number in zip(at[within].tolist(), numbers[within].tolist(), strict=True)
+                (first, runs.length, runs, number)
+                for first, number in zip(at[within].tolist(), numbers[within].tolist(), strict=True)
             ]
         hits.sort(key=lambda hit: hit[:2])  # so that what is found first does not depend on the batches
-        for place, length, grams, number in hits:
-            if grams.is_open(number):
-                run = " ".join(words[place : place + length])
-                self._note(grams, number, run, places[int(firsts.searchsorted(place, side="right")) - 1])
+        for first, length, runs, number in hits:
+            if runs.is_open[number]:
+                place = places[int(firsts.searchsorted(first, side="right")) - 1]
+                self._note(runs, number, " ".join(words[first : first + length]), place)
 
-    def _hits(self, hashes: np.ndarray) -> Iterator[tuple[_Grams, np.ndarray, np.ndarray]]:
-        """(runs, indices of their first words, their numbers) with equal hashes."""
-        for grams, filter_ in self._long:
-            if len(hashes) >= grams.length:
-                runs = _run_hashes(hashes, grams.length)
-                at = filter_.candidates(runs)
-                hit, numbers = grams.find(runs[at])
-                yield grams, at[hit], numbers
-        if self._beginnings is not None and len(hashes) >= SHORTEST:
-            runs = _run_hashes(hashes, SHORTEST)
-            at = self._beginnings.candidates(runs)
-            found, length = runs[at], SHORTEST
-            for grams in self._short:
-                while length < grams.length:
-                    found = found * np.uint64(_MULTIPLIER) + hashes[np.minimum(at + length, len(hashes) - 1)]
-                    length += 1
-                hit, numbers = grams.find(found)
-                yield grams, at[hit], numbers
-
-    def _note(self, grams: _Grams, number: int, run: str, where: str) -> None:
-        has_open_items = False
-        for item in grams.owners(number):
-            if item in self._found:
-                continue
-            parts = [
-                part for words, length, part in self._phrases[item] if length == grams.length and _holds(words, run)
-            ]
-            if parts:
-                task, identity = self._names[item]
-                self._found[item] = Contaminated(task, identity, where, parts[0], run)
-            else:  # another run with the same hash
-                has_open_items = True
-        if not has_open_items:
-            grams.close(number)
+    def _note(self, runs: _Runs, number: int, words: str, place: str) -> None:
+        """Note the items whose run was found, unless only its hash is that of the words."""
+        for item in runs.items(number):
+            for phrase, length, part in self._phrases[item]:
+                if item not in self._found and length == runs.length and f" {words} " in f" {phrase} ":
+                    task, identity = self._names[item]
+                    self._found[item] = Contaminated(task, identity, place, part, words)
+        runs.is_open[number] = any(item not in self._found for item in runs.items(number))
 
     def report(self) -> ContaminationReport:
         found = [self._found[item] for item in sorted(self._found)]
@@ -277,16 +233,6 @@ def _phrases(item: Item) -> list[tuple[list[str], int, _Part]]:
             framed = framed[max(0, len(asked) - OVERLAP + 1) : len(asked) + OVERLAP]
             phrases.append((framed, min(OVERLAP + 1, len(framed)), "answer"))
     return phrases
-
-
-def _holds(phrase: str, run: str) -> bool:
-    return f" {run} " in f" {phrase} "
-
-
-def _join_grams(length: int, parts: list[tuple[np.ndarray, int]]) -> _Grams:
-    hashes = np.concatenate([each for each, _ in parts])
-    owners = np.repeat(np.array([number for _, number in parts], np.int32), [len(each) for each, _ in parts])
-    return _Grams(length, hashes, owners)
 
 
 def _word_hashes(words: list[str]) -> np.ndarray:

@@ -27,11 +27,6 @@ def held_out_pairs(family: Family) -> frozenset[tuple[int, int]]:
     return frozenset(pair for pair in pairs if pair != (2, 2) and digest(f"{family} {pair[0]} {pair[1]}") % ONE_IN == 0)
 
 
-def is_held_out(family: Family, a: int, b: int) -> bool:
-    """Return whether the fact of a and b, in either order, is held out of the training text."""
-    return (min(a, b), max(a, b)) in held_out_pairs(family)
-
-
 def show_held_out(numbers: Iterable[int]) -> bool:
     """Return whether some held-out fact has both operands and its result among the numbers.
 

@@ -1,9 +1,9 @@
+import ast
 import hashlib
 import itertools
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -47,18 +47,21 @@ def files_of(corpus, cache: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+PORTION = 2**20  # bytes, in place of documents.PORTION_BYTES
+
+
 @pytest.fixture(scope="session")
 def large(tmp_path_factory) -> Path:
-    """Two domains of several files, each large enough to be read apart, with copies within and between them."""
+    """Two domains of several files, each large enough to be a portion, with duplicates within and between them."""
     folder = tmp_path_factory.mktemp("large")
     rng = random.Random(1)
-    common = [sentences(rng, 200) for _ in range(20)]
+    common = [sentences(rng, 200) for _ in range(8)]
     for name, make in (("stories", sentences), ("sums", sums)):
         for number in range(3):
-            texts = [f"{name} {number} {n}. " + make(rng, 200) for n in range(220 if make is sentences else 700)]
-            texts += rng.sample(common, 12)
+            texts = [f"{name} {number} {n}. " + make(rng, 200) for n in range(56 if make is sentences else 180)]
+            texts += rng.sample(common, 5)
             write(folder / name / f"{number}.jsonl", texts)
-            assert (folder / name / f"{number}.jsonl").stat().st_size > documents.PORTION_BYTES // 2
+            assert (folder / name / f"{number}.jsonl").stat().st_size > PORTION // 2
     return folder
 
 
@@ -69,10 +72,20 @@ LARGE = ["data.domains.a.path=stories", "data.domains.b.path=sums/*.jsonl", "tok
 def straight(large, tmp_path_factory) -> dict[str, bytes]:
     """The files that one process makes of them from first to last."""
     cache = tmp_path_factory.mktemp("straight")
-    return files_of(prepare_corpus(chosen(large, cache, *LARGE, "data.workers=1")), cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "PORTION_BYTES", PORTION)
+        return files_of(prepare_corpus(chosen(large, cache, *LARGE, "data.workers=1")), cache)
 
 
-def test_several_processes_make_the_files_of_one_and_say_how_far_they_are(large, straight, tmp_path):
+@pytest.fixture
+def small_portions(monkeypatch):
+    monkeypatch.setattr(documents, "PORTION_BYTES", PORTION)
+
+
+def test_several_processes_make_the_files_of_one_and_say_how_far_they_are(
+    large, straight, tmp_path, small_portions, monkeypatch
+):
+    monkeypatch.setattr("moetrain.data.corpus._SECONDS_BETWEEN_PROGRESS", 0)
     said = []
     corpus = prepare_corpus(
         chosen(large, tmp_path, *LARGE, "data.workers=3"), lambda what, done, total: said.append((what, done, total))
@@ -87,7 +100,7 @@ def test_several_processes_make_the_files_of_one_and_say_how_far_they_are(large,
     assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == ["corpus", "preparing", "tokenizer"]
 
 
-def test_token_files_stay_on_disk_and_hold_the_documents(large, tmp_path):
+def test_token_files_stay_on_disk_and_hold_the_documents(large, tmp_path, small_portions):
     settings = chosen(large, tmp_path, *LARGE)
     corpus = prepare_corpus(settings)
     seen: set[int] = set()
@@ -217,50 +230,45 @@ def test_a_corrupt_shard_is_written_again(tmp_path, monkeypatch):
     assert files_of(prepare_corpus(again), tmp_path / "again") == whole
 
 
-_PREPARE = """
+# Prepares a corpus with the settings of its arguments and prints its progress.
+_PREPARE = f"""
 import sys
 from moetrain.config import load_settings
-from moetrain.data.corpus import prepare_corpus
-prepare_corpus(load_settings(None, sys.argv[1:]))
+from moetrain.data import corpus, documents
+corpus._SECONDS_BETWEEN_PROGRESS, documents.PORTION_BYTES = 0, {PORTION}
+corpus.prepare_corpus(load_settings(None, sys.argv[1:]), lambda *progress: print(progress, flush=True))
 """
 
 
-def _killed_and_resumed(large: Path, folder: Path, kills: int) -> Iterator[dict]:
-    """The files of preparations that were each killed at a random moment and then gone on with.
-
-    The moments follow how long a whole one takes here, so that neither a fast nor a busy machine makes them miss.
-    """
+def _killed_and_resumed(large: Path, folder: Path, phases: list[str]) -> Iterator[dict]:
+    """The files of preparations that were each killed in a phase, at a random moment of it, and then resumed."""
     rng = random.Random(3)
-
-    def start(cache: Path) -> subprocess.Popen:
+    for number, phase in enumerate(phases):
+        cache, share = folder / f"killed{number}", rng.random()
         base = [f"data.root={large}", f"data.cache_dir={cache}", "tokenizer.vocab_size=320", "data.heldout_share=0.2"]
-        return subprocess.Popen([sys.executable, "-c", _PREPARE, *base, *LARGE, "data.workers=2"])
-
-    begin = time.monotonic()
-    assert start(folder / "whole").wait() == 0
-    whole = time.monotonic() - begin
-    for number in range(kills):
-        cache, share = folder / f"killed{number}", rng.uniform(0.3, 0.95)
-        while True:
-            process = start(cache)
-            try:
-                process.wait(whole * share)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                break
-            shutil.rmtree(cache)  # it was ready before: kill it earlier
-            share *= 0.7
+        command = [sys.executable, "-c", _PREPARE, *base, *LARGE, "data.workers=2"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                what, done, total = ast.literal_eval(line)
+                if what == phase and done >= share * (total or 0):
+                    break
+            time.sleep(rng.uniform(0, 0.05))
+            assert process.poll() is None or phase == "joining the shards"
+            process.send_signal(signal.SIGKILL)
         yield files_of(prepare_corpus(chosen(large, cache, *LARGE, "data.workers=2")), cache)
 
 
-def test_a_killed_preparation_goes_on_to_the_same_files(large, straight, tmp_path):
-    assert list(_killed_and_resumed(large, tmp_path, 2)) == [straight] * 2
+SAMPLING, TRAINING, TOKENIZING = "reading the tokenizer's sample", "training the tokenizer", "tokenizing"
+
+
+def test_a_killed_preparation_goes_on_to_the_same_files(large, straight, tmp_path, small_portions):
+    assert list(_killed_and_resumed(large, tmp_path, [SAMPLING, TOKENIZING])) == [straight] * 2
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_moments_change_nothing(large, straight, tmp_path):
-    assert list(_killed_and_resumed(large, tmp_path, 10)) == [straight] * 10
+def test_twelve_kills_at_random_moments_change_nothing(large, straight, tmp_path, small_portions):
+    phases = [SAMPLING, TRAINING, *[TOKENIZING] * 8, *["joining the shards"] * 2]
+    assert list(_killed_and_resumed(large, tmp_path, phases)) == [straight] * 12
 
 
 def test_two_at_once_do_the_work_once(corpus_folder, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""When is a training sample memorized (paper, section 3), and the loss gap that shows memorization during training.
+"""Memorization: when a training sample is memorized (paper, section 3), and the loss gap to unseen samples.
 
 Losses are in nats per predicted token. Suffixes: S samples, T readings of the panel, in order of time.
 """

@@ -154,10 +154,9 @@ def score(
     max_new_tokens: int = 0,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, TaskScore]:
-    """Score all tasks, forward only; each rank scores its share of the batches. All ranks must call. Training is not
-    affected.
+    """Score all tasks; each rank scores its share of the batches. All ranks must call.
 
-    Metrics of a task:
+    Forward passes only; training is not affected. Metrics of a task:
 
     - ``accuracy``: the right choice has the largest log-probability, or greedy decoding gives the target.
     - ``accuracy_per_character``: the right choice has the largest log-probability per character.
@@ -188,8 +187,7 @@ def _score_requests(
     layout: ParallelLayout,
     on_batch: Callable[[int, int], None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each request: total log-probability of its scored tokens, float64 [R], and whether each was the most probable
-    token, bool [R]."""
+    """Log-probability of each request's scored tokens, float64 [R]; whether greedy decoding gives them, bool [R]."""
     batches = prepared.batches[layout.rank :: layout.world_size]
     log_probs_R, greedy_R = np.zeros(len(prepared.requests)), np.zeros(len(prepared.requests), bool)
     sizes = [len(batch.tokens_N) for batch in batches]

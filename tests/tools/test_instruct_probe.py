@@ -3,8 +3,6 @@
 import copy
 import json
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +16,6 @@ from moetrain.train import train
 from tests.conftest import small_run
 
 pytest.importorskip("peft", reason="the extra 'instruct' is not installed")
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # as python tools/instruct_probe.py has it
-
 import export_hf
 import instruct_probe
 import probe

@@ -1,5 +1,6 @@
 import json
 
+import probe
 import pytest
 
 from moetrain.checkpoint.restore import open_model
@@ -8,9 +9,6 @@ from moetrain.train import train
 from tests.conftest import small_run
 from tests.probes.conftest import some_items
 from tests.probes.references import log_probability
-from tests.tools.test_prepare_data import load_tool
-
-probe = load_tool("probe")
 
 
 @pytest.fixture(scope="module")

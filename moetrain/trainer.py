@@ -28,7 +28,7 @@ from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.stream import Batch, Stream, stream_tokens, training_stream, validation_streams
 from moetrain.distributed.launch import compute_dtype, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
-from moetrain.distributed.sharding import distribute, inner_model, unsharded_copy
+from moetrain.distributed.sharding import evaluation, inner_model, replicate, unsharded_copy
 from moetrain.distributed.signals import STOPPED_BY_SIGNAL, StopAgreement, StopSignals
 from moetrain.loggers.preview import print_preview, stream_line
 from moetrain.loggers.run_logger import RunLogger
@@ -110,10 +110,10 @@ class Trainer:
         rows = settings.train.micro_batch_rows or layout.row_range(settings.train.batch_rows)[1]
         validation = validation_streams(corpus, settings, rows)
         torch.manual_seed(settings.run.seed)
-        transformer = initial_model(settings, corpus.tokenizer, dtype).to(layout.device)
+        transformer = initial_model(settings, corpus.tokenizer, dtype, layout)
         if settings.train.compile:
             transformer.compile_layers()
-        model = distribute(transformer, layout)
+        model = replicate(transformer, layout)
         domains = list(settings.data.domains)
         steps = min(stream.steps, settings.train.max_steps or stream.steps)
         clock = Clock(layout.device)
@@ -385,7 +385,7 @@ class Trainer:
 
     def _finish(self) -> None:
         """Write the summary, whose presence marks the run as finished, and print its table."""
-        with unsharded_copy(self.model) as model:
+        with evaluation(self.model) as model:
             self.monitor.finish(model, self.steps)
         if self.logger is None:
             return

@@ -61,12 +61,20 @@ class ParallelLayout:
     def share(self, count: int) -> range:
         """This rank's share of ``range(count)``.
 
-        Where the model is sharded, all ranks get shares of equal length, since each forward pass is a collective:
-        numbers from ``count`` on stand for empty passes.
+        Where the model is sharded, all ranks get shares of equal length, since forward passes are collectives: numbers
+        from ``count`` on stand for empty passes.
         """
         if self.shards > 1:
             count += -count % self.world_size
         return range(self.rank, count, self.world_size)
+
+    def passes(self, count: int) -> int:
+        """Forward passes to make for ``count`` batches of this rank.
+
+        As many where each rank has a replica. Where the model is sharded, as many as the rank with most batches has; then
+        this is a collective.
+        """
+        return int(self.all_reduce_max(count)) if self.shards > 1 else count
 
     def all_gather_objects(self, value: Any, over: Group = "all") -> list[Any]:
         """The value of each rank of a group, in the order of ranks; values must be picklable."""

@@ -8,12 +8,12 @@ are reduced in float32.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,12 +22,9 @@ from moetrain.models.router import Router
 from moetrain.models.transformer import RMSNorm, Transformer
 
 
-def distribute(model: Transformer, layout: ParallelLayout) -> nn.Module:
-    """The model as all ranks train it: sharded in place where the layout has shards, else a replica on each rank."""
-    if layout.mesh is None:
-        return model
-    if layout.shards > 1:
-        shard(model, layout)
+def replicate(model: Transformer, layout: ParallelLayout) -> nn.Module:
+    """The model in DDP where each rank holds a replica of it; one that is sharded, or alone, is returned as it is."""
+    if layout.mesh is None or layout.shards > 1:
         return model
     with warnings.catch_warnings():  # torch 2.13 has another name for it, which 2.11 does not know
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -36,16 +33,44 @@ def distribute(model: Transformer, layout: ParallelLayout) -> nn.Module:
 
 
 def shard(model: Transformer, layout: ParallelLayout) -> None:
-    """Shard the model's weights in place over the layout's ``shard`` group, with a replica for each ``data`` rank."""
+    """Shard the model's weights in place over the layout's ``shard`` group, with a replica for each ``data`` rank.
+
+    A model on the meta device stays there.
+    """
     assert layout.mesh is not None
     mesh = layout.mesh["shard"] if layout.replicas == 1 else layout.mesh["data", "shard"]
     exact = MixedPrecisionPolicy(cast_forward_inputs=False)
-    small = MixedPrecisionPolicy(param_dtype=model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for layer in model.model.layers:
-        read_in_float32: list[nn.Module] = [m for m in layer.modules() if isinstance(m, Router | RMSNorm)]
-        fully_shard(read_in_float32, mesh=mesh, mp_policy=exact)
-        fully_shard(layer, mesh=mesh, mp_policy=small)
-    fully_shard(model, mesh=mesh, mp_policy=exact)  # embeddings, which stay float32 too, the last norm and the head
+    cast = MixedPrecisionPolicy(param_dtype=model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    layers = model.model.layers
+    # The root group first: it takes the embeddings, the head and all routers and norms. Those in the layers are few.
+    # In groups of their own their hooks would run inside the layers, and break the graphs of compiled ones.
+    cast_parameters = {p for layer in layers for p in layer.parameters()} - _read_in_float32(layers)
+    fully_shard(model, mesh=mesh, mp_policy=exact, ignored_params=cast_parameters)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=cast, ignored_params=_read_in_float32(layer))
+    register_fsdp_forward_method(model, "hidden_states")
+
+
+def _read_in_float32(module: nn.Module) -> set[nn.Parameter]:
+    """Parameters of routers and norms."""
+    modules = [each for each in module.modules() if isinstance(each, Router | RMSNorm)]
+    return {parameter for each in modules for parameter in each.parameters()}
+
+
+@torch.no_grad()
+def materialize(model: Transformer, device: torch.device, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Give a model on the meta device, sharded or not, its memory on ``device`` and its weights, in place.
+
+    Args:
+        weights: name and unsharded value of each parameter, the same on all ranks. A rank holds one at a time.
+    """
+    model.to_empty(device=device)
+    if model.settings.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    for name, weight in weights:
+        copy_unsharded(model.get_parameter(name), weight)
+    for buffer in model.buffers():  # the selection bias
+        buffer.zero_()
 
 
 @contextmanager
@@ -73,11 +98,25 @@ def inner_model(model: nn.Module) -> Transformer:
 
 
 @contextmanager
+def evaluation(model: nn.Module) -> Iterator[Transformer]:
+    """The model itself for passes without gradient, without the wrapper of DDP.
+
+    Where it is sharded, passes are collectives: all ranks must make the same number of them, see
+    `moetrain.distributed.mesh.ParallelLayout.passes`.
+    """
+    try:
+        yield inner_model(model)
+    finally:
+        if isinstance(model, FSDPModule):
+            model.reshard()  # the root group: after a forward pass it stays gathered for the backward pass
+
+
+@contextmanager
 def unsharded_copy(model: nn.Module) -> Iterator[Transformer]:
     """An unsharded, uncompiled copy of the model on every rank, for forward passes whose number differs between ranks.
 
-    All ranks must call this. Passes through the sharded model itself are collectives. The copy holds the weights in the
-    dtypes in which they are gathered. A model that is not sharded is returned as it is.
+    All ranks must call this. The copy holds the weights in the dtypes in which they are gathered. A model that is not
+    sharded is returned as it is.
     """
     if not isinstance(model, FSDPModule):
         yield inner_model(model)

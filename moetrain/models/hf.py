@@ -221,22 +221,32 @@ def read_olmoe(folder: Path, dtype: torch.dtype, settings: ModelSettings | None 
     """
     folder_settings, vocab_size = read_settings(folder)
     settings = settings or folder_settings
+    state = dict(olmoe_weights(folder, settings))
+    if settings.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in Transformer(settings, vocab_size, dtype).state_dict().items()}
-    state: dict[str, Tensor] = {}
+        buffers = dict(Transformer(settings, vocab_size, dtype).named_buffers())
+    state |= {name: torch.zeros(buffer.shape) for name, buffer in buffers.items()}  # not in the folder
+    return Transformer.from_state(settings, vocab_size, dtype, state)
+
+
+def olmoe_weights(folder: Path, settings: ModelSettings) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter's name and value in a folder, float32 on the CPU, read one at a time.
+
+    Raises:
+        OlmoeError: see `read_olmoe`.
+    """
+    _, vocab_size = read_settings(folder)
+    with torch.device("meta"):
+        parameters = dict(Transformer(settings, vocab_size, torch.float32).named_parameters())
     with ExitStack() as stack:
         weights = _Weights(folder, stack)
-        for name, shape in shapes.items():
-            if name == "lm_head.weight" and settings.tie_word_embeddings:
-                weights.unread.discard(name)
-                state[name] = state["model.embed_tokens.weight"]
-            elif name.endswith("selection_bias"):  # not in the folder
-                state[name] = torch.zeros(shape)
-            else:
-                state[name] = weights.read(name, shape)
+        for name, parameter in parameters.items():
+            yield name, weights.read(name, parameter.shape)
+        if settings.tie_word_embeddings:
+            weights.unread.discard("lm_head.weight")
         if weights.unread:
             raise OlmoeError(f"{folder}: unknown weight {min(weights.unread)}: OLMoE's architecture has no such weight")
-    return Transformer.from_state(settings, vocab_size, dtype, state)
 
 
 class _Weights:

@@ -245,12 +245,16 @@ class Transformer(nn.Module):
             record_layer_inputs: whether the routing also holds the inputs of each layer's router, summed per sample.
         """
         assert inputs.targets_BT is not None
-        hidden_ND, routing = self.hidden_states(inputs, record_layer_inputs)
+        hidden_ND, routing = self._hidden_states(inputs, record_layer_inputs)
         loss_sum, loss_N = cross_entropy(hidden_ND.to(self.dtype), self.lm_head.weight, inputs.targets_BT.flatten())
         return Output(loss_sum=loss_sum, loss_BT=loss_N.view_as(inputs.targets_BT), routing=routing)
 
     def hidden_states(self, inputs: PackedTokens, record_layer_inputs: bool = False) -> tuple[Tensor, Routing | None]:
         """Final hidden states after the norm, float32 [N, D], and the routing."""
+        return self._hidden_states(inputs, record_layer_inputs)
+
+    def _hidden_states(self, inputs: PackedTokens, record_layer_inputs: bool) -> tuple[torch.Tensor, Routing | None]:
+        # `forward` calls this, not `hidden_states`, which gathers the weights of a sharded model as `forward` does.
         device = inputs.tokens_BT.device
         backends = self.backends(device)
         cos_N1h, sin_N1h = self._rotary(inputs.positions_BT.flatten())
@@ -280,7 +284,8 @@ class Transformer(nn.Module):
         `grouped_mm` and `varlen`. Other backends break it: `moetrain.models.compilation`.
         """
         for layer in self.model.layers:
-            layer.compile(**options)
+            # Not `layer.compile`, which also traces the hooks that gather sharded weights, and breaks the graph there.
+            layer.forward = torch.compile(layer.forward, **options)
 
     def backends(self, device: torch.device) -> Backends:
         """The backends of attention and the experts on a device.

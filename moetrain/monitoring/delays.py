@@ -12,18 +12,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from moetrain import grokking
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.items import Item
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.grokking import Delay, GroupPair
 from moetrain.grokking.memorization import MIN_TAIL_IN_RUNS
 from moetrain.models.transformer import Transformer
 from moetrain.monitoring.state import MonitorState
 from moetrain.probes.embeddings import item_text, mean_hidden_states, sentence_encoder
-from moetrain.probes.probe_monitor import BATCH_TOKENS
 from moetrain.routing.panel import SEEN, Panel
 
 
@@ -45,7 +44,7 @@ class DomainDelay:
 
 
 def delays(
-    model: Transformer | None, state: MonitorState, settings: Settings, corpus: Corpus, device: torch.device
+    model: Transformer | None, state: MonitorState, settings: Settings, corpus: Corpus, layout: ParallelLayout
 ) -> dict[str, DomainDelay]:
     """Per domain, how long generalization followed memorization in a finished run; empty without panel or probes.
 
@@ -65,7 +64,7 @@ def delays(
             return encode([*map(corpus.tokenizer.decode, tokens), *texts])
         assert model is not None
         tokens += corpus.tokenizer.encode_all(texts)
-        return mean_hidden_states(model, tokens, corpus.tokenizer, device, settings.data.seq_len, BATCH_TOKENS)
+        return mean_hidden_states(model, tokens, corpus.tokenizer, layout, settings.data.seq_len)
 
     found = {}
     for number, domain in enumerate(settings.data.domains):

@@ -16,7 +16,7 @@ from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.stream import Stream
 from moetrain.distributed.mesh import ParallelLayout
-from moetrain.distributed.sharding import full_tensor, inner_model, unsharded_copy
+from moetrain.distributed.sharding import evaluation, full_tensor, inner_model
 from moetrain.grokking import gram_blocks
 from moetrain.loggers.run_logger import RunLogger
 from moetrain.models.router import Router
@@ -24,6 +24,7 @@ from moetrain.models.transformer import Transformer
 from moetrain.monitoring.background import BackgroundWorker
 from moetrain.monitoring.delays import delays
 from moetrain.monitoring.state import MonitorState
+from moetrain.probes.embeddings import end_embed, help_embed
 from moetrain.probes.probe_monitor import write_scores
 from moetrain.probes.scoring import TaskScore, score
 from moetrain.routing.panel import read_panel
@@ -94,8 +95,8 @@ class Monitor:
         """Held-out loss of each domain."""
         if not self._validation:
             return
-        with self.clock.measure("validate"), unsharded_copy(model) as unsharded:
-            losses = heldout_losses(self.layout, unsharded, self._validation, self._token_bytes)
+        with self.clock.measure("validate"), evaluation(model) as transformer:
+            losses = heldout_losses(self.layout, transformer, self._validation, self._token_bytes)
         if self.logger is None:
             return
         for domain, heldout in losses.items():
@@ -190,11 +191,19 @@ class Monitor:
         """Results that only a finished run has: memorized groups, generalized items, correlations, delays.
 
         Args:
-            model: the newest, unsharded; None where it could not be read.
+            model: the newest; None where it could not be read.
         """
-        logger, state = self.logger, self.state
-        if logger is None:
+        if self.logger is None:
+            if model is not None:
+                help_embed(model, self.corpus.tokenizer, self.layout, self.settings.data.seq_len)
             return
+        try:
+            self._finish(self.logger, model, step)
+        finally:
+            end_embed(self.layout)
+
+    def _finish(self, logger: RunLogger, model: Transformer | None, step: int) -> None:
+        state = self.state
         domains = state.latest.domains
         if state.panel is not None:
             for domain, memorized in memorization_summary(state.panel).items():
@@ -206,7 +215,7 @@ class Monitor:
             task["generalized"] = state.probes.history.group_sizes(name)
         for domain, found in domains.items():
             found["correlations"] = state.correlations.as_dict(domain)
-        for domain, delay in delays(model, state, self.settings, self.corpus, self.layout.device).items():
+        for domain, delay in delays(model, state, self.settings, self.corpus, self.layout).items():
             domains[domain]["delay"] = delay.as_dict()
             logger.delay(step, domain, delay.mean.steps if delay.mean else None)
 
@@ -246,16 +255,16 @@ class Monitor:
     ) -> StoredReading:
         assert self.state.panel is not None
         panel = self.state.panel.panel
-        with unsharded_copy(model) as unsharded:
-            reading = read_panel(unsharded, panel, step, self.layout, layer_inputs)
+        with evaluation(model) as transformer:
+            reading = read_panel(transformer, panel, step, self.layout, layer_inputs)
         return to_stored(panel, reading, self._panel_domains, gram_blocks(rows_LED), context)
 
     def _scores(self, model: nn.Module) -> dict[str, TaskScore]:
         assert self.state.probes is not None
         settings = self.settings.probes
         new_tokens = settings.max_new_tokens if settings.generate else 0
-        with unsharded_copy(model) as unsharded:
-            return score(unsharded, self.state.probes.prepared, self.layout, new_tokens)
+        with evaluation(model) as transformer:
+            return score(transformer, self.state.probes.prepared, self.layout, new_tokens)
 
     def _router_rows(self, model: nn.Module, step: int) -> np.ndarray | None:
         """`router_rows`; None, which is logged, where they are so large that matmuls of them overflow."""

@@ -14,8 +14,16 @@ from moetrain.config import SettingsError
 from moetrain.data.items import Item, right_answer
 from moetrain.data.sources.hub import one_line
 from moetrain.data.tokenizer import Tokenizer
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.transformer import Transformer
-from moetrain.probes.requests import Request, RequestBatch, pack_requests, scored_hidden_states
+from moetrain.probes.requests import (
+    BATCH_TOKENS,
+    Request,
+    RequestBatch,
+    equal_passes,
+    pack_requests,
+    scored_hidden_states,
+)
 
 Encoder = Callable[[Sequence[str]], np.ndarray]
 """Texts to embeddings, float32 [R, D]."""
@@ -31,11 +39,13 @@ def mean_hidden_states(
     model: Transformer,
     texts: Sequence[Sequence[int]],
     tokenizer: Tokenizer,
-    device: torch.device,
+    layout: ParallelLayout,
     context_tokens: int,
-    batch_tokens: int,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> np.ndarray:
     """Final hidden states of the model, averaged over the tokens of each text: float32 [R, D].
+
+    The main rank calls this. Where the model is sharded, the other ranks read their share of the texts in `help_embed`.
 
     Args:
         model: without the launcher's wrapper; it is not changed.
@@ -48,15 +58,46 @@ def mean_hidden_states(
     """
     if not all(map(len, texts)):
         raise ValueError("a text without tokens has no embedding: leave it out")
+    if layout.shards > 1:
+        layout.all_gather_objects((texts, batch_tokens))  # `help_embed` waits for them
+    return _mean_hidden_states(model, texts, tokenizer, layout, context_tokens, batch_tokens)
+
+
+@torch.no_grad()
+def help_embed(model: Transformer, tokenizer: Tokenizer, layout: ParallelLayout, context_tokens: int) -> None:
+    """Take part in the main rank's calls of `mean_hidden_states`, until it calls `end_embed`."""
+    while layout.shards > 1 and (call := layout.all_gather_objects(None)[0]) is not None:
+        texts, batch_tokens = call
+        _mean_hidden_states(model, texts, tokenizer, layout, context_tokens, batch_tokens)
+
+
+def end_embed(layout: ParallelLayout) -> None:
+    """The main rank has embedded all its texts: release the others from `help_embed`."""
+    if layout.shards > 1:
+        layout.all_gather_objects(None)
+
+
+def _mean_hidden_states(
+    model: Transformer,
+    texts: Sequence[Sequence[int]],
+    tokenizer: Tokenizer,
+    layout: ParallelLayout,
+    context_tokens: int,
+    batch_tokens: int,
+) -> np.ndarray:
+    ranks = layout if layout.shards > 1 else ParallelLayout(device=layout.device)
     # The tokens "from which scored tokens are predicted" are the text, between the beginning mark and the end mark.
     requests = [
         Request(np.array([tokenizer.begin_id, *text[: context_tokens - 1], tokenizer.end_id]), first=2)
         for text in texts
     ]
     means_RD = np.zeros((len(requests), model.settings.hidden_size), np.float32)
-    for batch in pack_requests(requests, tokenizer.end_id, batch_tokens):
-        means_RD[batch.requests] = _means(model, batch.to(device)).cpu().numpy()
-    return means_RD
+    batches = pack_requests(requests, tokenizer.end_id, batch_tokens)
+    for batch, own in equal_passes(batches[ranks.rank :: ranks.world_size], ranks, tokenizer.end_id):
+        means = _means(model, batch)
+        if own:
+            means_RD[batch.requests] = means.cpu().numpy()
+    return np.sum(ranks.all_gather_objects(means_RD), axis=0)  # each text is read by one rank
 
 
 def _means(model: Transformer, batch: RequestBatch) -> torch.Tensor:

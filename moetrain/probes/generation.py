@@ -16,7 +16,7 @@ from moetrain.data.items import Item
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.transformer import Transformer
-from moetrain.probes.requests import Request, pack_requests, scored_hidden_states
+from moetrain.probes.requests import Request, equal_passes, pack_requests, scored_hidden_states
 from moetrain.probes.tasks import Task
 
 
@@ -56,7 +56,7 @@ def generate(
     answers = [""] * len(sequences)
     unfinished = list(range(len(sequences)))
     for _ in range(max_new_tokens):
-        if not unfinished:
+        if not layout.passes(len(unfinished)):
             break
         inputs = [_cut(sequences[r], context_tokens) for r in unfinished]
         new_tokens = _next_tokens(model, inputs, tokenizer.end_id, layout, batch_tokens).tolist()
@@ -82,9 +82,9 @@ def _next_tokens(
     # The end mark is a placeholder for the token to predict, the only one that is scored.
     requests = [Request(np.append(sequence, np.int32(end_id)), first=len(sequence)) for sequence in sequences]
     found = np.zeros(len(requests), np.int64)
-    for batch in pack_requests(requests, end_id, batch_tokens):
-        layout.progress.mark()
-        hidden_KD = scored_hidden_states(model, batch.to(layout.device)).to(model.dtype)
-        logits_KV = (hidden_KD @ model.lm_head.weight.to(model.dtype).T).float()
-        found[batch.requests] = logits_KV.argmax(-1).cpu().numpy()
+    for batch, own in equal_passes(pack_requests(requests, end_id, batch_tokens), layout, end_id):
+        hidden_KD = scored_hidden_states(model, batch).to(model.dtype)
+        if own:
+            logits_KV = (hidden_KD @ model.lm_head.weight.to(model.dtype).T).float()
+            found[batch.requests] = logits_KV.argmax(-1).cpu().numpy()
     return found

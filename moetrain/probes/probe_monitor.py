@@ -12,12 +12,12 @@ import pyarrow as pa
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus, Progress
 from moetrain.probes.history import ProbeHistory
+from moetrain.probes.requests import BATCH_TOKENS
 from moetrain.probes.scoring import PreparedTasks, TaskScore, prepare
 from moetrain.probes.tasks import Tasks, load_tasks
 from moetrain.routing.store import FOLDER, write_piece
 
 COLUMNS = ("probe", "domain", "items", "of", "in training text", "cut", "chance")
-BATCH_TOKENS = 4096  # approximate tokens of a forward pass over probe items
 
 
 @dataclass

@@ -5,7 +5,7 @@ Shapes: N tokens of a batch, D hidden size, K scored tokens of a batch, R reques
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -14,9 +14,11 @@ import torch
 from moetrain.data.instructions import Example
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.device_transfer import to_device
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.model_input import PackedTokens
 from moetrain.models.transformer import Transformer
 
+BATCH_TOKENS = 4096  # approximate tokens of a forward pass over probe items
 _MULTIPLE = 64  # batch sizes are rounded up to it, so that shapes, and with them kernels, repeat
 
 
@@ -111,6 +113,20 @@ def pack_requests(requests: Sequence[Request], padding: int, batch_tokens: int) 
     part = (np.cumsum(lengths) - lengths / 2) // share if total else lengths
     chosen = [order[part == number] for number in np.unique(part)]
     return [_batch(requests, members, padding) for members in chosen]
+
+
+def equal_passes(
+    batches: Sequence[RequestBatch], layout: ParallelLayout, end_id: int
+) -> Iterator[tuple[RequestBatch, bool]]:
+    """The batches on the layout's device, each with True; then those to pass through the model without use, with False.
+
+    There are such where the model is sharded and another rank has more batches. Then this is a collective.
+    """
+    for number in range(layout.passes(len(batches))):
+        layout.progress.mark()
+        own = number < len(batches)
+        batch = batches[number] if own else pack_requests([Request(np.array([end_id, end_id]), first=1)], end_id, 1)[0]
+        yield batch.to(layout.device), own
 
 
 def batch_hidden_states(model: Transformer, batch: RequestBatch) -> torch.Tensor:

@@ -26,7 +26,14 @@ from moetrain.metrics.latest import as_metric
 from moetrain.models.loss import log_probabilities
 from moetrain.models.transformer import Transformer
 from moetrain.probes.generation import generate, is_exact, is_generated
-from moetrain.probes.requests import Request, RequestBatch, make_requests, pack_requests, scored_hidden_states
+from moetrain.probes.requests import (
+    Request,
+    RequestBatch,
+    equal_passes,
+    make_requests,
+    pack_requests,
+    scored_hidden_states,
+)
 from moetrain.probes.tasks import Task
 
 
@@ -192,12 +199,12 @@ def _score_requests(
     log_probs_R, greedy_R = np.zeros(len(prepared.requests)), np.zeros(len(prepared.requests), bool)
     sizes = [len(batch.tokens_N) for batch in batches]
     results = []
-    for number, batch in enumerate(batches):  # all are launched before the first result is copied to the host
-        layout.progress.mark()
+    # All passes are launched before the first result is copied to the host.
+    for number, (batch, own) in enumerate(equal_passes(batches, layout, prepared.tokenizer.end_id)):
         on_batch(sum(sizes[:number]), sum(sizes))
-        moved = batch.to(layout.device)
-        hidden_KD = scored_hidden_states(model, moved).to(model.dtype)
-        results.append(log_probabilities(hidden_KD, model.lm_head.weight.to(model.dtype), moved.targets_K))
+        hidden_KD = scored_hidden_states(model, batch).to(model.dtype)
+        if own:
+            results.append(log_probabilities(hidden_KD, model.lm_head.weight.to(model.dtype), batch.targets_K))
     for batch, (log_probs_K, greedy_K) in zip(batches, results, strict=True):
         starts = np.cumsum(batch.counts) - batch.counts
         log_probs_R[batch.requests] = np.add.reduceat(log_probs_K.cpu().double().numpy(), starts)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from moetrain.data.stream import Batch, Stream
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.transformer import Transformer
 
 LONGEST_ANSWER = 16
@@ -62,30 +63,31 @@ def short_answers(stream: Stream) -> np.ndarray:
 
 @torch.no_grad()
 def read_answers(
-    model: Transformer, batch: Batch, stream: Stream, chosen: np.ndarray, device: torch.device
+    model: Transformer, batch: Batch, stream: Stream, chosen: np.ndarray, layout: ParallelLayout
 ) -> AnswerRouting:
     """The answer tokens of the samples of a batch, by a separate forward pass; none without ``chosen`` samples.
+
+    A collective where the model is sharded.
 
     Args:
         model: the model.
         batch: packed rows.
         stream: the stream of the batch. Of the chosen samples only the answer is a prediction target.
         chosen: bool [samples], see `short_answers`.
-        device: of the model.
     """
     samples_BS = batch.samples_BS.numpy()
     chosen_BS = (samples_BS >= 0) & chosen[samples_BS]
-    if not chosen_BS.any():
+    if not layout.passes(int(chosen_BS.any())):
         return no_answers(model.settings.num_hidden_layers, model.settings.num_experts)
     recorded_BT, slots = batch.record_per_token(torch.from_numpy(chosen_BS))
-    inputs = replace(batch, recorded_BT=recorded_BT).to(device).model_input()
+    inputs = replace(batch, recorded_BT=recorded_BT).to(layout.device).model_input()
     _, routing = model.hidden_states(replace(inputs, slots_per_row=slots))
     assert routing is not None
     row_A, column_A = (recorded_BT >= 0).nonzero(as_tuple=True)
     member_A = samples_BS[row_A, batch.slots_BT[row_A, column_A]]
     # Text token j is predicted from position j, since the begin marker is at position 0.
     place_A = batch.positions_BT[row_A, column_A].numpy() - stream.samples.answer_start[member_A]
-    single_LAE = routing.sums_LBRE[:, row_A.to(device), recorded_BT[row_A, column_A].to(device)]
+    single_LAE = routing.sums_LBRE[:, row_A.to(layout.device), recorded_BT[row_A, column_A].to(layout.device)]
     return AnswerRouting(
         member=member_A.astype(np.int32),
         place=place_A.astype(np.int16),

@@ -213,7 +213,7 @@ def read_panel(
             pooled[records.sample] = _mean_inputs(
                 routing.inputs_LBRD, batch.compared_BS, records.even_SLE, records.odd_SLE
             )
-        answers.append(read_answers(model, batch, panel.stream, answered, layout.device))
+        answers.append(read_answers(model, batch, panel.stream, answered, layout))
     own = PanelReading(
         step=step, loss=loss, even=even, odd=odd, counts=counts, inputs=pooled, answers=join_answers(answers)
     )

@@ -1,4 +1,4 @@
-"""The model before its first step: random weights, or those of a transformers folder to go on from."""
+"""The model before its first step: with random weights, or those of a transformers folder."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import torch
 
 from moetrain.config import ModelSettings, Settings, SettingsError
 from moetrain.data.tokenizer import Tokenizer, load_tokenizer
-from moetrain.models.hf import OlmoeError, find_olmoe, read_olmoe, read_settings
-from moetrain.models.initialization import initialize_weights
+from moetrain.distributed.mesh import ParallelLayout
+from moetrain.distributed.sharding import materialize, shard
+from moetrain.models.hf import OlmoeError, find_olmoe, olmoe_weights, read_settings
+from moetrain.models.initialization import initial_weights
 from moetrain.models.transformer import Transformer
 
-# What makes the same weights another model.
+# Settings that the weights depend on.
 _MUST_AGREE = (
     "hidden_size",
     "num_hidden_layers",
@@ -28,37 +30,46 @@ _MUST_AGREE = (
     "tie_word_embeddings",
 )
 _KEY = "model.initialize_from"
+_ONE_RANK = ParallelLayout()
 
 
-def initial_model(settings: Settings, tokenizer: Tokenizer, dtype: torch.dtype) -> Transformer:
-    """The model that a run starts from; random weights are drawn from torch's generator as it is.
+def initial_model(
+    settings: Settings, tokenizer: Tokenizer, dtype: torch.dtype, layout: ParallelLayout = _ONE_RANK
+) -> Transformer:
+    """The model that a run starts from, on the layout's device and sharded where the layout has shards.
+
+    Random weights are drawn from torch's default generator. A rank never holds more than its shard and one unsharded
+    parameter.
 
     Args:
         tokenizer: the run's.
-        dtype: what products run in.
+        dtype: of the matmuls.
 
     Raises:
-        SettingsError: `model.initialize_from` names no such model, or one of other sizes or with another tokenizer.
+        SettingsError: `model.initialize_from` names no such model, or one of another shape or with another tokenizer.
     """
-    source, recompute = settings.model.initialize_from, settings.train.activation_checkpointing
-    if source is None:
-        return initialize_weights(Transformer(settings.model, tokenizer.vocab_size, dtype, recompute))
+    vocab_size, folder = tokenizer.vocab_size, None
     try:
-        folder = find_olmoe(source)
-        theirs, vocab_size = read_settings(folder)
-        _check(settings.model, theirs, folder)
-        _check_tokenizer(settings, tokenizer, vocab_size, folder)
-        model = read_olmoe(folder, dtype, settings.model).train()
+        if settings.model.initialize_from is not None:
+            folder = find_olmoe(settings.model.initialize_from)
+            folder_settings, vocab_size = read_settings(folder)
+            _check(settings.model, folder_settings, folder)
+            _check_tokenizer(settings, tokenizer, vocab_size, folder)
+        with torch.device("meta"):
+            model = Transformer(settings.model, vocab_size, dtype, settings.train.activation_checkpointing)
+        if layout.shards > 1:
+            shard(model, layout)
+        weights = olmoe_weights(folder, settings.model) if folder else initial_weights(settings.model, vocab_size)
+        materialize(model, layout.device, weights)
     except OlmoeError as error:
         raise SettingsError(f"{_KEY}: {error}") from None
-    model.recompute = recompute
     return model
 
 
-def _check(ours: ModelSettings, theirs: ModelSettings, folder: Path) -> None:
-    if ours.experts == "dense":
+def _check(settings: ModelSettings, found: ModelSettings, folder: Path) -> None:
+    if settings.experts == "dense":
         raise SettingsError(f"{_KEY}: {folder} has routed experts, the dense twin none: set model.experts=auto")
-    different = {name: getattr(theirs, name) for name in _MUST_AGREE if getattr(ours, name) != getattr(theirs, name)}
+    different = {name: getattr(found, name) for name in _MUST_AGREE if getattr(settings, name) != getattr(found, name)}
     if different:
         names = {"key_value_heads": "num_key_value_heads"}
         remedy = " ".join(f"model.{names.get(name, name)}={str(value).lower()}" for name, value in different.items())

@@ -9,6 +9,7 @@ import torch
 from moetrain import grokking
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.initialization import initialize_weights
 from moetrain.models.transformer import Transformer
 from moetrain.monitoring import delays as module
@@ -64,7 +65,7 @@ def a_run(make_settings, losses, correct):
 
 
 def delays_of(run):
-    return delays(run.model, run, run.settings, run.corpus, torch.device("cpu"))
+    return delays(run.model, run, run.settings, run.corpus, ParallelLayout())
 
 
 def from_then_on(onsets):

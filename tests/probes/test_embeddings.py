@@ -8,11 +8,12 @@ import torch
 from moetrain import grokking
 from moetrain.config import SettingsError
 from moetrain.data.errors import DataError
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.model_input import PackedTokens
 from moetrain.probes.embeddings import item_text, mean_hidden_states, sentence_encoder
 from tests.probes.conftest import item
 
-CPU = torch.device("cpu")
+ONE_RANK = ParallelLayout()
 TEXTS = ["Ada has a candle", "3 plus 4 is 7.", "so", "the bread belongs to Eva. " * 5]
 
 
@@ -27,17 +28,17 @@ def test_embeddings_are_means_over_the_texts_tokens(model, tokenizer, context_to
     texts = [tokenizer.encode(text) for text in TEXTS]
     slow = [slow_mean(model, [tokenizer.begin_id, *ids][:context_tokens]) for ids in texts]
     for batch_tokens in (1, 30, 1000):
-        found = mean_hidden_states(model, texts, tokenizer, CPU, context_tokens, batch_tokens)
+        found = mean_hidden_states(model, texts, tokenizer, ONE_RANK, context_tokens, batch_tokens)
         assert found.dtype == np.float32
         assert np.allclose(found, slow, atol=1e-5)
-    assert mean_hidden_states(model, [], tokenizer, CPU, context_tokens, 30).shape == (0, 32)
+    assert mean_hidden_states(model, [], tokenizer, ONE_RANK, context_tokens, 30).shape == (0, 32)
 
 
 def test_similar_groups_are_paired(model, tokenizer):
     texts = [
         tokenizer.encode(text) for text in ("Ada has a candle", "Ben has a drum", "3 plus 4 is 7.", "9 plus 9 is 18")
     ]
-    found = mean_hidden_states(model, texts, tokenizer, CPU, 100, 100)
+    found = mean_hidden_states(model, texts, tokenizer, ONE_RANK, 100, 100)
     groups = {0: np.array([0]), 5: np.array([1])}
     pairs = grokking.pair_groups(groups, groups, found[[0, 2]], found[[3, 1]])
     assert [(pair.memorized_at, pair.generalized_at) for pair in pairs] == [(0, 5), (5, 0)]
@@ -50,7 +51,7 @@ def test_an_items_text_is_the_question_with_its_answer():
 
 def test_a_text_without_tokens_is_refused(model, tokenizer):
     with pytest.raises(ValueError, match="a text without tokens has no embedding"):
-        mean_hidden_states(model, [[5], []], tokenizer, CPU, 100, 100)
+        mean_hidden_states(model, [[5], []], tokenizer, ONE_RANK, 100, 100)
 
 
 def test_sentence_transformers_models_are_loaded_by_name(monkeypatch):

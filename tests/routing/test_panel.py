@@ -164,8 +164,8 @@ def routers(model):
 
 def test_text_without_marked_answers_is_passed_through_the_model_once(made, ruled, monkeypatch):
     passed = []
-    forward = Transformer.hidden_states
-    monkeypatch.setattr(Transformer, "hidden_states", lambda *args: passed.append(1) or forward(*args))
+    forward = Transformer._hidden_states
+    monkeypatch.setattr(Transformer, "_hidden_states", lambda *args: passed.append(1) or forward(*args))
     reading, _ = reading_of(made)
     assert len(passed) == made[-1].stream.steps
     assert len(reading.answers) == 0

@@ -69,10 +69,9 @@ class ParallelLayout:
         return range(self.rank, count, self.world_size)
 
     def passes(self, count: int) -> int:
-        """Forward passes to make for ``count`` batches of this rank.
+        """Forward passes to make for ``count`` batches of this rank, which may be more.
 
-        As many where each rank has a replica. Where the model is sharded, as many as the rank with most batches has; then
-        this is a collective.
+        In a sharded model all ranks make the number of passes of the rank with the most; then this is a collective.
         """
         return int(self.all_reduce_max(count)) if self.shards > 1 else count
 

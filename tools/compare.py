@@ -5,7 +5,7 @@
     python tools/compare.py runs/a runs/b --tensorboard compared             # then: tensorboard --logdir compared
     python tools/compare.py runs/a runs/b --exact                            # are two runs equal, bit for bit?
 
-Finished or still training. ≠ stands where intervals do not meet. It needs pip install 'moetrain[report]'.
+Finished or still training. ≠ marks intervals that do not overlap. It needs pip install 'moetrain[report]'.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs or replays, two or more")
-    parser.add_argument("--at", type=float, metavar="TOKENS", help="when to compare (default: the most all came to)")
+    parser.add_argument(
+        "--at", type=float, metavar="TOKENS", help="when to compare (default: the most that all reached)"
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with tables and curves")
     parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write the runs' curves by tokens")
     parser.add_argument("--exact", action="store_true", help="compare two runs bit for bit; exit status 1: different")
@@ -79,7 +81,7 @@ def show_exact(runs: list[Path], terminal: Terminal, most: int = 5) -> int:
 
 
 def show(comparison: Comparison, terminal: Terminal) -> None:
-    """Print what differs in the settings, and the values by domain."""
+    """Print the settings that differ, and the values per domain."""
     settings = [[each.name, *map(in_yaml, each.values)] for each in comparison.settings]
     if settings:
         terminal.table("settings that differ", ["setting", *comparison.labels], settings)
@@ -94,12 +96,12 @@ def show(comparison: Comparison, terminal: Terminal) -> None:
 def cells(row: Row, comparison: Comparison) -> list[str]:
     """A row of the table in the terminal."""
 
-    def told() -> Iterator[str]:
+    def shown() -> Iterator[str]:
         for cell in row.cells:
             late = f" (at {short(cell.at)})" if cell.at < 0.9 * comparison.at else ""
             yield (cell.text or " ".join(filter(None, within(cell.number)))) + late
 
-    return [row.title, *told(), "≠" if row.apart else ""]
+    return [row.title, *shown(), "≠" if row.different else ""]
 
 
 if __name__ == "__main__":

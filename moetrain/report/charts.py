@@ -1,7 +1,7 @@
-"""Charts for a page: small SVGs of one idea each, in colors that the page's style sheet decides.
+"""Charts for a page: small SVG images whose colors are CSS variables.
 
-Colors are names of CSS variables, such as "d0" or "ink", so that one picture serves light, dark and print. Titles and
-legends are the page's: a chart holds data and axes alone, and stays readable at a phone's width.
+The variables, such as "d0" or "ink", let one image serve the light, dark and print styles of the page. Titles and
+legends are HTML: a chart holds data and axes only, and is readable at the width of a phone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -20,18 +20,11 @@ from moetrain.report.records import need
 from moetrain.report.trend import Trend
 
 COLORS = 8
-"""d0 to d7, of domains or of runs; more begin anew."""
+"""d0 to d7, for domains or runs; further ones repeat them."""
 DASHES = ("solid", "dashed", "dotted")
-_NAMES = (
-    "ink",
-    "accent",
-    "second",
-    "faint",
-    "grid",
-    *(f"d{n}" for n in range(COLORS)),
-    *(f"phase{n}" for n in range(5)),
-)
-# matplotlib takes no variables: each name goes through it as a color that nothing else has.
+_NAMES = ["ink", "accent", "second", "faint", "grid"]
+_NAMES += [f"d{n}" for n in range(COLORS)] + [f"phase{n}" for n in range(5)]
+# matplotlib cannot draw CSS variables: each is drawn in a unique color that is replaced afterwards.
 _PLACEHOLDERS = {name: f"#0a{number:02x}f7" for number, name in enumerate(_NAMES)}
 _WIDTH, _HEIGHT = 3.5, 2.1  # inches; an em of the text is 8 points
 _MAP = "viridis"
@@ -73,7 +66,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Points:
-    """A cloud [T] in order of time, the newest the darkest; and a trend through it with its interval."""
+    """Points [T] in order of time, the newest the darkest, with a trend and its interval."""
 
     x: np.ndarray
     y: np.ndarray
@@ -83,7 +76,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Link:
-    """Two events on a row, how many each stands for, and how far off either may be."""
+    """Two events on a row, the size of each, and the resolution of their times."""
 
     start: float
     end: float
@@ -95,17 +88,16 @@ class Link:
 
 @dataclass(frozen=True)
 class Grid:
-    """A matrix [rows, columns] over x [columns]; what is not a number stays empty."""
+    """A matrix [rows, columns] over x [columns]; NaN is not drawn."""
 
     x: np.ndarray
     values: np.ndarray
     low: float
     high: float
-    rows: Sequence[int] = field(default_factory=tuple)  # names of the rows; none: 0, 1, 2, ...
 
 
 def short(number: float) -> str:
-    """A count as an axis names it: 1500 is 1.5k."""
+    """A short form of a count: 1500 is 1.5k."""
     if not math.isfinite(number):
         return "-"
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -117,12 +109,14 @@ def short(number: float) -> str:
 def lines(
     curves: Sequence[Line], label: str, unit: str, bounds: tuple[float, float] | None = None, log: bool = False
 ) -> str:
-    """Curves over one axis of time.
+    """Curves over time.
 
     Args:
-        label: what there is to see, for those who do not see it.
+        curves: to draw.
+        label: description for screen readers.
         unit: of the x axis.
         bounds: of the y axis; those of the data where None.
+        log: whether the y axis is logarithmic.
     """
 
     def draw(axes: Any) -> None:
@@ -145,11 +139,7 @@ def lines(
 
 
 def scatter(clouds: Sequence[Points], label: str, x_unit: str = "", bounds: tuple[float, float] | None = None) -> str:
-    """Clouds of points with their trends.
-
-    Args:
-        bounds: of the y axis; those of the data where None.
-    """
+    """Points with their trends; ``label`` and ``bounds`` as in `lines`."""
 
     def draw(axes: Any) -> None:
         for each in clouds:
@@ -171,7 +161,7 @@ def scatter(clouds: Sequence[Points], label: str, x_unit: str = "", bounds: tupl
 
 
 def links(pairs: Sequence[Link], label: str, unit: str) -> str:
-    """Pairs of events, a row each: hollow the first, full the second, as large as what they stand for."""
+    """Pairs of events, one per row: the first hollow, the second filled, their areas by size."""
 
     def draw(axes: Any) -> None:
         for row, pair in enumerate(pairs):
@@ -190,27 +180,18 @@ def links(pairs: Sequence[Link], label: str, unit: str) -> str:
 
 
 def heat(grid: Grid, label: str, unit: str) -> str:
-    """A matrix as colored cells, its first row at the bottom."""
+    """A matrix as colored cells, the first row at the bottom."""
 
     def draw(axes: Any) -> None:
         x, rows = grid.x, len(grid.values)
         half = np.diff(x) / 2 if len(x) > 1 else np.ones(1)
         edges = np.concatenate([[x[0] - half[0]], x[:-1] + np.diff(x) / 2, [x[-1] + half[-1]]])
         values = np.ma.masked_invalid(grid.values)
-        axes.pcolormesh(
-            edges,
-            np.arange(rows + 1) - 0.5,
-            values,
-            cmap=_MAP,
-            vmin=grid.low,
-            vmax=grid.high,
-            edgecolors="face",
-            linewidth=0.3,
-        )
+        style: dict[str, Any] = {"cmap": _MAP, "vmin": grid.low, "vmax": grid.high, "edgecolors": "face"}
+        axes.pcolormesh(edges, np.arange(rows + 1) - 0.5, values, linewidth=0.3, **style)
         axes.grid(visible=False)
-        names = list(grid.rows) or list(range(rows))
         shown = range(0, rows, max(1, rows // 8))
-        axes.set_yticks(list(shown), [str(names[row]) for row in shown])
+        axes.set_yticks(list(shown))
         axes.set_xlim(max(0.0, edges[0]), edges[-1])
         _time_axis(axes, unit)
 
@@ -218,13 +199,13 @@ def heat(grid: Grid, label: str, unit: str) -> str:
 
 
 def map_colors(steps: int = 9) -> list[str]:
-    """The colors of `heat`, from low to high, for a legend."""
+    """Colors of `heat` from low to high, for a legend."""
     colors = need("matplotlib", "the report").colormaps[_MAP](np.linspace(0, 1, steps))
     return ["#" + "".join(f"{round(255 * part):02x}" for part in color[:3]) for color in colors]
 
 
 def _logarithmic(axes: Any) -> None:
-    """A logarithmic y axis whose ticks are plain numbers."""
+    """Make the y axis logarithmic, with plain numbers at its ticks."""
     ticker = need("matplotlib.ticker", "the report")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
@@ -240,7 +221,7 @@ def _time_axis(axes: Any, unit: str) -> None:
 
 
 def _svg(draw: Callable[[Any], None], label: str, width: float = _WIDTH, height: float = _HEIGHT) -> str:
-    """A figure as an SVG element whose colors are variables, and whose names clash with no other's of the page."""
+    """A figure as an SVG element with CSS variables as colors, and ids that are unique on the page."""
     matplotlib, figures = need("matplotlib", "the report"), need("matplotlib.figure", "the report")
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": label}):
         figure = figures.Figure(figsize=(width, height), layout="constrained")

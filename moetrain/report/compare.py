@@ -1,7 +1,7 @@
-"""Several runs side by side at one number of tokens: what differs in their settings first, then what came of it.
+"""Comparison of runs at one number of tokens: settings that differ, then values, phases and curves.
 
-Every value is a run's newest by that moment. Intervals are those of the readings, computed again by the functions that
-computed them live.
+Every value is a run's newest at that number of tokens. Intervals are computed from the stored readings by the functions
+that training calls.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from moetrain.report.page import NOTHING, PHASES, Figure, Group, Legend, Number,
 from moetrain.report.routing_figures import phase_stretches
 from moetrain.version import __version__
 
-# What does not make a run another one.
-_BESIDE = ("run.name", "run.output_dir", "run.report", "data.cache_dir", "data.root", "data.workers", "train.resume")
+# Settings that do not change what is trained.
+_IGNORED = ("run.name", "run.output_dir", "run.report", "data.cache_dir", "data.root", "data.workers", "train.resume")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting in which runs differ, and what it is in each."""
+    """A setting in which runs differ, and its value in each."""
 
     name: str
     values: list[Any]
@@ -38,31 +38,31 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cell:
-    """A run's newest value by the moment of comparison, and when it was read."""
+    """A run's newest value at the moment of comparison, and when it was measured."""
 
     number: Number
     at: float  # tokens, or steps
-    text: str = ""  # instead of the number
+    text: str = ""  # shown instead of the number
 
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity in every run."""
+    """One metric in every run."""
 
-    domain: str  # empty for what is of the whole model
+    domain: str  # empty for metrics of the whole model
     title: str
     cells: list[Cell]
 
     @property
-    def apart(self) -> bool:
-        """Whether two of the runs have intervals that do not meet."""
+    def different(self) -> bool:
+        """Whether two of the runs have intervals that do not overlap."""
         known = [cell.number for cell in self.cells if math.isfinite(cell.number.half)]
         return len(known) > 1 and max(number.low for number in known) > min(number.high for number in known)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side."""
+    """Runs and what differs between them."""
 
     runs: list[OpenedRun]
     labels: list[str]
@@ -73,6 +73,7 @@ class Comparison:
 
     @property
     def domains(self) -> list[str]:
+        """Domains of any of the runs."""
         return list(dict.fromkeys(domain for run in self.runs for domain in run.domains))
 
 
@@ -80,10 +81,11 @@ def compare(runs: Sequence[OpenedRun], at: float | None = None) -> Comparison:
     """The runs at a number of tokens (steps, where one of them does not count tokens).
 
     Args:
-        at: null takes the most that all of them have come to.
+        runs: two or more.
+        at: None takes the most that all of them have reached.
 
     Raises:
-        RunError: fewer than two runs, one without any curve, or one that has not come as far as ``at``.
+        RunError: fewer than two runs, one without any curve, or one that has not reached ``at``.
     """
     if len(runs) < 2:
         raise RunError("a comparison needs two runs or more")
@@ -95,16 +97,14 @@ def compare(runs: Sequence[OpenedRun], at: float | None = None) -> Comparison:
         reached.append(float(_time(run.scalars, unit).max()))
     common = min(reached)
     if at is not None and at > common:
-        raise RunError(
-            f"{runs[int(np.argmin(reached))].path}: it has come to {common:,.0f} {unit} only: compare by then"
-        )
+        raise RunError(f"{runs[int(np.argmin(reached))].path}: it has reached only {common:,.0f} {unit}: compare there")
     moment = common if at is None else at
     rows = list(_rows(runs, unit, moment))
     return Comparison(list(runs), labels(runs), unit, moment, differing_settings(runs), rows)
 
 
 def labels(runs: Sequence[OpenedRun]) -> list[str]:
-    """A name for each run: its folder's, with as many folders above it as tell them apart."""
+    """A name for each run: its folder, with as many parent folders as make the names unique."""
     parts = [run.path.resolve().parts for run in runs]
     depth = 1
     while len({part[-depth:] for part in parts}) < len(set(parts)):
@@ -113,20 +113,20 @@ def labels(runs: Sequence[OpenedRun]) -> list[str]:
 
 
 def differing_settings(runs: Sequence[OpenedRun]) -> list[Setting]:
-    """Settings that are not the same in all runs; one that an older run does not know stands at its default."""
+    """Settings that are not the same in all runs; one that an older run does not have counts as its default."""
     tables = [dict(run.settings[["setting", "value"]].itertuples(index=False)) for run in runs]
     defaults = {name: default for run in runs for name, _, default in run.settings.itertuples(index=False)}
     found = []
     for name, default in defaults.items():
         values = [table.get(name, default) for table in tables]
         different = any(_or_null(value) != _or_null(values[0]) for value in values)
-        if name not in _BESIDE and different:
+        if name not in _IGNORED and different:
             found.append(Setting(name, values))
     return found
 
 
 def _or_null(value: Any) -> Any:
-    """A value, what is empty as null: an older run may not know a setting that is empty in a newer one."""
+    """A value, with None for empty ones: an older run may not have a setting that is empty in a newer one."""
     return None if value in ([], {}) else value
 
 
@@ -190,7 +190,7 @@ def _time(curve: Any, unit: str) -> Any:
 
 
 def overlays(comparison: Comparison) -> dict[str, Group]:
-    """By title, charts of each domain in which a line is a run."""
+    """Charts of each domain, by title; each line is a run."""
     shown = table.compared()
     legend = [Legend(label, _color(number)) for number, label in enumerate(comparison.labels)]
     found: dict[str, Group] = {}
@@ -229,7 +229,7 @@ def _color(number: int) -> str:
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """The comparison as one HTML page that holds all it needs."""
+    """The comparison as a single self-contained HTML page."""
     return render(
         "compare.html.j2",
         comparison=comparison,
@@ -242,13 +242,13 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def write_overlay(comparison: Comparison, folder: Path) -> None:
-    """Write a TensorBoard folder in which the runs lie over each other, by tokens where all of them count these.
+    """Write a TensorBoard folder that overlays the runs, by tokens where all of them count tokens.
 
-    Each run's curves are copied under its label with tokens in the place of steps; a page of custom scalars has a chart
-    for each quantity and domain, in which a line is a run.
+    Each run's curves are copied under its label, with tokens in place of steps. A page of custom scalars has a chart
+    per metric and domain, in which each line is a run.
 
     Raises:
-        RunError: the folder is there already: nothing is overwritten.
+        RunError: the folder exists: nothing is overwritten.
         OSError: it cannot be written.
     """
     if folder.exists():

@@ -85,7 +85,7 @@ def by_layer(run: Records) -> Iterator[tuple[Any, ...]]:
     steps, tau = run.reading_steps, run.setting("monitor.tau")
     rows = [table.find(name) for name in layer_columns()]
     for number, (step, tokens) in enumerate(zip(steps, run.tokens(steps), strict=True)):
-        run.tell("reading routing by layer", number, len(steps))
+        run.progress("reading routing by layer", number, len(steps))
         stored = run.reading(step)
         for domain in run.domains:
             seen = panel_cells(stored, domain, tau, 2 * step)[SEEN]

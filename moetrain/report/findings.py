@@ -1,4 +1,4 @@
-"""What a run's records say, in words and tables: the verdict by domain, the controls, and what to be careful about."""
+"""Findings in words and tables: the verdict per domain, the controls, and warnings."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from moetrain.report.open_run import OpenedRun
 
-_ALIKE = 0.5  # of the change in samples trained on, what those never met must have moved to have moved alike
-_STRONG = 0.7  # a correlation worth a warning when it is only the trend's
-_UNUSED = 0.1  # share of a domain that is worth mentioning where it stays unused
-_DEAD = 0.05  # share of a layer's experts
+_SHARED = 0.5  # held-out samples share a change if they change by at least this fraction of it
+_STRONG = 0.7  # correlations from here on are reported if they come from a trend alone
+_UNUSED = 0.1  # unused shares of a domain's text from here on are reported
+_DEAD = 0.05  # dead experts from this share of a layer on are reported
 
 
 def metric(run: OpenedRun, domain: str, name: str) -> Number:
@@ -39,12 +39,12 @@ def metric(run: OpenedRun, domain: str, name: str) -> Number:
 
 @dataclass(frozen=True)
 class DomainVerdict:
-    """A row of the headline."""
+    """The verdict on a domain, and its most important numbers."""
 
     domain: str
     phase: str  # empty where the run does not judge phases
     phase_number: int
-    since: float  # tokens (steps, where the run counts none) at which this phase began
+    since: float  # tokens at which this phase began; steps where the run counts none
     why: str
     loss_seen: Number
     loss_heldout: Number
@@ -56,7 +56,7 @@ class DomainVerdict:
 
 
 def verdicts(run: OpenedRun) -> list[DomainVerdict]:
-    """The newest verdict of each domain with the numbers beside it."""
+    """The newest verdict of each domain."""
     found = []
     for domain in run.domains:
         phase = run.curve(f"phase/{domain}")
@@ -84,7 +84,7 @@ def verdicts(run: OpenedRun) -> list[DomainVerdict]:
 
 
 def newest_accuracy(run: OpenedRun, domain: str, trained: bool) -> tuple[Number, float]:
-    """Accuracy over a domain's items at the newest reading of the probes, and what chance gives."""
+    """Accuracy over a domain's items at the newest reading of the probes, and the accuracy of chance."""
     rows = run.accuracy
     own = rows[(rows["domain"] == domain) & (rows["trained"] == trained)]
     if not len(own):
@@ -95,50 +95,50 @@ def newest_accuracy(run: OpenedRun, domain: str, trained: bool) -> tuple[Number,
 
 @dataclass(frozen=True)
 class Control:
-    """How a quantity moved in samples trained on and in samples never met, from the first reading of both on."""
+    """The change of a metric on samples trained on and on held-out samples, from their first common reading on."""
 
     domain: str
-    quantity: str
-    seen: tuple[float, float]
-    unmet: tuple[float, float]
+    title: str
+    seen: tuple[float, float]  # first and newest value
+    heldout: tuple[float, float]
     verdict: str
 
     @property
-    def alike(self) -> bool:
-        return self.verdict == "moved alike"
+    def shared(self) -> bool:
+        """Whether held-out samples changed in the same way."""
+        return self.verdict == "same change"
 
 
 def controls(run: OpenedRun) -> list[Control]:
-    """Beside each quantity of samples trained on, that of held-out samples of the same domain.
+    """Every metric that is computed on samples trained on and on held-out samples of the same domain.
 
-    Where both move alike, the change is not one of having been trained on these samples.
+    A change that both have in common is not caused by training on these samples.
     """
     found = []
     for domain in run.domains:
         for row in table.METRICS:
             if not {SEEN, HELDOUT} <= set(row.cells):
                 continue
-            seen, unmet = (
+            seen, heldout = (
                 run.curve(f"{row.tag_on(cell)}/{domain}").set_index("step")["value"] for cell in (SEEN, HELDOUT)
             )
-            both = seen.index.intersection(unmet.index)
+            both = seen.index.intersection(heldout.index)
             if len(both) < 2:
                 continue
-            own, other = ((float(s[both[0]]), float(s[both[-1]])) for s in (seen, unmet))
-            moved, beside = own[1] - own[0], other[1] - other[0]
-            sure = metric(run, domain, row.tag).half
-            if not abs(moved) > sure:  # also where there is no interval
-                verdict = "hardly moved"
-            elif moved * beside > 0 and abs(beside) >= _ALIKE * abs(moved):
-                verdict = "moved alike"
+            own, other = ((float(s[both[0]]), float(s[both[-1]])) for s in (seen, heldout))
+            change, heldout_change = own[1] - own[0], other[1] - other[0]
+            if not abs(change) > metric(run, domain, row.tag).half:  # also without an interval
+                verdict = "no clear change"
+            elif change * heldout_change > 0 and abs(heldout_change) >= _SHARED * abs(change):
+                verdict = "same change"
             else:
-                verdict = "moved apart"
+                verdict = "different change"
             found.append(Control(domain, row.title, own, other, verdict))
     return found
 
 
 def warnings(run: OpenedRun) -> list[str]:
-    """What has to be known before a number is quoted, each in a sentence; the most general first."""
+    """Limitations to know before quoting a number, one sentence each, the most general first."""
     return [
         *_of_the_run(run),
         *_of_verdicts(run),
@@ -154,20 +154,20 @@ def _of_the_run(run: OpenedRun) -> Iterator[str]:
     if not run.finished:
         yield (
             "The run is not finished: these are its newest numbers. Samples count as memorized as if it had ended at "
-            "its newest reading, and groups are paired only at its end."
+            "its newest reading, and groups are paired only at the end."
         )
 
 
 def _of_verdicts(run: OpenedRun) -> Iterator[str]:
-    """Where what the router says and what the probes say do not go together."""
+    """Verdicts that the probes contradict."""
     for each in verdicts(run):
         if not each.accuracy:
             continue
-        share = f"{plain(each.accuracy.value, 2)} of its probe items are right, chance {plain(each.chance, 2)}"
+        share = f"{plain(each.accuracy.value, 2)} of its probe items are correct, chance {plain(each.chance, 2)}"
         if each.phase == "memorizing" and each.accuracy.low > each.chance:
-            yield f"Verdict and probes disagree in {each.domain}: memorizing by its routing, but {share}."
+            yield f"Verdict and probes disagree on {each.domain}: memorizing by its routing, but {share}."
         if each.phase in ("generalizing", "settled") and not each.accuracy.low > each.chance:
-            yield f"Verdict and probes disagree in {each.domain}: {each.phase} by its routing, but {share}."
+            yield f"Verdict and probes disagree on {each.domain}: {each.phase} by its routing, but {share}."
 
 
 def _of_sizes(run: OpenedRun) -> Iterator[str]:
@@ -177,7 +177,7 @@ def _of_sizes(run: OpenedRun) -> Iterator[str]:
         yield f"Fewer than {LEAST_CELL} samples trained on in the panel: {', '.join(few)}. Intervals are wide."
     none = [domain for domain, size in sizes.items() if not size > 0]
     if none and run.reading_steps:
-        yield f"No panel sample trained on by now: {', '.join(none)}."
+        yield f"No panel sample has been trained on yet: {', '.join(none)}."
     if 0 < len(run.reading_steps) < LEAST_PANEL_READINGS:
         yield (
             f"Only {len(run.reading_steps)} readings of the panel, fewer than {LEAST_PANEL_READINGS}: too few for "
@@ -186,18 +186,18 @@ def _of_sizes(run: OpenedRun) -> Iterator[str]:
     items = run.probes.groupby("task", observed=True)["item"].nunique()
     small = [f"{task} ({count})" for task, count in items.items() if count < ENOUGH]
     if small:
-        yield f"Probes of fewer than {ENOUGH} items say little: {', '.join(small)}."
+        yield f"Probes of fewer than {ENOUGH} items are imprecise: {', '.join(small)}."
     readings = run.probes["step"].nunique()
     if 0 < readings < LEAST_READINGS:
-        yield f"Only {readings} readings of the probes: below {LEAST_READINGS} nothing is correlated."
+        yield f"Only {readings} readings of the probes: with fewer than {LEAST_READINGS} nothing is correlated."
 
 
 def _of_memorization(run: OpenedRun) -> Iterator[str]:
     without = [domain for domain, own in run.onsets.groupby("domain", sort=False) if not np.isfinite(own["eps"]).any()]
     if without:
         yield (
-            "No threshold of the loss lets a fifth of the samples count as memorized by the paper's rule: "
-            f"{', '.join(without)}. The gaps of loss say what there is of memorization."
+            "No loss threshold makes a fifth of the samples count as memorized by the paper's rule: "
+            f"{', '.join(without)}. Use the loss gaps as measures of memorization there."
         )
     gapless = [
         domain
@@ -206,38 +206,38 @@ def _of_memorization(run: OpenedRun) -> Iterator[str]:
     ]
     if gapless:
         yield (
-            f"No gap to samples still to come in {', '.join(gapless)}: no text there is first met in the last tenth of "
-            "the run. The gap to held-out samples stands alone, which also holds how these differ in kind."
+            f"No gap to samples to come in {', '.join(gapless)}: no text there is first trained on in the last tenth "
+            "of the run. The gap to held-out samples also includes how these texts differ in kind."
         )
 
 
 def _of_controls(run: OpenedRun) -> Iterator[str]:
-    quantities: dict[str, list[str]] = {}
+    titles: dict[str, list[str]] = {}
     for each in controls(run):
-        if each.alike:
-            quantities.setdefault(each.domain, []).append(_within_a_sentence(each.quantity))
-    for alike, domains in _grouped({domain: _listed(names) for domain, names in quantities.items()}).items():
+        if each.shared:
+            titles.setdefault(each.domain, []).append(_within_a_sentence(each.title))
+    for shared, domains in _grouped({domain: _listed(names) for domain, names in titles.items()}).items():
         yield (
-            f"Controls move alike in {_listed(domains)}: {alike} changed in held-out samples as in samples trained on, "
-            "so the change does not come from having been trained on these."
+            f"Controls show the same change in {_listed(domains)}: {shared} changed on held-out samples as on samples "
+            "trained on, so the change is not caused by training on these samples."
         )
     noise = [domain for domain in run.domains if metric(run, domain, "pathway/individuality").low <= 0]
     if noise:
         yield (
-            f"Individuality of {', '.join(noise)} is not told from 0: samples differ no more than halves of one "
-            "sample, so distances of pathways measure sampling noise."
+            f"Individuality of {', '.join(noise)} is not distinguishable from 0: samples differ no more than the two "
+            "halves of one sample, so distances between pathways measure sampling noise."
         )
     dead, experts = run.curve("experts/dead/worst")["value"], run.setting("model.num_experts")
     if len(dead) and dead.iloc[-1] >= _DEAD * experts:
         yield (
-            f"{dead.iloc[-1]:.0f} of {experts} experts of a layer got no token since the point before: pathways "
-            "shorten, and distances compare less with earlier ones."
+            f"{dead.iloc[-1]:.0f} of {experts} experts of a layer received no token since the previous point: pathways "
+            "are shorter, and distances are less comparable with earlier ones."
         )
 
 
 def _of_probes(run: OpenedRun) -> Iterator[str]:
     if not len(run.probes):
-        yield "No probes were read: nothing here says whether benchmarks improve."
+        yield "No probes were read: nothing here shows whether benchmarks improve."
         return
     rows = run.correlations
     for note, own in rows[(rows["predictor"] == "") & (rows["note"] != "")].groupby("note", sort=False):
@@ -245,13 +245,13 @@ def _of_probes(run: OpenedRun) -> Iterator[str]:
     trending = {domain: _listed(_trending(rows[rows["domain"] == domain])) for domain in run.domains}
     for predictors, domains in _grouped({domain: names for domain, names in trending.items() if names}).items():
         yield (
-            f"In {_listed(domains)} accuracy correlates strongly with {predictors} in the raw series alone, not from "
-            "reading to reading. Any two series that trend do as much."
+            f"In {_listed(domains)} accuracy correlates strongly with {predictors} in the raw series only, not in the "
+            "changes from reading to reading. Any two series with a trend correlate in this way."
         )
 
 
 def _trending(rows: pd.DataFrame) -> list[str]:
-    """Predictors of a domain whose rank correlation with accuracy is strong, while that of the changes may be none."""
+    """Predictors of a domain that correlate strongly with accuracy, while their changes may not correlate at all."""
     found = []
     for predictor, own in rows[rows["method"] == "spearman"].groupby("predictor", sort=False):
         by_series = own.set_index("series")
@@ -261,16 +261,16 @@ def _trending(rows: pd.DataFrame) -> list[str]:
     return found
 
 
-def _grouped(said: dict[str, str]) -> dict[str, list[str]]:
-    """What is said of domains, with those it is said of."""
+def _grouped(by_domain: dict[str, str]) -> dict[str, list[str]]:
+    """The domains of each value."""
     found: dict[str, list[str]] = {}
-    for domain, what in said.items():
-        found.setdefault(what, []).append(domain)
+    for domain, value in by_domain.items():
+        found.setdefault(value, []).append(domain)
     return found
 
 
 def _within_a_sentence(title: str) -> str:
-    """A title without its remarks, beginning small."""
+    """A title without its remarks, beginning in lower case."""
     title = re.split(r"[,:(]", title)[0].strip()
     return title[0].lower() + title[1:]
 
@@ -286,15 +286,15 @@ def _of_training(run: OpenedRun) -> Iterator[str]:
         if found["unused_share"] >= _UNUSED
     ]
     if unused:
-        yield f"Text that stays unused: {', '.join(unused)}."
+        yield f"Unused text: {', '.join(unused)}."
     problems = run.events_of("guard")
     if problems:
         last = problems[-1]
-        many = f"{len(problems)} problems were survived, the last" if len(problems) > 1 else "One problem was survived,"
+        many = f"{len(problems)} incidents, the last" if len(problems) > 1 else "One incident,"
         yield f"{many} at step {last['step']:,}: {last['problem']}."
     for key, what in (
         ("skipped_updates", "updates were skipped"),
-        ("samples_not_finite", "samples left out as not finite"),
+        ("samples_not_finite", "samples skipped because their routing was not finite"),
     ):
         if run.outcome.get(key):
             yield f"{run.outcome[key]:,} {what}."

@@ -1,4 +1,4 @@
-"""Figures of what a run learned: memorized samples, losses and gaps, pairs of groups, accuracy and its predictors."""
+"""Figures of learning: memorized samples, losses and gaps, pairs of groups, accuracy and its predictors."""
 
 from __future__ import annotations
 
@@ -11,17 +11,7 @@ from moetrain import grokking
 from moetrain.metrics import table
 from moetrain.report import charts
 from moetrain.report.charts import Line, Link, Points
-from moetrain.report.page import (
-    Figure,
-    Group,
-    Legend,
-    color,
-    counts_tokens,
-    domain_legend,
-    time_of,
-    two,
-    unit,
-)
+from moetrain.report.page import Figure, Group, Legend, color, counts_tokens, domain_legend, time_of, two, unit
 from moetrain.report.trend import trend
 
 if TYPE_CHECKING:
@@ -29,31 +19,35 @@ if TYPE_CHECKING:
 
     from moetrain.report.open_run import OpenedRun
 
-_INTERVAL = ("value", "low", "high")
 _SHARE = (-0.03, 1.03)
 _NO_PANEL = "The run has no panel."
 
 
+def _interval_line(
+    run: OpenedRun, rows: pd.DataFrame, hue: str, dash: str = "solid", column: str = "value"
+) -> list[Line]:
+    """A frame's column over time with its interval; empty without rows."""
+    if not len(rows):
+        return []
+    value, low, high = (rows[name].to_numpy() for name in (column, "low", "high"))
+    return [Line(time_of(run, rows["step"]), value, hue, dash, low, high)]
+
+
 def memorization(run: OpenedRun) -> Group:
-    """Share of samples memorized, accuracy (as the paper's Figure 1) and leave-one-out accuracy by domain."""
+    """Share of samples memorized, accuracy (as Figure 1 of the paper) and leave-one-out accuracy over time."""
     figures = []
     for domain in run.domains:
         steps, share = memorized_share(run, domain)
         curves = [Line(time_of(run, steps), share, "accent")] if len(steps) else []
-        own = run.left_out[run.left_out["domain"] == domain]
-        if len(own):
-            value, low, high = (own[column].to_numpy() for column in _INTERVAL)
-            curves.append(Line(time_of(run, own["step"]), value, "second", "solid", low, high))
-        for trained in (False, True):
-            rows = run.accuracy[(run.accuracy["domain"] == domain) & (run.accuracy["trained"] == trained)]
-            if not len(rows):
-                continue
-            x, (y, low, high) = time_of(run, rows["step"]), (rows[c].to_numpy() for c in ("accuracy", "low", "high"))
-            if trained:
-                curves.append(Line(x, y, "ink", "dashed"))
-            else:
-                curves.append(Line(x, y, "ink", "solid", low, high))
-                curves.append(Line(x[[0, -1]], np.full(2, rows["chance"].iloc[0]), "faint", "dotted"))
+        curves += _interval_line(run, run.left_out[run.left_out["domain"] == domain], "second")
+        own = run.accuracy[run.accuracy["domain"] == domain]
+        heldout, trained = own[~own["trained"]], own[own["trained"]]
+        if len(heldout):
+            x = time_of(run, heldout["step"])
+            curves += _interval_line(run, heldout, "ink", column="accuracy")
+            curves.append(Line(x[[0, -1]], np.full(2, heldout["chance"].iloc[0]), "faint", "dotted"))
+        if len(trained):
+            curves.append(Line(time_of(run, trained["step"]), trained["accuracy"].to_numpy(), "ink", "dashed"))
         if curves:
             label = f"{domain}: share of samples memorized, accuracy and leave-one-out accuracy over the run"
             caption = "" if len(steps) else "Nothing counts as memorized: see the notes."
@@ -79,61 +73,59 @@ def memorized_share(run: OpenedRun, domain: str) -> tuple[np.ndarray, np.ndarray
 
 
 def losses(run: OpenedRun) -> Group:
-    """By domain, the mean loss of each of the panel's cells over time."""
+    """The mean loss of each cell of the panel over time, per domain."""
     cells = {
-        "loss/panel_seen": ("ink", "solid"),
-        "loss/panel_to_come": ("second", "dashed"),
-        "loss/panel_heldout": ("accent", "solid"),
+        "loss/panel_seen": Legend("trained on", "ink"),
+        "loss/panel_to_come": Legend("to come", "second", "dashed"),
+        "loss/panel_heldout": Legend("held out", "accent"),
     }
-    figures = _by_domain(run, cells, "loss of the panel's samples over the run")
-    legend = [Legend("trained on", "ink"), Legend("still to come", "second", "dashed"), Legend("held out", "accent")]
-    return Group(figures, legend, "" if figures else _NO_PANEL)
+    return _loss_curves(run, cells, "loss of the panel's samples over the run")
 
 
 def gaps(run: OpenedRun) -> Group:
-    """By domain, how much lower the loss is on samples trained on."""
-    kinds = {"memorized/gap": ("second", "solid"), "memorized/gap_heldout": ("accent", "solid")}
-    figures = _by_domain(run, kinds, "loss of samples not trained on minus loss of samples trained on", zero=True)
-    legend = [Legend("to samples still to come", "second"), Legend("to held-out samples", "accent")]
-    return Group(figures, legend, "" if figures else _NO_PANEL)
+    """How much lower the loss is on samples trained on, per domain."""
+    kinds = {
+        "memorized/gap": Legend("to samples to come", "second"),
+        "memorized/gap_heldout": Legend("to held-out samples", "accent"),
+    }
+    return _loss_curves(run, kinds, "loss of samples not trained on minus loss of samples trained on", zero=True)
 
 
-def _by_domain(run: OpenedRun, metrics: dict[str, tuple[str, str]], label: str, zero: bool = False) -> list[Figure]:
-    rows, figures = run.loss_curves, []
+def _loss_curves(run: OpenedRun, metrics: dict[str, Legend], label: str, zero: bool = False) -> Group:
+    """One chart per domain of rows of `OpenedRun.loss_curves`; with ``zero``, also a line at 0."""
+    figures = []
     for domain in run.domains:
+        own = run.loss_curves[run.loss_curves["domain"] == domain]
         curves = []
-        for name, (hue, dash) in metrics.items():
-            own = rows[(rows["domain"] == domain) & (rows["metric"] == name)]
-            if len(own):
-                value, low, high = (own[column].to_numpy() for column in _INTERVAL)
-                curves.append(Line(time_of(run, own["step"]), value, hue, dash, low, high))
+        for name, style in metrics.items():
+            curves += _interval_line(run, own[own["metric"] == name], style.color, style.dash)
+        if curves and zero:
+            ends = np.array([min(c.x[0] for c in curves), max(c.x[-1] for c in curves)])
+            curves.append(Line(ends, np.zeros(2), "faint", "dotted"))
         if curves:
-            if zero:
-                ends = np.array([min(c.x[0] for c in curves), max(c.x[-1] for c in curves)])
-                curves.append(Line(ends, np.zeros(2), "faint", "dotted"))
             figures.append(Figure(domain, charts.lines(curves, f"{domain}: {label}", unit(run))))
-    return figures
+    return Group(figures, list(metrics.values()), "" if figures else _NO_PANEL)
 
 
 def pairs(run: OpenedRun) -> Group:
-    """By domain, groups of samples with the groups of items that follow them (as Figure 2 of the paper)."""
+    """Groups of samples with the groups of items paired with them, per domain (as Figure 2 of the paper)."""
     figures, notes = [], []
     for domain, own in run.delays.groupby("domain", sort=False):
-        whole = own[own["note"] == ""].sort_values("memorized_step")
         notes += [f"{domain}: {note}." for note in own["note"] if note]
-        if not len(whole):
+        paired = own[own["note"] == ""].sort_values("memorized_step")
+        if not len(paired):
             continue
-        start, end = (time_of(run, whole[name]) for name in ("memorized_step", "generalized_step"))
-        reach = whole["resolution_tokens" if counts_tokens(run) else "resolution_steps"]
+        start, end = (time_of(run, paired[name]) for name in ("memorized_step", "generalized_step"))
+        reach = paired["resolution_tokens" if counts_tokens(run) else "resolution_steps"]
         linked = [
             Link(*numbers, color(run, domain))
-            for numbers in zip(start, end, whole["samples"], whole["items"], reach, strict=True)
+            for numbers in zip(start, end, paired["samples"], paired["items"], reach, strict=True)
         ]
-        mean, blur = (np.average(whole[f"{name}_steps"], weights=whole["items"]) for name in ("delay", "resolution"))
+        mean, blur = (np.average(paired[f"{name}_steps"], weights=paired["items"]) for name in ("delay", "resolution"))
         caption = (
-            f"{len(whole)} pairs, {whole['samples'].sum()} samples, {whole['items'].sum()} items. Generalization comes "
-            f"{abs(mean):,.0f} steps {'after' if mean > 0 else 'before'} memorization on average, known to within "
-            f"{blur:,.0f}."
+            f"{len(paired)} pairs, {paired['samples'].sum()} samples, {paired['items'].sum()} items. On average, "
+            f"generalization follows {abs(mean):,.0f} steps {'after' if mean > 0 else 'before'} memorization, with a "
+            f"resolution of {blur:,.0f} steps."
         )
         figures.append(Figure(domain, charts.links(linked, f"{domain}: pairs of groups", unit(run)), caption))
     if not len(run.delays):
@@ -142,7 +134,7 @@ def pairs(run: OpenedRun) -> Group:
 
 
 def accuracy(run: OpenedRun) -> Group:
-    """By predictor, accuracy over its values (as Figure 7 of the paper)."""
+    """Accuracy over the values of each predictor (as Figure 7 of the paper)."""
     rows = run.correlations
     related = [name for name in run.domains if (rows.loc[rows["domain"] == name, "predictor"] != "").any()]
     figures = []
@@ -157,25 +149,25 @@ def accuracy(run: OpenedRun) -> Group:
         if clouds:
             title = table.find(name).title
             svg = charts.scatter(clouds, f"accuracy against {title}", bounds=_SHARE)
-            figures.append(Figure(title, svg, _told(run, name, related)))
-    missing = "Accuracy has not left chance in any domain, or no probe was read: there is nothing to relate."
+            figures.append(Figure(title, svg, _in_words(run, name, related)))
+    missing = "Accuracy has not exceeded chance in any domain, or no probe was read: there is nothing to correlate."
     return Group(figures, domain_legend(run, related), "" if figures else missing)
 
 
 def _above_chance(rows: pd.DataFrame) -> pd.DataFrame:
-    """The readings from which on correlations are taken."""
+    """The readings that correlations are taken over."""
     first = grokking.first_above_chance(rows["accuracy"], rows["chance"].iloc[0], int(rows["items"].iloc[0]))
     return rows.iloc[first or 0 :]
 
 
-def _told(run: OpenedRun, predictor: str, domains: Sequence[str]) -> str:
-    """Rank correlations in words."""
+def _in_words(run: OpenedRun, predictor: str, domains: Sequence[str]) -> str:
+    """Rank correlations with a predictor, per domain."""
     rows = run.correlations[(run.correlations["predictor"] == predictor) & (run.correlations["method"] == "spearman")]
-    told = []
+    found = []
     for domain in domains:
         by_series = rows[rows["domain"] == domain].set_index("series")
         raw, changes = (by_series["value"].get(series, np.nan) for series in ("raw", "differences"))
         note = by_series["note"].get("raw", "")
         note = f"{note} readings" if note == "too few" else note
-        told.append(f"{domain}: {note}" if note else f"{domain}: ρ {two(raw)}, of changes {two(changes)}")
-    return "; ".join(told)
+        found.append(f"{domain}: {note}" if note else f"{domain}: ρ {two(raw)}, of changes {two(changes)}")
+    return "; ".join(found)

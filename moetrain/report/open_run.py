@@ -1,9 +1,9 @@
-"""A run's folder as data frames, whether it is finished, still growing, or was left unfinished.
+"""A run's folder as data frames, of a finished run or of one that is still training or was interrupted.
 
     run = moetrain.open_run("runs/quickstart")
     run.scalars.query("tag == 'loss/train'").plot("tokens", "value")
 
-Each frame is read when it is first asked for, and is tidy: one observation a row.
+Each frame is read when it is first accessed, and is tidy: one observation per row.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from typing import TYPE_CHECKING
 from moetrain.grokking import Estimate
 from moetrain.metrics import table
 from moetrain.report import derived
-from moetrain.report.records import MissingPackageError, Records, RunError, Tell, frame, need
+from moetrain.report.records import MissingPackageError, Progress, Records, RunError, frame, need
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _CURVE = ["domain", "metric", "step", "tokens", "value", "low", "high", "n"]
 
-__all__ = ["MissingPackageError", "OpenedRun", "RunError", "Tell", "need", "open_run"]
+__all__ = ["MissingPackageError", "OpenedRun", "Progress", "RunError", "need", "open_run"]
 
 
-def open_run(path: str | Path, tell: Tell = lambda what, done, total: None) -> OpenedRun:
+def open_run(path: str | Path, progress: Progress = lambda what, done, total: None) -> OpenedRun:
     """A run, or a replay of one, as data frames.
 
     Args:
-        tell: told of what takes longer.
+        path: folder of the run.
+        progress: called while something slow is computed.
 
     Raises:
         RunError: the folder is not that of a run.
@@ -39,7 +40,7 @@ def open_run(path: str | Path, tell: Tell = lambda what, done, total: None) -> O
     if not (folder / "config.yaml").is_file():
         raise RunError(f"{folder}: no config.yaml there: give the folder of a run, such as runs/quickstart")
     need("pandas", "open_run")
-    return OpenedRun(folder, tell)
+    return OpenedRun(folder, progress)
 
 
 class OpenedRun(Records):
@@ -47,19 +48,19 @@ class OpenedRun(Records):
 
     Attributes:
         path: the run's folder.
-        tell: called with the progress of what takes longer.
+        progress: called while something slow is computed.
     """
 
-    def __init__(self, path: Path, tell: Tell) -> None:
-        super().__init__(path, tell)
+    def __init__(self, path: Path, progress: Progress) -> None:
+        super().__init__(path, progress)
         self._metrics: dict[int, dict[str, Estimate]] = {}
 
     @cached_property
     def summary(self) -> pd.DataFrame:
         """domain, task, metric, value, low, high, n: the newest value of each metric with its 95% interval.
 
-        ``task`` is empty for what is no probe. Of an unfinished run it is put together from its records so far: the
-        intervals of the panel's metrics are computed again from its readings.
+        ``task`` is empty except for probes. For an unfinished run it is computed from its records so far: the intervals
+        of the panel's metrics from its readings.
         """
         found = self.outcome.get("domains") or derived.newest_metrics(self, self.metrics_at)
         rows = [
@@ -77,7 +78,7 @@ class OpenedRun(Records):
         return frame(rows, ["domain", "task", "metric", *numbers]).astype(dict.fromkeys(numbers, "float64"))
 
     def metrics_at(self, step: int) -> dict[str, Estimate]:
-        """Every panel metric by TensorBoard tag at a reading, with its interval, computed again from the reading."""
+        """The panel metrics at a reading by TensorBoard tag, with intervals, computed from the stored reading."""
         if step not in self._metrics:
             self._metrics[step] = derived.metrics_at(self, step)
         return self._metrics[step]

@@ -1,7 +1,7 @@
-"""What pages about runs are made of: groups of charts with legends, numbers in words, and templates.
+"""Parts of pages about runs: groups of charts with legends, formatted numbers, templates.
 
-Templates escape whatever they are given; only charts, made here, go in as they are. A page is one file without scripts,
-and its policy forbids a browser to fetch or run anything.
+Templates escape all values except charts. A page is a single file without scripts, and its security policy forbids the
+browser to fetch or run anything.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from moetrain.report import charts
 from moetrain.report.records import need
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from moetrain.report.open_run import OpenedRun
 
 
 @dataclass(frozen=True)
 class Number:
-    """A value, its 95% interval where it has one, and what it was taken over."""
+    """A value, its 95% interval where it has one, and the number of samples."""
 
     value: float
     low: float = math.nan
@@ -49,7 +47,7 @@ NOTHING = Number(math.nan)
 
 @dataclass(frozen=True)
 class Figure:
-    """One chart with its title and a short caption."""
+    """A chart with its title and a short caption."""
 
     title: str
     svg: str
@@ -58,7 +56,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Legend:
-    """What a color and a dash stand for."""
+    """The meaning of a color and a dash."""
 
     label: str
     color: str
@@ -67,16 +65,16 @@ class Legend:
 
 @dataclass(frozen=True)
 class Group:
-    """Figures that are read together."""
+    """Figures with a common legend."""
 
     figures: Sequence[Figure]
     legend: Sequence[Legend] = ()
-    missing: str = ""  # why there are none, or not all
-    scale: Sequence[float] = field(default_factory=tuple)  # of heat maps: the values of both ends
+    missing: str = ""  # why there are no figures, or not all
+    scale: Sequence[float] = field(default_factory=tuple)  # of heat maps: smallest and largest value
 
     @property
     def drawn(self) -> list[Legend]:
-        """The legend without colors that no figure here has: a reader would look for them."""
+        """The entries of the legend whose color is in a figure."""
         return [entry for entry in self.legend if any(f"var(--{entry.color})" in each.svg for each in self.figures)]
 
 
@@ -92,35 +90,41 @@ def evidence_title(name: str) -> str:
 
 
 def color(run: OpenedRun, domain: str) -> str:
-    """The color that a domain has all over the page."""
+    """The color of a domain, the same on the whole page."""
     return f"d{run.domains.index(domain) % charts.COLORS}"
 
 
 def domain_legend(run: OpenedRun, domains: Sequence[str] | None = None) -> list[Legend]:
+    """The colors of some domains; of all where None."""
     return [Legend(domain, color(run, domain)) for domain in (run.domains if domains is None else domains)]
 
 
 def counts_tokens(run: OpenedRun) -> bool:
-    """Whether the run's records say how many tokens its steps stand for."""
+    """Whether the run logged how many tokens it trained on."""
     return bool(np.isfinite(run.tokens([1])).all())
 
 
 def time_of(run: OpenedRun, steps: Any) -> np.ndarray:
-    """Steps on the page's axis of time: text tokens, or steps where the run counts none."""
+    """Steps on the time axis of the page: text tokens, or steps where the run counts none."""
     return run.tokens(steps) if counts_tokens(run) else np.asarray(list(steps), float)
 
 
-def times(run: OpenedRun, curve: pd.DataFrame) -> np.ndarray:
-    """The axis of time for the points of a curve."""
-    return curve["tokens" if counts_tokens(run) else "step"].to_numpy(float)
+def curve_lines(run: OpenedRun, tag: str, hue: str, last: tuple[float, float] | None = None) -> list[charts.Line]:
+    """The curve of a tag over time, with the interval of its last value if given; empty where the run has none."""
+    curve = run.curve(tag)
+    if not len(curve):
+        return []
+    x = curve["tokens" if counts_tokens(run) else "step"].to_numpy(float)
+    return [charts.Line(x, curve["value"].to_numpy(), hue, last=last)]
 
 
 def unit(run: OpenedRun) -> str:
+    """The unit of the time axis."""
     return "tokens" if counts_tokens(run) else "steps"
 
 
 def plain(number: Any, digits: int = 3) -> str:
-    """A number with that many digits that say something, a count whole; a dash where there is none."""
+    """A number with so many significant digits, an integer with all; a dash where there is none."""
     if number is None or not math.isfinite(number):
         return _NONE
     if float(number).is_integer():
@@ -131,33 +135,33 @@ def plain(number: Any, digits: int = 3) -> str:
 
 
 def within(number: Number) -> tuple[str, str]:
-    """A value and its interval in words, to the digits that the interval leaves; the second empty without one."""
+    """A value and its interval as text, rounded to the width of the interval; the second is empty without one."""
     if not number or not math.isfinite(number.half):
         return plain(number.value), ""
-    half = number.half or 1.0  # none at all where all samples agree
+    half = number.half or 1.0  # 0 where all samples agree
     places = min(4, max(0 if half >= 10 else 2, -math.floor(math.log10(half))))
     return _minus(f"{number.value:.{places}f}"), _minus(_ends(number, places))
 
 
 def _ends(number: Number, places: int) -> str:
-    """An interval as ± where the value lies in its middle, else by its ends."""
+    """An interval as ± where the value lies in its middle, else as [low, high]."""
     if abs((number.low + number.high) / 2 - number.value) <= 0.1 * number.half:
         return f"±{number.half:.{places}f}"
     return f"[{number.low:.{places}f}, {number.high:.{places}f}]"
 
 
 def two(number: float) -> str:
-    """A coefficient between -1 and 1."""
+    """A coefficient between -1 and 1, with two digits."""
     return _minus(f"{number:.2f}") if math.isfinite(number) else _NONE
 
 
 def in_yaml(value: Any) -> str:
-    """A setting as YAML writes it on one line."""
+    """A setting as YAML on one line."""
     return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("\n").removesuffix("\n...")
 
 
 def _minus(text: str) -> str:
-    """A number with the sign that type setters have for it; one that rounds to 0 has none."""
+    """A number with a typographic minus; none where it rounds to 0."""
     return text.replace("-", "−") if text.strip("-0.%") else text.replace("-", "")
 
 

@@ -21,15 +21,15 @@ from moetrain.routing.store import FOLDER, StoredReading, read_piece, read_readi
 if TYPE_CHECKING:
     import pandas as pd
 
-Tell = Callable[[str, int, int | None], None]
-"""Called with what is being done, how much of it is done, and of how much."""
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is being done, how much of it is done, and the total."""
 
 _PANEL = ["step", "domain", "cell", "document", "piece", "first_step", "tokens", "loss"]
 _PROBES = ["step", "task", "domain", "item", "correct", "log_probs"]
 
 
 class RunError(ValueError):
-    """A folder that is no run, or a file of one that cannot be read; the message names it and the remedy."""
+    """A folder that is no run, or a file of a run that cannot be read; the message names it and the remedy."""
 
 
 class MissingPackageError(ImportError):
@@ -37,7 +37,7 @@ class MissingPackageError(ImportError):
 
 
 def need(package: str, what: str) -> ModuleType:
-    """An optional package, imported.
+    """Import an optional package.
 
     Raises:
         MissingPackageError: it is not installed.
@@ -51,23 +51,18 @@ def need(package: str, what: str) -> ModuleType:
         raise MissingPackageError(remedy, name=error.name) from None
 
 
-class Clock:
-    """Text tokens trained on by step, from the counts by domain that a run logs."""
+def _tokens_at(scalars: pd.DataFrame, steps: Iterable[int]) -> np.ndarray:
+    """Text tokens trained on after given steps, float64, from the logged counts per domain; NaN without counts.
 
-    def __init__(self, scalars: pd.DataFrame) -> None:
-        counts = scalars[scalars["tag"].str.startswith("data/tokens/")]
-        total = counts.groupby("step")["value"].sum()
-        self._steps = np.array([0, *total.index])
-        self._tokens = np.array([0.0, *total])
-
-    def tokens(self, steps: Iterable[int]) -> np.ndarray:
-        """Tokens at given steps, float64; NaN without any counts. After the newest count, as if it went on evenly."""
-        asked = np.asarray(list(steps), float)
-        if len(self._steps) < 2:
-            return np.full(len(asked), np.nan)
-        rate = (self._tokens[-1] - self._tokens[-2]) / (self._steps[-1] - self._steps[-2])
-        beyond = np.maximum(asked - self._steps[-1], 0.0) * rate
-        return np.interp(asked, self._steps, self._tokens) + beyond
+    Linear between two logged steps; after the newest one the last rate continues.
+    """
+    total = scalars[scalars["tag"].str.startswith("data/tokens/")].groupby("step")["value"].sum()
+    asked = np.asarray(list(steps), float)
+    if not len(total):
+        return np.full(len(asked), np.nan)
+    logged, tokens = np.array([0, *total.index]), np.array([0.0, *total])
+    rate = (tokens[-1] - tokens[-2]) / (logged[-1] - logged[-2])
+    return np.interp(asked, logged, tokens) + np.maximum(asked - logged[-1], 0.0) * rate
 
 
 class Records:
@@ -75,31 +70,32 @@ class Records:
 
     Attributes:
         path: the run's folder.
-        tell: called with the progress of what takes longer.
+        progress: called while something slow is computed.
     """
 
-    def __init__(self, path: Path, tell: Tell) -> None:
+    def __init__(self, path: Path, progress: Progress) -> None:
         self.path = path
-        self.tell = tell
+        self.progress = progress
 
     @property
     def name(self) -> str:
-        """Its folder's name: what was asked for, and a number where that was taken."""
+        """The name of its folder: ``run.name``, with a number if that name was taken."""
         return self.path.resolve().name
 
     @cached_property
     def finished(self) -> bool:
-        """Whether the run came to its end and wrote its summary."""
+        """Whether the run has ended and written its summary."""
         return bool(self.outcome)
 
     @cached_property
     def outcome(self) -> dict[str, Any]:
-        """``summary.json`` as it stands; nothing while there is none."""
+        """``summary.json``; empty while there is none."""
         path = self.path / "summary.json"
         return _parsed(path, json.loads, json.JSONDecodeError) if path.is_file() else {}
 
     @property
     def domains(self) -> list[str]:
+        """Names of the domains."""
         return list(self._tree.get("data", {}).get("domains") or {})
 
     @cached_property
@@ -109,16 +105,16 @@ class Records:
         return frame(rows, ["setting", "value", "default"], dtype=object)
 
     def setting(self, name: str) -> Any:
-        """A setting's value; its default where an older run's config.yaml does not have it."""
+        """A setting's value; its default where the config.yaml of an older run does not have it."""
         found = self.settings.loc[self.settings["setting"] == name, "value"]
         return found.iloc[0] if len(found) else self._defaults[name]
 
     @cached_property
     def scalars(self) -> pd.DataFrame:
-        """tag, step, tokens, value, time: every point of TensorBoard's curves, as float32 holds them.
+        """tag, step, tokens, value, time: every point of TensorBoard's curves, with the precision of float32.
 
-        ``tokens`` are text tokens trained on by then, between two logged counts as if they had come evenly; NaN where
-        nothing is trained, as in a replay. ``time`` is that of writing, in UTC.
+        ``tokens`` are text tokens trained on by then, interpolated between logged counts; NaN in a replay, which trains
+        nothing. ``time`` is when the point was written, in UTC.
         """
         events = EventAccumulator(str(self.path), size_guidance={"scalars": 0, "images": 1, "histograms": 1})
         events.Reload()
@@ -130,7 +126,7 @@ class Records:
         found = frame(rows, ["tag", "step", "value", "time"])
         found = found.astype({"tag": str, "step": "int64", "value": "float64", "time": "float64"})
         found["time"] = need("pandas", "open_run").to_datetime(found["time"], unit="s", utc=True)
-        found.insert(2, "tokens", Clock(found).tokens(found["step"]))
+        found.insert(2, "tokens", _tokens_at(found, found["step"]))
         return found
 
     def curve(self, tag: str) -> pd.DataFrame:
@@ -139,12 +135,12 @@ class Records:
         return found.sort_values("step", ignore_index=True)
 
     def tokens(self, steps: Iterable[int]) -> np.ndarray:
-        """Text tokens trained on after given steps, float64; NaN where the run does not say."""
-        return Clock(self.scalars).tokens(steps)
+        """Text tokens trained on after given steps, float64; NaN where the run logs none."""
+        return _tokens_at(self.scalars, steps)
 
     @cached_property
     def events(self) -> pd.DataFrame:
-        """type, step, and all fields that events have, empty in events without them; in the order of writing."""
+        """type, step, and all fields of events, empty in events without them; in the order of writing."""
         found = frame(self._events, dtype=object)
         return found if len(found) else frame([], ["type", "step"])
 
@@ -155,13 +151,13 @@ class Records:
     @cached_property
     def _events(self) -> list[dict[str, Any]]:
         path = self.path / "events.jsonl"
-        # Of a run that is being written the last line may not be all there yet.
+        # While the run is being written, the last line may be incomplete.
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
         return [_parsed(path, json.loads, json.JSONDecodeError, line) for line in lines]
 
     @cached_property
     def tasks(self) -> pd.DataFrame:
-        """task, domain, trained, chance, cut, too_few: the probes; trained and chance null where nothing says so."""
+        """task, domain, trained, chance, cut, too_few: the probes; trained and chance may be null."""
         newest = {event["task"]: event for event in self.events_of("probe")}
         found = self.outcome.get("probes") or newest
         rows = [
@@ -189,7 +185,7 @@ class Records:
         """A reading of the panel with the routing of its samples, as arrays.
 
         Raises:
-            StoreError: there is none at this step, or it is damaged.
+            StoreError: there is none at this step, or it is corrupt.
         """
         return read_reading(self.path, step)
 

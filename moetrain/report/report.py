@@ -1,6 +1,6 @@
-"""The report of a run: one HTML page that holds all it needs, to be read anywhere, printed and passed on.
+"""The report of a run: a single self-contained HTML page.
 
-It can be made at any time, of a finished run or of one that still trains, and shows numbers of `open_run` alone.
+It can be written at any time, of a finished run or of one that is still training. All its numbers come from `open_run`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from moetrain.loggers.terminal import Terminal
 from moetrain.metrics import table
 from moetrain.report import findings, learning_figures, routing_figures
 from moetrain.report.charts import map_colors, short
-from moetrain.report.open_run import MissingPackageError, OpenedRun, Tell, open_run
+from moetrain.report.open_run import MissingPackageError, OpenedRun, Progress, open_run
 from moetrain.report.page import (
     PHASES,
     Group,
@@ -55,30 +55,32 @@ _COSTS = {
     "record": "recording and streaming metrics",
     "checkpoint": "checkpoints",
 }
-_PLACES = ("run.output_dir", "data.root", "data.cache_dir")  # where a run lies says nothing of what it is
+_PATHS = ("run.name", "run.output_dir", "data.root", "data.cache_dir")  # settings that are not part of what was trained
 
 
-def write_report(path: str | Path, output: Path | None = None, tell: Tell = lambda what, done, total: None) -> Path:
+def write_report(
+    path: str | Path, output: Path | None = None, progress: Progress = lambda what, done, total: None
+) -> Path:
     """Write the report of a run; returns its file, ``report.html`` in the run's folder where none is given.
 
     Raises:
-        RunError, StoreError: the folder is no run, or a file of it is damaged.
+        RunError, StoreError: the folder is no run, or one of its files is corrupt.
         MissingPackageError: pandas, matplotlib or jinja2 is not installed.
         OSError: it could not be written.
     """
-    run = open_run(path, tell)
+    run = open_run(path, progress)
     return write_file(output or run.path / FILE, report(run))
 
 
 def report_or_say_why(folder: Path, terminal: Terminal) -> None:
-    """Write the report of a run that has just ended, or say in a line why there is none."""
+    """Write the report of a run that has just ended, or print a line with the reason why there is none."""
     try:
-        written = write_report(folder, tell=terminal.preparing)
+        written = write_report(folder, progress=terminal.preparing)
     except MissingPackageError as missing:
         terminal.note(f"no report: {missing}")
-    # Whatever it is, the run is finished and kept, and must not end as one that failed: a queue would start it anew.
+    # The run itself is complete, so no error may give it a failing exit status: a job queue would restart it.
     except Exception as error:
-        terminal.note(f"no report ({type(error).__name__}: {error}): tools/report.py {folder} says more")
+        terminal.note(f"no report ({type(error).__name__}: {error}): run tools/report.py {folder} for details")
     else:
         terminal.note(f"report: {written}")
 
@@ -87,7 +89,7 @@ def report(run: OpenedRun) -> str:
     """The report of an opened run as HTML."""
     groups = {}
     for number, (key, make) in enumerate(_FIGURES.items()):
-        run.tell("drawing figures", number, len(_FIGURES))
+        run.progress("drawing figures", number, len(_FIGURES))
         groups[key] = make(run)
     related = correlation_table(run)
     return render(
@@ -120,7 +122,7 @@ def report(run: OpenedRun) -> str:
 
 
 def reached(run: OpenedRun) -> dict[str, Any]:
-    """How far the run has come: its newest step, the text tokens by then, and when that was logged."""
+    """The newest logged step, the text tokens by then, and when it was logged."""
     scalars = run.scalars
     if not len(scalars):
         return {"step": 0, "tokens": math.nan, "time": ""}
@@ -133,7 +135,7 @@ def reached(run: OpenedRun) -> dict[str, Any]:
 
 
 def facts(run: OpenedRun) -> list[tuple[str, str]]:
-    """What was trained, in a few words each, with the number first."""
+    """What was trained: pairs of a number and its meaning."""
     found = []
     parameters = run.outcome.get("parameters")
     if parameters:
@@ -150,7 +152,7 @@ def facts(run: OpenedRun) -> list[tuple[str, str]]:
         found.append((f"{now['step']:,}", "steps"))
     speed = run.curve("system/tokens_per_second")["value"]
     if len(speed):
-        found.append((short(run.outcome.get("tokens_per_second", speed.iloc[-1])), "tokens a second"))
+        found.append((short(run.outcome.get("tokens_per_second", speed.iloc[-1])), "tokens per second"))
     share = run.curve("system/monitor_share")["value"]
     if len(share):
         found.append((f"{run.outcome.get('monitor_share', share.iloc[-1]):.1%}", "of the time spent on monitoring"))
@@ -158,7 +160,7 @@ def facts(run: OpenedRun) -> list[tuple[str, str]]:
 
 
 def correlation_table(run: OpenedRun) -> dict[str, dict[str, dict[tuple[str, str], dict[str, Any]]]]:
-    """By predictor and domain, each correlation by (series, method); only what has been computed."""
+    """Correlations by predictor and domain, each by (series, method); only those that exist."""
     found: dict[str, dict[str, dict[tuple[str, str], dict[str, Any]]]] = {}
     for row in run.correlations.to_dict("records"):
         if row["predictor"]:
@@ -170,7 +172,7 @@ def correlation_table(run: OpenedRun) -> dict[str, dict[str, dict[tuple[str, str
 
 
 def phase_changes(run: OpenedRun) -> dict[str, list[dict[str, Any]]]:
-    """By domain its changes of phase, the newest first, each with the time at which it came and its evidence."""
+    """Changes of phase per domain, the newest first, each with its time and its evidence."""
     found: dict[str, list[dict[str, Any]]] = {domain: [] for domain in run.domains}
     for event in reversed(run.events_of("phase")):
         evidence = [
@@ -182,7 +184,7 @@ def phase_changes(run: OpenedRun) -> dict[str, list[dict[str, Any]]]:
 
 
 def _evidence(item: dict[str, Any]) -> str:
-    """A number of the evidence with its interval, in its unit."""
+    """A number of the evidence with its interval and unit."""
     if item["value"] is None:
         return "no value"
     form, what = {
@@ -208,16 +210,16 @@ def task_table(run: OpenedRun) -> list[dict[str, Any]]:
 
 
 def changed_settings(run: OpenedRun) -> list[tuple[str, str, str]]:
-    """Settings that are not the default: (name, value, default); what a run calls itself and where it lies left out."""
-    rows = []
-    for name, value, default in run.settings.itertuples(index=False):
-        if value != default and name not in _PLACES and name != "run.name":
-            rows.append((name, in_yaml(value), in_yaml(default)))
-    return rows
+    """Settings that are not the default, except names and paths: (name, value, default)."""
+    return [
+        (name, in_yaml(value), in_yaml(default))
+        for name, value, default in run.settings.itertuples(index=False)
+        if value != default and name not in _PATHS
+    ]
 
 
 def costs(run: OpenedRun) -> list[tuple[str, float]]:
-    """Shares of the run's time by what it was spent on; of an unfinished run, those of its monitoring alone."""
+    """Shares of the run's time by purpose; for an unfinished run those of monitoring only."""
     seconds = run.outcome.get("seconds")
     if not seconds:
         parts = {"panel": "panel", "probes": "probes", "stream": "recording and streaming metrics"}

@@ -1,4 +1,4 @@
-"""Figures of a run's routing: distance against loss, over time, by layer, consistency, and the controls beside."""
+"""Figures of routing: distance against loss, metrics over time, distance by layer, and controls."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from moetrain.metrics import table
 from moetrain.metrics.cell import HELDOUT, SEEN
 from moetrain.metrics.metric import Metric
 from moetrain.report import charts
-from moetrain.report.charts import Grid, Line, Points
+from moetrain.report.charts import Grid, Points
 from moetrain.report.findings import metric
-from moetrain.report.page import Figure, Group, Legend, color, domain_legend, time_of, times, unit
+from moetrain.report.page import Figure, Group, Legend, color, curve_lines, domain_legend, time_of, unit
 from moetrain.report.trend import Trend, trend
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _TOO_EARLY = "There are fewer than two readings of panel samples trained on."
 
 
 def sign(row: Metric) -> str:
-    """What a larger and a smaller value mean, from the metric's description; empty where it does not say."""
+    """What larger and smaller values mean, from the metric's description; empty where it does not say."""
     found = re.search(r"\*\*Sign:\*\*(.*?)\n- \*\*", row.description, re.DOTALL)
     if found is None:
         return ""
@@ -36,7 +36,7 @@ def sign(row: Metric) -> str:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Readings in a row with one phase, from the reading before to the last of them."""
+    """Consecutive readings with the same phase, from the reading before the first to the last of them."""
 
     phase: Phase
     start: float
@@ -44,7 +44,7 @@ class Stretch:
 
 
 def phase_stretches(run: OpenedRun, by: str) -> dict[str, list[Stretch]]:
-    """The phases of each domain over time, by tokens or steps; nothing where none are judged."""
+    """The phases of each domain over time, by tokens or steps; empty where phases are not judged."""
     found: dict[str, list[Stretch]] = {}
     for domain in run.domains:
         curve = run.curve(f"phase/{domain}")
@@ -59,7 +59,7 @@ def phase_stretches(run: OpenedRun, by: str) -> dict[str, list[Stretch]]:
 
 
 def distance_and_loss(run: OpenedRun) -> Group:
-    """Pathway distance over loss at each reading, all domains and each (as Figure 4 of the paper)."""
+    """Pathway distance over loss at each reading, for all domains and for each (as Figure 4 of the paper)."""
     clouds = {}
     for domain in run.domains:
         tags = f"pathway/d_path/{domain}", f"loss/panel_seen/{domain}"
@@ -70,8 +70,7 @@ def distance_and_loss(run: OpenedRun) -> Group:
     figures = []
     if len(clouds) > 1:
         points = [Points(*cloud, color(run, domain)) for domain, cloud in clouds.items()]
-        nothing = np.zeros(0)
-        points.append(Points(nothing, nothing, "ink", _trend_of_all(list(clouds.values()))))
+        points.append(Points(np.zeros(0), np.zeros(0), "ink", _trend_of_all(list(clouds.values()))))
         svg = charts.scatter(points, "pathway distance against loss, all domains", "loss, nats")
         figures.append(Figure("All domains", svg))
     for domain, (x, y) in clouds.items():
@@ -81,7 +80,7 @@ def distance_and_loss(run: OpenedRun) -> Group:
 
 
 def _trend_of_all(clouds: Sequence[tuple[np.ndarray, np.ndarray]]) -> Trend | None:
-    """The trend through all domains' readings, those of one moment side by side, so that a block holds every domain."""
+    """The trend over all domains; readings are ordered by time, so that a resampled block holds every domain."""
     longest = max(len(x) for x, _ in clouds)
     ordered = [(x[t], y[t]) for t in range(longest) for x, y in clouds if t < len(x)]
     x_T, y_T = np.array(ordered).T
@@ -89,13 +88,13 @@ def _trend_of_all(clouds: Sequence[tuple[np.ndarray, np.ndarray]]) -> Trend | No
 
 
 def routing(run: OpenedRun) -> Group:
-    """The routing metrics of samples trained on over time, all domains in one chart each."""
+    """The routing metrics of samples trained on over time, one chart per metric."""
     figures = _over_time(run, "routing")
     return Group(figures, domain_legend(run), "" if figures else _TOO_EARLY)
 
 
 def consistency(run: OpenedRun) -> Group:
-    """Pathway consistency and the cosine that it divides away (as Figure 6 of the paper)."""
+    """Pathway consistency and the cosine of consecutive layers (as Figure 6 of the paper)."""
     figures = _over_time(run, "consistency")
     return Group(figures, domain_legend(run), "" if figures else _TOO_EARLY)
 
@@ -103,23 +102,22 @@ def consistency(run: OpenedRun) -> Group:
 def _over_time(run: OpenedRun, group: str) -> list[Figure]:
     figures = []
     for row in table.METRICS:
-        if row.figure != group:
-            continue
-        curves = []
-        for domain in run.domains:
-            curve = run.curve(f"{row.tag}/{domain}")
-            if len(curve):
-                newest = metric(run, domain, row.tag)
-                last = (newest.low, newest.high)
-                curves.append(Line(times(run, curve), curve["value"].to_numpy(), color(run, domain), last=last))
-        if curves:
-            svg = charts.lines(curves, f"{row.title} by domain", unit(run), row.bounds, row.log)
-            figures.append(Figure(row.title, svg, sign(row)))
+        if row.figure == group:
+            newest = {domain: metric(run, domain, row.tag) for domain in run.domains}
+            ends = {domain: (number.low, number.high) for domain, number in newest.items()}
+            curves = [
+                line
+                for domain in run.domains
+                for line in curve_lines(run, f"{row.tag}/{domain}", color(run, domain), last=ends[domain])
+            ]
+            if curves:
+                svg = charts.lines(curves, f"{row.title} by domain", unit(run), row.bounds, row.log)
+                figures.append(Figure(row.title, svg, sign(row)))
     return figures
 
 
 def by_layer(run: OpenedRun) -> Group:
-    """By domain, the distance within each layer over time (as Figure 5 of the paper)."""
+    """The distance within each layer over time, per domain (as Figure 5 of the paper)."""
     rows = run.by_layer
     known = rows[np.isfinite(rows["d_path"].astype(float))]
     scale = (float(known["d_path"].min()), float(known["d_path"].max())) if len(known) else ()
@@ -127,24 +125,21 @@ def by_layer(run: OpenedRun) -> Group:
     for domain in run.domains:
         own = known[known["domain"] == domain]
         if own["step"].nunique() > 1:
-            table = own.pivot_table(index="layer", columns="step", values="d_path")
-            grid = Grid(time_of(run, table.columns), table.to_numpy(), *scale)
+            values = own.pivot_table(index="layer", columns="step", values="d_path")
+            grid = Grid(time_of(run, values.columns), values.to_numpy(), *scale)
             figures.append(Figure(domain, charts.heat(grid, f"{domain}: distance by layer over the run", unit(run))))
     return Group(figures, (), "" if figures else _TOO_EARLY, scale)
 
 
 def control(run: OpenedRun) -> Group:
-    """What else moves pathways: the same in held-out samples, and what the router and the optimizer did."""
+    """What else changes routing: the distance of held-out samples, load of the experts, learning rate."""
     distance = table.find("d_path_norm")
     figures = []
     for domain in run.domains:
-        curves = []
-        for cell, hue in ((SEEN, "ink"), (HELDOUT, "accent")):
-            curve = run.curve(f"{distance.tag_on(cell)}/{domain}")
-            if len(curve):
-                curves.append(Line(times(run, curve), curve["value"].to_numpy(), hue))
+        seen, heldout = (f"{distance.tag_on(cell)}/{domain}" for cell in (SEEN, HELDOUT))
+        curves = [*curve_lines(run, seen, "ink"), *curve_lines(run, heldout, "accent")]
         if len(curves) > 1:
-            svg = charts.lines(curves, f"{domain}: distance in samples trained on and held out", unit(run))
+            svg = charts.lines(curves, f"{domain}: distance of samples trained on and held-out samples", unit(run))
             figures.append(Figure(domain, svg, distance.title + "."))
     figures += _over_time(run, "controls")
     figures += [*_of_the_model(run, "load_cv"), *_of_the_model(run, "learning_rate")]
@@ -153,17 +148,12 @@ def control(run: OpenedRun) -> Group:
 
 
 def training(run: OpenedRun) -> Group:
-    """Loss by domain, and speed."""
+    """Loss per domain, and throughput."""
     shown = {"train_loss": "Training loss, nats per token", "bits_per_byte": table.find("bits_per_byte").title}
     figures = []
     for name, title in shown.items():
         tag = table.find(name).tag
-        found = {domain: run.curve(f"{tag}/{domain}") for domain in run.domains}
-        curves = [
-            Line(times(run, curve), curve["value"].to_numpy(), color(run, domain))
-            for domain, curve in found.items()
-            if len(curve)
-        ]
+        curves = [line for d in run.domains for line in curve_lines(run, f"{tag}/{d}", color(run, d))]
         if curves:
             figures.append(Figure(title, charts.lines(curves, f"{title}, by domain", unit(run))))
     figures += _of_the_model(run, "tokens_per_second", ", training alone")
@@ -171,9 +161,6 @@ def training(run: OpenedRun) -> Group:
 
 
 def _of_the_model(run: OpenedRun, name: str, remark: str = "") -> list[Figure]:
-    row = table.find(name)
-    curve = run.curve(row.tag)
-    if not len(curve):
-        return []
-    title = row.title + remark
-    return [Figure(title, charts.lines([Line(times(run, curve), curve["value"].to_numpy(), "ink")], title, unit(run)))]
+    title = table.find(name).title + remark
+    curves = curve_lines(run, table.find(name).tag, "ink")
+    return [Figure(title, charts.lines(curves, title, unit(run)))] if curves else []

@@ -1,13 +1,13 @@
-"""A straight line through the readings of a run, and how sure it is."""
+"""A least-squares line through the readings of a run, with its interval."""
 
 from __future__ import annotations
 
 import numpy as np
 
 LEAST_READINGS = 8
-"""Fewer make no trend, as they make no correlation."""
+"""Below, no trend is drawn and nothing is correlated."""
 Trend = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Places on x, and the line there with the ends of its interval."""
+"""x, the line at x, and the ends of its interval."""
 _RESAMPLES = 1000
 _PLACES = 40
 
@@ -15,8 +15,8 @@ _PLACES = 40
 def trend(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Trend | None:
     """The least-squares line y of x [T] over the span of x, as (x, value, low, high), [40] each; None below 8 readings.
 
-    The readings of a run lean on each other, so the 95% interval resamples circular blocks of n^(1/3) of them, in the
-    order that they are given in, rather than single ones. Readings without x or y are left out.
+    Consecutive readings are correlated, so the 95% interval resamples circular blocks of n^(1/3) readings, in the given
+    order. Readings without x or y are skipped.
     """
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
@@ -32,7 +32,7 @@ def trend(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Trend | None:
 
 
 def _lines(x_RT: np.ndarray, y_RT: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """The line through each row at given places, [R, places]; NaN where all of a row's x are one."""
+    """The line through each row at given x, [R, places]; NaN where all x of a row are equal."""
     centre = x_RT.mean(1, keepdims=True)
     spread = ((x_RT - centre) ** 2).sum(1)
     products = ((x_RT - centre) * (y_RT - y_RT.mean(1, keepdims=True))).sum(1)

@@ -99,7 +99,7 @@ def test_every_place_that_is_pointed_to_is_there_once(written):
 
 def test_the_headline_holds_the_numbers_of_the_frames(run, written):
     text = Page(written).text
-    head = text[text.index("Verdict by domain") : text.rindex("Before you quote this")]
+    head = text[text.index("Verdict per domain") : text.rindex("Before you quote this")]
     rows = run.summary.set_index(["domain", "task", "metric"])
     for domain in run.domains:
         for metric in ("loss/panel_seen", "loss/panel_heldout", "memorized/gap", "memorized/gap_heldout"):
@@ -129,8 +129,8 @@ def test_warnings_say_what_is_too_few(run, written):
     met = run.panel.query("cell == 'seen' and step == 12 and 0 < first_step").groupby("domain", observed=True).size()
     for said in (
         f"Fewer than 64 samples trained on in the panel: stories ({met['stories']}), sums ({met['sums']}).",
-        "Probes of fewer than 100 items say little: adding (60), owners (15).",
-        "Only 5 readings of the probes: below 8 nothing is correlated.",
+        "Probes of fewer than 100 items are imprecise: adding (60), owners (15).",
+        "Only 5 readings of the probes: with fewer than 8 nothing is correlated.",
     ):
         assert said in text
     assert "Finished." in text
@@ -155,24 +155,24 @@ def with_curves(run, **tags):
 
 
 @pytest.mark.parametrize(
-    ("seen", "unmet", "said"),
+    ("seen", "heldout", "verdict"),
     [
-        ((0.5, 0.45, 0.3), (0.6, 0.5, 0.45), "moved alike"),
-        ((0.5, 0.45, 0.3), (0.6, 0.6, 0.55), "moved apart"),
-        ((0.5, 0.45, 0.3), (0.6, 0.7, 0.8), "moved apart"),
-        ((0.5, 0.5, 0.5), (0.6, 0.7, 0.8), "hardly moved"),
+        ((0.5, 0.45, 0.3), (0.6, 0.5, 0.45), "same change"),
+        ((0.5, 0.45, 0.3), (0.6, 0.6, 0.55), "different change"),
+        ((0.5, 0.45, 0.3), (0.6, 0.7, 0.8), "different change"),
+        ((0.5, 0.5, 0.5), (0.6, 0.7, 0.8), "no clear change"),
     ],
 )
-def test_controls_tell_a_change_that_held_out_samples_share(finished_run, seen, unmet, said):
+def test_controls_tell_a_change_that_held_out_samples_share(finished_run, seen, heldout, verdict):
     run = open_run.open_run(finished_run)
     run.summary.loc[run.summary["metric"] == "pathway/d_path_norm", ["low", "high"]] = [0.29, 0.31]
-    tags = {"pathway/d_path_norm/sums": seen, "pathway_heldout/d_path_norm/sums": unmet}
+    tags = {"pathway/d_path_norm/sums": seen, "pathway_heldout/d_path_norm/sums": heldout}
     found = [
-        c for c in findings.controls(with_curves(run, **tags)) if (c.domain, "Pathway" in c.quantity) == ("sums", True)
+        c for c in findings.controls(with_curves(run, **tags)) if (c.domain, "Pathway" in c.title) == ("sums", True)
     ]
-    assert [(each.verdict, each.seen, each.unmet) for each in found] == [(said, seen[::2], unmet[::2])]
+    assert [(each.verdict, each.seen, each.heldout) for each in found] == [(verdict, seen[::2], heldout[::2])]
     told = [text for text in findings.warnings(run) if "pathway distance" in text and "sums" in text]
-    assert bool(told) == (said == "moved alike")
+    assert bool(told) == (verdict == "same change")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_verdict_that_the_probes_do_not_share_is_told(finished_run, phase, acc
     run = with_curves(open_run.open_run(finished_run), **{"phase/sums": [phase]})
     row = run.accuracy["domain"] == "sums"
     run.accuracy.loc[row, ["accuracy", "low", "high"]] = [accuracy, accuracy - 0.1, accuracy + 0.1]
-    told = [text for text in findings.warnings(run) if text.startswith("Verdict and probes disagree in sums")]
+    told = [text for text in findings.warnings(run) if text.startswith("Verdict and probes disagree on sums")]
     assert len(told) == bool(said)
     assert all(said in text for text in told)
 
@@ -205,8 +205,8 @@ def test_a_correlation_that_is_only_a_trend_is_told(finished_run):
         for kind, each in table.items()
     ]
     run.correlations = records.frame(rows, columns)
-    (told,) = [text for text in findings.warnings(run) if "in the raw series alone" in text]
-    assert told.startswith("In sums accuracy correlates strongly with pathway distance in the raw series alone")
+    (told,) = [text for text in findings.warnings(run) if "in the raw series only" in text]
+    assert told.startswith("In sums accuracy correlates strongly with pathway distance in the raw series only")
     table = report.correlation_table(run)
     assert list(table) == ["d_path", "cosine"]
     assert table["cosine"]["sums"]["raw", "spearman"]["number"].value == pytest.approx(1)
@@ -291,7 +291,7 @@ def test_a_report_that_fails_does_not_fail_the_run(finished_run, tmp_path, monke
     monkeypatch.setattr(report.findings, "warnings", lambda run: [][0])
     shown = terminal()
     report.report_or_say_why(shutil.copytree(finished_run, tmp_path / "copy"), shown)
-    assert "no report (IndexError: list index out of range): tools/report.py" in shown.console.export_text()
+    assert "no report (IndexError: list index out of range): run tools/report.py" in shown.console.export_text()
 
 
 def test_what_cannot_be_reported_is_one_clear_error(finished_run, tmp_path, capsys):

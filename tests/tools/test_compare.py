@@ -46,7 +46,7 @@ def test_settings_that_differ_come_by_name_with_each_runs_value(runs):
     assert differing_settings([runs[0], runs[0]]) == []
 
 
-def test_values_are_the_newest_by_the_tokens_that_all_runs_have_come_to(runs):
+def test_values_are_the_newest_at_the_tokens_that_all_runs_have_reached(runs):
     found = compare(runs)
     assert (found.unit, found.labels) == ("tokens", ["run", "slow"])
     assert found.at == runs[1].tokens([8])[0] < runs[0].tokens([12])[0]
@@ -70,21 +70,21 @@ def test_values_are_the_newest_by_the_tokens_that_all_runs_have_come_to(runs):
 def test_an_earlier_moment_can_be_asked_for_and_a_later_one_not(runs):
     early = compare(runs, at=float(runs[0].tokens([5])[0]))
     assert max(cell.at for row in early.rows for cell in row.cells if np.isfinite(cell.at)) <= early.at
-    with pytest.raises(RunError, match=r"it has come to .* tokens only: compare by then"):
+    with pytest.raises(RunError, match=r"it has reached only .* tokens: compare there"):
         compare(runs, at=1e9)
 
 
-def test_intervals_that_do_not_meet_are_marked():
+def test_intervals_that_do_not_overlap_are_marked():
     def row(*ends):
         return Row("", "", [Cell(Number((low + high) / 2, low, high), 0.0) for low, high in ends])
 
-    assert row((0, 1), (2, 3)).apart
-    assert row((0, 1), (0.5, 3), (1.5, 4)).apart
-    assert not row((0, 1), (0.5, 3)).apart
-    assert not row((0, 1), (np.nan, np.nan)).apart
+    assert row((0, 1), (2, 3)).different
+    assert row((0, 1), (0.5, 3), (1.5, 4)).different
+    assert not row((0, 1), (0.5, 3)).different
+    assert not row((0, 1), (np.nan, np.nan)).different
 
 
-def test_runs_of_one_name_are_told_apart_by_the_folders_above(finished_run, tmp_path):
+def test_runs_of_one_name_are_labelled_with_their_parent_folders(finished_run, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "there" / finished_run.name)
     parent = finished_run.resolve().parent.name
     assert labels([open_run(finished_run), open_run(copy)]) == [f"{parent}/run", "there/run"]

@@ -96,7 +96,9 @@ def delay(pair: GroupPair, panel: ReadingTimes, probe: ReadingTimes) -> Delay:
     """
     memorized, memorized_gap = _time(panel, pair.memorized_at, "panel")
     generalized, generalized_gap = _time(probe, pair.generalized_at, "probe")
-    return Delay(*(generalized - memorized).tolist(), *np.maximum(memorized_gap, generalized_gap).tolist())
+    steps, tokens = (generalized - memorized).tolist()
+    steps_resolution, tokens_resolution = np.maximum(memorized_gap, generalized_gap).tolist()
+    return Delay(steps, tokens, steps_resolution, tokens_resolution)
 
 
 def mean_delay(pairs: Sequence[GroupPair], panel: ReadingTimes, probe: ReadingTimes) -> Delay | None:

@@ -207,8 +207,8 @@ def phases(history: History, thresholds: PhaseThresholds | None = None) -> list[
         phase, why = _decide(history, rule, t, generalizing_for, evidence)
         generalizing_for = generalizing_for + 1 if phase in (Phase.GENERALIZING, Phase.SETTLED) else 0
         for name, part in history.context.items():
-            now = float(part.value[t]), float(part.low[t]), float(part.high[t])
-            evidence.append(Evidence(name, "beside", "level", *now, readings=1, samples=int(history.samples[t])))
+            value, low, high = float(part.value[t]), float(part.low[t]), float(part.high[t])
+            evidence.append(Evidence(name, "beside", "level", value, low, high, 1, int(history.samples[t])))
         step, tokens = int(history.steps[t]), int(history.tokens[t])
         verdicts.append(Verdict(phase, step, tokens, why, ADVICE[phase], tuple(evidence)))
     return verdicts

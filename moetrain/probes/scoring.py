@@ -223,8 +223,15 @@ def _exact_matches(
     requests = [prepared.requests[own.start] for part in parts for own in part.members]
     share = range(layout.rank, len(items), layout.world_size)
     prompts = [requests[number].tokens[: requests[number].first] for number in share]
-    sizes = prepared.context_tokens, prepared.batch_tokens
-    answers = generate(model, prompts, prepared.tokenizer, layout, *sizes, max_new_tokens)
+    answers = generate(
+        model,
+        prompts,
+        prepared.tokenizer,
+        layout,
+        context_tokens=prepared.context_tokens,
+        batch_tokens=prepared.batch_tokens,
+        max_new_tokens=max_new_tokens,
+    )
     exact_G = np.zeros(len(items), bool)
     for number, answer in zip(share, answers, strict=True):
         exact_G[number] = is_exact(answer, items[number])

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Builds megablocks, and where asked for flash-attn, for the torch and the CUDA toolkit that are installed here.
+# Builds megablocks, and optionally flash-attn, for the installed torch and CUDA toolkit.
 #
 #   docker/install_kernels.sh [--flash-attn]
 #
-# TORCH_CUDA_ARCH_LIST  the cards to build for, e.g. "9.0" for H100 and H200, "8.0;9.0" for A100 too;
-#                       unset: the card of this machine
-# MAX_JOBS              compilers that run at once; each may take 4 GB of memory (flash-attn: 8 GB)
-# CUDA_HOME             the toolkit, where it is not the one that nvcc itself names
-# PYTHON                the interpreter, default python
+# TORCH_CUDA_ARCH_LIST  GPU architectures, e.g. "9.0" for H100 and H200, "8.0;9.0" to include A100;
+#                       default: the GPU of this machine
+# MAX_JOBS              parallel compilers; each may take 4 GB of memory (flash-attn: 8 GB)
+# CUDA_HOME             the toolkit; default: as reported by nvcc
+# PYTHON                the interpreter; default: python
 #
-# Needs nvcc of the CUDA version that torch was built with (12.x and 13.x), and a C++ compiler. megablocks and
-# grouped-gemm take a few minutes, flash-attn about two core-hours for one kind of card. Without these packages
-# everything runs as well, on torch's own kernels.
+# Requires nvcc of the CUDA version that torch was built with (12.x and 13.x), and a C++ compiler. megablocks and
+# grouped-gemm take a few minutes, flash-attn about two core-hours per architecture. These packages are optional:
+# without them torch's own kernels are used.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -35,24 +35,24 @@ cuda=$("$python" -c 'import torch; print(torch.version.cuda or "")') || fail "to
 [ -n "$cuda" ] || fail "this torch is built for CPU: install one built for CUDA first"
 command -v nvcc > /dev/null || fail "nvcc is not on the path: install the CUDA $cuda toolkit, or use docker/Dockerfile.cuda"
 toolkit=$(nvcc --version | sed -n 's/.*release \([0-9]*\.[0-9]*\).*/\1/p')
-[ "${toolkit%%.*}" = "${cuda%%.*}" ] || fail "nvcc is CUDA $toolkit, torch is built for $cuda: install the toolkit of torch's"
+[ "${toolkit%%.*}" = "${cuda%%.*}" ] || fail "nvcc is CUDA $toolkit, torch is built for $cuda: install the toolkit of torch's version"
 if [ -z "${TORCH_CUDA_ARCH_LIST:-}" ]; then
     TORCH_CUDA_ARCH_LIST=$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))') \
-        || fail "no card here to build for: set TORCH_CUDA_ARCH_LIST, e.g. to 9.0"
+        || fail "no GPU here: set TORCH_CUDA_ARCH_LIST, e.g. to 9.0"
 fi
 export TORCH_CUDA_ARCH_LIST
-# torch takes the folder above nvcc's for the toolkit, which is wrong where a wrapper of nvcc lies on the path.
+# torch assumes that nvcc's parent folder is the toolkit, which is wrong if a wrapper of nvcc is on the path.
 CUDA_HOME=${CUDA_HOME:-$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p' || true)}
 export CUDA_HOME
-# A toolkit may come without the libraries' headers; torch's own wheels bring them.
+# A toolkit may lack the libraries' headers; torch's wheels include them.
 headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu${cuda%%.*}/include
 [ -d "$headers" ] && export CPATH="$headers${CPATH:+:$CPATH}"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$python" -m pip install --quiet 'setuptools>=77' wheel packaging ninja
-echo "kernels for CUDA $cuda (nvcc $toolkit), cards $TORCH_CUDA_ARCH_LIST"
-# Built here and now: a wheel of another machine, taken from pip's cache, may be built for CPU or another card.
+echo "kernels for CUDA $cuda (nvcc $toolkit), architectures $TORCH_CUDA_ARCH_LIST"
+# Always built from source: a wheel in pip's cache may have been built for CPU or another GPU.
 "$python" -m pip download --quiet --no-deps --no-build-isolation --no-cache-dir --no-binary :all: \
     --dest "$work" --requirement "$here/kernels.txt"
 for archive in "$work"/*.tar.gz; do
@@ -61,7 +61,7 @@ for archive in "$work"/*.tar.gz; do
 done
 
 if [ "${cuda%%.*}" -ge 13 ]; then
-    # CUDA 13 removed the last argument of two scans that megablocks calls.
+    # CUDA 13 removed the last argument of two scan functions that megablocks calls.
     source=$(echo "$work"/megablocks-*/csrc/cumsum.h)
     sed --in-place --regexp-extended --null-data 's/stream,\s+debug_synchronous\)\)/stream))/g' "$source"
     [ "$(grep --count 'debug_synchronous)' "$source")" = 0 ] && [ "$(grep --count '[[:space:]]stream));' "$source")" = 2 ] \
@@ -77,7 +77,7 @@ fi
 "$python" - << 'END'
 import importlib.util
 
-import torch  # before the compiled modules, which link to it
+import torch  # before the compiled modules, which link against it
 
 import grouped_gemm.ops
 import megablocks_ops
@@ -89,5 +89,5 @@ if importlib.util.find_spec("flash_attn"):
 
     print("built: flash-attn", flash_attn.__version__)
 if not torch.cuda.is_available():
-    print("no card here: on a machine with one, run  pytest tests/gpu -m gpu")
+    print("no GPU here: on a machine with one, run  pytest tests/gpu -m gpu -n 0")
 END

@@ -5,7 +5,7 @@ from moetrain.config import Settings, SettingsError, describe_settings, expand, 
 CODE = "data.domains.code.builtin=code"
 
 
-def test_every_setting_has_a_meaning_and_a_default_that_loads():
+def test_every_setting_has_a_description_and_a_valid_default():
     rows = list(describe_settings())
     assert len(rows) > 50
     assert all(meaning for _, _, _, meaning in rows)
@@ -67,7 +67,7 @@ def test_a_wrong_setting_is_one_line_with_place_key_and_remedy(override, parts):
         ("data:\n  domains:\n", ["run.yaml", "data.domains"]),
     ],
 )
-def test_a_wrong_file_is_named(tmp_path, text, parts):
+def test_an_invalid_file_is_an_error_with_its_place(tmp_path, text, parts):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(SettingsError) as caught:
@@ -85,12 +85,12 @@ def test_a_wrong_file_is_named(tmp_path, text, parts):
         ("[{from_tokens: 5, weights: {code: 1}}, {from_tokens: 5, weights: {code: 2}}]", "in increasing order"),
     ],
 )
-def test_phases_of_a_mixture_that_cannot_be_are_told(phases, said):
+def test_invalid_phases_of_a_mixture_are_errors(phases, said):
     with pytest.raises(SettingsError, match=said.replace("?", "[?]")):
         load_settings(None, [CODE, "data.mixture=weights", "data.domains.code.weight=1", f"data.phases={phases}"])
 
 
-def test_a_missing_file_names_one_like_it(tmp_path):
+def test_a_missing_file_gets_a_suggestion(tmp_path):
     (tmp_path / "quickstart.yaml").write_text("")
     with pytest.raises(SettingsError, match=r"quikstart.yaml: no such configuration: did you mean .*quickstart.yaml"):
         load_settings(tmp_path / "quikstart.yaml")
@@ -106,14 +106,14 @@ def test_a_missing_file_names_one_like_it(tmp_path):
         ("what's mine.yaml", "{}", "run"),
     ],
 )
-def test_a_run_without_a_name_is_called_as_its_file(tmp_path, file, text, name):
+def test_a_run_without_a_name_is_named_after_its_file(tmp_path, file, text, name):
     (tmp_path / file).write_text(text)
     settings = load_settings(tmp_path / file, ["data.domains.code.builtin=code"])
     assert settings.run.name == name
     assert load_settings(tmp_path / file, ["data.domains.code.builtin=code", "run.name=third"]).run.name == "third"
 
 
-def test_overrides_are_laid_over_the_file_and_what_is_saved_loads_again(tmp_path):
+def test_overrides_are_applied_and_saved_settings_load_unchanged(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("data: {domains: {code: {builtin: code}}}\ntrain: {batch_rows: 4}\n")
     settings = load_settings(path, ["train.batch_rows=6", "optim.learning_rate=3e-4"])
@@ -123,7 +123,7 @@ def test_overrides_are_laid_over_the_file_and_what_is_saved_loads_again(tmp_path
     assert load_settings(path) == settings
 
 
-def test_environment_variables_expand_or_are_named(monkeypatch):
+def test_environment_variables_are_expanded_or_an_error(monkeypatch):
     monkeypatch.setenv("SOME_FOLDER", "/data")
     assert expand("${SOME_FOLDER}/x", "data.root") == "/data/x"
     monkeypatch.delenv("SOME_FOLDER")

@@ -1,4 +1,4 @@
-"""The configurations that come with the project: all load and are listed, and the large ones are what they say."""
+"""The configurations of the project: all load and are listed, and the large ones have the published shapes."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ PUBLISHED_VOCABULARY = 50_304  # rows of OLMoE's embedding
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_configuration_loads_says_what_it_is_for_and_has_a_row(path, monkeypatch):
+def test_a_configuration_loads_and_is_described(path, monkeypatch):
     monkeypatch.setenv("MOETRAIN_DATA", "/data")
     settings = load_settings(path)
     assert settings.run.name == path.stem
@@ -33,7 +33,7 @@ def test_a_configuration_loads_says_what_it_is_for_and_has_a_row(path, monkeypat
     ("name", "vocabulary", "every", "active"),
     [("nano_moe", 16_384, 55.08e6, 25.88e6), ("olmoe_1b_7b", PUBLISHED_VOCABULARY, 6.919e9, 1.282e9)],
 )
-def test_the_sizes_are_those_published(name, vocabulary, every, active):
+def test_parameter_counts_are_those_published(name, vocabulary, every, active):
     with torch.device("meta"):
         model = Transformer(load_settings(FOLDER / f"{name}.yaml").model, vocabulary, torch.bfloat16)
     assert model.parameter_counts() == pytest.approx((every, active), rel=1e-3)
@@ -42,7 +42,7 @@ def test_the_sizes_are_those_published(name, vocabulary, every, active):
 def test_olmoe_has_the_shape_of_transformers_own():
     model = load_settings(FOLDER / "olmoe_1b_7b.yaml").model
     transformers = pytest.importorskip("transformers")
-    published = transformers.OlmoeConfig()  # its defaults are OLMoE-1B-7B's, but for the experts' width
+    published = transformers.OlmoeConfig()  # its defaults are those of OLMoE-1B-7B, except for the width of experts
     shared = set(type(model).model_fields) & set(vars(published)) - {"intermediate_size", "num_key_value_heads"}
     assert {"hidden_size", "num_experts", "num_experts_per_tok", "rms_norm_eps"} <= shared
     ours = {name: getattr(model, name) for name in shared}
@@ -59,8 +59,8 @@ def test_olmoe_fits_eight_gpus_only_when_sharded():
 
 
 @pytest.mark.parametrize("name", ["nano_moe", "olmoe_1b_7b"])
-def test_a_large_configuration_runs_when_it_is_made_small(name, corpus_folder, tmp_path, capsys, monkeypatch):
-    """Everything of it but the sizes, the data and what needs CUDA goes through a dry step."""
+def test_a_large_configuration_runs_at_a_small_size(name, corpus_folder, tmp_path, capsys, monkeypatch):
+    """A dry step with all of its settings except sizes, data and those that need CUDA."""
     monkeypatch.setenv("MOETRAIN_DATA", str(corpus_folder))
     settings = load_settings(FOLDER / f"{name}.yaml")
     own = small_run(corpus_folder, tmp_path, tmp_path)

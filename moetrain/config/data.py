@@ -61,7 +61,7 @@ class FactSettings(Section):
         return self.model_dump(exclude_none=True)
 
 
-FACTS_TAKEN: dict[str, tuple[str, ...]] = {
+FACT_OPTIONS: dict[str, tuple[str, ...]] = {
     "modular": ("modulus", "operation", "trained_share", "sign"),
     "random_answers": ("like", "modulus", "operation", "trained_share", "sign"),
     "random_answers like math": ("like", "count", "trained_share", "sign"),
@@ -155,15 +155,15 @@ class DomainSettings(Section):
         return text
 
     @model_validator(mode="after")
-    def _facts_that_are_taken(self) -> DomainSettings:
+    def _facts_have_effect(self) -> DomainSettings:
         given = self.facts.given() if self.facts is not None else {}
         source = f"builtin {self.builtin}" if self.builtin is not None else "path" if self.path is not None else "hub"
         kind = f"{self.builtin} like {given.get('like')}"
-        taken = FACTS_TAKEN.get(kind, FACTS_TAKEN.get(self.builtin or "", ()))
-        if kind in FACTS_TAKEN:
+        options = FACT_OPTIONS.get(kind, FACT_OPTIONS.get(self.builtin or "", ()))
+        if kind in FACT_OPTIONS:
             source = f"builtin {kind}"
-        if unused := [key for key in given if key not in taken]:
-            takes = f"facts.{', facts.'.join(taken)}" if taken else "no facts"
+        if unused := [key for key in given if key not in options]:
+            takes = f"facts.{', facts.'.join(options)}" if options else "no facts"
             raise ValueError(f"facts.{unused[0]} has no effect with {source}: remove it ({source} takes {takes})")
         return self
 

@@ -1,1 +1,1 @@
-"""Data: sources, built-in domains, tokenizers, packing, and the stream that gives every row of a run once."""
+"""Data: sources and built-in domains, tokenizer, prepared token files, samples, packing and the one-epoch stream."""

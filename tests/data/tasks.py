@@ -1,4 +1,4 @@
-"""What the tests of `moetrain.data.workers` run in other processes; imports little, for their sake."""
+"""Tasks that the tests of `moetrain.data.workers` run in worker processes; imports little, so that they start fast."""
 
 import os
 import time

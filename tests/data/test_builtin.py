@@ -1,4 +1,4 @@
-"""The built-in domains. The reader of arithmetic below knows nothing of how the text is made: it goes by numbers."""
+"""The built-in domains. The reader of arithmetic below does not use the generator's wording, only the numbers."""
 
 import ast
 import collections
@@ -23,7 +23,7 @@ from moetrain.data import builtin
 from moetrain.data.builtin import arithmetic, operands, phrases
 from moetrain.data.builtin.arithmetic_facts import held_out_pairs, show_held_out
 
-WRITTEN = ("code", "math")  # the planted domains have tests of their own
+WRITTEN = ("code", "math")  # for the planted domains see test_study_domains.py
 ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 VALUES = {word: value for value, word in enumerate([*ONES.split(), "eighteen", "nineteen"])}
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
@@ -32,7 +32,7 @@ SPELLED = re.compile(rf"\b(?:{'|'.join(VALUES)})(?:[ -](?:{'|'.join(VALUES)}))*\
 LABEL = re.compile(r"^(?:- |([a-z])\) |(\d+)\. )")
 EXPRESSION = r"\(*\d+\)*(?: *[-+*/] *\(*\d+\)*)*"
 CHAIN = re.compile(rf"(?<![-+*/] )(?<![\w.$:*/+-]){EXPRESSION}(?: *= *{EXPRESSION})*")
-UNSAID = (  # numbers that a text stands on without showing them: all of the words, then the number
+UNSAID = (  # numbers that a text rests on without showing them: words that all occur, then the number
     (("weeks", "days"), 7),
     (("dozen",), 12),
     (("years", "months"), 12),
@@ -73,7 +73,7 @@ def in_figures(text: str) -> str:
 
 
 def problems(text: str) -> Iterator[str]:
-    """A paragraph is a problem, but where it starts with a title each line is, together with its line of the key."""
+    """Each paragraph is a problem; after a title each line is one, together with its line of the answer key."""
     paragraphs = in_figures(text).split("\n\n")
     while paragraphs:
         title, *lines = paragraphs.pop(0).split("\n")
@@ -93,7 +93,7 @@ def numbers_of(problem: str) -> list[int]:
 
 
 def facts_in(problem: str) -> Iterator[tuple[str, int, int]]:
-    """Every fact with both operands and the result among the numbers, whatever the words make of them."""
+    """Every fact whose operands and result are among the numbers, whatever the wording."""
     numbers = numbers_of(problem)
     for a, b in itertools.combinations(numbers, 2):
         if a + b in numbers:
@@ -122,7 +122,7 @@ def evaluate(node: ast.expr, facts: list[tuple[str, int, int]]) -> Fraction:
 
 
 def chains(text: str) -> Iterator[tuple[list[Fraction], list[tuple[str, int, int]]]]:
-    """The values of what stands between equals signs, and the facts that the steps rest on."""
+    """The values between equals signs, and the facts that the steps rest on."""
     for match in CHAIN.finditer(in_figures(text)):
         if match[0].count("(") == match[0].count(")") and re.search("[-+*/=]", match[0]):
             facts: list[tuple[str, int, int]] = []
@@ -148,7 +148,7 @@ def math_items() -> list[dict]:
 # Held-out facts
 
 
-def test_held_out_facts_are_a_tenth_and_never_change() -> None:
+def test_a_tenth_of_the_facts_is_held_out_and_the_choice_is_fixed() -> None:
     for family in ("additive", "multiplicative"):
         pairs = held_out_pairs(family)
         assert 0.09 < len(pairs) / math.comb(99, 2) < 0.11
@@ -156,7 +156,7 @@ def test_held_out_facts_are_a_tenth_and_never_change() -> None:
         assert not any(is_held_out(family, small, other) for small in (0, 1) for other in range(1000))
         assert not any(is_held_out(family, 100, other) for other in range(1000))
     both = sorted(held_out_pairs("additive")), sorted(held_out_pairs("multiplicative"))
-    # Runs are compared with earlier ones: another choice would train on what those hold out.
+    # Runs are compared with earlier ones. With another choice they would train on what those hold out.
     assert hashlib.sha256(repr(both).encode()).hexdigest()[:16] == "1f63ede714c2eb58"
 
 
@@ -171,14 +171,14 @@ def test_show_held_out_is_the_search_over_all_triples(numbers: list[int]) -> Non
     assert show_held_out(numbers) == expected
 
 
-def test_training_text_holds_no_held_out_fact(training_text: list[str]) -> None:
+def test_training_text_states_no_held_out_fact(training_text: list[str]) -> None:
     found = [(text, held) for text in training_text if (held := held_out_in(text))]
     assert not found, found[:3]
 
 
 @pytest.mark.parametrize("form", dict.fromkeys(arithmetic.FORMS), ids=lambda form: form.texts[0][:30])
 def test_the_reader_finds_held_out_facts_in_every_form(form: arithmetic.Form) -> None:
-    """Without the guard they are there to be found, so finding none above is no blindness of the reader."""
+    """Without the guard the reader finds them, so finding none above shows that the guard works."""
     if form.pattern in (operands.pair, operands.triplet, operands.digits, operands.rounding):
         return  # these state no sum and no product
     if form.pattern(lambda: 0.5, 2).get("k", 0) >= 100:
@@ -204,11 +204,11 @@ def test_the_reader_finds_held_out_facts_in_lists_and_keys(monkeypatch: pytest.M
     keys = [text for text in lists if "\n\nAnswers:\n" in text]
     assert len(keys) > 50
     for group in (keys, lists, texts):
-        # A fact has a chance of one in ten where both operands are small, as they are in most facts.
+        # One fact in ten is held out if both operands are small, as in most facts.
         assert sum(bool(held_out_in(text)) for text in group) / len(group) > 0.05
 
 
-def test_unshown_steps_are_right_and_hold_no_held_out_fact() -> None:
+def test_worked_steps_are_correct_and_state_no_held_out_fact() -> None:
     stream = random.Random(1).random
     for kind in phrases.SINGLE + phrases.GROUPS["stories"]:
         for _ in range(500):
@@ -222,7 +222,7 @@ def test_unshown_steps_are_right_and_hold_no_held_out_fact() -> None:
 # The text
 
 
-def test_every_stated_answer_is_right(training_text: list[str]) -> None:
+def test_every_stated_answer_is_correct(training_text: list[str]) -> None:
     equations = triples = clocks = 0
     other = re.compile(
         "Which is larger|larger of|larger number|small|order|greater|max|min|Round|<|>|digit|hundreds|before|:\\d"
@@ -245,7 +245,7 @@ def test_every_stated_answer_is_right(training_text: list[str]) -> None:
     assert clocks > 20
 
 
-def test_math_documents_are_many_sorts_of_short_text(training_text: list[str]) -> None:
+def test_math_documents_are_short_and_varied(training_text: list[str]) -> None:
     lengths = sorted(map(len, training_text))
     assert lengths[0] >= 20
     assert lengths[len(lengths) // 2] < 300
@@ -260,7 +260,7 @@ def test_math_documents_are_many_sorts_of_short_text(training_text: list[str]) -
     assert "{" not in everything
 
 
-def test_operands_are_broad_and_skewed_to_small(training_text: list[str]) -> None:
+def test_operands_cover_the_range_and_small_ones_are_more_likely(training_text: list[str]) -> None:
     pairs = collections.Counter()
     for text in training_text:
         pairs.update((int(a), int(b)) for a, b in re.findall(r"\b(\d+) \+ (\d+)\b", text))
@@ -281,7 +281,7 @@ def test_a_smaller_size_is_a_prefix(name: str, size: int, other: int, seed: int)
     assert sum(given_bytes[:-1]) < size or not texts
 
 
-def test_seeds_differ_and_processes_agree() -> None:
+def test_text_depends_on_the_seed_and_not_on_the_process() -> None:
     for name in WRITTEN:
         first, second = (list(builtin.documents(name, size=50_000, seed=seed)) for seed in (0, 1))
         assert first != second
@@ -303,7 +303,7 @@ def test_seeds_differ_and_processes_agree() -> None:
 # Probe items
 
 
-def test_math_items_have_the_form_and_the_right_answer(math_items: list[dict]) -> None:
+def test_math_items_are_well_formed_and_their_answers_correct(math_items: list[dict]) -> None:
     assert len(math_items) == 6000
     assert len({item["prompt"] for item in math_items}) == len({item["id"] for item in math_items}) == 6000
     tasks = collections.Counter(item["task"] for item in math_items)
@@ -318,7 +318,7 @@ def test_math_items_have_the_form_and_the_right_answer(math_items: list[dict]) -
         else:
             assert set(item) == {"domain", "task", "prompt", "target", "sep", "id"}
             answer = item["target"]
-        # The reader of the training text finds that the fact is held out, and the equation true.
+        # By the reader of the training text the fact is held out and the equation is true.
         whole = f"{item['prompt']} {answer}"
         assert held_out_in(whole), item
         assert all(len(set(values)) == 1 for values, _ in chains(whole)), item
@@ -337,8 +337,8 @@ def test_math_item_prompts_are_in_the_style_of_the_training_text(
     assert all(form + " #" in everything for form in forms)
 
 
-def test_no_baseline_beats_chance(math_items: list[dict], training_text: list[str]) -> None:
-    """By place, rank, nearness, how often the training text has the number anywhere or as an answer, and its digits."""
+def test_no_baseline_is_above_chance(math_items: list[dict], training_text: list[str]) -> None:
+    """Baselines: place, rank, distance, frequency in the training text anywhere or as an answer, and digits."""
     everything = "\n".join(training_text)
     seen = collections.Counter(re.findall(r"\d+", everything))
     answered = collections.Counter(re.findall(r" (\d+)\.?$", everything, re.MULTILINE))
@@ -401,7 +401,7 @@ def _texts(seed: int = 0) -> list[str]:
     return list(builtin.documents("code", size=10**9, seed=seed))
 
 
-def test_code_leaves_out_tests_tables_and_what_is_not_the_library(library: Path) -> None:
+def test_code_skips_tests_tables_and_installed_packages(library: Path) -> None:
     kept = {"a.py": "a = 1\n", "pack/b.py": "b = 'é'\n", "encodings/idna.py": "c = 3\n", "testing.py": "d = 4\n"}
     for name, text in kept.items():
         _write(library, name, text)
@@ -424,7 +424,7 @@ def test_code_leaves_out_tests_tables_and_what_is_not_the_library(library: Path)
     assert sorted(_texts()) == sorted(kept.values())
 
 
-def test_code_order_is_by_seed_and_path_alone(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_code_depends_on_seed_and_path_only(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in range(20):
         _write(library, f"d{place % 3}/m{place}.py", f"x = {place}\n")
     texts = _texts()
@@ -525,7 +525,7 @@ def test_code_items_are_documented_functions(line_end: str) -> None:
 # Names
 
 
-def test_an_unknown_name_is_told_the_nearest() -> None:
+def test_an_unknown_domain_name_gets_a_suggestion() -> None:
     with pytest.raises(ValueError, match=r"'maths'.*'math'"):
         builtin.documents("maths", size=1, seed=0)
     with pytest.raises(ValueError, match=r"'cod'.*'code'"):

@@ -43,7 +43,7 @@ def counts(report):
 
 
 @pytest.mark.parametrize("length", [13, 14, 30])
-def test_thirteen_words_in_a_row_are_found_and_twelve_are_not(length):
+def test_thirteen_consecutive_words_are_found_and_twelve_are_not(length):
     probe = item(" ".join(WORDS[:length]))
     for start in range(length - 12):
         assert is_found(probe, "before " + " ".join(WORDS[start : start + 13]) + " after")
@@ -52,7 +52,7 @@ def test_thirteen_words_in_a_row_are_found_and_twelve_are_not(length):
 
 
 @pytest.mark.parametrize("length", range(1, 13))
-def test_a_short_prompt_is_looked_for_whole_and_a_very_short_one_not_at_all(length):
+def test_all_words_of_a_short_prompt_must_occur_and_very_short_ones_are_not_searched_for(length):
     probe = item(" ".join(WORDS[:length]))
     report = contaminated([probe], ["before " + " ".join(WORDS[:length]) + " after"])
     assert counts(report) == {"t": (1, int(length < 4), int(length >= 4))}
@@ -84,13 +84,13 @@ def test_the_right_answer_counts_and_a_wrong_choice_does_not():
     assert [each.part for each in contaminated([short], ["then the old dog barks"]).found] == ["answer"]
 
 
-def test_a_target_counts_as_code_goes_on_from_its_prompt():
+def test_the_target_of_a_code_item_counts():
     probe = item("def f(a):\n    return", "a + a + a + a + a + a + a + a + a + a", sep=" ")
     assert is_found(probe, "def f(a): return" + " + a" * 10)
     assert is_found(item("count down fr", "om ten", sep=""), "count down from ten")
 
 
-def test_the_frame_of_a_question_is_no_part_of_it():
+def test_the_frame_of_a_question_is_not_part_of_the_item():
     assert counts(contaminated([item("Question: Why is it?\nAnswer:", "")], ["question why is it answer"])) == {
         "t": (1, 1, 0)
     }
@@ -114,7 +114,7 @@ def test_held_out_documents_do_not_count_as_training_text():
     assert contaminated([probe], ["x", text, text]).found[0].where == "text 1"
 
 
-def test_items_are_counted_by_task_and_cleaned():
+def test_items_are_counted_per_task_and_contaminated_ones_removed():
     items = [
         item("one two three four", task="b", name="1"),
         item("one two three four", task="a", name="1"),
@@ -135,7 +135,7 @@ def test_items_are_counted_by_task_and_cleaned():
 
 
 def reference(probe, text):
-    """Whether a text holds an item, by comparing every run with every run of letters and digits."""
+    """Whether a text holds an item, by comparing all pairs of runs."""
 
     def words(text):
         spaced = "".join(c if c.isalnum() else " " for c in text.lower())
@@ -153,7 +153,7 @@ def reference(probe, text):
             return True
     if not framed or len(asked + right) < 4:
         return False
-    for start in range(len(asked)):  # with the frame's word between them
+    for start in range(len(asked)):  # with the word of the frame between them
         for end in range(1, len(right) + 1):
             n = len(asked) - start + end
             if n == 13 or (n == len(asked + right) and n < 13):
@@ -178,7 +178,7 @@ pieces = st.lists(st.sampled_from(["a", "b", "c", "A. b", "answer", "c-a-b"]), m
 
 @settings(deadline=None, max_examples=150)
 @given(probes, st.lists(pieces, max_size=4), st.data(), st.sampled_from([1, 40, 10**6]), st.booleans())
-def test_what_is_found_is_what_a_slow_reference_finds(items, texts, data, batch, collide):
+def test_the_report_equals_that_of_a_slow_reference(items, texts, data, batch, collide):
     items = [{**probe, "id": str(number)} for number, probe in enumerate(items)]
     for probe in items:  # texts that hold most of an item
         whole = words_of(probe["prompt"].removeprefix("Question:") + " " + probe.get("target", ""))
@@ -186,7 +186,7 @@ def test_what_is_found_is_what_a_slow_reference_finds(items, texts, data, batch,
         texts.append(" ".join(whole[cut:]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contamination, "_BATCH_CHARACTERS", batch)
-        if collide:  # hashes that say next to nothing
+        if collide:  # hashes with many collisions
             patch.setattr(contamination, "_word_hashes", lambda words: np.array([len(w) for w in words], np.uint64))
         report = contaminated(items, texts)
     wanted = {
@@ -240,7 +240,7 @@ def chosen(folder, *overrides):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Text, some of it held out, and items of two tasks: in training text, in held-out text, and in none."""
+    """Text, some of it held out, and items of two tasks: in training text, in held-out text, and in neither."""
     texts = [f"number {n} is a text of {n + 1} and {n * n} things" for n in range(1000)]
     heldout = [text for text in texts if is_heldout(text, 0.01)]
     train = next(text for text in texts if not is_heldout(text, 0.01))

@@ -85,7 +85,7 @@ def test_a_truncated_gz_names_file_and_line(tmp_path):
         read(tmp_path)
 
 
-def test_an_empty_domain_and_a_missing_path_are_one_message(tmp_path):
+def test_an_empty_domain_and_a_missing_path_are_errors_of_one_line(tmp_path):
     lines(tmp_path / "a.jsonl")
     with pytest.raises(DataError, match=r"data\.domains\.d: no documents in \*\.jsonl\*: give one that holds text"):
         read(tmp_path)
@@ -168,14 +168,14 @@ def test_ids_are_64_bits_of_content_and_copies_differ(text, copy):
     assert document_id(text) == document_id(text) != document_id(text, copy)
 
 
-def test_known_ids_stay_what_they_are():
-    # Records of earlier runs are joined by these: a change breaks every one of them.
+def test_ids_do_not_change_between_versions():
+    # Records of earlier runs are joined by these ids.
     assert document_id("hello") == 9022087748821825191
     assert document_id("hello", 1) == 17712156616301609419
     assert is_heldout("hello", 0.5) is True
 
 
-def test_the_held_out_share_is_what_was_asked_for_and_nested():
+def test_the_held_out_share_is_as_set_and_smaller_shares_are_subsets():
     texts = [f"text {n}" for n in range(20_000)]
     small, large = ({t for t in texts if is_heldout(t, share)} for share in (0.05, 0.1))
     assert small < large

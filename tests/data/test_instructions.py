@@ -65,7 +65,7 @@ USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "conte
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, "message 1: content is empty"),
     ],
 )
-def test_what_is_no_example_is_one_line_with_its_place(tmp_path, row, said):
+def test_a_malformed_example_is_an_error_of_one_line_with_its_place(tmp_path, row, said):
     path = written(tmp_path / "bad.jsonl", GOOD, "", row, GOOD)
     with pytest.raises(DataError) as caught:
         read_instructions([path])
@@ -73,7 +73,7 @@ def test_what_is_no_example_is_one_line_with_its_place(tmp_path, row, said):
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_none(tmp_path):
+def test_files_without_examples_are_errors(tmp_path):
     (tmp_path / "table.parquet").write_bytes(b"")
     (tmp_path / "blank.jsonl").write_text("\n\n")
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(json.dumps(GOOD).encode() * 1000)[:-20])

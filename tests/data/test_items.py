@@ -104,7 +104,7 @@ values = st.recursive(
     st.dictionaries(st.sampled_from(sorted({*GOOD, "target", "solution"})), values, max_size=3),
 )
 @settings(max_examples=300, deadline=None)
-def test_any_item_is_taken_as_it_is_or_refused_in_one_line(good, changes):
+def test_any_item_is_accepted_unchanged_or_refused_in_one_line(good, changes):
     changed = {**good, **changes}
     said = None
     try:

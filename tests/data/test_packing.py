@@ -74,23 +74,23 @@ def test_by_weights_keeps_proportions_everywhere_and_ends_with_the_first_exhaust
         assert (met[start : start + 80] == 1).mean() == pytest.approx(0.75, abs=0.03)
 
 
-def test_weights_change_at_the_tokens_they_should():
+def test_weights_change_at_the_tokens_of_their_phase():
     samples = equal_samples([1000, 1000])  # of 12 tokens each with their marks
     order = order_by_weights(samples, [(0, [1.0, 0.0]), (2400, [1.0, 1.0]), (4800, [0.0, 1.0])], seed=0)
     met = samples.domain[order]
     assert (met[:200] == 0).all()
     assert (met[200:400] == 1).mean() == pytest.approx(0.5, abs=0.02)
     assert (met[405:] == 1).all()
-    # The stream goes on to the end of the only domain the last phase asks for, whatever is left of the other.
+    # The stream continues to the end of the only domain of the last phase, although the other is not exhausted.
     assert (met == 1).sum() == 1000
     assert (met == 0).sum() == pytest.approx(300, abs=2)
 
 
-def test_a_domain_that_a_later_phase_asks_for_ends_the_stream_when_it_is_used_up():
+def test_an_exhausted_domain_ends_the_stream_in_the_first_phase_that_uses_it():
     samples = equal_samples([100, 1000])
     order = order_by_weights(samples, [(0, [1.0, 1.0]), (12 * 200, [0.0, 1.0]), (12 * 400, [1.0, 1.0])], seed=0)
     met = samples.domain[order]
-    # Used up exactly when the second phase begins, asked for again from 400 samples on: there it ends.
+    # The domain is exhausted when the second phase begins. The third phase, from 400 samples on, uses it again.
     assert len(met) == pytest.approx(400, abs=1)
     assert (met == 0).sum() == 100
 
@@ -100,7 +100,7 @@ def test_a_domain_that_a_later_phase_asks_for_ends_the_stream_when_it_is_used_up
     st.lists(st.integers(20, 200), min_size=2, max_size=4),
     st.lists(st.tuples(st.integers(1, 3000), st.lists(st.floats(0.1, 5), min_size=4, max_size=4)), max_size=3),
 )
-def test_no_sample_comes_twice_whatever_the_phases(counts, later):
+def test_no_sample_is_repeated_with_any_phases(counts, later):
     samples = equal_samples(counts)
     starts = sorted({start for start, _ in later})
     phases = [(0, [1.0] * len(counts))]
@@ -112,7 +112,7 @@ def test_no_sample_comes_twice_whatever_the_phases(counts, later):
 
 
 @pytest.mark.parametrize("by_weights", [False, True])
-def test_copies_of_a_text_keep_together_where_they_are_told_to(by_weights):
+def test_copies_of_a_text_lie_within_the_set_share_of_the_stream(by_weights):
     copies, texts = 12, 300
     samples = equal_samples([copies * texts] * 2)
     samples.start[:] = np.arange(copies * texts * 2) % texts  # each text `copies` times, in both domains
@@ -131,9 +131,9 @@ def test_copies_of_a_text_keep_together_where_they_are_told_to(by_weights):
             assert len(place) == copies
             reach[domain].append((place.max() - place.min()) / len(order))
     assert np.median(reach[0]) > 0.7
-    assert max(reach[1]) < 0.13  # a tenth, and what the other domain's samples between them take
+    assert max(reach[1]) < 0.13  # a tenth, and the samples of the other domain in between
     first = np.array([np.nonzero(samples.start[order[samples.domain[order] == 1]] == t)[0][0] for t in range(texts)])
     thirds = np.histogram(first, bins=3, range=(0, copies * texts))[0]
-    assert (thirds > texts / 5).all()  # texts begin all along the stream
+    assert (thirds > texts / 5).all()  # texts begin all over the stream
     assert np.array_equal(ordered([1.0, 1.0]), ordered([]))
     assert np.array_equal(order, ordered([1.0, 0.1]))

@@ -42,7 +42,7 @@ def chosen(folder: Path, cache: Path, *overrides: str):
 
 
 def files_of(corpus, cache: Path) -> dict[str, bytes]:
-    """All that the corpus's folder holds."""
+    """The files in the folder of a corpus."""
     folder = cache / f"corpus-{corpus.fingerprint}"
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -70,7 +70,7 @@ LARGE = ["data.domains.a.path=stories", "data.domains.b.path=sums/*.jsonl", "tok
 
 @pytest.fixture(scope="session")
 def straight(large, tmp_path_factory) -> dict[str, bytes]:
-    """The files that one process makes of them from first to last."""
+    """The files that a single process writes."""
     cache = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "PORTION_BYTES", PORTION)
@@ -82,7 +82,7 @@ def small_portions(monkeypatch):
     monkeypatch.setattr(documents, "PORTION_BYTES", PORTION)
 
 
-def test_several_processes_make_the_files_of_one_and_say_how_far_they_are(
+def test_several_workers_write_the_same_files_as_one_and_report_progress(
     large, straight, tmp_path, small_portions, monkeypatch
 ):
     monkeypatch.setattr("moetrain.data.corpus._SECONDS_BETWEEN_PROGRESS", 0)
@@ -100,7 +100,7 @@ def test_several_processes_make_the_files_of_one_and_say_how_far_they_are(
     assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == ["corpus", "preparing", "tokenizer"]
 
 
-def test_token_files_stay_on_disk_and_hold_the_documents(large, tmp_path, small_portions):
+def test_token_files_are_memory_mapped_and_hold_the_documents(large, tmp_path, small_portions):
     settings = chosen(large, tmp_path, *LARGE)
     corpus = prepare_corpus(settings)
     seen: set[int] = set()
@@ -123,8 +123,10 @@ def test_token_files_stay_on_disk_and_hold_the_documents(large, tmp_path, small_
     st.integers(1, 200),
     st.integers(0, 12),
 )
-def test_copies_are_dropped_as_if_all_were_read_in_order(tmp_path_factory, monkeypatch, domains, shard_bytes, at_once):
-    """Whatever the files, and however shards are cut: the first in the order of the source stays."""
+def test_duplicates_are_dropped_as_if_all_were_read_in_order(
+    tmp_path_factory, monkeypatch, domains, shard_bytes, at_once
+):
+    """With any files and any size of shards, the first in the order of the source is kept."""
     folder = tmp_path_factory.mktemp("drawn")
     for number, files in enumerate(domains):
         for file, values in enumerate(files):
@@ -148,7 +150,7 @@ def test_copies_are_dropped_as_if_all_were_read_in_order(tmp_path_factory, monke
 
 
 def _read_in_order(settings) -> tuple[dict, str | None]:
-    """By domain, ids and report of documents read one after another; or the error that comes of it."""
+    """Per domain, ids and report of documents read in one process; or the error message."""
     seen: set[int] = set()
     wanted = {}
     for name, domain in settings.data.domains.items():
@@ -169,7 +171,7 @@ class _StoppedError(Exception):
 
 
 @pytest.mark.parametrize("source", ["path", "builtin", "limit", "text"])
-def test_a_preparation_that_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeypatch, source):
+def test_a_preparation_stopped_at_any_point_is_resumed(tmp_path, monkeypatch, source):
     monkeypatch.setattr(token_shards, "SHARD_BYTES", 3000)
     monkeypatch.setattr(token_shards, "_BATCH_DOCUMENTS", 7)
     monkeypatch.setattr("moetrain.data.corpus._SECONDS_BETWEEN_PROGRESS", 0)
@@ -261,7 +263,7 @@ def _killed_and_resumed(large: Path, folder: Path, phases: list[str]) -> Iterato
 SAMPLING, TRAINING, TOKENIZING = "reading the tokenizer's sample", "training the tokenizer", "tokenizing"
 
 
-def test_a_killed_preparation_goes_on_to_the_same_files(large, straight, tmp_path, small_portions):
+def test_a_killed_preparation_is_resumed_to_the_same_files(large, straight, tmp_path, small_portions):
     assert list(_killed_and_resumed(large, tmp_path, [SAMPLING, TOKENIZING])) == [straight] * 2
 
 
@@ -271,7 +273,7 @@ def test_twelve_kills_at_random_moments_change_nothing(large, straight, tmp_path
     assert list(_killed_and_resumed(large, tmp_path, phases)) == [straight] * 12
 
 
-def test_two_at_once_do_the_work_once(corpus_folder, tmp_path, monkeypatch):
+def test_two_simultaneous_preparations_do_the_work_once(corpus_folder, tmp_path, monkeypatch):
     from moetrain.data import corpus as module
 
     real, calls = module._tokenize, []
@@ -284,10 +286,10 @@ def test_two_at_once_do_the_work_once(corpus_folder, tmp_path, monkeypatch):
     assert said.count("training the tokenizer") == 1
 
 
-# What is on disk
+# Files on disk
 
 
-def test_damaged_token_files_are_named(corpus_folder, tmp_path):
+def test_corrupt_token_files_are_errors(corpus_folder, tmp_path):
     settings = chosen(corpus_folder, tmp_path, "data.domains.d.path=stories.jsonl", "data.seq_len=64", "panel.tokens=8")
     corpus = prepare_corpus(settings)
     path = tmp_path / f"corpus-{corpus.fingerprint}" / "d" / "tokens.bin"
@@ -308,7 +310,7 @@ def test_damaged_token_files_are_named(corpus_folder, tmp_path):
         prepare_corpus(settings)
 
 
-def test_a_source_that_changed_or_vanished_since_is_seen(tmp_path):
+def test_a_source_that_changed_or_vanished_is_noticed(tmp_path):
     write(tmp_path / "a.jsonl", [f"{n} words" for n in range(50)])
     settings = chosen(tmp_path, tmp_path / "cache", "data.domains.d.path=a.jsonl")
     before = prepare_corpus(settings)
@@ -329,7 +331,7 @@ def test_a_large_file_is_hashed_once_and_again_when_it_changes(tmp_path, monkeyp
     monkeypatch.setattr(digests.hashlib, "file_digest", lambda *given: (hashed.append(1), real(*given))[1])
     first = digests.content_digest(path, tmp_path / "cache")
     assert digests.content_digest(path, tmp_path / "cache") == first
-    assert len(hashed) == 2  # so new that a change might show no other time
+    assert len(hashed) == 2  # so recent that a change might have the same time
     monkeypatch.setattr(digests, "_SETTLED", -(10**12))
     for _ in range(3):
         assert digests.content_digest(path, tmp_path / "cache") == first
@@ -357,17 +359,17 @@ def test_bad_data_is_an_error_before_anything_is_tokenized(tmp_path, monkeypatch
         prepare_corpus(chosen(tmp_path, tmp_path / "cache", "data.domains.d.path=a.jsonl"))
 
 
-def test_the_tokenizer_alone_is_the_corpus_s(corpus_folder, tmp_path):
+def test_prepare_tokenizer_gives_the_tokenizer_of_the_corpus(corpus_folder, tmp_path):
     settings = chosen(corpus_folder, tmp_path, "data.domains.d.path=stories.jsonl")
     tokenizer, path = prepare_tokenizer(settings)
     assert path.read_bytes() == tokenizer.model == prepare_corpus(settings).tokenizer.model
 
 
-# Its pieces
+# Parts of the preparation
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), max_size=40), st.integers(1, 60), st.integers(1, 5))
-def test_a_sample_is_the_lowest_hashes_up_to_the_budget_in_any_order_and_split(items, budget, split):
+def test_a_sample_holds_the_lowest_hashes_in_any_order_and_split(items, budget, split):
     texts = {identity: "x" * size for identity, size in items}
     hashes = {identity: document_id(f"{identity}") for identity in texts}
     wanted, total = [], 0
@@ -388,7 +390,7 @@ def test_a_sample_is_the_lowest_hashes_up_to_the_budget_in_any_order_and_split(i
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20), max_size=30))))
-def test_seen_ids_are_a_set(steps):
+def test_seen_ids_behave_like_a_set(steps):
     seen, known = SeenIds(), set()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("moetrain.data.dedup._RECENT_IDS", 4)
@@ -405,7 +407,7 @@ def test_seen_ids_are_a_set(steps):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_tasks_give_their_results_and_how_far_they_are(workers):
+def test_tasks_give_their_results_and_progress(workers):
     results, far = {}, {}
     run_tasks(tasks.square, [(n,) for n in range(7)], workers, far.__setitem__, results.__setitem__)
     assert results == {n: n * n for n in range(7)}
@@ -420,7 +422,7 @@ def test_tasks_give_their_results_and_how_far_they_are(workers):
         ("bug", RuntimeError, "ZeroDivisionError: a bug"),
     ],
 )
-def test_a_task_that_fails_ends_the_others(kind, error, said):
+def test_a_failed_task_ends_the_others(kind, error, said):
     began = time.monotonic()
     with pytest.raises(error, match=said):
         run_tasks(tasks.fail, [("wait",), (kind,)], 2, lambda *_: None, lambda *_: None)

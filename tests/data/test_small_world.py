@@ -22,7 +22,7 @@ TOWN = r"[A-Z][a-z]+"
 UNIQUE = {"mother", "father", "wife", "husband", "maternal grandmother", "maternal grandfather"}
 UNIQUE |= {"paternal grandmother", "paternal grandfather"}
 KIN = "|".join(UNIQUE) + "|daughter|son|sister|brother|aunt|uncle|niece|nephew|cousin|granddaughter|grandson"
-# X is who or what the sentence is about, Y what it says of X: person, thing or building (THE), town, trade.
+# X is the subject of the sentence, Y the value: person, thing or building (THE), town, trade.
 GRAMMAR: dict[str, tuple[str, ...]] = {
     "kin": (
         "{P:Y} is (?:the|an?) {K} of {P:X}",
@@ -141,7 +141,7 @@ def lowered(name: str) -> str:
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Sentences with names in place of pronouns, questions with their answers, titles with each of their lines."""
+    """Sentences with names in place of pronouns, questions with answers, each line of a list with its title."""
     lines = text.replace("\nA: ", " ").replace("Q: ", "").split("\n")
     if lines[0].endswith(":"):
         assert len(lines) > 1
@@ -200,7 +200,7 @@ def facts(texts: list[str], read: Callable[[str], list[Fact]]) -> collections.Co
     for text in texts:
         for sentence in sentences(text):
             found = read(sentence)
-            assert found, (sentence, text)  # a sentence that the reader cannot read might say anything
+            assert found, (sentence, text)  # a sentence that cannot be read might state a held-out fact
             stated.update(found)
     return stated
 
@@ -211,7 +211,7 @@ def items() -> list[dict]:
 
 
 class Rebuilt:
-    """The world as its atomic facts alone tell it, and what follows from them."""
+    """The world rebuilt from atomic facts only, and what follows from them."""
 
     def __init__(self, stated: collections.Counter[Fact]) -> None:
         by = collections.defaultdict(dict)
@@ -231,7 +231,7 @@ class Rebuilt:
         return {other for other in self.parents if other != one and self.parents[other] == self.parents.get(one)}
 
     def holds(self, relation: str, x: str, y: str) -> bool:
-        """Whether y is the relation of x, worked out from atomic facts."""
+        """Whether y is the relation of x by the atomic facts."""
         by, parents = self.by, self.parents
         above, none = parents.get(x, set()), set()
         female = {"daughter", "sister", "aunt", "niece", "granddaughter"}
@@ -280,15 +280,15 @@ def names_in(text: str) -> set[str]:
 
 
 def asked(item: dict, read: Callable[[str], list[Fact]]) -> Fact:
-    """The question as a fact, with the right answer in its place."""
+    """The fact that an item asks for."""
     answer = item["target"] if "target" in item else item["choices"][item["answer"]]
     (fact,) = read(next(sentences(f"{item['prompt']} {answer}")))
     assert fact[2] == answer
     return fact
 
 
-def test_every_statement_is_true(facts: collections.Counter[Fact], rebuilt: Rebuilt) -> None:
-    """Composed statements follow from the atomic ones, which never contradict each other."""
+def test_every_statement_follows_from_the_world(facts: collections.Counter[Fact], rebuilt: Rebuilt) -> None:
+    """Composed statements follow from atomic ones, which do not contradict each other."""
     for relation, x, y in facts:
         assert rebuilt.holds(relation, x, y), (relation, x, y)
     assert not rebuilt.women & rebuilt.men
@@ -296,19 +296,19 @@ def test_every_statement_is_true(facts: collections.Counter[Fact], rebuilt: Rebu
     assert kinds == {*GRAMMAR, *KIN.split("|")} - {"kin"}
 
 
-def test_atomic_facts_recur_and_are_all_there(facts: collections.Counter[Fact]) -> None:
+def test_all_atomic_facts_are_stated_most_of_them_often(facts: collections.Counter[Fact]) -> None:
     names = {"town": "home", "workplace": "work", "job": "trade"}
     atomic = [
         facts[names.get(fact.relation, fact.relation), fact.subject, fact.value]
         for fact in small_world.world(SEED).atomic
-        if fact.relation not in ("daughter", "son")  # as mother or father they are told the other way round
+        if fact.relation not in ("daughter", "son")  # stated in the other direction, as mother or father
     ]
     assert min(atomic) >= 1
     assert sorted(atomic)[len(atomic) // 2] >= 5
     assert 1000 < len(atomic) < 4000
 
 
-def test_held_out_facts_are_an_eighth_whatever_the_seed_and_direction() -> None:
+def test_an_eighth_of_the_facts_is_held_out_for_every_seed_and_direction() -> None:
     def composed(relation: str, kind: str, x: str, y: str) -> bool:
         return small_world.Composed(small_world.Fact(relation, x, y), kind, ()).held_out
 
@@ -316,35 +316,35 @@ def test_held_out_facts_are_an_eighth_whatever_the_seed_and_direction() -> None:
     chosen = [composed("cousin", "cousin", *pair) for pair in pairs]
     assert chosen == [composed("cousin", "cousin", *pair[::-1]) for pair in pairs]
     assert 0.11 < sum(chosen) / len(pairs) < 0.14
-    # Runs are compared with earlier ones: another choice would train on what those hold out.
+    # Runs are compared with earlier ones. With another choice they would train on what those hold out.
     assert "".join(map(str, map(int, chosen[:40]))) == "0110000010000100000000001000000000000000"
     for seed in (0, 1, SEED):
         made = small_world.world(seed)
         assert 0.10 < len(made.held_out) / (len(made.held_out) + len(made.stated)) < 0.15
 
 
-def test_no_document_names_both_ends_of_a_held_out_fact(
+def test_no_document_holds_both_names_of_a_held_out_fact(
     texts: list[str], items: list[dict], read: Callable[[str], list[Fact]]
 ) -> None:
     apart = {frozenset((one.fact.subject, one.fact.value)) for one in small_world.world(SEED).held_out}
     for item in items:
         _, subject, answer = asked(item, read)
         assert frozenset((subject, answer)) in apart
-        # Nor does a wrong choice stand beside who is asked about, or its absence would tell the right one.
+        # No wrong choice shares a document with the subject either, or absence would give the right one away.
         apart |= {frozenset((subject, choice)) for choice in item.get("choices", ())}
     for text in texts:
         for pair in itertools.combinations(names_in(text), 2):
             assert frozenset(pair) not in apart, text
 
 
-def test_the_search_finds_held_out_facts_where_nothing_keeps_them_out(
+def test_the_search_finds_held_out_facts_if_nothing_separates_their_names(
     monkeypatch: pytest.MonkeyPatch, facts: collections.Counter[Fact]
 ) -> None:
-    """So finding none above is no blindness: every kind is there in the text of a page that takes everything."""
+    """If pages accept every line, all kinds are found, so finding none above shows that separation works."""
     made = small_world.world(SEED)
     apart = {frozenset((one.fact.subject, one.fact.value)): one.kind for one in made.held_out}
     told = made.stated
-    monkeypatch.setattr(made, "apart", {})
+    monkeypatch.setattr(made, "separated", {})
     monkeypatch.setattr(made, "stated", told + made.held_out)
     met: collections.Counter[str] = collections.Counter()
     for text in small_world_text.documents(400_000, SEED):
@@ -353,7 +353,7 @@ def test_the_search_finds_held_out_facts_where_nothing_keeps_them_out(
     assert all(met[kind] > 10 for kind in set(apart.values())), met
 
 
-def test_items_are_right_by_the_training_text_alone(
+def test_the_answers_of_items_follow_from_the_training_text(
     items: list[dict], rebuilt: Rebuilt, facts: collections.Counter[Fact], read: Callable[[str], list[Fact]]
 ) -> None:
     tasks = collections.Counter(item["task"] for item in items)
@@ -376,8 +376,8 @@ def test_items_are_right_by_the_training_text_alone(
     assert builtin.probe_items("commonsense", items=0, seed=SEED) == []
 
 
-def test_no_baseline_beats_chance(items: list[dict], texts: list[str], read: Callable[[str], list[Fact]]) -> None:
-    """By how often a name is met, anywhere or at a line's end, by length, place, and likeness to who is asked about."""
+def test_no_baseline_is_above_chance(items: list[dict], texts: list[str], read: Callable[[str], list[Fact]]) -> None:
+    """Baselines: frequency of a name anywhere or at line ends, length, place, and similarity to the subject."""
     everything = "\n".join(texts)
     seen = collections.Counter(re.findall(rf"{PERSON}|{THE}", everything)) + collections.Counter(
         re.findall(TOWN, everything)
@@ -413,7 +413,7 @@ def test_no_baseline_beats_chance(items: list[dict], texts: list[str], read: Cal
             rates[f"{best.__name__} {name}"] = sum(right) / len(right)
     for place in range(4):
         rates[f"place {place}"] = sum(item["answer"] == place for item in chosen) / len(chosen)
-    # What goes by the choices alone is right once in each four; what goes by who is asked about, by chance only.
+    # A baseline of the choices only is right exactly once per four; one that uses the subject is right by chance.
     facts = len({asked(item, read) for item in chosen})
     tolerance = 4 * math.sqrt(0.25 * 0.75 / facts)
     assert all(abs(rate - 0.25) < tolerance for rate in rates.values()), (tolerance, rates)
@@ -421,7 +421,7 @@ def test_no_baseline_beats_chance(items: list[dict], texts: list[str], read: Cal
         assert abs(rates[name] - 0.25) < 0.02, (name, rates)
 
 
-def test_documents_are_many_sorts_of_short_text(texts: list[str]) -> None:
+def test_documents_are_short_and_varied(texts: list[str]) -> None:
     lengths = sorted(map(len, texts))
     assert lengths[len(lengths) // 2] < 300
     assert lengths[-1] < 2000
@@ -432,7 +432,7 @@ def test_documents_are_many_sorts_of_short_text(texts: list[str]) -> None:
     assert not re.search(r"[{}]|\b(?:a [aeiou]|an [^aeiou])", everything)
 
 
-def test_another_seed_is_another_world_and_processes_agree() -> None:
+def test_the_world_depends_on_the_seed_and_not_on_the_process() -> None:
     assert small_world.world(0).atomic != small_world.world(1).atomic
     code = (
         "from moetrain.data import builtin\n"

@@ -22,7 +22,7 @@ TEXT = Wanted("text")
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_cache(tmp_path_factory):
-    """What `datasets` keeps of these folders is not left in the user's cache."""
+    """`datasets` caches these folders in a temporary folder, not in the user's cache."""
     import datasets
 
     with pytest.MonkeyPatch.context() as patch:
@@ -45,7 +45,7 @@ RECORDS = [{"text": f"document {n}", "language": "en" if n % 2 else "de", "score
 
 @pytest.fixture
 def same_records(tmp_path):
-    """The same rows as JSON Lines, as Parquet, and as a folder that `datasets` reads."""
+    """The same rows as JSON Lines, Parquet, and a folder for `datasets`."""
     lines = "".join(json.dumps(record) + "\n" for record in RECORDS)
     (tmp_path / "a.jsonl").write_text(lines)
     pq.write_table(pa.Table.from_pylist(RECORDS), tmp_path / "a.parquet", row_group_size=7)
@@ -96,13 +96,13 @@ def test_hub_splits_and_configurations(same_records):
         (["hub=nobody/no-such-set"], r"nobody/no-such-set cannot be read: .*HF_HUB_OFFLINE"),
     ],
 )
-def test_a_hub_data_set_that_cannot_be_read_is_one_line(same_records, overrides, said, streaming):
+def test_an_unreadable_hub_data_set_is_an_error_of_one_line(same_records, overrides, said, streaming):
     with pytest.raises(DataError, match=said) as caught:
         read(same_records, *overrides, f"streaming={streaming}")
     assert "\n" not in str(caught.value)
 
 
-def test_a_data_set_on_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+def test_the_fingerprint_of_a_hub_data_set_follows_its_commit(tmp_path, monkeypatch):
     import datasets
 
     asked = []
@@ -129,7 +129,7 @@ def test_code_of_a_data_set_is_never_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_datasets_and_tokenizers_are_imported_only_where_they_are_used():
+def test_datasets_and_tokenizers_are_imported_only_if_used():
     code = (
         "import sys, moetrain.data.corpus; print([m for m in ('datasets', 'tokenizers', 'torch') if m in sys.modules])"
     )
@@ -140,7 +140,7 @@ def test_datasets_and_tokenizers_are_imported_only_where_they_are_used():
 # Text and source code
 
 
-def test_a_folder_is_every_known_file_below_it_in_order(tmp_path):
+def test_a_folder_stands_for_all_known_files_below_it_in_order(tmp_path):
     for name in (
         "b/x.py",
         "b/y.md",
@@ -210,7 +210,7 @@ def test_a_long_text_is_cut_without_loss(tmp_path, monkeypatch, content, longest
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
-def test_reading_goes_on_after_any_row(same_records, name):
+def test_reading_resumes_after_any_row(same_records, name):
     rows = list(read_file(same_records / name, TEXT))
     for start in range(21):
         assert list(read_file(same_records / name, TEXT, start)) == rows[start:]
@@ -219,7 +219,7 @@ def test_reading_goes_on_after_any_row(same_records, name):
 # Parquet
 
 
-def test_parquet_that_cannot_be_used_is_one_line(same_records, tmp_path):
+def test_unusable_parquet_is_an_error_of_one_line(same_records, tmp_path):
     whole = (same_records / "a.parquet").read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "hole.parquet").write_bytes(whole[:4] + bytes(200) + whole[204:])
@@ -262,8 +262,8 @@ def test_null_and_badly_encoded_cells_are_bad_rows(tmp_path):
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["a.jsonl.gz", "a.parquet", "a.jsonl"]), st.integers(0, 10**6), st.integers(1, 255))
-def test_a_damaged_file_gives_documents_or_one_clear_error(same_records, name, place, flip):
-    """Whatever byte is wrong: what was written, bad rows with their places, or a DataError; nothing else comes out."""
+def test_a_corrupt_file_gives_documents_or_one_error(same_records, name, place, flip):
+    """With any wrong byte: the rows as written, bad rows with their places, or a DataError."""
     whole = (
         gzip.compress((same_records / "a.jsonl").read_bytes(), mtime=0)
         if name.endswith("gz")
@@ -282,10 +282,10 @@ def test_a_damaged_file_gives_documents_or_one_clear_error(same_records, name, p
     assert said == "" or (damaged.name in said and "\n" not in said)
 
 
-# What changes, and what is known about files
+# Changes of files, and fingerprints
 
 
-def test_a_file_that_changes_or_vanishes_while_it_is_read_is_an_error(tmp_path):
+def test_a_file_that_changes_or_vanishes_while_read_is_an_error(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"document {n}"}) + "\n" for n in range(5)))
     chosen = load_settings(None, ["data.domains.d.path=a.jsonl", f"data.root={tmp_path}"])
@@ -302,7 +302,7 @@ def test_a_file_that_changes_or_vanishes_while_it_is_read_is_an_error(tmp_path):
         list(documents)
 
 
-def test_the_fingerprint_follows_what_decides_on_documents(same_records):
+def test_the_fingerprint_follows_the_settings_that_change_documents(same_records):
     def of(*overrides):
         chosen = load_settings(None, [f"data.root={same_records}", *(f"data.domains.d.{o}" for o in overrides)])
         return fingerprint("d", chosen.data.domains["d"], chosen.data, 0)
@@ -321,7 +321,7 @@ def test_the_fingerprint_follows_what_decides_on_documents(same_records):
     assert of("hub=hub") != prints[4]
 
 
-def test_small_files_are_read_together_and_large_ones_apart(tmp_path):
+def test_small_files_share_a_portion_and_large_ones_do_not(tmp_path):
     for number, size in enumerate([10, 10, 5_000_000, 10, 3_000_000, 3_000_000]):
         (tmp_path / f"{number}.txt").write_bytes(b"x" * size)
 
@@ -351,7 +351,7 @@ def test_small_files_are_read_together_and_large_ones_apart(tmp_path):
         ("missing < 3 or len(missing) > 0", []),
     ],
 )
-def test_filters_keep_what_they_say(expression, kept):
+def test_filters_keep_the_rows_that_pass(expression, kept):
     rows = [{"score": n, "language": "en" if n % 2 else "de", "text": str(n), "missing": None} for n in range(5)]
     chosen = parse_filter(expression)
     assert [n for n, row in enumerate(rows) if chosen.keeps(row)] == kept
@@ -379,19 +379,19 @@ def test_filters_keep_what_they_say(expression, kept):
         "a" * 20000,
     ],
 )
-def test_anything_else_is_no_filter_and_one_line(expression):
+def test_other_expressions_are_refused_in_one_line(expression):
     with pytest.raises(SettingsError, match=r"data\.domains\.d\.filter: ") as caught:
         load_settings(None, ["data.domains.d.path=x.jsonl", f"data.domains.d.filter={json.dumps(expression)}"])
     assert "\n" not in str(caught.value)
 
 
 @given(st.text(st.sampled_from("ab12 <>=!()[],.'+-*/ndotriel:\n"), max_size=30))
-def test_any_text_is_a_filter_or_a_value_error(expression):
+def test_any_text_is_parsed_or_is_a_value_error(expression):
     try:
         chosen = parse_filter(expression)
     except ValueError:
         return
-    with contextlib.suppress(TypeError):  # a number has no len(), for one
+    with contextlib.suppress(TypeError):  # e.g. len() of a number
         assert chosen.keeps(dict.fromkeys(chosen.columns, 1)) in (True, False)
 
 

@@ -14,7 +14,7 @@ def made(make_settings):
     return settings, corpus, training_stream(corpus, settings)
 
 
-def test_one_epoch_meets_every_training_document_once_and_no_other(made):
+def test_an_epoch_holds_every_training_document_once_and_no_other(made):
     settings, corpus, stream = made
     met = {name: [] for name in settings.data.domains}
     pieces = {}
@@ -99,7 +99,7 @@ def test_the_first_panel_tokens_of_long_enough_samples_are_recorded_and_no_mark(
     assert batch.recorded_BT[0, first] % 2 == 0
 
 
-def test_each_predicted_token_of_chosen_samples_gets_a_number_of_its_own(made):
+def test_record_per_token_numbers_the_predicted_tokens_of_the_chosen_samples(made):
     _, _, stream = made
     batch = stream.batch(0, 0, stream.batch_rows)
     chosen = (batch.samples_BS % 2 == 0) & (batch.samples_BS >= 0)
@@ -119,7 +119,7 @@ def test_each_predicted_token_of_chosen_samples_gets_a_number_of_its_own(made):
     assert none == 0
 
 
-def test_repeats_are_copies_with_ids_of_their_own_spread_over_the_stream(make_settings):
+def test_repeats_have_their_own_ids_and_are_spread_over_the_stream(make_settings):
     settings = make_settings("data.domains.sums.repeats=3")
     corpus = prepare_corpus(settings)
     plain = prepare_corpus(make_settings())
@@ -149,14 +149,14 @@ def test_a_domain_smaller_than_a_step_and_one_without_held_out_text_are_errors(m
         validation_streams(prepare_corpus(settings), settings, 4)
 
 
-def test_token_ids_outside_the_vocabulary_are_named(made):
+def test_token_ids_outside_the_vocabulary_are_an_error(made):
     _, _, stream = made
     stream._vocab_size = 50
     with pytest.raises(DataError, match=r"domain (stories|sums): token id \d+ is outside the vocabulary of 50"):
         stream.batch(0, 0, 1)
 
 
-def test_validation_text_is_held_out_and_of_the_size_asked_for(made):
+def test_validation_text_is_held_out_and_of_the_set_size(made):
     settings, corpus, _ = made
     for number, (name, stream) in enumerate(validation_streams(corpus, settings, 4).items()):
         heldout = corpus.domains[number].index

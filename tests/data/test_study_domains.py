@@ -1,4 +1,4 @@
-"""The planted domains and shuffled ones. The reader of the texts goes by their numbers, not by how they are made."""
+"""Planted and shuffled domains. The reader of the texts uses their numbers, not the code that generates them."""
 
 import collections
 import inspect
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from moetrain.config import SettingsError, describe_settings, load_settings
-from moetrain.config.data import FACTS_TAKEN, FactSettings
+from moetrain.config.data import FACT_OPTIONS, FactSettings
 from moetrain.data import builtin
 from moetrain.data.builtin import modular, random_answers
 from moetrain.data.corpus import prepare_corpus
@@ -53,7 +53,7 @@ def numbers(text):
 
 
 def relations(text, modulus):
-    """Every additive and multiplicative fact that any order of the three numbers of a text could state."""
+    """Every additive and multiplicative fact that the three numbers of a text state in some order."""
     a, b, c = numbers(text)
     for x, y, z in ((a, b, c), (b, c, a), (a, c, b)):
         if (x + y - z) % modulus == 0:
@@ -66,7 +66,7 @@ def relations(text, modulus):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_modular_states_the_whole_table_and_truly(operation):
+def test_modular_states_the_whole_table_correctly(operation):
     check = {
         "add": lambda a, b, c: (a + b - c) % 59 == 0,
         "subtract": lambda a, b, c: (a - b - c) % 59 == 0,
@@ -97,7 +97,7 @@ def test_no_training_text_of_a_family_states_a_held_out_fact_in_any_order_or_inv
     }
 
     def stated(text):
-        # What the text says under its own sign; its numbers may happen to fit another relation too.
+        # The statement with the sign of the text; its numbers may also fit another relation.
         a, b, c = numbers(text)
         inverse = "-" in text or "/" in text
         return kind, frozenset((b, c) if inverse else (a, b)), a if inverse else c
@@ -110,7 +110,7 @@ def test_no_training_text_of_a_family_states_a_held_out_fact_in_any_order_or_inv
     assert not set(texts) & set(kept)
 
 
-def test_the_split_follows_the_seed_and_is_level():
+def test_the_split_depends_on_the_seed_and_is_balanced():
     splits = [modular.split(seed, 59, "additive", 0.6) for seed in (0, 1)]
     assert splits[0] != splits[1]
     for pairs, _ in splits:
@@ -127,7 +127,7 @@ def test_the_split_follows_the_seed_and_is_level():
 @pytest.mark.parametrize("length", [6, 9])
 def test_formal_follows_its_rule_and_no_training_text_holds_a_held_out_string(rule, length):
     def closed(string):
-        """Whether every bracket closes the newest open one of its kind, and none stays open."""
+        """Whether all brackets are closed in the right order."""
         while (shorter := re.sub("05|16|27|38|49", "", string)) != string:
             string = shorter
         return not string
@@ -153,7 +153,7 @@ def test_copy_and_reverse_hold_out_the_same_strings():
     assert strings[0] == strings[1]
 
 
-# Nulls
+# Controls
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -167,7 +167,7 @@ def test_random_answers_have_the_questions_and_the_answer_counts_of_the_rule(ope
         assert agree < 0.035  # one in 59 by chance
 
 
-def test_random_answers_like_math_are_uniform_and_no_question_comes_in_both_orders():
+def test_random_answers_like_math_are_uniform_and_each_pair_is_asked_in_one_order():
     seen, answers = set(), range(10, 100)
     for part in (trained, held_out):
         facts = [question_and_answer(marked) for marked in part("random_answers", like="math", count=3000)]
@@ -198,7 +198,7 @@ def test_the_table_of_answers_is_fixed_by_seed_and_sign():
 
 
 def baselines(name, options):
-    """Accuracy on held-out items of answering what training answers most, or least, in all or with one operand."""
+    """Accuracy on held-out items of the most and least frequent training answers, overall and per operand."""
     table = [question_and_answer(marked) for marked in trained(name, **options)]
     overall = collections.Counter(answer for _, answer in table)
     by_operand = collections.defaultdict(collections.Counter)
@@ -241,7 +241,7 @@ def test_counting_answers_stays_at_chance(name, options):
 
 
 @each_domain
-def test_items_ask_for_facts_as_choice_and_open_in_the_words_of_the_text(name, options):
+def test_items_ask_for_each_fact_as_choice_and_open_in_the_words_of_the_text(name, options):
     for make, part, ending in (
         (builtin.probe_items, held_out, ""),
         (builtin.trained_items, trained, "_trained"),
@@ -271,7 +271,7 @@ def test_items_ask_for_facts_as_choice_and_open_in_the_words_of_the_text(name, o
 def test_every_fact_is_equally_long_and_its_answer_is_marked_exactly(name, options):
     texts = trained(name, **options)
     kept = held_out(name, **options)
-    # Beside other text, as in a run: merges learned there must not make facts unequal.
+    # With other text, as in a run: merges learned from it must not change the lengths of facts.
     beside = list(builtin.documents("math", size=50_000, seed=0))
     tokenizer = train_tokenizer([*beside, *(marked.text for marked in texts)], 500)
     lengths = set()
@@ -296,7 +296,7 @@ def test_a_smaller_size_is_a_prefix_and_the_table_ends():
     assert trained("modular", seed=1) != whole
 
 
-def test_processes_agree():
+def test_text_does_not_depend_on_the_process():
     code = (
         "import hashlib; from moetrain.data import builtin\n"
         "made = [(list(builtin.documents(n, size=10**9, seed=3)), list(builtin.held_out_documents(n, seed=3)),"
@@ -315,7 +315,7 @@ def test_processes_agree():
 # Answer spans
 
 
-def test_a_span_holds_every_token_that_touches_it():
+def test_a_span_holds_every_token_that_overlaps_it():
     tokenizer = train_tokenizer(["banana band and bandana " * 50], 290)
     for text in ("banana and band", "é ban\u2581ana 🎉 and"):
         ids = tokenizer.encode(text)
@@ -345,7 +345,7 @@ def planted_corpus(tmp_path, *overrides):
     return settings, prepare_corpus(settings)
 
 
-def test_samples_of_planted_domains_know_their_answers_and_every_copy_does(tmp_path):
+def test_samples_of_planted_domains_mark_their_answers_in_every_copy(tmp_path):
     settings, corpus = planted_corpus(
         tmp_path,
         "data.domains.rule.builtin=modular",
@@ -406,7 +406,7 @@ def test_lines_may_mark_an_answer_and_a_wrong_mark_is_a_bad_line(tmp_path):
             assert samples.answer_start[sample] + samples.answer_length[sample] <= samples.length[sample]
         assert (samples.answer_length > 0).sum() <= 1
         held += (samples.answer_length > 0).sum()
-    assert 0 < held < 32  # some lengths cut the answer in two: then no sample holds it
+    assert 0 < held < 32  # if a cut divides the answer, no sample holds it
 
 
 # Shuffled
@@ -439,7 +439,7 @@ def test_shuffling_keeps_each_documents_tokens_and_destroys_their_order(make_set
     assert moved / len(after.index) < 0.2
 
 
-def test_a_run_may_hold_a_domain_both_in_order_and_shuffled(make_settings):
+def test_a_run_may_use_a_domain_both_in_order_and_shuffled(make_settings):
     settings = make_settings(
         "data.domains.noise.path=sums.jsonl", "data.domains.noise.shuffled=true", "data.domains.noise.repeats=2"
     )
@@ -494,12 +494,12 @@ def test_a_wrong_option_is_one_line_with_key_and_remedy(overrides, parts):
         assert part in message
 
 
-def test_settings_and_built_ins_take_the_same_options_with_the_defaults_that_are_described(tmp_path):
+def test_settings_describe_the_options_and_defaults_of_the_built_in_domains(tmp_path):
     described = {key.rpartition(".")[2]: meaning for key, *_, meaning in describe_settings() if ".facts." in key}
     assert set(described) == set(FactSettings.model_fields)
     for name, table in builtin.TABLES.items():
         parameters = dict(list(inspect.signature(table).parameters.items())[1:])
-        taken = {key for kind, keys in FACTS_TAKEN.items() if kind.split()[0] == name for key in keys}
+        taken = {key for kind, keys in FACT_OPTIONS.items() if kind.split()[0] == name for key in keys}
         assert set(parameters) == taken
         for option, parameter in parameters.items():
             if option != "sign":
@@ -511,7 +511,7 @@ def test_settings_and_built_ins_take_the_same_options_with_the_defaults_that_are
     assert settings.data.domains["d"].facts.given() == {"modulus": 7}
 
 
-def test_impossible_tables_and_unknown_names_are_named(tmp_path):
+def test_impossible_tables_and_unknown_names_are_errors(tmp_path):
     with pytest.raises(DataError, match=r"data\.domains\.d: there are hardly 3000 strings of length 5: lower count"):
         planted_corpus(
             tmp_path,

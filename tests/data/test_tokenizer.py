@@ -18,13 +18,13 @@ def tokenizer() -> Tokenizer:
 @pytest.mark.parametrize(
     "text", ["\u2581", " \u2581 a\u2581", "  x \t\r\n", "\x00", "<s></s><unk><0x41>", "漢字 é 🎉 \u3000\xa0"]
 )
-def test_any_text_comes_back(tokenizer, text):
+def test_any_text_is_decoded_unchanged(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @settings(max_examples=500, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_unicode_comes_back_with_its_bytes_counted(tokenizer, text):
+def test_any_unicode_is_decoded_unchanged_and_its_bytes_counted(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
@@ -57,12 +57,12 @@ def test_a_tiny_text_gives_a_smaller_vocabulary_that_still_encodes_all():
 
 
 def test_text_beyond_the_longest_sentence_is_trained_on():
-    # SentencePiece would leave out a sentence this long; its rare word must still become a piece.
+    # SentencePiece skips sentences this long; the rare word must still become a piece.
     tokenizer = train_tokenizer(["quixotic " * 2000], 320)
     assert len(tokenizer.encode("quixotic")) == 1
 
 
-def test_many_texts_are_encoded_as_one_by_one(tokenizer):
+def test_a_batch_is_encoded_like_single_texts(tokenizer):
     texts = ["Ada has", "a \u2581 b", "", "3 plus 4"]
     assert tokenizer.encode_all(texts, threads=2) == [tokenizer.encode(text) for text in texts]
 

@@ -20,7 +20,7 @@ def own():
 
 
 def of_runs():
-    """Pieces of few symbols, where pieces that overlap themselves compete."""
+    """A vocabulary of few symbols, in which overlapping merges compete."""
     return train_tokenizer(["aaaa aaa aa a ababab bababa aab abb\n" * 50, "    \n\n\n\t\t  \n" * 100], 330)
 
 
@@ -94,7 +94,7 @@ def test_any_text_has_the_same_ids(pair, text):
     assert built.decode(ids) == text
 
 
-def test_a_written_one_is_ours_again(tmp_path):
+def test_an_exported_tokenizer_loads_as_the_same_tokenizer(tmp_path):
     tokenizer = own()
     assert write_tokenizer(tokenizer, tmp_path, 64) == []
     again = load_tokenizer(tmp_path / "tokenizer.json")
@@ -104,7 +104,7 @@ def test_a_written_one_is_ours_again(tmp_path):
         assert again.encode(text) == tokenizer.encode(text)
 
 
-def test_one_that_reads_its_space_symbol_as_a_space_is_said_to(tmp_path):
+def test_a_note_says_that_u2581_is_read_as_a_space(tmp_path):
     byte_fallback().save(str(tmp_path / "tokenizer.json"))
     (note,) = write_tokenizer(load_tokenizer(tmp_path / "tokenizer.json"), tmp_path, 64)
     assert note.startswith("texts with U+2581 itself")
@@ -127,7 +127,7 @@ def with_equal_scores(path):
 
 
 class Shifted(SentencePieceTokenizer):
-    """Ids that no tokenizer.json of this model gives."""
+    """Has ids that no tokenizer.json of this model gives."""
 
     def encode_all(self, texts, threads=1):
         return [[(i + 1) % self.vocab_size for i in ids] for ids in super().encode_all(texts, threads)]
@@ -143,7 +143,7 @@ class Shifted(SentencePieceTokenizer):
         (lambda path: Shifted(own().model), "a tokenizer.json cannot give this tokenizer's ids"),
     ],
 )
-def test_what_cannot_be_expressed_is_one_line(tmp_path, make, said):
+def test_a_tokenizer_that_cannot_be_exported_is_an_error_of_one_line(tmp_path, make, said):
     with pytest.raises(ValueError, match=said) as caught:
         write_tokenizer(make(tmp_path), tmp_path, 64)
     assert "\n" not in str(caught.value)
@@ -151,7 +151,7 @@ def test_what_cannot_be_expressed_is_one_line(tmp_path, make, said):
 
 @pytest.mark.parametrize("make", [own, of_runs])
 def test_the_order_of_merges_matters_to_such_texts(make):
-    # The fuzzed test would be blind if any order gave the same ids.
+    # Otherwise the fuzzed test could not detect a wrong order.
     built = as_tokenizers(make())
     tree = json.loads(built.to_str())
     tree["model"]["merges"].reverse()

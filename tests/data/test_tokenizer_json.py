@@ -72,7 +72,7 @@ def tokenizer(request, tmp_path_factory):
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])) | st.text(st.sampled_from("the \n\u2581<|endoftext|>")))
-def test_any_unicode_comes_back_with_its_bytes_counted(tokenizer, text):
+def test_any_unicode_is_decoded_unchanged_and_its_bytes_counted(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
@@ -81,7 +81,7 @@ def test_any_unicode_comes_back_with_its_bytes_counted(tokenizer, text):
     assert tokenizer.end_id not in ids
 
 
-def test_it_passes_the_check_and_encodes_many_as_one_by_one(tokenizer):
+def test_it_is_lossless_and_encodes_a_batch_like_single_texts(tokenizer):
     check_lossless(tokenizer)
     texts = ["the hat", "a \u2581 b", "", "<|endoftext|><eos>"]
     assert tokenizer.encode_all(texts, threads=2) == [tokenizer.encode(text) for text in texts]
@@ -90,7 +90,7 @@ def test_it_passes_the_check_and_encodes_many_as_one_by_one(tokenizer):
         tokenizer.encode("a\ud800")
 
 
-def test_marks_are_those_named_then_those_beside_then_the_usual(tmp_path):
+def test_marks_are_those_named_then_those_configured_then_common_ones(tmp_path):
     path = tmp_path / "tokenizer.json"
     made = byte_level(["<s>", "</s>", "<|x|>", "<|y|>"])
     made.save(str(path))
@@ -113,7 +113,7 @@ def test_marks_are_those_named_then_those_beside_then_the_usual(tmp_path):
     assert one.begin_id == one.end_id == 0
 
 
-def test_text_is_not_composed_where_a_tokenizer_would_compose_it(tmp_path):
+def test_text_is_not_normalized_to_nfc(tmp_path):
     path = tmp_path / "tokenizer.json"
     composing = byte_level(normalizer=normalizers.NFC())  # as OLMoE's
     composing.save(str(path))
@@ -147,7 +147,7 @@ def unigram():
         (None, [], "not a tokenizer.json"),
     ],
 )
-def test_a_tokenizer_that_cannot_be_used_is_one_line(corpus_folder, tmp_path, make, overrides, said):
+def test_an_unusable_tokenizer_is_an_error_of_one_line(corpus_folder, tmp_path, make, overrides, said):
     path = tmp_path / "tokenizer.json"
     if make is None:
         path.write_text("{}")
@@ -160,7 +160,7 @@ def test_a_tokenizer_that_cannot_be_used_is_one_line(corpus_folder, tmp_path, ma
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_can_use_one_also_from_several_processes(corpus_folder, tmp_path):
+def test_a_run_can_use_it_with_several_workers(corpus_folder, tmp_path):
     byte_level().save(str(tmp_path / "tokenizer.json"))
     chosen = load_settings(
         None,
@@ -198,7 +198,7 @@ def test_a_given_sentencepiece_model_keeps_every_space_or_is_refused(tmp_path):
         )
         return load_tokenizer(path.with_suffix(".model"))
 
-    # Llama's form: a space before each text, which would count as a byte of it.
+    # As in Llama: a space is added before each text, which would count as a byte of it.
     given = train(normalization_rule_name="identity", remove_extra_whitespaces=False)
     check_lossless(given)
     for text in ("a  b", " a", "\u2581a \u2581"):

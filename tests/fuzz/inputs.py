@@ -1,8 +1,8 @@
-"""Bytes and trees that nobody would write on purpose, made from some that somebody would.
+"""Malformed bytes and trees, made from valid ones.
 
     MOETRAIN_FUZZ=1500 pytest tests/fuzz
 
-tries so many inputs in each test, other ones each time; plain ``pytest`` tries a few, always the same.
+tries that many random inputs per test; plain ``pytest`` tries a few, always the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ fuzz = settings(
 
 
 def check_refusal(error: Exception, place: object) -> None:
-    """An error has to be one line, of a length that is read, and name where it is."""
+    """An error must be one line of reasonable length that names its place."""
     said = str(error)
     assert str(place) in said
     assert "\n" not in said
@@ -34,7 +34,7 @@ def check_refusal(error: Exception, place: object) -> None:
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """Content with a few bytes flipped, taken out, put in, repeated or cut off."""
+    """Content with a few bytes flipped, removed, inserted, repeated or truncated."""
     data = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(0, len(data) - 1)))

@@ -1,4 +1,4 @@
-"""Whatever stands in data files and probe items: rows, each with its text or what is wrong with it, or one error."""
+"""Fuzzing of data files and probe items: any content gives rows, each with its text or a problem, or one error."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 
 def read_through(path, wanted=PLAIN, start=0):
-    """All rows of a file, each sound; None where the file itself is refused."""
+    """All rows of a file, checked; None if the file is refused."""
     try:
         rows = list(read_file(path, wanted, start))
     except DataError as error:
@@ -53,7 +53,7 @@ def read_through(path, wanted=PLAIN, start=0):
     return rows
 
 
-def test_the_files_that_are_damaged_are_good_ones(folder):
+def test_the_original_files_are_valid(folder):
     (folder / "good.jsonl").write_bytes(LINES)
     assert [row.text for row in read_through(folder / "good.jsonl")] == [record["text"] for record in RECORDS]
     (folder / "items.jsonl").write_bytes(ITEM_LINES)

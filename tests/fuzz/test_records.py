@@ -1,4 +1,4 @@
-"""Whatever stands in a run's folder: what was written comes back, or one error that names the file."""
+"""Fuzzing of the files of a run: they are read back unchanged, or there is one error that names the file."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ RECORD = {"corpus": "abc", "domains": {"math": {"metrics": {}}}, "pieces": ["rou
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A good one, which no test changes."""
+    """A valid checkpoint, which no test changes."""
     return save_checkpoint(tmp_path_factory.mktemp("good"), 7, STATES, RECORD, {"events.jsonl": 12})
 
 
@@ -61,7 +61,7 @@ def test_damaged_checkpoints(checkpoint, copy, data, name):
     content = (checkpoint / name).read_bytes()
     write_again(checkpoint, copy, name, data.draw(damaged(content)))
     found = loads_or_says(copy)
-    if found is not None:  # only where nothing was changed that matters
+    if found is not None:  # only if nothing relevant was changed
         loaded, states = found
         assert (loaded.step, loaded.record, loaded.run_files) == (7, RECORD, {"events.jsonl": 12})
         assert torch.equal(states["model"]["w"], STATES["model"]["w"])
@@ -69,8 +69,8 @@ def test_damaged_checkpoints(checkpoint, copy, data, name):
 
 @given(st.data(), st.sampled_from(FILES))
 @fuzz
-def test_checkpoints_that_somebody_made_to_harm(checkpoint, copy, data, name):
-    """With hashes that are right: nothing outside the folder is touched, and no code is run."""
+def test_malicious_checkpoints(checkpoint, copy, data, name):
+    """With valid hashes: nothing outside the folder is touched, and no code is run."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     if name == "manifest.json":
         manifest = data.draw(altered(manifest))
@@ -153,10 +153,10 @@ def test_pieces_of_other_columns(reading, tmp_path_factory, data, which):
 @given(st.data())
 @fuzz
 @example(None)
-def test_a_runs_settings(make_settings, data):
-    """A run whose config.yaml cannot be read is left alone, and a new one begun."""
+def test_damaged_settings_of_a_run(make_settings, data):
+    """A run whose config.yaml cannot be read is not touched, and a new one is started."""
     settings = make_settings("train.resume=auto")
-    shutil.rmtree(settings.run.output_dir, ignore_errors=True)  # of an input that was given up halfway
+    shutil.rmtree(settings.run.output_dir, ignore_errors=True)  # of an example that was abandoned halfway
     opened = open_run_folder(settings)
     opened.release()
     content = (opened.path / "config.yaml").read_bytes()
@@ -172,6 +172,6 @@ def test_a_runs_settings(make_settings, data):
 
 @given(TREES)
 @fuzz
-def test_manifests_that_are_none(checkpoint, copy, tree):
+def test_manifests_of_other_json(checkpoint, copy, tree):
     write_again(checkpoint, copy, "manifest.json", json.dumps(tree).encode())
     assert loads_or_says(copy) is None

@@ -1,4 +1,4 @@
-"""Whatever stands in a configuration or on the command line: settings, or one line that says what is wrong."""
+"""Fuzzing of configurations and command lines: settings, or an error of one line."""
 
 from contextlib import suppress
 
@@ -44,7 +44,7 @@ def file(tmp_path_factory):
     return tmp_path_factory.mktemp("settings") / "config.yaml"
 
 
-def test_the_configuration_that_is_damaged_is_a_good_one(file):
+def test_the_original_configuration_is_valid(file):
     file.write_bytes(YAML)
     load_settings(file)
 
@@ -72,7 +72,7 @@ def test_damaged_files(file, content):
 @example({"\n": None})
 @example({"data": {"domains": {"a\nb": {"builtin": "math", "sizes": 3}, "c": {"x": "\n"}}}})
 @example({"run": {"name": "a\nb"}})
-def test_trees_with_other_things_in_them(file, tree):
+def test_altered_trees(file, tree):
     file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8", errors="surrogatepass")
     loads_or_says(file)
 

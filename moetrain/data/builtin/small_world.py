@@ -110,7 +110,7 @@ class World:
     stated: tuple[Composed, ...] = ()  # composed facts of the training text
     held_out: tuple[Composed, ...] = ()
     fours: tuple[tuple[Composed, ...], ...] = ()  # held-out facts that have each other's answers as choices
-    apart: dict[str, set[str]] = field(default_factory=dict)  # by name, the names that share no document with it
+    separated: dict[str, set[str]] = field(default_factory=dict)  # by name, the names that share no document with it
 
 
 @functools.lru_cache(maxsize=4)
@@ -323,5 +323,5 @@ def _separate(made: World, composed: list[Composed]) -> None:
     pairs = {(one.fact.subject, one.fact.value) for one in made.held_out}
     pairs |= {(one.fact.subject, other.fact.value) for four in made.fours for one in four for other in four}
     for one, other in pairs:
-        made.apart.setdefault(one, set()).add(other)
-        made.apart.setdefault(other, set()).add(one)
+        made.separated.setdefault(one, set()).add(other)
+        made.separated.setdefault(other, set()).add(one)

@@ -57,15 +57,15 @@ TITLES = {
 class Page:
     """A document being written: its lines and the names in them."""
 
-    def __init__(self, apart: dict[str, set[str]]) -> None:
-        self.apart = apart
+    def __init__(self, separated: dict[str, set[str]]) -> None:
+        self.separated = separated
         self.lines: list[str] = []
         self.names: set[str] = set()
 
     def add(self, line: str, *names: str) -> None:
         """Add a line if its names may share a document with those on the page."""
         together = self.names.union(names)
-        if all(together.isdisjoint(self.apart.get(name, ())) for name in names):
+        if all(together.isdisjoint(self.separated.get(name, ())) for name in names):
             self.names = together
             self.lines.append(upper(line))
 
@@ -98,7 +98,7 @@ class StatedFacts:
 def documents(size: int, seed: int) -> Iterator[str]:
     """Yield documents until at least `size` bytes of UTF-8 have been yielded. Short texts are not repeated."""
     made = world(seed)
-    return take_bytes(size, _texts(Stream(f"commonsense {seed}").random, StatedFacts(made), made.apart))
+    return take_bytes(size, _texts(Stream(f"commonsense {seed}").random, StatedFacts(made), made.separated))
 
 
 def asks(fact: Fact) -> tuple[str, ...]:
@@ -111,9 +111,9 @@ def upper(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _texts(random: Random, facts: StatedFacts, apart: dict[str, set[str]]) -> Iterator[str]:
+def _texts(random: Random, facts: StatedFacts, separated: dict[str, set[str]]) -> Iterator[str]:
     for _ in itertools.count():
-        page = Page(apart)
+        page = Page(separated)
         joint = pick(random, LAYOUTS)(random, facts, page)
         if page.lines:
             yield joint.join(page.lines)

@@ -44,7 +44,8 @@ class _RMSNorm(torch.autograd.Function):
         norm_N1 = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True)
         inverse_N1 = norm_N1.square_().div_(x_ND.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x_ND, weight_D, inverse_N1)
-        return (x_ND * inverse_N1).mul_(weight_D)
+        out_ND = (x_ND * inverse_N1).mul_(weight_D)
+        return out_ND.view_as(out_ND)  # torch 2.11 compiles a zero gradient for an output that is modified in place
 
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, Tensor, None]:

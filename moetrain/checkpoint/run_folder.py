@@ -129,21 +129,9 @@ def _differences(run: Path, settings: Settings) -> list[str]:
         SettingsError: the run's settings cannot be read.
     """
     saved = load_settings(run / "config.yaml")  # settings newer than the run get their defaults
-    a, b = flat_settings(saved), flat_settings(settings)
+    a, b = saved.by_key(), settings.by_key()
     free = (*_MAY_DIFFER, *_CALIBRATED) if settings.monitor.budget == "auto" else _MAY_DIFFER
     return sorted(key for key in a.keys() | b.keys() if key not in free and a.get(key) != b.get(key))
-
-
-def flat_settings(settings: Settings) -> dict[str, object]:
-    """Settings by dotted key."""
-    return dict(_flatten(settings.model_dump()))
-
-
-def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
-    pairs: list[tuple[str, object]] = []
-    for key, value in tree.items():
-        pairs += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return pairs
 
 
 def _runs_named(base: Path, name: str) -> list[Path]:

@@ -66,6 +66,18 @@ class Settings(Section):
         """The resolved settings as YAML; `load_settings` reads them back unchanged."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
+    def by_key(self) -> dict[str, Any]:
+        """The resolved settings by dotted key, ``section.key``."""
+        return dict(_flatten(self.model_dump()))
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
 
 def load_settings(path: str | Path | None, overrides: Sequence[str] = ()) -> Settings:
     """Settings from a YAML file (None: all defaults) and ``section.key=value`` overrides.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ def start_ranks(settings: Settings) -> ParallelLayout:
     """Join this launch's ranks, with gloo on CPU and NCCL on CUDA, and set up threads and determinism.
 
     Raises:
-        SettingsError: ranks that did not join, or a batch or a mesh that does not split evenly over them.
+        SettingsError: ranks that did not join or have other settings, or a batch or mesh that does not split evenly.
     """
     deterministic = settings.train.deterministic
     if deterministic or (deterministic is None and not torch.cuda.is_available()):
@@ -41,6 +42,8 @@ def start_ranks(settings: Settings) -> ParallelLayout:
             f"{launched} processes were launched but {joined} joined: "
             "on CPU launch them with torchrun --nproc_per_node N moetrain/train.py CONFIG"
         )
+    if dist.is_initialized():
+        _check_same_settings(settings)
     rows, micro = settings.train.batch_rows, settings.train.micro_batch_rows or 1
     if rows % (launched * micro):
         raise SettingsError(
@@ -51,6 +54,27 @@ def start_ranks(settings: Settings) -> ParallelLayout:
     if launched > 1:
         mesh = make_mesh(settings.train.sharding, launched, local_world_size, state.device)
     return ParallelLayout(state.process_index, launched, local_world_size, state.device, mesh)
+
+
+def _check_same_settings(settings: Settings) -> None:
+    """Compare the settings of all ranks. All ranks must call this.
+
+    Raises:
+        SettingsError: on every rank, where they differ; it names the ranks that differ from rank 0, and a key.
+    """
+    own = settings.by_key()
+    digest = hashlib.blake2b(settings.to_yaml().encode(), digest_size=16).hexdigest()
+    # Gathered with the process group's own call: there is no layout before the ranks agree on the mesh.
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, digest)
+    different = [rank for rank, other in enumerate(gathered) if other != gathered[0]]
+    if not different:
+        return
+    dist.all_gather_object(gathered, own)
+    main, other = gathered[0], gathered[different[0]]
+    key = min(key for key in main.keys() | other.keys() if main.get(key) != other.get(key))
+    ranks = f"rank{'s' * (len(different) > 1)} {', '.join(map(str, different))}"
+    raise SettingsError(f"{key}: {ranks} and rank 0 have other values: start all ranks with the same settings")
 
 
 def compute_dtype(settings: Settings, device: torch.device) -> torch.dtype:

@@ -35,12 +35,16 @@ def launch(ranks, overrides, machines=1):
 
 
 def alone(command, ranks=2):
-    """Each rank of a Python command as a process, without a launcher that would end the others when one fails."""
+    """Each rank of a Python command as a process, without a launcher that would end the others when one fails.
+
+    ``{rank}`` in an argument stands for the rank.
+    """
     everyone = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     everyone |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
     for rank in range(ranks):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        yield subprocess.Popen([sys.executable, *command], env={**os.environ, **everyone, **own}, **_PIPES)
+        arguments = [word.replace("{rank}", str(rank)) for word in command]
+        yield subprocess.Popen([sys.executable, *arguments], env={**os.environ, **everyone, **own}, **_PIPES)
 
 
 def run_ranks(command, ranks=2, seconds=240):

@@ -10,7 +10,7 @@ from moetrain.checkpoint.manager import checkpoint_folder
 from moetrain.config import SettingsError
 from moetrain.distributed.launch import start_ranks
 from tests.conftest import small_run
-from tests.distributed.ranks import launch
+from tests.distributed.ranks import TRAIN, alone, launch
 from tests.trainer.reading import scalars, states
 
 STEPS = 20
@@ -94,3 +94,16 @@ def test_a_batch_that_does_not_split_is_refused(make_settings):
         patch.setenv("WORLD_SIZE", "3")
         with pytest.raises(SettingsError, match=r"8 does not split over 3 processes.*multiple of 24"):
             start_ranks(settings)
+
+
+def test_ranks_with_other_settings_are_refused(corpus_folder, tmp_path, tmp_path_factory):
+    run = small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())
+    (tmp_path / "empty.yaml").write_text("")
+    processes = list(
+        alone([str(TRAIN), str(tmp_path / "empty.yaml"), *run, "train.max_steps={rank}9", "run.name=r{rank}"])
+    )
+    for process in processes:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 2, said
+        assert "run.name: rank 1 and rank 0 have other values: start all ranks with the same settings" in said
+    assert not (tmp_path / "runs").exists()

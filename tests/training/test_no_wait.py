@@ -1,7 +1,7 @@
-"""A training step never waits for the device: it runs as well on one that has no data to wait for.
+"""A training step never synchronizes host and device.
 
-Tensors on the meta device have shapes and gradients but no content; whatever would read one (a number to branch on, a
-copy to the host) is an error there. `tests/gpu` asks CUDA itself the same.
+It runs on the meta device, where tensors have shapes and gradients but no content. To read one, in order to branch
+on it or to copy it to the host, is an error there. `tests/gpu` checks the same on CUDA.
 """
 
 import sys
@@ -9,10 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed._tools.fake_collectives  # collectives on the meta device
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group, _fully_shard
+from torch.distributed.utils import _to_kwargs
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
-from moetrain.distributed.mesh import ParallelLayout
+from moetrain.distributed.mesh import ParallelLayout, make_mesh
+from moetrain.distributed.sharding import shard
 from moetrain.models.backends import Backends
 from moetrain.models.transformer import Transformer
 from moetrain.optim.builder import make_optimizer
@@ -34,6 +40,25 @@ def on_meta(monkeypatch):
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *_, **__: None)
 
 
+@pytest.fixture
+def two_ranks(monkeypatch):
+    """The first of two ranks whose collectives do nothing, on the meta device, which FSDP otherwise refuses."""
+    monkeypatch.setattr(torch, "meta", torch.cpu, raising=False)  # where FSDP finds a device's streams
+    monkeypatch.setattr(_fully_shard, "_get_device_from_mesh", lambda mesh: META)
+    monkeypatch.setattr(_fsdp_param_group.FSDPParamGroup, "_validate_no_meta_params", lambda self: None)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield ParallelLayout(0, 2, 2, META, make_mesh("fsdp", 2, 2, torch.device("cpu")))
+    dist.destroy_process_group()
+
+
+def test_ddp_and_fsdp_leave_the_inputs_where_they_are(make_settings):
+    """They would copy every tensor that they find in a forward pass's arguments to the device, and wait for it."""
+    settings = make_settings()
+    inputs = training_stream(prepare_corpus(settings), settings).batch(0, 0, 2).model_input()
+    moved, _ = _to_kwargs((inputs,), None, META, False)
+    assert moved[0][0] is inputs
+
+
 def test_reading_a_tensor_without_content_is_an_error():
     something = torch.zeros((), device=META)
     for read in (bool, float, torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.cpu):
@@ -48,29 +73,35 @@ def test_reading_a_tensor_without_content_is_an_error():
         [],
         ["train.micro_batch_rows=4", "train.activation_checkpointing=true"],
         ["model.balancing=bias", "model.num_shared_experts=1", "model.norm_topk_prob=true"],
+        ["train.sharding=fsdp", "train.micro_batch_rows=4", "model.balancing=bias"],
+        ["train.sharding=fsdp", "train.activation_checkpointing=true", "model.tie_word_embeddings=true"],
     ],
-    ids=["plain", "recomputed", "bias"],
+    ids=["plain", "recomputed", "bias", "sharded", "sharded and recomputed"],
 )
-def test_a_step_reads_nothing_off_the_device(make_settings, more):
+def test_a_step_reads_nothing_off_the_device(make_settings, request, more):
     settings = make_settings("model.num_attention_heads=2", "model.num_key_value_heads=1", *more)
     corpus = prepare_corpus(settings)
     stream = training_stream(corpus, settings)
     recompute = settings.train.activation_checkpointing
-    model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.bfloat16, recompute).to(META)
+    with META:
+        model = Transformer(settings.model, corpus.tokenizer.vocab_size, torch.bfloat16, recompute)
+    layout = ParallelLayout(device=META)
+    if settings.train.sharding == "fsdp":
+        layout = request.getfixturevalue("two_ranks")
+        shard(model, layout)
     optimizer = make_optimizer(model, settings.optim)
     balancing, interval = Balancing(model, settings.model), TrainMetrics(list(settings.data.domains))
     monitor = StreamMonitor(list(settings.data.domains), settings.monitor.window, settings.monitor.tau)
-    layout = ParallelLayout(device=META)
     recorded = []
     statistics = forward_backward(
         layout, model, stream, 0, balancing, settings, lambda batch, output: recorded.append((batch, output))
     )
     assert all(parameter.grad is not None and parameter.grad.is_meta for parameter in model.parameters())
-    norm, made = update(layout, model, optimizer, 1e-3, 1.0, statistics.loss)
-    balancing.after_step(statistics.load_LE, made)
-    interval.add(statistics, norm, made)
+    norm, applied = update(layout, model, optimizer, 1e-3, 1.0, statistics.loss)
+    balancing.after_step(statistics.load_LE, applied)
+    interval.add(statistics, norm, applied)
     guards = Guards(settings.guard)
-    assert guards.check(1, made, statistics.loss, statistics.load_LE, recorded) == []
+    assert guards.check(1, applied, statistics.loss, statistics.load_LE, recorded) == []
     for batch, output in recorded:
         routing = output.routing
         coming = start_record(

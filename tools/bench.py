@@ -38,13 +38,13 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "train": Benchmark(steps, steps.run, "a training step: tokens a second, parts, memory, utilization"),
-    "peers": Benchmark(peers, peers.run, "a training step beside transformers' and beside dense models"),
+    "train": Benchmark(steps, steps.run, "a training step: throughput, components, memory, utilization"),
+    "peers": Benchmark(peers, peers.run, "a training step against transformers and dense models"),
     "experts": Benchmark(backends, backends.run_experts, "a layer's experts by backend"),
     "attention": Benchmark(backends, backends.run_attention, "a layer's attention by backend"),
-    "monitor": Benchmark(monitor, monitor.run, "what recording, streaming metrics and panel cost"),
-    "plan": Benchmark(plan, plan.run, "what a larger run would need"),
-    "card": Benchmark(card, card.run, "all that is to be measured on one CUDA card"),
+    "monitor": Benchmark(monitor, monitor.run, "overhead of recording, streaming metrics and panel"),
+    "plan": Benchmark(plan, plan.run, "resource plan of a larger run"),
+    "card": Benchmark(card, card.run, "all measurements on one CUDA GPU"),
 }
 
 

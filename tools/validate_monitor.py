@@ -4,8 +4,8 @@
     python tools/validate_monitor.py measure --output runs/validity  # write tables and tools/results/validity.json
     python tools/validate_monitor.py tables                          # print all numbers of the report, from the tables
 
-`run --only 13_base 16_text` makes some of the runs; `tables --row "leave-one-out accuracy"` gives one row per table.
-configs/study/plan.yaml says which runs there are, and tools/results/validity.md what came out.
+`run --only 13_base 16_text` trains some of the runs; `tables --row "leave-one-out accuracy"` gives one row per table.
+configs/study/plan.yaml lists the runs, tools/results/validity.md has the results.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ follows changes of the model. With `train.compile` that is what torch.compile ch
 norms and megablocks are replaced by functions that save what their CUDA kernels save. Gradients, optimizer state and
 temporary buffers are calculated.
 
-Shapes: N tokens of a micro-batch, D hidden size, V vocabulary, E experts, K experts a token, F width of an expert.
+Shapes: N tokens of a micro-batch, D hidden size, V vocabulary, E experts, K experts per token, F width of an expert.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def measure_steps(settings: Settings, turns: int = 10, operators: int = 12, warm
         split: list[dict[str, float]] = []
         rate = MatrixRate(device, compute_dtype(settings, device))
         sides: dict[str, Callable[[int], object]] = {
-            "whole": lambda turn: run.train_step(2 * turn + 1),
+            "plain": lambda turn: run.train_step(2 * turn + 1),
             "instrumented": lambda turn: split.append(instrumented_step(run, 2 * turn + 2)),
             "matrix rate": lambda turn: rate.turn(),
         }
@@ -74,7 +74,7 @@ def measure_steps(settings: Settings, turns: int = 10, operators: int = 12, warm
         tokens = settings.train.batch_rows * settings.data.seq_len
         flops = step_flops(inner_model(run.model), tokens, batch.spans_N2)
         counts = inner_model(run.model).parameter_counts()
-    seconds = timings["whole"].seconds
+    seconds = timings["plain"].seconds
     parts = {name: Timing([step[name] for step in split[warmup:]]).seconds for name in PARTS}
     return {
         "shape": settings.model.model_dump(),
@@ -83,7 +83,7 @@ def measure_steps(settings: Settings, turns: int = 10, operators: int = 12, warm
         "samples_a_row": float((batch.samples_BS >= 0).sum() / len(batch.samples_BS)),
         "parameters": dict(zip(("all", "active"), counts, strict=True)),
         "tokens_per_second": tokens / seconds,
-        "step": timings["whole"].summary(),
+        "step": timings["plain"].summary(),
         "parts_seconds": parts,
         "memory_bytes": memory,
         "matrix_flops": rate.flops,

@@ -23,7 +23,7 @@ def auc(general: np.ndarray, memorized: np.ndarray) -> float:
 def over_runs(
     units: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], seed: int = 0
 ) -> tuple[float, float, float]:
-    """A statistic of units and its 95% interval: whole runs are drawn again, as a run's units are not independent."""
+    """A statistic of units and its 95% interval, bootstrapped over runs, because units of a run are not independent."""
     runs = list(units.groupby("run").indices.values())
     rng = np.random.default_rng(seed)
     choices = (rng.integers(len(runs), size=len(runs)) for _ in range(RESAMPLES))

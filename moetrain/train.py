@@ -40,8 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     terminal = Terminal()
     if "--help" in arguments or "-h" in arguments:
         terminal.console.print(USAGE, markup=False, end="")
-        for key, kind, default, meaning in describe_settings():
-            terminal.console.print(f"  {key} ({kind}; default {default})\n      {meaning}", markup=False)
+        for setting in describe_settings():
+            shown = f"  {setting.key} ({setting.type_name}; default {setting.default})\n      {setting.description}"
+            terminal.console.print(shown, markup=False)
         return 0
     try:
         status = train(*_parse(arguments))

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -122,12 +122,19 @@ def expand(path: str, key: str) -> str:
     return expanded
 
 
-def describe_settings() -> Iterator[tuple[str, str, str, str]]:
-    """Each setting as (dotted key, type, default, description), in order, for ``--help``."""
+class SettingDescription(NamedTuple):
+    key: str  # dotted
+    type_name: str
+    default: str
+    description: str
+
+
+def describe_settings() -> Iterator[SettingDescription]:
+    """All settings in order, for ``--help``."""
     yield from _describe(Settings, "")
 
 
-def _describe(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+def _describe(section: type[BaseModel], prefix: str) -> Iterator[SettingDescription]:
     for name, field in section.model_fields.items():
         key = prefix + name
         if section_type := _section_type(field.annotation):
@@ -135,7 +142,7 @@ def _describe(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str,
             continue
         default = field.get_default(call_default_factory=True, validated_data={})
         shown = yaml.safe_dump(default, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
-        yield key, _type_name(field.annotation), shown, field.description or ""
+        yield SettingDescription(key, _type_name(field.annotation), shown, field.description or "")
         if name == "domains":
             yield from _describe(DomainSettings, key + ".NAME.")
 
@@ -239,7 +246,7 @@ def _one_line(error: ValidationError, place: str, origin: Mapping[tuple[str, ...
     where = next(set_by, place)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if unknown:
-        known = [name for name, *_ in describe_settings()] + list(Settings.model_fields)
+        known = [setting.key for setting in describe_settings()] + list(Settings.model_fields)
         near = _nearest(keys, known)
         remedy = f"did you mean {near}?" if near else "--help lists every setting"
         return f"{where}: {key}: unknown key: {remedy}{more}"
@@ -272,7 +279,7 @@ def _is_setting(keys: tuple[str, ...]) -> bool:
     if len(keys) >= 3 and keys[:2] == ("data", "domains"):
         fact = len(keys) == 5 and keys[3] == "facts" and keys[4] in FactSettings.model_fields
         return len(keys) == 3 or (len(keys) == 4 and keys[3] in DomainSettings.model_fields) or fact
-    return dotted in Settings.model_fields or any(name == dotted for name, *_ in describe_settings())
+    return dotted in Settings.model_fields or any(setting.key == dotted for setting in describe_settings())
 
 
 def _nearest(keys: tuple[str, ...], known: Sequence[str]) -> str | None:

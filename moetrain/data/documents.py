@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moetrain.config import DataSettings, DomainSettings, expand
 from moetrain.data import builtin
@@ -99,6 +99,13 @@ class SourceFile:
         """Raise DataError if the file has changed."""
         if SourceFile.at(self.path) != self:
             raise DataError(f"{self.path}: changed while it was read: run again once nothing writes it")
+
+
+class Place(NamedTuple):
+    """Where to resume reading a portion."""
+
+    file: int = 0  # of the portion
+    rows: int = 0  # of that file to skip
 
 
 @dataclass(frozen=True)
@@ -221,7 +228,7 @@ class PortionReader:
     Args:
         seen: ids of the documents yielded so far; is extended.
         report: is updated as documents are read; may be replaced between two documents.
-        start: (file of the portion, rows of it to skip): the ``place`` of an earlier reader.
+        start: the ``place`` of an earlier reader.
         before: what earlier readers have read; counts towards the domain's ``size`` and ``limit``.
     """
 
@@ -233,7 +240,7 @@ class PortionReader:
         seed: int,
         seen: SeenIds | set[int],
         report: DomainReport,
-        start: tuple[int, int] = (0, 0),
+        start: Place = Place(),  # noqa: B008
         before: DomainReport | None = None,
     ) -> None:
         self.place = start
@@ -285,14 +292,14 @@ class PortionReader:
         return domain.size is not None and domain.builtin is None and taken + size > domain.size
 
     def _rows(self) -> Iterator[Row]:
-        file, start = self.place
+        start = self.place.rows
         if self._domain.builtin is not None:
             yield from self._tracked(0, 0, islice(self._generated(), start, None))
         elif self._domain.hub is not None:
             yield from self._tracked(0, 0, hub.read(self._portion.domain, self._domain, self._data.root, start))
         else:
             wanted = Wanted.of(self._domain.text_field, self._domain.filter)
-            for number in range(file, len(self._portion.files)):
+            for number in range(self.place.file, len(self._portion.files)):
                 source = self._portion.files[number]
                 bytes_before = sum(other.size for other in self._portion.files[:number])
                 source.check()
@@ -302,7 +309,7 @@ class PortionReader:
 
     def _tracked(self, file: int, bytes_before: int, rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
-            self.place = file, row.number
+            self.place = Place(file, row.number)
             self.bytes_read = bytes_before + row.position
             yield row
 

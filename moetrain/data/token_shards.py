@@ -20,7 +20,7 @@ import numpy as np
 
 from moetrain.config import Settings
 from moetrain.data.dedup import SeenIds
-from moetrain.data.documents import Document, DomainReport, Portion, PortionReader
+from moetrain.data.documents import Document, DomainReport, Place, Portion, PortionReader
 from moetrain.data.errors import DataError
 from moetrain.data.tokenizer import Tokenizer, load_tokenizer
 from moetrain.data.workers import OnProgress
@@ -122,7 +122,7 @@ class ShardRecord:
     """What reading the documents of a shard found, and where its portion continues."""
 
     report: DomainReport
-    place: tuple[int, int]  # see `PortionReader.place`
+    place: Place
     last: bool
 
 
@@ -132,7 +132,7 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         record = json.loads(bytes(self._array("record")))
-        self.record = ShardRecord(DomainReport(**record["report"]), tuple(record["place"]), record["last"])
+        self.record = ShardRecord(DomainReport(**record["report"]), Place(*record["place"]), record["last"])
 
     def _array(self, name: str) -> np.ndarray:
         with np.load(self.path) as file:
@@ -168,7 +168,7 @@ def write_shards(
 ) -> None:
     """Read and tokenize a portion into shard files, starting after the last one that exists."""
     folder.mkdir(parents=True, exist_ok=True)
-    seen, before, number, place = SeenIds(), DomainReport(portion.domain), 0, (0, 0)
+    seen, before, number, place = SeenIds(), DomainReport(portion.domain), 0, Place()
     for shard in read_shards(folder):
         number += 1
         if shard.record.last:

@@ -13,7 +13,6 @@ from typing import Any
 
 from moetrain.config import DomainSettings, expand
 from moetrain.data.errors import DataError
-from moetrain.data.sources.parquet import check_columns
 from moetrain.data.sources.rows import Row, Wanted
 
 
@@ -55,6 +54,8 @@ def read(name: str, domain: DomainSettings, root: str, start: int) -> Iterator[R
         DataError: the data set cannot be loaded or read to its end, or lacks a column.
     """
     import datasets
+
+    from moetrain.data.sources.parquet import check_columns  # importing pyarrow is slow
 
     wanted = Wanted.of(domain.text_field, domain.filter)
     folder = local_folder(name, domain, root)

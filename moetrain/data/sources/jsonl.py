@@ -32,6 +32,6 @@ def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
                 continue
             record = json_record(line)
             if isinstance(record, str):
-                yield Row(None, f"{path}:{number}", number, position(), record)
+                yield Row(None, f"{path}:{number}", number, position(), problem=record)
             else:
                 yield wanted.pick(record, f"{path}:{number}", number, position())

@@ -44,7 +44,9 @@ def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
                     place = f"{path}, row {number}"
                     bad = next((value for value in values if isinstance(value, UnicodeDecodeError)), None)
                     if bad is not None:
-                        yield Row(None, place, number, position, f"not UTF-8 ({bad.reason} at byte {bad.start})")
+                        yield Row(
+                            None, place, number, position, problem=f"not UTF-8 ({bad.reason} at byte {bad.start})"
+                        )
                         continue
                     record = dict(zip(batch.schema.names, values, strict=True))
                     yield wanted.pick(record, place, number, position)

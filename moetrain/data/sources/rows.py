@@ -45,9 +45,11 @@ class Wanted:
                 if not self.filter.keeps(record):
                     return Row(None, place, number, position)
             except KeyError as error:
-                return Row(None, place, number, position, f"no field {error} for the filter ({_fields(record)})")
+                return Row(
+                    None, place, number, position, problem=f"no field {error} for the filter ({_fields(record)})"
+                )
             except TypeError as error:
-                return Row(None, place, number, position, f"the filter cannot be applied ({error})")
+                return Row(None, place, number, position, problem=f"the filter cannot be applied ({error})")
         text = record.get(self.text_field)
         if isinstance(text, str):
             return _with_answer(text, record.get("answer"), place, number, position)
@@ -57,7 +59,7 @@ class Wanted:
                 problem = f"field {self.text_field!r} is null"
         else:
             problem = f"field {self.text_field!r} is a {type(text).__name__}, not text"
-        return Row(None, place, number, position, problem)
+        return Row(None, place, number, position, problem=problem)
 
 
 def _with_answer(text: str, answer: Any, place: str, number: int, position: int) -> Row:
@@ -66,7 +68,7 @@ def _with_answer(text: str, answer: Any, place: str, number: int, position: int)
         return Row(text, place, number, position)
     if len(answer) != 2 or any(type(at) is not int for at in answer) or not 0 <= answer[0] < answer[1] <= len(text):
         problem = f"answer {answer} marks no characters of the text ({len(text)} long): [start, end)"
-        return Row(None, place, number, position, problem)
+        return Row(None, place, number, position, problem=problem)
     return Row(text, place, number, position, answer=(answer[0], answer[1]))
 
 

@@ -52,7 +52,7 @@ def _row(document: bytes, wanted: Wanted, place: str, number: int, position: int
     except UnicodeDecodeError as error:
         line = document[: error.start].count(b"\n") + 1
         problem = f"not UTF-8 ({error.reason} at byte {begin + error.start}, line {line} of it)"
-        return Row(None, place, number, position, problem)
+        return Row(None, place, number, position, problem=problem)
     return wanted.pick({wanted.text_field: text}, place, number, position)
 
 

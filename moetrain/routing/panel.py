@@ -1,8 +1,8 @@
-"""The panel: samples fixed before step 1 and read again now and then, forward only (METRICS, section 4).
+"""The panel: samples fixed before step 1, and read by forward passes at intervals.
 
-Each domain has three cells. ``seen``: text that the stream first meets in its first tenth; ``to_come``: text it first
-meets in its last tenth; ``heldout``: text it never meets. A text counts with all its copies. Routing is compared over a
-sample's first panel tokens. Its loss is taken over the same, or, where its document marks an answer, over that alone.
+Each domain has three cells. ``seen``: text first trained on in the first tenth of the run; ``to_come``: text first
+trained on in its last tenth; ``heldout``: text never trained on. All copies of a text count as one. Routing is compared
+over a sample's first panel tokens. The loss is over the same tokens, or over the answer if the document marks one.
 
 Shapes: P panel samples, L layers, E experts, D hidden size.
 """
@@ -30,26 +30,26 @@ SEEN, TO_COME, HELDOUT = range(3)
 
 @dataclass(frozen=True)
 class Panel:
-    """The panel's members, in an order that never changes; arrays [P]."""
+    """The samples of the panel, in a fixed order; arrays [P]."""
 
-    samples: Samples  # cut to the tokens that are read
-    tokens: np.ndarray  # int32, the first tokens of each, whose routing is compared
+    samples: Samples  # truncated to the tokens that are read
+    tokens: np.ndarray  # int32, number of first tokens whose routing is compared
     cell: np.ndarray  # int8, see CELLS
-    first_step: np.ndarray  # int64, the step that first trains on the text, 0 where none does
-    stream: Stream  # rows that hold each member once
+    first_step: np.ndarray  # int64, the step that first trains on the text, 0 if none does
+    stream: Stream  # rows that hold each sample once
 
     def __len__(self) -> int:
         return len(self.cell)
 
-    def members(self, domain: int, cell: int, met_by: int | None = None) -> np.ndarray:
-        """Places in the panel of a domain's cell, int64; with ``met_by``, those that step or an earlier one met."""
+    def members(self, domain: int, cell: int, seen_by: int | None = None) -> np.ndarray:
+        """Indices of the samples of a domain's cell, int64; with ``seen_by``, of those trained on by that step."""
         chosen = (self.samples.domain == domain) & (self.cell == cell)
-        if met_by is not None:
-            chosen &= (self.first_step > 0) & (self.first_step <= met_by)
+        if seen_by is not None:
+            chosen &= (self.first_step > 0) & (self.first_step <= seen_by)
         return np.flatnonzero(chosen)
 
     def names(self, members: np.ndarray) -> list[str]:
-        """Members as their document's id, in hexadecimal, and the piece of it."""
+        """Names of samples: the id of the document in hexadecimal, and the piece of it."""
         samples = self.samples
         return [
             f"{document:016x}/{piece}"
@@ -59,14 +59,14 @@ class Panel:
 
 @dataclass(frozen=True)
 class PanelReading:
-    """What the model made of the panel at one step; arrays in the panel's order."""
+    """Losses and routing of the panel at one step; arrays in the order of the panel."""
 
     step: int
-    loss: np.ndarray  # float32 [P], mean nats a token (of the answer, where there is one)
+    loss: np.ndarray  # float32 [P], mean nats per token, over the answer if there is one
     even: np.ndarray  # float32 [P, L, E], mean router probabilities over the even text tokens
-    odd: np.ndarray  # float32 [P, L, E], over the odd ones
+    odd: np.ndarray  # float32 [P, L, E], over the odd text tokens
     counts: np.ndarray  # uint16 [P, L, E], tokens sent to each expert
-    inputs: np.ndarray  # float32 [P, L, D], mean inputs of each layer; D is 0 where they were not asked for
+    inputs: np.ndarray  # float32 [P, L, D], mean layer inputs; D is 0 if they were not recorded
     answers: AnswerRouting  # of samples whose document marks an answer
 
 
@@ -74,8 +74,11 @@ def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, r
     """Draw each domain's cells, seeded, before the first step.
 
     Args:
-        steps: steps of the run; its tenths say which text is seen early and which is to come.
-        rows: rows of one forward pass.
+        corpus: the data.
+        stream: the training stream.
+        settings: of the run.
+        steps: steps of the run; ``seen`` is from its first tenth, ``to_come`` from its last.
+        rows: rows of a forward pass.
     """
     trained = stream.samples
     first_step = _first_steps(stream, steps)
@@ -100,13 +103,15 @@ def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, r
     return _pack(corpus, settings, parts, cells, first, rows)
 
 
-def document_panel(corpus: Corpus, settings: Settings, met: int, rows: int) -> Panel:
-    """A panel of given documents, for models whose training stream is not at hand; drawn, seeded, from all of them.
+def document_panel(corpus: Corpus, settings: Settings, trained_domains: int, rows: int) -> Panel:
+    """A panel of given documents, drawn with a seed, for models whose training stream is not available.
 
     Args:
-        corpus: its first ``met`` domains are text that the models have trained on from step 1 on, and become the cell
-            ``seen``; the others, which may repeat their names, are text they never met: ``heldout``.
-        rows: rows of one forward pass.
+        corpus: the documents.
+        settings: of the panel.
+        trained_domains: the first so many domains of the corpus were trained on from step 1 on, and become the cell
+            ``seen``. The others, which may repeat their names, were not, and become ``heldout``.
+        rows: rows of a forward pass.
     """
     lengths = settings.data.seq_len
     samples = join_samples([cut_samples(corpus, lengths, heldout=False), cut_samples(corpus, lengths, heldout=True)])
@@ -114,7 +119,7 @@ def document_panel(corpus: Corpus, settings: Settings, met: int, rows: int) -> P
     cells: list[np.ndarray] = []
     for domain, source in enumerate(corpus.domains):
         tokens = settings.panel_tokens(source.name)
-        cell = SEEN if domain < met else HELDOUT
+        cell = SEEN if domain < trained_domains else HELDOUT
         pool = (samples.domain == domain) & (samples.length >= tokens)
         chosen = _draw(samples, pool, settings, domain, cell)
         parts.append(_cut(samples.take(chosen), tokens))
@@ -124,7 +129,7 @@ def document_panel(corpus: Corpus, settings: Settings, met: int, rows: int) -> P
 
 
 def _draw(samples: Samples, pool: np.ndarray, settings: Settings, domain: int, cell: int) -> np.ndarray:
-    """A seeded choice of ``panel.samples`` samples of different texts from those that ``pool`` marks."""
+    """A seeded choice of ``panel.samples`` samples with different texts among those marked in ``pool``."""
     rng = np.random.default_rng([settings.run.seed, 4, domain, cell])
     texts = _one_of_each_text(samples, rng.permutation(np.flatnonzero(pool)))
     return np.sort(texts[: settings.panel.samples])
@@ -147,27 +152,27 @@ def _pack(
 
 
 def _first_steps(stream: Stream, steps: int) -> np.ndarray:
-    """By sample, the step (1 the first) that first meets its text in any copy, 0 where none of ``steps`` does."""
+    """Per sample, the step (from 1) that first trains on its text in any copy; 0 if none of ``steps`` does."""
     samples = stream.samples
     rows = np.repeat(np.arange(len(stream.rows)), np.diff(stream.rows.starts))
-    met = np.full(len(samples), np.iinfo(np.int64).max)
-    met[stream.rows.samples] = rows // stream.batch_rows + 1
-    # Copies of a document share their place in the token file.
+    own = np.full(len(samples), np.iinfo(np.int64).max)
+    own[stream.rows.samples] = rows // stream.batch_rows + 1
+    # Copies of a document have the same position in the token file.
     _, text = np.unique(np.stack([samples.domain.astype(np.int64), samples.start]), axis=1, return_inverse=True)
     earliest = np.full(text.max(initial=-1) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(earliest, text, met)
+    np.minimum.at(earliest, text, own)
     first = earliest[text]
     return np.where(first <= steps, first, 0)
 
 
 def _one_of_each_text(samples: Samples, chosen: np.ndarray) -> np.ndarray:
-    """Of samples given in a drawn order, the first of each text."""
+    """The first sample of each text among samples in random order."""
     _, first = np.unique(samples.start[chosen], return_index=True)
     return chosen[np.sort(first)]
 
 
 def _cut(samples: Samples, tokens: int) -> Samples:
-    """Samples without what is not read: beyond the tokens that are compared, and beyond the answer."""
+    """Samples without the tokens that are not read: those after the compared tokens and the answer."""
     answer_end = samples.answer_start + samples.answer_length
     needed = np.where(samples.answer_length > 0, np.maximum(answer_end, tokens), tokens)
     return replace(samples, length=np.minimum(samples.length, needed).astype(samples.length.dtype))
@@ -181,10 +186,14 @@ def read_panel(
     layout: ParallelLayout,
     inputs: bool = False,
 ) -> PanelReading:
-    """Read the panel forward only, each rank its share of the rows; training is left as it was.
+    """Read the panel by forward passes; each rank reads its share of the rows, and all ranks must call.
 
     Args:
-        inputs: whether each layer's inputs are read too, for the kernel of linear experts.
+        model: unsharded.
+        panel: to read.
+        step: number of steps trained.
+        layout: of the ranks.
+        inputs: whether to record layer inputs, for the kernel of linear experts.
     """
     size = len(panel)
     settings = model.settings
@@ -241,7 +250,7 @@ def _joined(parts: Sequence[PanelReading]) -> PanelReading:
 def _mean_inputs(
     inputs_LBRD: torch.Tensor, compared_BS: torch.Tensor, even_SLE: np.ndarray, odd_SLE: np.ndarray
 ) -> np.ndarray:
-    """Mean inputs of a batch's recorded samples, [S, L, D]; the probabilities of a token sum to 1 and so count them."""
+    """Mean layer inputs of a batch's recorded samples, [S, L, D]. The sum of probabilities is the number of tokens."""
     slots = compared_BS.flatten().nonzero()[:, 0].to(inputs_LBRD.device)
     layers, rows, halves, width = inputs_LBRD.shape
     sums_SLD = inputs_LBRD.view(layers, rows * halves // 2, 2, width).sum(2)[:, slots].transpose(0, 1).cpu().numpy()
@@ -249,10 +258,10 @@ def _mean_inputs(
 
 
 def _mean(sums: np.ndarray) -> np.ndarray:
-    """Sums of probabilities over tokens as mean probabilities; zero where there was no token."""
+    """Mean probabilities from their sums over tokens; zero without tokens."""
     return sums / np.maximum(sums.sum(-1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def reading_steps(steps: int, readings: int) -> frozenset[int]:
-    """Steps after which the panel is read: evenly spaced, step 0 and the last included."""
+    """Steps after which the panel is read: evenly spaced, including step 0 and the last."""
     return frozenset(round(steps * number / max(1, readings - 1)) for number in range(readings))

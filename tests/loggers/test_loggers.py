@@ -18,7 +18,7 @@ from moetrain.metrics.latest import as_metric
 from tests.trainer.reading import scalars
 
 
-def test_points_and_descriptions_arrive(tmp_path):
+def test_points_and_descriptions_are_written(tmp_path):
     board = TensorBoard(tmp_path)
     board.scalars({"loss/train": 2.5, "stream/d_path/math": 30.0}, 1)
     board.scalar("loss/train", 1.5, 2)
@@ -32,7 +32,7 @@ def test_points_and_descriptions_arrive(tmp_path):
         assert events.SummaryMetadata(tag).summary_description == table.describe(tag)
 
 
-def test_every_chart_of_the_monitors_page_shows_tags_of_a_run(tmp_path):
+def test_every_chart_of_the_monitor_page_shows_known_tags(tmp_path):
     from tensorboard.plugins.custom_scalar import layout_pb2
 
     board = TensorBoard(tmp_path)
@@ -59,7 +59,7 @@ def test_an_unknown_tag_has_no_description():
         table.describe("nothing/known")
 
 
-def test_files_are_cut_to_what_a_checkpoint_knew(tmp_path):
+def test_files_are_cut_to_their_sizes_at_a_checkpoint(tmp_path):
     events = Events(tmp_path)
     events.write("checkpoint", 1)
     events.flush()
@@ -81,7 +81,7 @@ def test_files_are_cut_to_what_a_checkpoint_knew(tmp_path):
         cut_run_files(tmp_path, sizes | {"events.jsonl": 10**6})
 
 
-def test_an_event_without_a_number_is_refused_not_written_as_nan(tmp_path):
+def test_an_event_with_nan_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         Events(tmp_path).write("guard", 1, value=math.nan)
     assert Events(tmp_path).size == 0
@@ -109,7 +109,7 @@ def terminal(width=120, is_terminal=False):
     return shown
 
 
-def test_plain_lines_where_there_is_no_terminal():
+def test_plain_lines_without_an_interactive_terminal():
     shown = terminal()
     shown.preparing("tokenizing math", 10, None)
     shown.preparing("tokenizing math", 20, None)
@@ -135,7 +135,7 @@ def test_a_live_display_with_a_table_by_domain():
         assert part in text
 
 
-def test_other_processes_say_nothing(capsys):
+def test_other_ranks_print_nothing(capsys):
     quiet = Terminal(speaks=False)
     quiet.note("hello")
     quiet.preparing("x", 1, None)
@@ -145,7 +145,7 @@ def test_other_processes_say_nothing(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_heat_map_goes_from_dark_to_bright_and_shows_nothing_as_grey():
+def test_a_heat_map_goes_from_dark_to_bright_with_nan_in_grey():
     pixels = heat_map(np.array([[0.0, 0.5], [1.0, np.nan]]), cell=2)
     assert pixels.shape == (4, 4, 3)
     assert pixels.dtype == np.uint8
@@ -159,7 +159,7 @@ def test_a_heat_map_goes_from_dark_to_bright_and_shows_nothing_as_grey():
         heat_map(np.zeros(3))
 
 
-def test_pictures_are_written(tmp_path):
+def test_images_are_written(tmp_path):
     board = TensorBoard(tmp_path)
     board.image("experts/load", np.zeros((4, 5, 3), np.uint8), 1)
     board.flush()

@@ -116,7 +116,7 @@ def _box(element):
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_the_comparison_lays_curves_over_each_other(browser, finished_run, tmp_path, size):
+def test_the_comparison_overlays_curves(browser, finished_run, tmp_path, size):
     other = open_run(left_unfinished(finished_run, tmp_path / "other"))
     place = tmp_path / "compared.html"
     place.write_text(comparison_page(compare([open_run(finished_run), other])), encoding="utf-8")
@@ -127,7 +127,7 @@ def test_the_comparison_lays_curves_over_each_other(browser, finished_run, tmp_p
         assert sideways(page) <= 0
 
 
-def test_the_report_prints_in_ink_on_white_with_all_its_figures(browser, finished_run):
+def test_the_report_prints_on_white_paper(browser, finished_run):
     with reading(browser, (finished_run / "report.html").as_uri(), DESKTOP, color_scheme="dark") as page:
         page.emulate_media(media="print")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

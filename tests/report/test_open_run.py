@@ -33,7 +33,7 @@ def last_state(folder):
     return states(max((folder / "checkpoints").iterdir()))
 
 
-def test_settings_are_the_files_with_their_defaults(run, finished_run):
+def test_settings_are_those_of_the_file_with_defaults(run, finished_run):
     settings = run.settings.set_index("setting")
     tree = yaml.safe_load((finished_run / "config.yaml").read_text())
     assert settings.loc["model.num_experts"].tolist() == [tree["model"]["num_experts"], 16]
@@ -44,7 +44,7 @@ def test_settings_are_the_files_with_their_defaults(run, finished_run):
     assert (run.name, run.finished) == ("run", True)
 
 
-def test_a_setting_that_an_older_run_does_not_know_is_its_default(finished_run, tmp_path):
+def test_a_setting_missing_in_an_older_run_is_its_default(finished_run, tmp_path):
     older = tmp_path / "older"
     shutil.copytree(finished_run, older)
     tree = yaml.safe_load((older / "config.yaml").read_text())
@@ -85,7 +85,7 @@ def test_events_and_the_summary_are_the_files(run, finished_run):
     assert chances["owners"] == pytest.approx(3 / 15)
 
 
-def test_the_panel_is_what_its_pieces_hold_and_its_metrics_come_out_again(run, finished_run):
+def test_the_panel_and_its_metrics_are_those_of_the_stored_readings(run, finished_run):
     readings = list(read_readings(finished_run))
     assert run.reading_steps == [reading.step for reading in readings]
     assert len(run.panel) == sum(len(reading.loss) for reading in readings)
@@ -103,7 +103,7 @@ def test_the_panel_is_what_its_pieces_hold_and_its_metrics_come_out_again(run, f
         run.reading(6)
 
 
-def test_probe_answers_and_training_samples_are_whole(run):
+def test_probe_answers_and_training_samples_are_complete(run):
     answers = run.probes
     assert answers.groupby("task", observed=True)["item"].nunique().to_dict() == {"adding": 60, "owners": 15}
     newest = answers[(answers["step"] == 12) & (answers["task"] == "adding")]
@@ -116,7 +116,7 @@ def test_probe_answers_and_training_samples_are_whole(run):
     assert run.samples["step"].max() == 12
 
 
-def test_distance_and_dimension_by_layer_are_those_of_the_live_monitor(run, finished_run):
+def test_metrics_by_layer_equal_those_computed_during_training(run, finished_run):
     state = last_state(finished_run)
     for domain in run.domains:
         own = run.by_layer[run.by_layer["domain"] == domain]
@@ -125,7 +125,7 @@ def test_distance_and_dimension_by_layer_are_those_of_the_live_monitor(run, fini
             assert np.array_equal(table, state[f"panel/{name}.{domain}"].numpy(), equal_nan=True)
 
 
-def test_memorized_samples_are_the_summarys(run):
+def test_memorized_samples_are_those_of_the_summary(run):
     for domain in run.domains:
         found = run.outcome["domains"][domain]["memorized"]
         own = run.onsets[run.onsets["domain"] == domain]
@@ -136,7 +136,7 @@ def test_memorized_samples_are_the_summarys(run):
     assert (run.onsets.loc[run.onsets["step"] < 0, "tokens"].isna()).all()
 
 
-def test_losses_and_gaps_have_the_intervals_that_were_logged(run):
+def test_losses_and_gaps_have_the_logged_intervals(run):
     rows = run.loss_curves.set_index(["domain", "metric", "step"]).sort_index()
     for domain, found in run.outcome["domains"].items():
         for metric in ("loss/panel_seen", "loss/panel_heldout", "memorized/gap_heldout", "memorized/gap"):
@@ -147,7 +147,7 @@ def test_losses_and_gaps_have_the_intervals_that_were_logged(run):
             assert len(rows.loc[(domain, metric)]) == len(run.curve(f"{metric}/{domain}"))
 
 
-def test_predictors_are_what_the_run_related_accuracy_with(run, finished_run):
+def test_predictors_are_those_that_the_run_correlated(run, finished_run):
     state = last_state(finished_run)
     for domain in run.domains:
         own = run.predictors[run.predictors["domain"] == domain]
@@ -159,7 +159,7 @@ def test_predictors_are_what_the_run_related_accuracy_with(run, finished_run):
         assert (own["accuracy"] <= own["high"]).all()
 
 
-def test_correlations_of_an_unfinished_run_are_those_that_it_would_have_kept(unfinished):
+def test_correlations_of_an_unfinished_run_equal_those_of_training(unfinished):
     rng = np.random.default_rng(0)
     rising = np.linspace(0.3, 0.9, 12)
     frame = {"domain": "sums", "step": range(10, 130, 10), "items": 400, "chance": 0.25, "accuracy": rising}
@@ -187,7 +187,7 @@ def test_correlations_of_an_unfinished_run_are_those_that_it_would_have_kept(unf
     assert other["note"] == "no task of this domain that is answered right or wrong"
 
 
-def test_an_unfinished_run_shows_the_newest_numbers_of_a_finished_one(run, unfinished):
+def test_the_summary_of_an_unfinished_run_equals_that_of_the_finished_one(run, unfinished):
     assert not unfinished.finished
     assert len(unfinished.events) == len(run.events)  # the torn one is left out
     whole, growing = (each.summary.set_index(["domain", "task", "metric"]).sort_index() for each in (run, unfinished))
@@ -204,7 +204,7 @@ def test_an_unfinished_run_shows_the_newest_numbers_of_a_finished_one(run, unfin
     assert unfinished.tasks.equals(run.tasks)
 
 
-def test_pairs_of_groups_stand_at_the_steps_of_their_readings(unfinished, run):
+def test_pairs_of_groups_have_the_steps_of_their_readings(unfinished, run):
     pair = {"memorized_at": 1, "generalized_at": 2, "similarity": 0.5, "samples": 3, "items": 4}
     pair["delay"] = {"steps": 5.0, "tokens": 600.0, "steps_resolution": 3.0, "tokens_resolution": 300.0}
     unfinished.outcome = {
@@ -217,7 +217,7 @@ def test_pairs_of_groups_stand_at_the_steps_of_their_readings(unfinished, run):
     assert (second["domain"], second["samples"], second["note"]) == ("stories", 0, "no")
 
 
-def test_a_replay_has_no_tokens_and_a_folder_without_files_empty_frames(finished_run, tmp_path):
+def test_a_folder_without_records_gives_empty_frames(finished_run, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     shutil.copy(finished_run / "config.yaml", bare)
@@ -230,7 +230,7 @@ def test_a_replay_has_no_tokens_and_a_folder_without_files_empty_frames(finished
     assert run.correlations["note"].nunique() == 1
 
 
-def test_what_is_no_run_or_damaged_is_one_clear_error(finished_run, tmp_path):
+def test_a_folder_without_a_run_or_with_corrupt_files_is_one_error(finished_run, tmp_path):
     with pytest.raises(RunError, match=r"none: no config\.yaml there: give the folder of a run, such as"):
         open_run(tmp_path / "none")
     for name, content, said in (
@@ -247,14 +247,14 @@ def test_what_is_no_run_or_damaged_is_one_clear_error(finished_run, tmp_path):
             (lambda run: (run.outcome, run.events, run.settings))(open_run(copy))
 
 
-def test_without_pandas_the_error_says_what_to_install(finished_run, monkeypatch):
+def test_without_pandas_the_error_names_the_package(finished_run, monkeypatch):
     opened = moetrain.open_run
     monkeypatch.setattr(module.importlib, "import_module", _missing("pandas"))
     with pytest.raises(MissingPackageError, match=r"open_run needs pandas: pip install 'moetrain\[report\]'"):
         opened(finished_run)
 
 
-def test_a_package_that_is_there_but_broken_says_so_itself(monkeypatch):
+def test_a_broken_package_raises_its_own_error(monkeypatch):
     monkeypatch.setattr(module.importlib, "import_module", _missing("something_of_its_own"))
     with pytest.raises(ModuleNotFoundError, match="something_of_its_own") as found:
         module.need("pandas", "open_run")

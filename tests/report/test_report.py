@@ -72,14 +72,14 @@ def run(finished_run):
     return open_run.open_run(finished_run)
 
 
-def test_a_run_ends_with_its_report_which_the_tool_writes_again(finished_run, written, tmp_path, capsys):
+def test_a_run_ends_with_its_report_and_the_tool_writes_the_same(finished_run, written, tmp_path, capsys):
     tool = load_tool("report")
     assert tool.main([str(finished_run), "--output", str(tmp_path / "again.html")]) == 0
     assert "again.html: 0." in capsys.readouterr().out
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == written
 
 
-def test_the_page_needs_nothing_beside_it_and_runs_nothing(written):
+def test_the_page_is_self_contained_and_has_no_scripts(written):
     found = Page(written)
     assert not {"script", "link", "img", "iframe", "object", "image"} & set(found.tags)
     assert not any(name.startswith("on") for name in found.attributes)
@@ -89,7 +89,7 @@ def test_the_page_needs_nothing_beside_it_and_runs_nothing(written):
     assert "url(" not in re.sub(r"url\(#\w+\)", "", written)
 
 
-def test_every_place_that_is_pointed_to_is_there_once(written):
+def test_every_link_target_exists_once(written):
     found = Page(written)
     assert len(found.ids) == len(set(found.ids))
     pointed = {address[1:] for address in found.addresses if address.startswith("#")}
@@ -97,16 +97,16 @@ def test_every_place_that_is_pointed_to_is_there_once(written):
     assert pointed <= set(found.ids)
 
 
-def test_the_headline_holds_the_numbers_of_the_frames(run, written):
+def test_the_verdicts_show_the_numbers_of_the_frames(run, written):
     text = Page(written).text
     head = text[text.index("Verdict per domain") : text.rindex("Before you quote this")]
     rows = run.summary.set_index(["domain", "task", "metric"])
     for domain in run.domains:
         for metric in ("loss/panel_seen", "loss/panel_heldout", "memorized/gap", "memorized/gap_heldout"):
             value, low, high, n = rows.loc[(domain, "", metric)]
-            told = " ".join(page.within(Number(value, low, high, n)))
-            assert told in head
-            assert abs(float(told.split()[0].replace("−", "-")) - value) < 0.006
+            shown = " ".join(page.within(Number(value, low, high, n)))
+            assert shown in head
+            assert abs(float(shown.split()[0].replace("−", "-")) - value) < 0.006
     for domain, task in (("sums", "adding"), ("stories", "owners")):
         right = run.probes[(run.probes["step"] == 12) & (run.probes["task"] == task)]["correct"]
         assert page.within(Number(right.mean(), *run.accuracy.iloc[-1][["low", "high"]]))[0] in head
@@ -114,7 +114,7 @@ def test_the_headline_holds_the_numbers_of_the_frames(run, written):
         assert domain in head
 
 
-def test_the_page_shows_what_was_trained_and_what_it_cost(run, written):
+def test_the_page_shows_the_data_and_the_cost(run, written):
     text = Page(written).text
     share = run.outcome["seconds"]["train"] / sum(run.outcome["seconds"].values())
     assert f"training {100 * share:.1f}%" in text
@@ -124,7 +124,7 @@ def test_the_page_shows_what_was_trained_and_what_it_cost(run, written):
     assert "run.output_dir" not in text
 
 
-def test_warnings_say_what_is_too_few(run, written):
+def test_warnings_report_small_numbers(run, written):
     text = Page(written).text
     met = run.panel.query("cell == 'seen' and step == 12 and 0 < first_step").groupby("domain", observed=True).size()
     for said in (
@@ -163,7 +163,7 @@ def with_curves(run, **tags):
         ((0.5, 0.5, 0.5), (0.6, 0.7, 0.8), "no clear change"),
     ],
 )
-def test_controls_tell_a_change_that_held_out_samples_share(finished_run, seen, heldout, verdict):
+def test_controls_detect_a_change_that_held_out_samples_share(finished_run, seen, heldout, verdict):
     run = open_run.open_run(finished_run)
     run.summary.loc[run.summary["metric"] == "pathway/d_path_norm", ["low", "high"]] = [0.29, 0.31]
     tags = {"pathway/d_path_norm/sums": seen, "pathway_heldout/d_path_norm/sums": heldout}
@@ -171,24 +171,24 @@ def test_controls_tell_a_change_that_held_out_samples_share(finished_run, seen, 
         c for c in findings.controls(with_curves(run, **tags)) if (c.domain, "Pathway" in c.title) == ("sums", True)
     ]
     assert [(each.verdict, each.seen, each.heldout) for each in found] == [(verdict, seen[::2], heldout[::2])]
-    told = [text for text in findings.warnings(run) if "pathway distance" in text and "sums" in text]
-    assert bool(told) == (verdict == "same change")
+    shown = [text for text in findings.warnings(run) if "pathway distance" in text and "sums" in text]
+    assert bool(shown) == (verdict == "same change")
 
 
 @pytest.mark.parametrize(
     ("phase", "accuracy", "said"),
     [(2, 0.9, "memorizing by its routing, but 0.90"), (3, 0.25, "generalizing by its routing, but 0.25"), (3, 0.9, "")],
 )
-def test_a_verdict_that_the_probes_do_not_share_is_told(finished_run, phase, accuracy, said):
+def test_a_verdict_that_the_probes_contradict_is_reported(finished_run, phase, accuracy, said):
     run = with_curves(open_run.open_run(finished_run), **{"phase/sums": [phase]})
     row = run.accuracy["domain"] == "sums"
     run.accuracy.loc[row, ["accuracy", "low", "high"]] = [accuracy, accuracy - 0.1, accuracy + 0.1]
-    told = [text for text in findings.warnings(run) if text.startswith("Verdict and probes disagree on sums")]
-    assert len(told) == bool(said)
-    assert all(said in text for text in told)
+    shown = [text for text in findings.warnings(run) if text.startswith("Verdict and probes disagree on sums")]
+    assert len(shown) == bool(said)
+    assert all(said in text for text in shown)
 
 
-def test_a_correlation_that_is_only_a_trend_is_told(finished_run):
+def test_a_correlation_from_a_trend_alone_is_reported(finished_run):
     run = open_run.open_run(finished_run)
     steps = np.arange(1, 13)
     columns = ["domain", "predictor", "series", "method", "value", "low", "high", "p", "n", "note"]
@@ -205,8 +205,8 @@ def test_a_correlation_that_is_only_a_trend_is_told(finished_run):
         for kind, each in table.items()
     ]
     run.correlations = records.frame(rows, columns)
-    (told,) = [text for text in findings.warnings(run) if "in the raw series only" in text]
-    assert told.startswith("In sums accuracy correlates strongly with pathway distance in the raw series only")
+    (shown,) = [text for text in findings.warnings(run) if "in the raw series only" in text]
+    assert shown.startswith("In sums accuracy correlates strongly with pathway distance in the raw series only")
     table = report.correlation_table(run)
     assert list(table) == ["d_path", "cosine"]
     assert table["cosine"]["sums"]["raw", "spearman"]["number"].value == pytest.approx(1)
@@ -217,7 +217,7 @@ def test_a_correlation_that_is_only_a_trend_is_told(finished_run):
     assert f"{page.two(theirs['raw spearman'])} r {page.two(theirs['raw pearson'])}" in text
 
 
-def test_names_and_texts_from_outside_are_escaped(finished_run, written, tmp_path):
+def test_names_and_texts_from_the_run_are_escaped(finished_run, written, tmp_path):
     def harm(copy):
         tree = yaml.safe_load((copy / "config.yaml").read_text())
         tree["data"]["domains"][HARM] = {"path": HARM}
@@ -246,7 +246,7 @@ def test_names_and_texts_from_outside_are_escaped(finished_run, written, tmp_pat
     assert text.count("&lt;b&gt;bold") > 10
 
 
-def test_a_run_that_still_trains_has_a_report(finished_run, tmp_path, capsys):
+def test_an_unfinished_run_has_a_report(finished_run, tmp_path, capsys):
     copy = left_unfinished(finished_run, tmp_path / "growing")
     assert load_tool("report").main([str(copy)]) == 0
     text = Page((copy / "report.html").read_text(encoding="utf-8")).text
@@ -294,7 +294,7 @@ def test_a_report_that_fails_does_not_fail_the_run(finished_run, tmp_path, monke
     assert "no report (IndexError: list index out of range): run tools/report.py" in shown.console.export_text()
 
 
-def test_what_cannot_be_reported_is_one_clear_error(finished_run, tmp_path, capsys):
+def test_a_folder_without_a_readable_run_is_one_error_line(finished_run, tmp_path, capsys):
     tool = load_tool("report")
     assert tool.main([str(tmp_path)]) == 2
     assert "no config.yaml there" in " ".join(capsys.readouterr().err.split())
@@ -304,7 +304,7 @@ def test_what_cannot_be_reported_is_one_clear_error(finished_run, tmp_path, caps
     assert "panel_00000012.parquet: truncated or corrupt" in " ".join(capsys.readouterr().err.split())
 
 
-def test_charts_take_their_colors_from_the_page_and_say_what_they_show():
+def test_charts_use_css_variables_and_have_labels():
     x = np.array([0.0, 1e6, 2e6])
     whole = Line(x, x / 1e6, "d0", "dashed", x * 0, x, (1.9, 2.1))
     drawn = [
@@ -327,7 +327,7 @@ def test_charts_take_their_colors_from_the_page_and_say_what_they_show():
     assert len(charts.map_colors(5)) == 5
 
 
-def test_numbers_in_words():
+def test_numbers_are_formatted():
     assert page.within(Number(0.15, 0.0446, 0.367)) == ("0.15", "[0.04, 0.37]")
     assert page.within(Number(1.5, 1.49, 1.51)) == ("1.50", "±0.01")
     assert page.within(Number(0.00391, 0.00361, 0.00421)) == ("0.0039", "±0.0003")
@@ -361,13 +361,13 @@ def test_numbers_in_words():
     ]
 
 
-def test_phases_in_a_row_are_one_stretch(finished_run):
+def test_consecutive_equal_phases_are_one_stretch(finished_run):
     run = with_curves(open_run.open_run(finished_run), **{"phase/sums": [0, 1, 1, 4]})
     found = routing_figures.phase_stretches(run, "steps")["sums"]
     assert [(each.phase.name, each.start, each.end) for each in found] == [("LEARNING", 4, 6), ("SETTLED", 6, 7)]
 
 
-def test_a_trend_is_the_least_squares_line_with_an_interval_that_holds_it():
+def test_a_trend_is_the_least_squares_line_within_its_interval():
     rng = np.random.default_rng(0)
     x = np.linspace(0, 1, 30)
     y = 2 * x + 1 + rng.normal(size=30) * 0.1
@@ -383,7 +383,7 @@ def test_a_trend_is_the_least_squares_line_with_an_interval_that_holds_it():
 
 
 @pytest.mark.browser
-def test_a_browser_shows_the_page_on_a_phone_and_on_a_desk(written, tmp_path):
+def test_a_browser_shows_the_page_at_two_widths(written, tmp_path):
     import subprocess
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

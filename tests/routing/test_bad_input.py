@@ -123,7 +123,7 @@ class FixedPanel:
 
 @settings(deadline=None, max_examples=15)
 @given(shapes, st.lists(bad, min_size=4, max_size=7), st.booleans(), st.integers(0, 9999))
-def test_a_monitor_lives_through_any_readings(shape, losses, eps, seed):
+def test_the_panel_monitor_accepts_any_readings(shape, losses, eps, seed):
     rng = np.random.default_rng(seed)
     cells = [(0, SEEN, 5), (1, SEEN, 5)]
     monitor = PanelMonitor(FixedPanel(10), DOMAINS, 0.7, 40, dict.fromkeys(DOMAINS, 0.5 if eps else None))
@@ -147,7 +147,7 @@ def test_more_experts_than_a_byte_holds(tmp_path, experts):
     assert symbols.max() > 255 or experts == 256
 
 
-def test_what_is_broken_does_not_move_what_is_whole():
+def test_a_broken_sample_does_not_change_other_domains():
     rng = np.random.default_rng(3)
     whole = a_reading(rng, 3, 8, [(0, SEEN, 20), (1, SEEN, 20)], [])
     broken = a_reading(np.random.default_rng(3), 3, 8, [(0, SEEN, 20), (1, SEEN, 20)], [])

@@ -82,13 +82,13 @@ def reading_of(made, step=20):
     return reading, to_stored(panel, reading, DOMAINS, grokking.gram_blocks(router_rows(model)))
 
 
-def test_cells_hold_what_they_say_with_every_copy(made):
+def test_cells_hold_the_right_samples_counting_every_copy(made):
     settings, corpus, stream, _, panel = made
-    text_met = {}
+    first_steps = {}
     for step in range(stream.steps):
         for sample in stream._step_samples(step):
             key = (int(stream.samples.domain[sample]), int(stream.samples.start[sample]))
-            text_met.setdefault(key, step + 1)
+            first_steps.setdefault(key, step + 1)
     for domain in (0, 1):
         for cell in (SEEN, TO_COME, HELDOUT):
             members = panel.members(domain, cell)
@@ -96,22 +96,22 @@ def test_cells_hold_what_they_say_with_every_copy(made):
             texts = [(domain, int(panel.samples.start[m])) for m in members]
             assert len(set(texts)) == len(texts)
             for text, member in zip(texts, members, strict=True):
-                met = text_met.get(text)
+                first = first_steps.get(text)
                 assert panel.samples.length[member] == settings.panel.tokens
                 if cell == SEEN:
-                    assert met <= STEPS // 10
-                    assert panel.first_step[member] == met
+                    assert first <= STEPS // 10
+                    assert panel.first_step[member] == first
                 elif cell == TO_COME:
-                    assert STEPS - STEPS // 10 < met <= STEPS
-                    assert panel.first_step[member] == met
+                    assert STEPS - STEPS // 10 < first <= STEPS
+                    assert panel.first_step[member] == first
                 else:
-                    assert met is None
+                    assert first is None
                     assert panel.first_step[member] == 0
     again = draw_panel(corpus, stream, settings, STEPS, rows=2)
     assert np.array_equal(again.samples.start, panel.samples.start)
 
 
-def test_a_reading_is_each_sample_alone(made):
+def test_a_reading_equals_each_sample_read_alone(made):
     _, _, _, model, panel = made
     reading, _ = reading_of(made)
     for member in (0, 17, len(panel) - 1):
@@ -162,7 +162,7 @@ def routers(model):
     return [m for m in model.modules() if isinstance(m, Router)]
 
 
-def test_text_without_marked_answers_is_passed_through_the_model_once(made, ruled, monkeypatch):
+def test_text_without_marked_answers_needs_one_forward_pass(made, ruled, monkeypatch):
     passed = []
     forward = Transformer._hidden_states
     monkeypatch.setattr(Transformer, "_hidden_states", lambda *args: passed.append(1) or forward(*args))
@@ -174,31 +174,31 @@ def test_text_without_marked_answers_is_passed_through_the_model_once(made, rule
     assert len(ruled_reading(ruled).answers) == 0
 
 
-def test_left_out_accuracy_is_of_met_samples_that_mark_an_answer(ruled):
+def test_leave_one_out_accuracy_is_over_seen_samples_with_a_marked_answer(ruled):
     settings, _, _, _, panel = ruled
     domains = list(settings.data.domains)
     stored = ruled_reading(ruled, step=20)
     found = panel_metrics(stored, domains, 0.7, STEPS)
     assert [tag for tag in found if tag.startswith("kernel/left_out")] == ["kernel/left_out/rule"]
-    met = panel.members(domains.index("rule"), SEEN, met_by=20)
-    rows = [n for n, member in enumerate(stored.answers.member) if member in met]
+    seen = panel.members(domains.index("rule"), SEEN, seen_by=20)
+    rows = [n for n, member in enumerate(stored.answers.member) if member in seen]
     assert 0 < len(rows) < len(stored.answers)
     weights = stored.answers.weights[rows].astype(float)
     rest = (getattr(stored.answers, name)[rows] for name in ("member", "place", "token"))
     expected = grokking.left_out(weights / weights.sum(-1, keepdims=True), *rest)
     assert found["kernel/left_out/rule"] == expected
-    assert expected.samples == len(met) == 24
+    assert expected.samples == len(seen) == 24
     # A domain whose routing tells the answer, and a sample that cannot count.
-    told = np.eye(8)[stored.answers.token % 8][:, None].repeat(3, 1).astype(np.float16)
-    told[rows[0]] = np.nan
-    planted = replace(stored, answers=replace(stored.answers, weights=told))
+    predictable = np.eye(8)[stored.answers.token % 8][:, None].repeat(3, 1).astype(np.float16)
+    predictable[rows[0]] = np.nan
+    planted = replace(stored, answers=replace(stored.answers, weights=predictable))
     planted = panel_metrics(planted, domains, 0.7, STEPS)["kernel/left_out/rule"]
     assert planted.samples == 23
     first = panel_metrics(replace(stored, step=0), domains, 0.7, STEPS)
     assert not any(tag.startswith("kernel/left_out") for tag in first)
 
 
-def test_answers_come_back_from_a_piece_of_their_own(ruled, made, tmp_path):
+def test_answers_are_stored_in_their_own_file(ruled, made, tmp_path):
     stored = ruled_reading(ruled)
     paths = write_reading(tmp_path, stored)
     assert [path.name for path in paths] == [f"{name}_00000020.parquet" for name in ("panel", "router", "answers")]
@@ -214,7 +214,7 @@ def test_answers_come_back_from_a_piece_of_their_own(ruled, made, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "of another panel", "without a column", "flipped"])
-def test_a_damaged_piece_of_answers_is_named(ruled, tmp_path, damage):
+def test_a_corrupt_file_of_answers_is_named(ruled, tmp_path, damage):
     path = write_reading(tmp_path, ruled_reading(ruled))[-1]
     if damage == "missing":
         path.unlink()
@@ -232,7 +232,7 @@ def test_a_damaged_piece_of_answers_is_named(ruled, tmp_path, damage):
         read_reading(tmp_path, 20)
 
 
-def test_a_reading_older_than_the_piece_of_answers_is_one_without(ruled, tmp_path):
+def test_a_reading_without_a_file_of_answers_has_none(ruled, tmp_path):
     panel, _, answers = write_reading(tmp_path, ruled_reading(ruled))
     answers.unlink()
     table = pq.read_table(panel)
@@ -242,7 +242,7 @@ def test_a_reading_older_than_the_piece_of_answers_is_one_without(ruled, tmp_pat
 
 
 @pytest.mark.parametrize("written", [1, 2])
-def test_a_reading_that_cannot_be_written_whole_is_not_written(ruled, tmp_path, monkeypatch, written):
+def test_a_reading_that_cannot_be_written_leaves_no_partial_files(ruled, tmp_path, monkeypatch, written):
     write, tables = pq.write_table, []
 
     def full(table, *args, **options):
@@ -270,7 +270,7 @@ def test_ranks_share_a_reading(ruled):
     assert_same_answers(joined.answers, whole.answers)
 
 
-def test_what_is_stored_comes_back_bit_for_bit(made, tmp_path):
+def test_a_stored_reading_is_read_back_bit_for_bit(made, tmp_path):
     stored = replace(reading_of(made)[1], training_context=TrainingContext(12345, 1.25, 1 / 3))
     write_reading(tmp_path, stored)
     back = read_reading(tmp_path, 20)
@@ -286,7 +286,7 @@ def test_what_is_stored_comes_back_bit_for_bit(made, tmp_path):
     assert len(frame.even[0]) == 3 * 8
 
 
-def test_stored_weights_are_the_tokens_mean(made):
+def test_stored_weights_are_the_mean_over_tokens(made):
     reading, stored = reading_of(made)
     exact = (reading.even.astype(float) + reading.odd) / 2  # 16 tokens: as many even ones as odd
     assert np.allclose(stored.weights, exact, atol=2e-3)
@@ -294,7 +294,7 @@ def test_stored_weights_are_the_tokens_mean(made):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "missing"])
-def test_a_damaged_piece_is_named(made, tmp_path, damage):
+def test_a_corrupt_file_is_named(made, tmp_path, damage):
     _, stored = reading_of(made)
     path = write_reading(tmp_path, stored)[0]
     if damage == "missing":
@@ -305,7 +305,7 @@ def test_a_damaged_piece_is_named(made, tmp_path, damage):
         read_reading(tmp_path, 20)
 
 
-def test_pieces_unknown_to_a_checkpoint_are_removed(made, tmp_path):
+def test_files_not_listed_in_a_checkpoint_are_removed(made, tmp_path):
     _, stored = reading_of(made)
     write_reading(tmp_path, stored)
     listed = list_pieces(tmp_path)
@@ -319,18 +319,18 @@ def test_metrics_take_the_right_samples(made):
     _, _, _, model, panel = made
     _, stored = reading_of(made, step=2)
     found = panel_metrics(stored, DOMAINS, 0.7, STEPS)
-    met = panel.members(0, SEEN, met_by=2)
-    assert 0 < len(met) < len(panel.members(0, SEEN))
+    seen = panel.members(0, SEEN, seen_by=2)
+    assert 0 < len(seen) < len(panel.members(0, SEEN))
     weights = stored.weights
-    assert found["pathway/d_path/stories"] == grokking.d_path(weights[met])
+    assert found["pathway/d_path/stories"] == grokking.d_path(weights[seen])
     assert found["pathway/cosine/stories"].mean == pytest.approx(
-        float(np.nanmean(grokking.cosine(weights[met], router_rows(model)))), abs=1e-6
+        float(np.nanmean(grokking.cosine(weights[seen], router_rows(model)))), abs=1e-6
     )
-    assert found["loss/panel_seen/stories"].mean == pytest.approx(stored.loss[met].mean(), rel=1e-6)
-    others = panel.members(1, SEEN, met_by=2)
-    assert found["pathway/sharing/stories"] == grokking.sharing(weights[met], weights[others])
+    assert found["loss/panel_seen/stories"].mean == pytest.approx(stored.loss[seen].mean(), rel=1e-6)
+    others = panel.members(1, SEEN, seen_by=2)
+    assert found["pathway/sharing/stories"] == grokking.sharing(weights[seen], weights[others])
     heldout = panel.members(0, HELDOUT)
-    gap = stored.loss[heldout].mean() - stored.loss[met].mean()
+    gap = stored.loss[heldout].mean() - stored.loss[seen].mean()
     assert found["memorized/gap_heldout/stories"].mean == pytest.approx(gap, abs=1e-5)
     # The gap to samples to come is taken between the tenths alone.
     assert not any(tag.startswith("memorized/gap/") for tag in found)
@@ -340,7 +340,7 @@ def test_metrics_take_the_right_samples(made):
     assert not any(tag.startswith("pathway/") for tag in panel_metrics(first, DOMAINS, 0.7, STEPS))
 
 
-def test_domains_read_over_other_lengths_are_not_compared(make_settings):
+def test_domains_of_different_panel_tokens_are_not_compared(make_settings):
     settings = make_settings("data.domains.sums.panel_tokens=12", "train.max_steps=40")
     corpus = prepare_corpus(settings)
     stream = training_stream(corpus, settings)
@@ -354,7 +354,7 @@ def test_domains_read_over_other_lengths_are_not_compared(make_settings):
     assert not any(tag.startswith("pathway/sharing") for tag in found)
 
 
-def test_results_come_in_order_and_state_restores_the_losses(made):
+def test_state_restores_the_readings(made):
     _, _, _, _, panel = made
     monitor = PanelMonitor(panel, DOMAINS, 0.7, STEPS, {"stories": 10.0, "sums": None})
     steps = (0, 10, 20, 30)
@@ -362,7 +362,7 @@ def test_results_come_in_order_and_state_restores_the_losses(made):
         monitor.take(replace(reading_of(made, step)[1], training_context=TrainingContext(step * 100))) for step in steps
     ]
     assert [p.step for p in points] == [0, 10, 20, 30]
-    assert points[-1].metrics["memorized/fraction/stories"].mean == 1.0  # nothing moved, and 10 nats are easily met
+    assert points[-1].metrics["memorized/fraction/stories"].mean == 1.0  # nothing moved, and 10 nats are easily seen
     assert not any("fraction/sums" in tag for p in points for tag in p.metrics)
     again = PanelMonitor(panel, DOMAINS, 0.7, STEPS, {"stories": 10.0, "sums": None})
     again.load_state(monitor.state())
@@ -386,8 +386,8 @@ def test_the_thresholds_of_the_phase_rule_are_settings():
     assert PhaseSettings().model_dump() == asdict(grokking.PhaseThresholds())
 
 
-def test_a_phase_is_judged_once_there_are_readings_enough(made):
-    """The seen loss falls, then lies flat: learning, told once; its texts mark no answers, so that no more is said."""
+def test_a_change_of_phase_is_reported_once(made):
+    """The seen loss falls, then lies flat: one change to learning. Its texts mark no answers, so none follows."""
     _, _, _, _, panel = made
     thresholds = grokking.PhaseThresholds(samples=8)
     monitor = PanelMonitor(panel, DOMAINS, 0.7, 1000, dict.fromkeys(DOMAINS), thresholds)
@@ -397,19 +397,19 @@ def test_a_phase_is_judged_once_there_are_readings_enough(made):
         loss = stored.loss * max(0.1, 1 - 0.2 * number)
         reading = replace(stored, step=40 + number, loss=loss.astype(np.float32))
         points.append(monitor.take(replace(reading, training_context=TrainingContext(1000 * number, 1.5, 0.2))))
-    told = [(change.before.name, change.after.name) for p in points for change in p.changes.values()]
-    assert told.count(("UNDECIDED", "LEARNING")) == len(DOMAINS)
+    reported = [(change.before.name, change.after.name) for p in points for change in p.changes.values()]
+    assert reported.count(("UNDECIDED", "LEARNING")) == len(DOMAINS)
     assert points[-1].phases["stories"].phase is grokking.Phase.UNDECIDED
     assert "mark no answers" in points[-1].phases["stories"].why
     assert all(as_event(change)["sentence"] for p in points for change in p.changes.values())
 
 
-def test_readings_are_spread_over_the_run():
+def test_reading_steps_are_evenly_spaced():
     assert sorted(reading_steps(100, 5)) == [0, 25, 50, 75, 100]
     assert sorted(reading_steps(3, 12)) == [0, 1, 2, 3]
 
 
-def test_every_logged_panel_number_comes_out_of_the_files_again(make_settings, tmp_path):
+def test_every_logged_panel_metric_can_be_computed_from_the_files(make_settings, tmp_path):
     assert train(make_settings()) == 0
     run = tmp_path / "runs" / "run"
     points = scalars(run)
@@ -452,7 +452,7 @@ def test_the_linear_kernel_takes_mean_inputs_of_each_layer(made, tmp_path):
 ARRAYS = ["domain", "cell", "document", "piece", "first_step", "tokens", "loss", "even", "odd", "counts", "inputs"]
 
 
-def test_a_full_disk_costs_the_reading_and_not_the_run(make_settings, tmp_path, monkeypatch):
+def test_a_full_disk_loses_the_reading_and_not_the_run(make_settings, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -465,7 +465,7 @@ def test_a_full_disk_costs_the_reading_and_not_the_run(make_settings, tmp_path, 
     assert scalars(run)["pathway/d_path/stories"]
 
 
-def test_an_answer_behind_the_compared_tokens_is_still_what_the_loss_is_of(make_settings):
+def test_the_loss_is_over_an_answer_after_the_compared_tokens(make_settings):
     facts = ("data.domains.rule.builtin=modular", "data.domains.rule.repeats=20", "data.domains.rule.panel_tokens=4")
     settings = make_settings(*facts)
     corpus = prepare_corpus(settings)

@@ -9,7 +9,7 @@ from moetrain.routing.recorder import SampleRouting, mean_routing, record_sample
 from moetrain.routing.stream import StreamMonitor
 
 
-def test_recorded_samples_are_those_long_enough_in_the_streams_order():
+def test_long_enough_samples_are_recorded_in_the_order_of_the_stream():
     torch.manual_seed(0)
     layers, rows, slots, experts = 2, 2, 3, 4
     sums, counts = torch.rand(layers, rows, 2 * slots, experts), torch.rand(layers, rows, 2 * slots, experts)
@@ -50,7 +50,7 @@ def test_a_window_holds_the_newest_samples_of_each_domain():
     assert windows[1].order.tolist() == [18, 21, 24, 27]
 
 
-def test_windows_of_several_processes_are_together_those_of_one():
+def test_windows_of_several_ranks_equal_those_of_one():
     every = records(list(range(40)), [o % 2 for o in range(40)])
     one = StreamMonitor(["a", "b"], 8, 0.7)
     one.add(every)
@@ -69,7 +69,7 @@ def test_windows_of_several_processes_are_together_those_of_one():
     assert all(torch.equal(state[key], value) for key, value in again.state().items())
 
 
-def test_readings_are_the_metrics_of_the_windows_and_need_full_ones():
+def test_streaming_metrics_need_full_windows():
     monitor = StreamMonitor(["a", "b"], size=6, tau=0.7)
     monitor.add(records(list(range(9)), [0] * 6 + [1] * 3))
     rows = np.random.default_rng(1).normal(size=(3, 8, 16))
@@ -87,7 +87,7 @@ def test_readings_are_the_metrics_of_the_windows_and_need_full_ones():
     assert reading.metrics["inconsistency"].samples == safe.sum()
 
 
-def test_what_is_still_on_its_way_is_taken_in_later_in_order_and_waited_for_when_read():
+def test_pending_copies_are_added_in_order_and_waited_for_when_read():
     at_once, later = StreamMonitor(["a", "b"], 6, 0.7), StreamMonitor(["a", "b"], 6, 0.7)
     arrived = []
     for start in range(0, 12, 3):
@@ -102,7 +102,7 @@ def test_what_is_still_on_its_way_is_taken_in_later_in_order_and_waited_for_when
     assert [int(part.order[0]) for part in arrived] == [0, 3, 6, 9]
 
 
-def test_no_more_than_so_many_micro_batches_are_on_their_way():
+def test_the_number_of_pending_copies_is_bounded():
     monitor, waited = StreamMonitor(["a"], 4, 0.7), []
     for start in range(70):
         part = records([start], [0])
@@ -110,7 +110,7 @@ def test_no_more_than_so_many_micro_batches_are_on_their_way():
     assert len(waited) == 70 - 64
 
 
-def test_routing_that_is_not_finite_is_left_out_and_counted():
+def test_routing_that_is_not_finite_is_dropped_and_counted():
     bad = records([0, 1, 2], [0, 0, 0])
     bad.even_SLE[1, 0, 0] = np.nan
     monitor = StreamMonitor(["a"], size=2, tau=0.7)

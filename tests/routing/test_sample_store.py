@@ -46,7 +46,7 @@ def some_records(rng, first, count, layers=3, experts=8):
     st.integers(0, 2**32 - 1),
     st.booleans(),
 )
-def test_the_heaviest_experts_are_kept_in_order(samples, layers, experts, top, seed, ties):
+def test_the_top_experts_are_stored_in_order(samples, layers, experts, top, seed, ties):
     rng = np.random.default_rng(seed)
     weights = rng.integers(0, 3, (samples, layers, experts)) / 2 if ties else rng.random((samples, layers, experts))
     kept, shares = top_experts(weights, top)
@@ -58,7 +58,7 @@ def test_the_heaviest_experts_are_kept_in_order(samples, layers, experts, top, s
             assert np.array_equal(shares[s, layer], weights[s, layer, ranked].astype(np.float16))
 
 
-def test_what_was_added_comes_back(tmp_path):
+def test_added_samples_are_read_back(tmp_path):
     rng = np.random.default_rng(0)
     store = SampleStore(tmp_path, 3, 2, some_samples(30), DOMAINS, PLACES)
     parts = [some_records(rng, 0, 20), some_records(rng, 20, 0), some_records(rng, 20, 10)]
@@ -81,7 +81,7 @@ def test_what_was_added_comes_back(tmp_path):
     assert table.schema.metadata == {b"layers": b"3", b"top": b"2"}
 
 
-def test_a_full_disk_keeps_what_was_gathered_up_to_a_bound(tmp_path, monkeypatch):
+def test_on_a_full_disk_samples_are_kept_up_to_a_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PIECE", 10)
     monkeypatch.setattr(module, "_MOST_HELD", 40)
     rng = np.random.default_rng(0)
@@ -103,7 +103,7 @@ def test_a_full_disk_keeps_what_was_gathered_up_to_a_bound(tmp_path, monkeypatch
     assert table["order"].to_pylist() == list(range(20, 60))
 
 
-def test_a_cut_off_piece_is_named(tmp_path):
+def test_a_truncated_file_is_named(tmp_path):
     store = SampleStore(tmp_path, 0, 2, some_samples(10), DOMAINS, PLACES)
     store.add(some_records(np.random.default_rng(0), 0, 10))
     store.write(everything=True)

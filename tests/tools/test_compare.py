@@ -34,7 +34,7 @@ def runs(finished_run, other):
     return [open_run(finished_run), open_run(other)]
 
 
-def test_settings_that_differ_come_by_name_with_each_runs_value(runs):
+def test_differing_settings_have_the_value_of_each_run(runs):
     found = {each.name: each.values for each in differing_settings(runs)}
     assert found == {
         "optim.learning_rate": [0.01, 0.002],
@@ -67,7 +67,7 @@ def test_values_are_the_newest_at_the_tokens_that_all_runs_have_reached(runs):
     assert rows["stories", "Phase"].cells[0].text in ("undecided", "learning")
 
 
-def test_an_earlier_moment_can_be_asked_for_and_a_later_one_not(runs):
+def test_runs_can_be_compared_at_an_earlier_moment_but_not_a_later_one(runs):
     early = compare(runs, at=float(runs[0].tokens([5])[0]))
     assert max(cell.at for row in early.rows for cell in row.cells if np.isfinite(cell.at)) <= early.at
     with pytest.raises(RunError, match=r"it has reached only .* tokens: compare there"):
@@ -91,7 +91,7 @@ def test_runs_of_one_name_are_labelled_with_their_parent_folders(finished_run, t
     assert labels([open_run(copy), open_run(copy)]) == ["run", "run"]
 
 
-def test_tables_in_the_terminal_put_the_settings_first(finished_run, other, capsys, monkeypatch):
+def test_terminal_tables_begin_with_the_settings(finished_run, other, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     assert tool.main([str(finished_run), str(other)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
@@ -115,7 +115,7 @@ def test_the_page_overlays_the_curves_and_escapes_names(finished_run, other, tmp
     assert "var(--d1)" in svg
 
 
-def test_tensorboard_shows_the_runs_over_each_other_by_tokens(runs, tmp_path, capsys):
+def test_tensorboard_overlays_the_runs_by_tokens(runs, tmp_path, capsys):
     paths = [str(run.path) for run in runs]
     assert tool.main([*paths, "--tensorboard", str(tmp_path / "both")]) == 0
     assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["run", "slow"]
@@ -135,7 +135,7 @@ def test_tensorboard_shows_the_runs_over_each_other_by_tokens(runs, tmp_path, ca
     assert "exists, and nothing is overwritten" in " ".join(capsys.readouterr().err.split())
 
 
-def test_what_cannot_be_compared_is_one_clear_error(finished_run, tmp_path, capsys):
+def test_runs_that_cannot_be_compared_are_one_error_line(finished_run, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
     shutil.copy(finished_run / "config.yaml", empty)

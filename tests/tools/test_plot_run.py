@@ -20,7 +20,7 @@ def run(corpus_folder, tmp_path_factory):
     return out / "runs" / "run"
 
 
-def test_curves_are_what_tensorboard_shows_with_intervals(run):
+def test_curves_are_those_of_tensorboard_with_intervals(run):
     shown = scalars(run)
     settings = load_settings(run / "config.yaml")
     steps = json.loads((run / "summary.json").read_text())["steps"]
@@ -46,7 +46,7 @@ def test_a_figure_is_drawn(run, tmp_path):
     assert text.count("<path") > 10
 
 
-def test_a_metric_that_is_not_there_is_told(run, tmp_path, capsys):
+def test_an_unknown_metric_is_an_error(run, tmp_path, capsys):
     assert main([str(run), "pathway/cosin", "-o", str(tmp_path / "x.png")]) == 2
     assert "no pathway/cosin: there are" in capsys.readouterr().err
     assert main([str(tmp_path / "no_run"), "pathway/cosine", "-o", str(tmp_path / "x.png")]) == 2

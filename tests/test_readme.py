@@ -1,4 +1,4 @@
-"""What the README shows is there, and what it says to paste runs."""
+"""The README: its links exist, and its example runs."""
 
 import re
 from pathlib import Path
@@ -14,19 +14,19 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_links_and_pictures_are_there():
+def test_links_and_pictures_exist():
     places = re.findall(r"\]\((?!http)([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README)
     assert len(places) > 8
     assert [place for place in places if not (ROOT / place).exists()] == []
 
 
-def test_tools_and_configurations_that_commands_name_are_there():
+def test_tools_and_configurations_in_commands_exist():
     named = set(re.findall(r"\b(?:tools|configs)/\w+\.(?:py|yaml)", README))
     assert len(named) > 5
     assert [place for place in named if not (ROOT / place).exists()] == []
 
 
-def test_the_block_for_ones_own_loop_runs_and_reads_every_domain(capsys):
+def test_the_training_loop_example_runs(capsys):
     transformers = pytest.importorskip("transformers")
     (block,) = re.findall(r"<!-- a test runs this block -->\n```python\n(.*?)```", README, re.DOTALL)
     sizes = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -43,6 +43,6 @@ def test_the_block_for_ones_own_loop_runs_and_reads_every_domain(capsys):
     domains = np.arange(16) % 2
     batches = [(torch.randint(64, (16, 12)), 16 * step + np.arange(16), domains) for step in range(10)]
     exec(block, {"np": np, "torch": torch, "StreamMonitor": StreamMonitor, "SampleRouting": SampleRouting} | locals())
-    said = capsys.readouterr().out
-    assert said.startswith("10 {'code': Estimate(")
-    assert "'math': Estimate(" in said
+    printed = capsys.readouterr().out
+    assert printed.startswith("10 {'code': Estimate(")
+    assert "'math': Estimate(" in printed

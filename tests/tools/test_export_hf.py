@@ -44,30 +44,30 @@ def loaded(exported):
     return model, transformers.AutoTokenizer.from_pretrained(exported)
 
 
-def test_the_exported_model_gives_a_text_our_loss_token_by_token(run, loaded):
+def test_the_exported_model_has_our_loss_per_token(run, loaded):
     trained = open_model(run, dtype=torch.float32)
     model, tokenizer = loaded
     tokens = torch.tensor([tokenizer("Ada has a drum, so the drum belongs to Ada.").input_ids])
     targets = torch.cat([tokens[:, 1:], torch.full((1, 1), -100)], 1)
     with torch.no_grad():
-        ours = trained.model(PackedTokens.one_sample_per_row(tokens, targets)).loss_BT[0, :-1]
+        our_loss = trained.model(PackedTokens.one_sample_per_row(tokens, targets)).loss_BT[0, :-1]
         probabilities = model(tokens).logits.log_softmax(-1)[0, :-1]
-    theirs = -probabilities.gather(1, tokens[0, 1:, None])[:, 0]
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert theirs.mean() < 4.5  # it learned: 5.77 is an even guess over 320
+    exported_loss = -probabilities.gather(1, tokens[0, 1:, None])[:, 0]
+    torch.testing.assert_close(our_loss, exported_loss, rtol=1e-5, atol=1e-5)
+    assert exported_loss.mean() < 4.5  # trained: a uniform guess over 320 ids has 5.77
 
 
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])) | st.text(st.sampled_from("Ada has \n\u2581<s>/12")))
 def test_auto_tokenizer_gives_our_ids(run, loaded, text):
-    ours, (_, theirs) = load_from_folder(run), loaded
-    ids = ours.encode(text)
-    assert theirs(text, add_special_tokens=False).input_ids == ids
-    assert theirs(text).input_ids == [ours.begin_id, *ids]
-    assert theirs.decode(ids) == text
+    tokenizer, (_, auto_tokenizer) = load_from_folder(run), loaded
+    ids = tokenizer.encode(text)
+    assert auto_tokenizer(text, add_special_tokens=False).input_ids == ids
+    assert auto_tokenizer(text).input_ids == [tokenizer.begin_id, *ids]
+    assert auto_tokenizer.decode(ids) == text
 
 
-def test_it_generates_also_for_texts_of_several_lengths(loaded):
+def test_generation_of_a_padded_batch_equals_single_texts(loaded):
     model, tokenizer = loaded
     texts = ["Ada has a", "12 plus 7"]
     alone = []
@@ -78,10 +78,10 @@ def test_it_generates_also_for_texts_of_several_lengths(loaded):
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
     together = model.generate(**batch, max_new_tokens=8, do_sample=False)
     assert tokenizer.batch_decode(together, skip_special_tokens=True) == alone
-    assert all(said.startswith(text) for said, text in zip(alone, texts, strict=True))
+    assert all(generated.startswith(text) for generated, text in zip(alone, texts, strict=True))
 
 
-def test_training_goes_on_from_it_at_the_loss_where_it_was(run, exported, corpus_folder, tmp_path, tmp_path_factory):
+def test_training_continues_from_the_export_at_the_same_loss(run, exported, corpus_folder, tmp_path, tmp_path_factory):
     base = small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())
     source = [f"model.initialize_from={exported}", f"tokenizer.model={exported / 'tokenizer.json'}"]
     assert train(load_settings(None, [*base, *source, "train.max_steps=2", "model.balancing=bias"])) == 0
@@ -92,18 +92,16 @@ def test_training_goes_on_from_it_at_the_loss_where_it_was(run, exported, corpus
         assert before[tag][0][1] > before[tag][-1][1] + 0.5
 
 
-def test_a_folder_with_more_rows_than_its_tokenizer_has_ids_keeps_them(
-    exported, corpus_folder, tmp_path, tmp_path_factory
-):
+def test_embedding_rows_beyond_the_tokenizer_are_kept(exported, corpus_folder, tmp_path, tmp_path_factory):
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-    theirs = random_olmoe(tmp_path / "theirs", **sizes, num_key_value_heads=2, vocab_size=352)
+    source_model = random_olmoe(tmp_path / "source", **sizes, num_key_value_heads=2, vocab_size=352)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(exported / name, tmp_path / "theirs")
+        shutil.copy(exported / name, tmp_path / "source")
     base = small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())
-    source = [f"model.initialize_from={tmp_path / 'theirs'}", f"tokenizer.model={tmp_path / 'theirs/tokenizer.json'}"]
+    source = [f"model.initialize_from={tmp_path / 'source'}", f"tokenizer.model={tmp_path / 'source/tokenizer.json'}"]
     settings = load_settings(None, [*base, *source, "train.max_steps=1"])
     model = initial_model(settings, prepare_corpus(settings).tokenizer, torch.float32)
-    assert torch.equal(model.lm_head.weight, theirs.lm_head.weight)
+    assert torch.equal(model.lm_head.weight, source_model.lm_head.weight)
     assert model.training
     assert train(settings) == 0
     opened = open_model(tmp_path / "runs" / "run")
@@ -114,7 +112,7 @@ def test_a_folder_with_more_rows_than_its_tokenizer_has_ids_keeps_them(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["model.initialize_from=./nowhere"], "no such folder"),
         (["model.num_experts=4", "model.rope_theta=7.0"], r"set model.num_experts=8 model.rope_theta=10000.0$"),
@@ -125,13 +123,13 @@ def test_a_folder_with_more_rows_than_its_tokenizer_has_ids_keeps_them(
         (["tokenizer.model={run}/tokenizer.model"], "tokenizer.model is not the tokenizer of"),
     ],
 )
-def test_a_start_that_does_not_fit_is_one_line(
-    run, exported, corpus_folder, tmp_path, tmp_path_factory, overrides, said
+def test_incompatible_initialization_is_one_line(
+    run, exported, corpus_folder, tmp_path, tmp_path_factory, overrides, message
 ):
     base = small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())
     source = [f"model.initialize_from={exported}", f"tokenizer.model={exported / 'tokenizer.json'}"]
     settings = load_settings(None, [*base, *source, *(override.format(run=run) for override in overrides)])
-    with pytest.raises(SettingsError, match=said) as caught:
+    with pytest.raises(SettingsError, match=message) as caught:
         initial_model(settings, prepare_corpus(settings).tokenizer, torch.float32)
     assert str(caught.value).startswith("model.initialize_from: ")
     assert "\n" not in str(caught.value)
@@ -145,7 +143,7 @@ def test_half_precision_halves_the_files(run, tmp_path):
     assert (tmp_path / "half" / "model.safetensors").stat().st_size == pytest.approx(2 * sum(sizes), rel=0.15)
 
 
-def test_a_folder_is_whole_or_absent_and_nothing_is_overwritten(run, exported, tmp_path, capsys, monkeypatch):
+def test_export_is_atomic_and_overwrites_nothing(run, exported, tmp_path, capsys, monkeypatch):
     assert export_hf.main([str(run), str(exported)]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
 
@@ -158,18 +156,18 @@ def test_a_folder_is_whole_or_absent_and_nothing_is_overwritten(run, exported, t
 
 
 @pytest.mark.parametrize("setting", ["model.num_shared_experts=1", "model.balancing=bias"])
-def test_what_cannot_be_exported_is_one_line(corpus_folder, tmp_path, tmp_path_factory, capsys, setting):
+def test_unsupported_settings_are_one_line(corpus_folder, tmp_path, tmp_path_factory, capsys, setting):
     base = small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())
     assert train(load_settings(None, [*base, setting, "train.max_steps=1"])) == 0
     capsys.readouterr()
     assert export_hf.main([str(tmp_path / "runs" / "run"), str(tmp_path / "new")]) == 2
-    complaint = capsys.readouterr().err
-    assert complaint.startswith(f"error: {setting}: transformers' OLMoE")
-    assert complaint.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {setting}: transformers' OLMoE")
+    assert error.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
 
-def test_a_wrong_checkpoint_is_one_line_and_help_has_an_example(tmp_path, capsys):
+def test_a_missing_checkpoint_is_one_line_and_help_has_an_example(tmp_path, capsys):
     assert export_hf.main([str(tmp_path / "none"), str(tmp_path / "new")]) == 2
     assert "no such folder: give RUN" in capsys.readouterr().err
     with pytest.raises(SystemExit):

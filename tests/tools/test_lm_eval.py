@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on an exported folder, by its own command, against our own model's log-probabilities."""
+"""lm-evaluation-harness on an exported model, against our model's log-probabilities."""
 
 import json
 import os
@@ -40,16 +40,16 @@ def items():
         a, b = rng.randint(0, 20), rng.randint(0, 20)
         wrong = rng.sample([n for n in range(41) if n != a + b], 2)
         made.append({"question": f"{a} plus {b} is", "choices": [str(n) for n in (a + b, *wrong)], "answer": 0})
-    # Text that a careless reading of marks, of bytes or of spaces would take apart otherwise.
+    # Text with special tokens, bytes and spaces that are easily tokenized differently.
     made.append({"question": "Ada\u2581 </s> has é", "choices": ["a drum.", "a <s> apple"], "answer": 0})
     return made
 
 
 def log_probability(trained, context, continuation):
-    """Of a continuation's tokens, by full logits of one sequence that begins with the mark."""
+    """The log-probability of a continuation, from the logits of one sequence that begins with the begin token."""
     tokenizer, model = trained.tokenizer, trained.model
-    whole, before = tokenizer.encode(context + continuation), tokenizer.encode(context)
-    tokens = torch.tensor([[tokenizer.begin_id, *whole]])
+    sequence, before = tokenizer.encode(context + continuation), tokenizer.encode(context)
+    tokens = torch.tensor([[tokenizer.begin_id, *sequence]])
     length = tokens.shape[1]
     with torch.no_grad():
         hidden, _ = model.hidden_states(PackedTokens.one_sample_per_row(tokens))
@@ -59,7 +59,7 @@ def log_probability(trained, context, continuation):
 
 
 def probed(run, items, folder):
-    """The same items through our own probes."""
+    """The same items evaluated by tools/probe.py."""
     about = {"domain": "sums", "task": "small_sums", "sep": " "}
     named = [{**item, **about, "prompt": item["question"], "id": str(n)} for n, item in enumerate(items)]
     (folder / "ours.jsonl").write_text("\n".join(map(json.dumps, named)) + "\n")
@@ -69,7 +69,7 @@ def probed(run, items, folder):
     return [item["choice_logprobs"] for item in json.loads(written.read_text())["tasks"]["small_sums"]["items"]]
 
 
-def test_its_log_probabilities_are_ours(items, corpus_folder, tmp_path):
+def test_log_probabilities_equal_ours(items, corpus_folder, tmp_path):
     few = ["train.max_steps=30", "panel.readings=2", "train.checkpoint_every=30", "train.eval_every=30"]
     assert train(load_settings(None, [*small_run(corpus_folder, tmp_path, tmp_path / "cache"), *few])) == 0
     run, exported = tmp_path / "runs" / "run", tmp_path / "exported"
@@ -86,14 +86,14 @@ def test_its_log_probabilities_are_ours(items, corpus_folder, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     (samples,) = (tmp_path / "results").rglob("samples_small_sums_*.jsonl")
     lines = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda line: line["doc_id"])
-    theirs = [[float(response[0][0]) for response in line["resps"]] for line in lines]
+    harness = [[float(response[0][0]) for response in line["resps"]] for line in lines]
     trained = open_model(run, dtype=torch.float32)
     ours = [[log_probability(trained, item["question"], f" {c}") for c in item["choices"]] for item in items]
     assert [line["doc"]["question"] for line in lines] == [item["question"] for item in items]
-    for mine, its in zip(ours, theirs, strict=True):
-        assert its == pytest.approx(mine, abs=1e-4)
-        assert max(mine) - min(mine) > 0.01  # far more than what they may differ by
-    assert probed(run, items, tmp_path) == [pytest.approx(row, abs=1e-4) for row in theirs]
+    for row, harness_row in zip(ours, harness, strict=True):
+        assert harness_row == pytest.approx(row, abs=1e-4)
+        assert max(row) - min(row) > 0.01  # far more than the tolerance
+    assert probed(run, items, tmp_path) == [pytest.approx(row, abs=1e-4) for row in harness]
     (scores,) = (tmp_path / "results").rglob("results_*.json")
     accuracy = json.loads(scores.read_text())["results"]["small_sums"]["acc,none"]
     assert accuracy == pytest.approx(sum(row[0] == max(row) for row in ours) / len(items))

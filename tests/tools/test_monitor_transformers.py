@@ -1,4 +1,4 @@
-"""The monitor in a transformers training loop, as the example puts it there."""
+"""The example of the monitor in a transformers training loop."""
 
 import importlib.util
 import math
@@ -14,7 +14,7 @@ example = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(example)
 
 
-def test_it_reads_both_domains_once_their_windows_are_full():
+def test_both_domains_are_read_once_their_windows_are_full():
     readings = example.train(steps=20, every=5, batch=16)
     assert [step for step, _ in readings] == [5, 10, 15, 20]
     assert readings[0][1] == []  # 80 samples of two domains fill no window of 64
@@ -26,8 +26,8 @@ def test_it_reads_both_domains_once_their_windows_are_full():
         assert all(math.isfinite(estimate.mean) for estimate in metrics.values())
 
 
-def test_the_command_prints_a_line_a_reading(capsys):
+def test_the_command_prints_one_line_per_reading(capsys):
     assert example.main(["--steps", "12", "--every", "12"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 2
-    assert all(line.startswith("step 12  ") and "cosine" in line for line in said)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("step 12  ") and "cosine" in line for line in lines)

@@ -51,14 +51,14 @@ def run(corpus_folder, tmp_path_factory):
     return out / "runs" / "run"
 
 
-def same(mine: StoredReading, theirs: StoredReading) -> bool:
+def same(replayed: StoredReading, trained: StoredReading) -> bool:
     pairs = [
-        (getattr(mine, f.name), getattr(theirs, f.name))
+        (getattr(replayed, f.name), getattr(trained, f.name))
         for f in fields(StoredReading)
         if f.name not in ("blocks", "answers", "training_context")
     ]
-    pairs += zip(mine.blocks, theirs.blocks, strict=True)
-    pairs += [(getattr(mine.answers, f.name), getattr(theirs.answers, f.name)) for f in fields(mine.answers)]
+    pairs += zip(replayed.blocks, trained.blocks, strict=True)
+    pairs += [(getattr(replayed.answers, f.name), getattr(trained.answers, f.name)) for f in fields(replayed.answers)]
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs if np.asarray(a).dtype != object)
 
 
@@ -66,10 +66,10 @@ def test_a_replay_of_a_run_equals_the_live_metrics_bit_for_bit(run, tmp_path, ca
     assert replay.main([str(run), "--output", str(tmp_path / "replay")]) == 0
     live, again = list(read_readings(run)), list(read_readings(tmp_path / "replay"))
     assert [reading.step for reading in again] == [reading.step for reading in live] == [0, 4, 8, 12]
-    for mine, theirs in zip(again, live, strict=True):
-        assert same(mine, theirs)
-        assert mine.domain.tolist() == theirs.domain.tolist()
-        assert mine.training_context == theirs.training_context
+    for replayed, trained in zip(again, live, strict=True):
+        assert same(replayed, trained)
+        assert replayed.domain.tolist() == trained.domain.tolist()
+        assert replayed.training_context == trained.training_context
     assert not same(again[0], live[1])
     shown, expected = scalars(tmp_path / "replay"), scalars(run)
     for tag in (
@@ -83,16 +83,16 @@ def test_a_replay_of_a_run_equals_the_live_metrics_bit_for_bit(run, tmp_path, ca
         assert [step for step, _ in shown[tag]] == [0, 4, 8, 12]
     for tag, points in shown.items():
         assert points == [point for point in expected[tag] if point[0] in (0, 4, 8, 12)], tag
-    mine, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path / "replay", run))
-    for domain, found in theirs["domains"].items():
+    replayed, trained = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path / "replay", run))
+    for domain, found in trained["domains"].items():
         for metric, value in found["metrics"].items():
             if not metric.startswith("stream/"):
-                assert mine["domains"][domain]["metrics"][metric] == value, metric
-        assert mine["domains"][domain]["memorized"] == found["memorized"]
+                assert replayed["domains"][domain]["metrics"][metric] == value, metric
+        assert replayed["domains"][domain]["memorized"] == found["memorized"]
         for name in ("phase", "correlations", "delay"):
-            assert mine["domains"][domain][name] == found[name]
-    assert mine["probes"] == theirs["probes"]
-    assert list(mine["models"]) == ["0", "4", "8", "12"]
+            assert replayed["domains"][domain][name] == found[name]
+    assert replayed["probes"] == trained["probes"]
+    assert list(replayed["models"]) == ["0", "4", "8", "12"]
     events = [json.loads(line) for line in (tmp_path / "replay" / "events.jsonl").read_text().splitlines()]
     live_events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     for kind in ("probe", "memorized", "phase"):
@@ -142,7 +142,7 @@ def documents(tmp_path_factory):
     return folder, models, tokenizer, written
 
 
-def test_models_of_transformers_are_read_as_they_read_themselves(documents, tmp_path):
+def test_transformers_models_have_their_own_routing_and_loss(documents, tmp_path):
     folder, models, tokenizer, written = documents
     given = [str(folder / name) for name in reversed(models)]
     data = ["--data", str(folder / "met.yaml"), "--unseen", str(folder / "unseen.yaml")]
@@ -165,7 +165,7 @@ def test_models_of_transformers_are_read_as_they_read_themselves(documents, tmp_
 
 
 def _compare(reading, model, tokenizer, written):
-    """A reading with transformers' own router logits and loss, sample by sample."""
+    """Compare a reading with transformers' own router logits and loss, per sample."""
     pieces = []
     for domain, texts in written.items():
         for ids in map(tokenizer.encode, texts):
@@ -186,7 +186,7 @@ def _compare(reading, model, tokenizer, written):
         assert np.abs(odd[nearest] - reading.odd[place]).max() < 1e-3
 
 
-def test_our_checkpoints_read_given_documents_too(run, documents, tmp_path):
+def test_our_checkpoints_on_given_documents(run, documents, tmp_path):
     folder, *_ = documents
     more = ["--data", str(folder / "met.yaml"), "--output", str(tmp_path / "replay")]
     assert (
@@ -243,7 +243,7 @@ def test_errors_are_one_line(run, documents, tmp_path, capsys, arguments, messag
 
 @pytest.fixture
 def others(documents, tmp_path):
-    """A series of three: another shape at the second, weights cut off at the third."""
+    """A series of three: another shape at the second, truncated weights at the third."""
     from tests.models.test_hf import random_olmoe
 
     folder, *_ = documents

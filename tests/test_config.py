@@ -77,7 +77,7 @@ def test_an_invalid_file_is_an_error_with_its_place(tmp_path, text, parts):
 
 
 @pytest.mark.parametrize(
-    ("phases", "said"),
+    ("phases", "expected"),
     [
         ("[{from_tokens: 5, weights: {cod: 1}}]", "no domain 'cod': did you mean code?"),
         ("[{from_tokens: 5, weights: {code: -1}}]", "none may be negative"),
@@ -85,8 +85,8 @@ def test_an_invalid_file_is_an_error_with_its_place(tmp_path, text, parts):
         ("[{from_tokens: 5, weights: {code: 1}}, {from_tokens: 5, weights: {code: 2}}]", "in increasing order"),
     ],
 )
-def test_invalid_phases_of_a_mixture_are_errors(phases, said):
-    with pytest.raises(SettingsError, match=said.replace("?", "[?]")):
+def test_invalid_phases_of_a_mixture_are_errors(phases, expected):
+    with pytest.raises(SettingsError, match=expected.replace("?", "[?]")):
         load_settings(None, [CODE, "data.mixture=weights", "data.domains.code.weight=1", f"data.phases={phases}"])
 
 

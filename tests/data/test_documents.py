@@ -55,7 +55,7 @@ def test_another_field_can_hold_the_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "message"),
     [
         ("{not json", "not JSON"),
         ("[1, 2]", "a list, not an object"),
@@ -66,13 +66,13 @@ def test_another_field_can_hold_the_text(tmp_path):
         ('{"text": "a\\ud800b"}', "a lone surrogate at character 1"),
     ],
 )
-def test_an_unreadable_line_is_counted_with_its_place_and_too_many_are_an_error(tmp_path, bad, said):
+def test_an_unreadable_line_is_counted_with_its_place_and_too_many_are_an_error(tmp_path, bad, message):
     lines(tmp_path / "a.jsonl", *({"text": f"good {n}"} for n in range(9)), bad)
     documents, report = read(tmp_path, "data.max_bad_share=0.1")
     assert len(documents) == 9
     assert report.bad == 1
     assert "a.jsonl:10: " in report.bad_places[0]
-    assert said in report.bad_places[0]
+    assert message in report.bad_places[0]
     with pytest.raises(DataError, match=r"data\.domains\.d: 1 of 10 lines cannot be used, first .*a\.jsonl:10: .*"):
         read(tmp_path, "data.max_bad_share=0.05")
 

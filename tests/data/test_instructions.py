@@ -44,7 +44,7 @@ USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "conte
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "expected"),
     [
         ("{", "not JSON: write one example per line"),
         ([1], "not an example but a list"),
@@ -65,11 +65,11 @@ USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "conte
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, "message 1: content is empty"),
     ],
 )
-def test_a_malformed_example_is_an_error_of_one_line_with_its_place(tmp_path, row, said):
+def test_a_malformed_example_is_an_error_of_one_line_with_its_place(tmp_path, row, expected):
     path = written(tmp_path / "bad.jsonl", GOOD, "", row, GOOD)
     with pytest.raises(DataError) as caught:
         read_instructions([path])
-    assert str(caught.value).startswith(f"{path}:3: {said}")
+    assert str(caught.value).startswith(f"{path}:3: {expected}")
     assert "\n" not in str(caught.value)
 
 
@@ -77,11 +77,11 @@ def test_files_without_examples_are_errors(tmp_path):
     (tmp_path / "table.parquet").write_bytes(b"")
     (tmp_path / "blank.jsonl").write_text("\n\n")
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(json.dumps(GOOD).encode() * 1000)[:-20])
-    for name, said in {
+    for name, expected in {
         "table.parquet": "examples are read from .jsonl",
         "blank.jsonl": "holds no examples",
         "torn.jsonl.gz": "cannot be decompressed",
         "none.jsonl": "cannot be read",
     }.items():
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=expected):
             read_instructions([tmp_path / name])

@@ -30,7 +30,7 @@ GOOD = item("a", choices=["x", "y"])
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
@@ -59,12 +59,12 @@ GOOD = item("a", choices=["x", "y"])
         ({**GOOD, "id": "first"}, "id 'first' is in line 1 already"),
     ],
 )
-def test_a_broken_line_is_one_clear_error_with_file_and_line(tmp_path, row, said):
+def test_a_broken_line_is_one_clear_error_with_file_and_line(tmp_path, row, message):
     path = write(tmp_path / "p.jsonl", [{**GOOD, "id": "first"}, row])
     with pytest.raises(DataError) as caught:
         read_items(path)
     assert str(caught.value).startswith(f"{path}:2: ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -80,8 +80,8 @@ def test_a_broken_file_is_one_clear_error(tmp_path):
         "empty.jsonl": "holds no items",
     }
     write(tmp_path / "empty.jsonl", [""])
-    for name, said in cases.items():
-        with pytest.raises(DataError, match=said):
+    for name, message in cases.items():
+        with pytest.raises(DataError, match=message):
             read_items(tmp_path / name)
 
 
@@ -106,14 +106,14 @@ values = st.recursive(
 @settings(max_examples=300, deadline=None)
 def test_any_item_is_accepted_unchanged_or_refused_in_one_line(good, changes):
     changed = {**good, **changes}
-    said = None
+    message = None
     try:
         assert check_item(changed, "p.jsonl:7") is changed
     except DataError as error:
-        said = str(error)
-    if said is None:
+        message = str(error)
+    if message is None:
         assert all(changed[key].strip() for key in ("domain", "task", "id", "prompt"))
         assert right_answer(changed).strip()
     else:
-        assert said.startswith("p.jsonl:7: ")
-        assert "\n" not in said
+        assert message.startswith("p.jsonl:7: ")
+        assert "\n" not in message

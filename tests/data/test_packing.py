@@ -36,11 +36,13 @@ def test_samples_cover_each_document_once_in_pieces(make_settings):
         assert samples.length.max() == 20 - MARKS
         for number, domain in enumerate(corpus.domains):
             for document in domain.index[domain.index["heldout"] == heldout][:50]:
-                mine = samples.take(np.flatnonzero((samples.domain == number) & (samples.document == document["id"])))
-                assert mine.piece.tolist() == list(range(len(mine)))
-                covered = np.concatenate([np.arange(s, s + n) for s, n in zip(mine.start, mine.length, strict=True)])
+                pieces = samples.take(np.flatnonzero((samples.domain == number) & (samples.document == document["id"])))
+                assert pieces.piece.tolist() == list(range(len(pieces)))
+                covered = np.concatenate(
+                    [np.arange(s, s + n) for s, n in zip(pieces.start, pieces.length, strict=True)]
+                )
                 assert np.array_equal(covered, document["start"] + np.arange(document["length"]))
-                assert (mine.length[:-1] == 18).all()
+                assert (pieces.length[:-1] == 18).all()
 
 
 def equal_samples(counts, length=10):
@@ -67,32 +69,32 @@ def test_by_weights_keeps_proportions_everywhere_and_ends_with_the_first_exhaust
     samples = equal_samples([1000, 500])
     order = order_by_weights(samples, [(0, [1.0, 3.0])], seed=0)
     assert len(set(order.tolist())) == len(order)
-    met = samples.domain[order]
-    assert (met == 1).sum() == 500
-    assert (met == 0).sum() == pytest.approx(500 / 3, abs=1)
-    for start in range(0, len(met) - 80, 40):
-        assert (met[start : start + 80] == 1).mean() == pytest.approx(0.75, abs=0.03)
+    domains = samples.domain[order]
+    assert (domains == 1).sum() == 500
+    assert (domains == 0).sum() == pytest.approx(500 / 3, abs=1)
+    for start in range(0, len(domains) - 80, 40):
+        assert (domains[start : start + 80] == 1).mean() == pytest.approx(0.75, abs=0.03)
 
 
 def test_weights_change_at_the_tokens_of_their_phase():
     samples = equal_samples([1000, 1000])  # of 12 tokens each with their marks
     order = order_by_weights(samples, [(0, [1.0, 0.0]), (2400, [1.0, 1.0]), (4800, [0.0, 1.0])], seed=0)
-    met = samples.domain[order]
-    assert (met[:200] == 0).all()
-    assert (met[200:400] == 1).mean() == pytest.approx(0.5, abs=0.02)
-    assert (met[405:] == 1).all()
+    domains = samples.domain[order]
+    assert (domains[:200] == 0).all()
+    assert (domains[200:400] == 1).mean() == pytest.approx(0.5, abs=0.02)
+    assert (domains[405:] == 1).all()
     # The stream continues to the end of the only domain of the last phase, although the other is not exhausted.
-    assert (met == 1).sum() == 1000
-    assert (met == 0).sum() == pytest.approx(300, abs=2)
+    assert (domains == 1).sum() == 1000
+    assert (domains == 0).sum() == pytest.approx(300, abs=2)
 
 
 def test_an_exhausted_domain_ends_the_stream_in_the_first_phase_that_uses_it():
     samples = equal_samples([100, 1000])
     order = order_by_weights(samples, [(0, [1.0, 1.0]), (12 * 200, [0.0, 1.0]), (12 * 400, [1.0, 1.0])], seed=0)
-    met = samples.domain[order]
+    domains = samples.domain[order]
     # The domain is exhausted when the second phase begins. The third phase, from 400 samples on, uses it again.
-    assert len(met) == pytest.approx(400, abs=1)
-    assert (met == 0).sum() == 100
+    assert len(domains) == pytest.approx(400, abs=1)
+    assert (domains == 0).sum() == 100
 
 
 @settings(deadline=None, max_examples=60)

@@ -86,17 +86,17 @@ def test_several_workers_write_the_same_files_as_one_and_report_progress(
     large, straight, tmp_path, small_portions, monkeypatch
 ):
     monkeypatch.setattr("moetrain.data.corpus._SECONDS_BETWEEN_PROGRESS", 0)
-    said = []
+    reports = []
     corpus = prepare_corpus(
-        chosen(large, tmp_path, *LARGE, "data.workers=3"), lambda what, done, total: said.append((what, done, total))
+        chosen(large, tmp_path, *LARGE, "data.workers=3"), lambda what, done, total: reports.append((what, done, total))
     )
     assert files_of(corpus, tmp_path) == straight
     size = sum(path.stat().st_size for path in large.rglob("*.jsonl"))
     for what in ("reading the tokenizer's sample", "tokenizing"):
-        far = [done for said_what, done, total in said if said_what == what and total == size]
-        assert far == sorted(far)
-        assert (far[0], far[-1]) == (0, size)
-        assert len(far) > 2
+        done_bytes = [done for phase, done, total in reports if phase == what and total == size]
+        assert done_bytes == sorted(done_bytes)
+        assert (done_bytes[0], done_bytes[-1]) == (0, size)
+        assert len(done_bytes) > 2
     assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == ["corpus", "preparing", "tokenizer"]
 
 
@@ -138,11 +138,11 @@ def test_duplicates_are_dropped_as_if_all_were_read_in_order(
         patch.setattr(token_shards, "SHARD_BYTES", shard_bytes)
         patch.setattr(token_shards, "_BATCH_DOCUMENTS", at_once + 1)
         patch.setattr(documents, "PORTION_BYTES", shard_bytes)
-        wanted, said = _read_in_order(settings)
-        if said is not None:
+        wanted, message = _read_in_order(settings)
+        if message is not None:
             with pytest.raises(DataError) as caught:
                 prepare_corpus(settings)
-            assert str(caught.value) == said
+            assert str(caught.value) == message
             return
         for domain in prepare_corpus(settings).domains:
             assert (domain.index["id"].tolist(), domain.report) == wanted[domain.name]
@@ -278,12 +278,12 @@ def test_two_simultaneous_preparations_do_the_work_once(corpus_folder, tmp_path,
 
     real, calls = module._tokenize, []
     monkeypatch.setattr(module, "_tokenize", lambda *given: (calls.append(1), real(*given)))
-    settings, said = chosen(corpus_folder, tmp_path, "data.domains.d.path=stories.jsonl"), []
+    settings, phases = chosen(corpus_folder, tmp_path, "data.domains.d.path=stories.jsonl"), []
     with ThreadPoolExecutor() as pool:
-        made = list(pool.map(lambda _: prepare_corpus(settings, lambda what, *_: said.append(what)), range(2)))
+        made = list(pool.map(lambda _: prepare_corpus(settings, lambda what, *_: phases.append(what)), range(2)))
     assert made[0].fingerprint == made[1].fingerprint
     assert len(calls) == 1
-    assert said.count("training the tokenizer") == 1
+    assert phases.count("training the tokenizer") == 1
 
 
 # Files on disk
@@ -408,23 +408,23 @@ def test_seen_ids_behave_like_a_set(steps):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_tasks_give_their_results_and_progress(workers):
-    results, far = {}, {}
-    run_tasks(tasks.square, [(n,) for n in range(7)], workers, far.__setitem__, results.__setitem__)
+    results, progress = {}, {}
+    run_tasks(tasks.square, [(n,) for n in range(7)], workers, progress.__setitem__, results.__setitem__)
     assert results == {n: n * n for n in range(7)}
-    assert far == {n: n for n in range(7)}
+    assert progress == {n: n for n in range(7)}
 
 
 @pytest.mark.parametrize(
-    ("kind", "error", "said"),
+    ("kind", "error", "message"),
     [
         ("data", DataError, "no such thing"),
         ("die", DataError, "ended with status 9: if memory was short, lower data.workers"),
         ("bug", RuntimeError, "ZeroDivisionError: a bug"),
     ],
 )
-def test_a_failed_task_ends_the_others(kind, error, said):
+def test_a_failed_task_ends_the_others(kind, error, message):
     began = time.monotonic()
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         run_tasks(tasks.fail, [("wait",), (kind,)], 2, lambda *_: None, lambda *_: None)
     assert time.monotonic() - began < 20
 

@@ -343,14 +343,14 @@ def test_the_search_finds_held_out_facts_if_nothing_separates_their_names(
     """If pages accept every line, all kinds are found, so finding none above shows that separation works."""
     made = small_world.world(SEED)
     apart = {frozenset((one.fact.subject, one.fact.value)): one.kind for one in made.held_out}
-    told = made.stated
+    stated = made.stated
     monkeypatch.setattr(made, "separated", {})
-    monkeypatch.setattr(made, "stated", told + made.held_out)
-    met: collections.Counter[str] = collections.Counter()
+    monkeypatch.setattr(made, "stated", stated + made.held_out)
+    found: collections.Counter[str] = collections.Counter()
     for text in small_world_text.documents(400_000, SEED):
         for pair in itertools.combinations(names_in(text), 2):
-            met[apart.get(frozenset(pair), "")] += 1
-    assert all(met[kind] > 10 for kind in set(apart.values())), met
+            found[apart.get(frozenset(pair), "")] += 1
+    assert all(found[kind] > 10 for kind in set(apart.values())), found
 
 
 def test_the_answers_of_items_follow_from_the_training_text(
@@ -360,10 +360,10 @@ def test_the_answers_of_items_follow_from_the_training_text(
     assert tasks["builtin_commonsense"] > 600
     assert tasks["builtin_commonsense_open"] > 200
     assert len({item["prompt"] for item in items}) == len({item["id"] for item in items}) == len(items)
-    met = {relation for relation, _, _ in facts}
+    stated = {relation for relation, _, _ in facts}
     for item in items:
         relation, subject, answer = asked(item, read)
-        assert relation in met
+        assert relation in stated
         assert rebuilt.holds(relation, subject, answer), item
         if "choices" not in item:
             assert relation in UNIQUE | {"works in", "found", "owner works"}
@@ -396,7 +396,7 @@ def test_no_baseline_is_above_chance(items: list[dict], texts: list[str], read: 
         "at ends": lambda choice, subject: ends[choice],
         "length": lambda choice, subject: len(choice),
         "beside": lambda choice, subject: beside[subject][choice],
-        "first met": lambda choice, subject: abs(first[choice] - first[subject]),
+        "first occurrence": lambda choice, subject: abs(first[choice] - first[subject]),
         "letters": lambda choice, subject: len(set(choice) & set(subject)),
         "same surname": lambda choice, subject: choice.split()[-1] == subject.split()[-1],
         "after": lambda choice, subject: choice > subject,

@@ -87,7 +87,7 @@ def test_hub_splits_and_configurations(same_records):
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["hub=hub", "split=none"], r"data\.domains\.d\.hub: hub cannot be read: .*none"),
         (["hub=hub", "text_field=body"], r"no column 'body' \(columns: text, language, score\): set text_field"),
@@ -96,8 +96,8 @@ def test_hub_splits_and_configurations(same_records):
         (["hub=nobody/no-such-set"], r"nobody/no-such-set cannot be read: .*HF_HUB_OFFLINE"),
     ],
 )
-def test_an_unreadable_hub_data_set_is_an_error_of_one_line(same_records, overrides, said, streaming):
-    with pytest.raises(DataError, match=said) as caught:
+def test_an_unreadable_hub_data_set_is_an_error_of_one_line(same_records, overrides, message, streaming):
+    with pytest.raises(DataError, match=message) as caught:
         read(same_records, *overrides, f"streaming={streaming}")
     assert "\n" not in str(caught.value)
 
@@ -224,12 +224,12 @@ def test_unusable_parquet_is_an_error_of_one_line(same_records, tmp_path):
     (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "hole.parquet").write_bytes(whole[:4] + bytes(200) + whole[204:])
     pq.write_table(pa.table({"text": [["nested"]], "n": [1]}), tmp_path / "nested.parquet")
-    for name, said in {
+    for name, message in {
         "cut.parquet": r"cut\.parquet: the file ends or breaks here",
         "hole.parquet": r"hole\.parquet: the file ends or breaks here",
         "nested.parquet": r"nested\.parquet: column 'text' is list<.*>, not text: set text_field",
     }.items():
-        with pytest.raises(DataError, match=said) as caught:
+        with pytest.raises(DataError, match=message) as caught:
             read(tmp_path, f"path={name}")
         assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match=r"no column 'body' \(columns: text, language, score\): set text_field"):
@@ -272,14 +272,14 @@ def test_a_corrupt_file_gives_documents_or_one_error(same_records, name, place, 
     place %= len(whole)
     damaged = same_records / f"damaged-{name}"
     damaged.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
-    said = ""
+    message = ""
     try:
         documents, report = read(same_records, f"path={damaged.name}")
         assert len(documents) <= 21
         assert report.bad == 0
     except DataError as error:
-        said = str(error)
-    assert said == "" or (damaged.name in said and "\n" not in said)
+        message = str(error)
+    assert message == "" or (damaged.name in message and "\n" not in message)
 
 
 # Changes of files, and fingerprints

@@ -16,7 +16,7 @@ def made(make_settings):
 
 def test_an_epoch_holds_every_training_document_once_and_no_other(made):
     settings, corpus, stream = made
-    met = {name: [] for name in settings.data.domains}
+    seen_samples = {name: [] for name in settings.data.domains}
     pieces = {}
     for step in range(stream.steps):
         batch = stream.batch(step, 0, stream.batch_rows)
@@ -28,9 +28,9 @@ def test_an_epoch_holds_every_training_document_once_and_no_other(made):
             samples = stream.samples
             key = (int(samples.domain[sample]), int(samples.document[sample]))
             pieces.setdefault(key, {})[int(samples.piece[sample])] = tokens[1:-1]
-            met[corpus.domains[key[0]].name].append(sample)
-    assert sum(map(len, met.values())) == len(stream.samples)
-    assert len({sample for samples in met.values() for sample in samples}) == len(stream.samples)
+            seen_samples[corpus.domains[key[0]].name].append(sample)
+    assert sum(map(len, seen_samples.values())) == len(stream.samples)
+    assert len({sample for samples in seen_samples.values() for sample in samples}) == len(stream.samples)
     for number, domain in enumerate(corpus.domains):
         for document in domain.index:
             got = pieces.get((number, int(document["id"])))
@@ -108,9 +108,9 @@ def test_record_per_token_numbers_the_predicted_tokens_of_the_chosen_samples(mad
     for row in range(stream.batch_rows):
         number = 0
         for place, slot in enumerate(batch.slots_BT[row].tolist()):
-            mine = slot >= 0 and bool(chosen[row, slot]) and int(batch.targets_BT[row, place]) != IGNORED
-            assert recorded[row, place] == (number if mine else -1)
-            number += mine
+            is_chosen = slot >= 0 and bool(chosen[row, slot]) and int(batch.targets_BT[row, place]) != IGNORED
+            assert recorded[row, place] == (number if is_chosen else -1)
+            number += is_chosen
         most = max(most, number)
     assert samples % 8 == 0
     assert most <= 2 * samples < most + 16

@@ -102,11 +102,11 @@ def test_no_training_text_of_a_family_states_a_held_out_fact_in_any_order_or_inv
         inverse = "-" in text or "/" in text
         return kind, frozenset((b, c) if inverse else (a, b)), a if inverse else c
 
-    said, kept_back = {stated(text) for text in texts}, {stated(text) for text in kept}
-    assert len(said) > 10
+    trained_facts, kept_back = {stated(text) for text in texts}, {stated(text) for text in kept}
+    assert len(trained_facts) > 10
     assert len(kept_back) > 5
     assert kept_back <= asked
-    assert not said & kept_back
+    assert not trained_facts & kept_back
     assert not set(texts) & set(kept)
 
 

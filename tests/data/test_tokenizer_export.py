@@ -134,7 +134,7 @@ class Shifted(SentencePieceTokenizer):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda path: spm_model(path, model_type="unigram"), "tokenizer.model is not a BPE model"),
         (with_unused, "has a piece that no text reaches"),
@@ -143,8 +143,8 @@ class Shifted(SentencePieceTokenizer):
         (lambda path: Shifted(own().model), "a tokenizer.json cannot give this tokenizer's ids"),
     ],
 )
-def test_a_tokenizer_that_cannot_be_exported_is_an_error_of_one_line(tmp_path, make, said):
-    with pytest.raises(ValueError, match=said) as caught:
+def test_a_tokenizer_that_cannot_be_exported_is_an_error_of_one_line(tmp_path, make, message):
+    with pytest.raises(ValueError, match=message) as caught:
         write_tokenizer(make(tmp_path), tmp_path, 64)
     assert "\n" not in str(caught.value)
 

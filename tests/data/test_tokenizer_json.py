@@ -133,7 +133,7 @@ def unigram():
 
 
 @pytest.mark.parametrize(
-    ("make", "overrides", "said"),
+    ("make", "overrides", "message"),
     [
         (
             lambda: byte_level(["[PAD]"]),
@@ -147,14 +147,14 @@ def unigram():
         (None, [], "not a tokenizer.json"),
     ],
 )
-def test_an_unusable_tokenizer_is_an_error_of_one_line(corpus_folder, tmp_path, make, overrides, said):
+def test_an_unusable_tokenizer_is_an_error_of_one_line(corpus_folder, tmp_path, make, overrides, message):
     path = tmp_path / "tokenizer.json"
     if make is None:
         path.write_text("{}")
     else:
         make().save(str(path))
     base = [f"data.root={corpus_folder}", "data.domains.d.path=stories.jsonl", f"data.cache_dir={tmp_path / 'cache'}"]
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         prepare_corpus(load_settings(None, [*base, f"tokenizer.model={path}", *overrides]))
     assert str(caught.value).startswith(f"tokenizer.model: {path} cannot be used")
     assert "\n" not in str(caught.value)

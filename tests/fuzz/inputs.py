@@ -26,10 +26,10 @@ fuzz = settings(
 
 def check_refusal(error: Exception, place: object) -> None:
     """An error must be one line of reasonable length that names its place."""
-    said = str(error)
-    assert str(place) in said
-    assert "\n" not in said
-    assert 0 < len(said) < 3000
+    message = str(error)
+    assert str(place) in message
+    assert "\n" not in message
+    assert 0 < len(message) < 3000
 
 
 @st.composite

@@ -1,16 +1,15 @@
 """Our training step: throughput, time per component, memory, and utilization of the machine's matmul rate.
 
-Unmodified steps, which give the throughput, alternate with instrumented ones. Hooks on the same functions measure the
-components, so they add up to the step: data (assembling rows), forward, backward (with losses and reductions),
-optimizer (clipping and update), monitor (recording, and one step's share of a streaming reading, which a run computes
-in the background).
+Unmodified steps, which give the throughput, alternate with steps whose functions are timed: data (assembling rows),
+forward, backward (with losses and reductions), optimizer (clipping and update), monitor (recording, and one step's
+share of a streaming reading, which a run computes in the background).
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,15 +22,12 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.configs import add_configs, load_configs, open_run
 from benchmarks.flops import MatrixRate, format_utilization, step_flops
 from benchmarks.timing import Timing, clock, take_turns
+from moetrain import trainer
 from moetrain.config import Settings
-from moetrain.data.stream import Batch
 from moetrain.distributed.launch import compute_dtype
 from moetrain.distributed.sharding import inner_model
-from moetrain.models.transformer import Output
 from moetrain.monitoring.monitor import router_rows
-from moetrain.optim.schedule import learning_rate
 from moetrain.trainer import Trainer
-from moetrain.training.step import forward_backward, update
 from moetrain.training.throughput import peak_memory
 
 PARTS = ("data", "forward", "backward", "optimizer", "monitor")
@@ -93,57 +89,40 @@ def measure_steps(settings: Settings, turns: int = 10, operators: int = 12, warm
 
 
 def instrumented_step(run: Trainer, step: int) -> dict[str, float]:
-    """The training step of `Trainer.train_step`; returns the seconds of each of `PARTS`."""
+    """A step by `Trainer.train_step`; returns the seconds of each of `PARTS`."""
     device, settings = run.layout.device, run.settings
     seconds = dict.fromkeys(PARTS, 0.0)
-    recorded: list[tuple[Batch, Output]] = []
-    with timed(seconds, "backward", device), ExitStack() as hooks:
-        start = [0.0]
-
-        def end_of_forward(*_: object) -> None:
-            seconds["forward"] += clock(device)[0] - start[-1]
-
-        model = inner_model(run.model)
-        hooks.callback(model.register_forward_pre_hook(lambda *_: start.append(clock(device)[0])).remove)
-        hooks.callback(model.register_forward_hook(end_of_forward).remove)
-        hooks.enter_context(patch.object(run.stream, "batch", _timed_call(run.stream.batch, seconds, "data", device)))
-        statistics = forward_backward(
-            run.layout,
-            run.model,
-            run.stream,
-            step - 1,
-            run.state.balancing,
-            settings,
-            lambda batch, output: recorded.append((batch, output)),
-        )
+    functions = (
+        (run.stream, "batch", "data"),
+        (inner_model(run.model), "forward", "forward"),
+        (trainer, "forward_backward", "backward"),
+        (trainer, "update", "optimizer"),
+        (run.recorder, "record", "monitor"),
+    )
+    with ExitStack() as stack:
+        for owner, name, part in functions:
+            call = _timed_call(getattr(owner, name), seconds, part, device)
+            stack.enter_context(patch.object(owner, name, call))
+        run.train_step(step)
     seconds["backward"] -= seconds["forward"] + seconds["data"]
-    with timed(seconds, "optimizer", device):
-        rate = learning_rate(step, run.steps, settings.optim)
-        _, applied = update(run.layout, run.model, run.optimizer, rate, settings.optim.grad_clip, statistics.loss)
-        run.state.balancing.after_step(statistics.load_LE, applied)
     if settings.watches_routing:
-        with timed(seconds, "monitor", device):
-            run.state.monitor.stream.measure(router_rows(run.model))
-        seconds["monitor"] /= settings.monitor.every
-        with timed(seconds, "monitor", device):
-            run.recorder.record(step, recorded)
+        start, _ = clock(device)
+        run.state.monitor.stream.measure(router_rows(run.model))
+        seconds["monitor"] += (clock(device)[0] - start) / settings.monitor.every
     return seconds
 
 
-@contextmanager
-def timed(seconds: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
-    """Add the seconds of the block to ``seconds[name]``."""
-    start, _ = clock(device)
-    yield
-    seconds[name] += clock(device)[0] - start
+def _timed_call(call: Callable[..., Any], seconds: dict[str, float], part: str, device: torch.device) -> Any:
+    """A function that adds the seconds of each call to ``seconds[part]``."""
 
+    def timed(*arguments: Any, **options: Any) -> Any:
+        start, _ = clock(device)
+        try:
+            return call(*arguments, **options)
+        finally:
+            seconds[part] += clock(device)[0] - start
 
-def _timed_call(call: Callable[..., Any], seconds: dict[str, float], name: str, device: torch.device) -> Any:
-    def inside(*arguments: Any) -> Any:
-        with timed(seconds, name, device):
-            return call(*arguments)
-
-    return inside
+    return timed
 
 
 def state_bytes(run: Trainer) -> int:

@@ -47,7 +47,7 @@ from moetrain.probes.probe_monitor import COLUMNS, load_probes
 from moetrain.probes.tasks import check_tasks
 from moetrain.report.report import report_or_say_why
 from moetrain.routing.panel import reading_steps
-from moetrain.routing.store import TrainingContext, list_pieces, remove_unlisted
+from moetrain.routing.store import TrainingContext, list_files, remove_unlisted
 from moetrain.run_state import RunState
 from moetrain.run_summary import Speed, run_summary
 from moetrain.training.balancing import Balancing
@@ -288,7 +288,7 @@ class Trainer:
 
     def _write(self, logger: RunLogger, run: Path, tensors: Mapping[str, State], record: dict[str, Any]) -> bool:
         step, train = self.state.step, self.settings.train
-        record["pieces"] = list_pieces(run)
+        record["pieces"] = list_files(run)
         with self.clock.measure("checkpoint"):
             saved = logger.checkpoint(
                 step, lambda sizes: save_checkpoint(run, step, tensors, record, sizes, self.layout)

@@ -1,9 +1,9 @@
-"""Draw curves of a run with 95% intervals: panel metrics by domain from its Parquet files, probes from its events.
+"""Plot curves of a run with 95% intervals: panel metrics per domain from its Parquet files, probes from its events.
 
     python tools/plot_run.py runs/grokking_demo probes/accuracy memorized/gap_heldout kernel/effective_rank -o demo.png
 
-A curve is a panel metric by domain (as in TensorBoard, without the domain: pathway/cosine, loss/panel_seen, ...), or
-probes/METRIC, for every task; --tasks takes a pattern of the tasks to show.
+A curve is a panel metric (its TensorBoard tag without the domain: pathway/cosine, loss/panel_seen, ...) per domain, or
+probes/METRIC per task; --tasks takes a pattern of the tasks to show.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from moetrain.routing.panel_metrics import panel_metrics
 from moetrain.routing.store import StoreError, read_readings
 
 Series = dict[str, list[tuple[int, float, float, float]]]
-"""By name of a curve: step, value, low and high of each point."""
+"""The points (step, value, low, high) of each curve, by its name."""
 
 
 def panel_series(run: Path, settings: Settings, steps: int, terminal: Terminal | None = None) -> dict[str, Series]:
@@ -52,7 +52,7 @@ def probe_series(run: Path, tasks: str) -> dict[str, Series]:
 
 
 def draw(series: dict[str, Series], wanted: list[str], title: str, output: Path) -> None:
-    """One chart a wanted metric, curves with their intervals as bands."""
+    """One chart per wanted metric, curves with their intervals as bands."""
     import matplotlib
 
     matplotlib.use("Agg")

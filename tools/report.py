@@ -1,7 +1,7 @@
-"""Write the report of a run, finished or still training: one HTML page that needs nothing beside it.
+"""Write the report of a run, finished or still training: a single self-contained HTML page.
 
     python tools/report.py runs/quickstart                     # writes runs/quickstart/report.html
-    python tools/report.py runs/quickstart --output mine.html
+    python tools/report.py runs/quickstart --output page.html
 
 A run writes its own at its end (run.report). It needs pip install 'moetrain[report]'.
 """

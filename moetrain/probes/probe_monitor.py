@@ -15,7 +15,7 @@ from moetrain.probes.history import ProbeHistory
 from moetrain.probes.requests import BATCH_TOKENS
 from moetrain.probes.scoring import PreparedTasks, TaskScore, prepare
 from moetrain.probes.tasks import Tasks, load_tasks
-from moetrain.routing.store import FOLDER, write_piece
+from moetrain.routing.store import FOLDER, write_table
 
 COLUMNS = ("probe", "domain", "items", "of", "in training text", "cut", "chance")
 
@@ -74,4 +74,4 @@ def write_scores(run: Path, step: int, scores: dict[str, TaskScore]) -> Path:
         "correct": pa.array(rows["correct"], pa.bool_()),
         "log_probs": pa.array(rows["log_probs"], pa.list_(pa.float64())),
     }
-    return write_piece(run / FOLDER / f"probe_{step:08d}.parquet", pa.table(columns), {})
+    return write_table(run / FOLDER / f"probe_{step:08d}.parquet", pa.table(columns), {})

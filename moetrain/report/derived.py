@@ -131,8 +131,8 @@ def onsets(run: Records) -> Iterator[tuple[Any, ...]]:
 
 def accuracy(run: Records) -> list[dict[str, Any]]:
     """Accuracy over all items of a domain's tasks, by reading; tasks of trained facts by themselves."""
-    asked = run.tasks[run.tasks["trained"].notna()]
-    answers = run.probes[run.probes["correct"].notna()].merge(asked[["task", "trained", "chance"]], on="task")
+    tasks = run.tasks[run.tasks["trained"].notna()]
+    answers = run.probes[run.probes["correct"].notna()].merge(tasks[["task", "trained", "chance"]], on="task")
     rows: list[dict[str, Any]] = []
     for (domain, trained, step), own in answers.groupby(["domain", "trained", "step"], observed=True):
         right, items = int(own["correct"].sum()), len(own)

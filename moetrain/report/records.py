@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from moetrain.config import DomainSettings, Settings
 from moetrain.routing.sample_store import read_samples
-from moetrain.routing.store import FOLDER, StoredReading, read_piece, read_reading
+from moetrain.routing.store import FOLDER, StoredReading, read_reading, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,12 +57,12 @@ def _tokens_at(scalars: pd.DataFrame, steps: Iterable[int]) -> np.ndarray:
     Linear between two logged steps; after the newest one the last rate continues.
     """
     total = scalars[scalars["tag"].str.startswith("data/tokens/")].groupby("step")["value"].sum()
-    asked = np.asarray(list(steps), float)
+    at = np.asarray(list(steps), float)
     if not len(total):
-        return np.full(len(asked), np.nan)
+        return np.full(len(at), np.nan)
     logged, tokens = np.array([0, *total.index]), np.array([0.0, *total])
     rate = (tokens[-1] - tokens[-2]) / (logged[-1] - logged[-2])
-    return np.interp(asked, logged, tokens) + np.maximum(asked - logged[-1], 0.0) * rate
+    return np.interp(at, logged, tokens) + np.maximum(at - logged[-1], 0.0) * rate
 
 
 class Records:
@@ -173,7 +173,7 @@ class Records:
         Its routing is in `reading`.
         """
         paths = [self.path / FOLDER / f"panel_{step:08d}.parquet" for step in self.reading_steps]
-        return joined((read_piece(path, _PANEL).to_pandas() for path in paths), _PANEL)
+        return joined((read_table(path, _PANEL).to_pandas() for path in paths), _PANEL)
 
     @cached_property
     def reading_steps(self) -> list[int]:
@@ -193,7 +193,7 @@ class Records:
     def probes(self) -> pd.DataFrame:
         """step, task, domain, item, correct, log_probs (of each choice, nats): each item at each reading."""
         paths = sorted((self.path / FOLDER).glob("probe_????????.parquet"))
-        found = joined((read_piece(path, _PROBES).to_pandas() for path in paths), _PROBES)
+        found = joined((read_table(path, _PROBES).to_pandas() for path in paths), _PROBES)
         return found.astype({"correct": "boolean"})
 
     @cached_property

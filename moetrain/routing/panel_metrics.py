@@ -75,7 +75,7 @@ def metrics_of(cells: Mapping[str, Cells], rows: Iterable[Metric] | None = None)
     """The metrics of each domain's cells by TensorBoard tag; a metric without a finite value is not there.
 
     Args:
-        cells: by domain.
+        cells: per domain.
         rows: of the table; all of them where None.
     """
     listed = list(table.METRICS if rows is None else rows)
@@ -97,7 +97,7 @@ def panel_metrics(
 
 
 def expert_load(stored: StoredReading) -> np.ndarray:
-    """Tokens of the whole panel sent to each expert, relative to an even share, [L, E]."""
+    """Tokens of the panel sent to each expert, relative to an even share, [L, E]."""
     counts_LE = stored.counts.sum(0, dtype=np.float64)
     return counts_LE / np.maximum(counts_LE.mean(-1, keepdims=True), 1)
 

@@ -37,9 +37,9 @@ class PanelPoints:
 
     step: int
     metrics: dict[str, Estimate]  # by TensorBoard tag
-    phases: dict[str, Verdict]  # by domain
-    changes: dict[str, PhaseChange]  # by domain, where this reading changed its phase
-    memorized: dict[str, Memorized]  # by domain, where this reading changed which samples count as memorized
+    phases: dict[str, Verdict]  # per domain
+    changes: dict[str, PhaseChange]  # per domain, where this reading changed its phase
+    memorized: dict[str, Memorized]  # per domain, where this reading changed which samples count as memorized
     matrices: dict[str, HeatMap]  # by tag
     distributions: dict[str, np.ndarray]  # by tag: one value per sample
     broken: int  # panel samples whose routing or loss is not finite
@@ -63,7 +63,7 @@ class PanelMonitor:
         domains: names by number.
         tau: share of the routing weight that a pathway covers.
         steps: steps of the run.
-        eps: loss in nats below which the online rule counts a sample as memorized, by domain; None: no such rule.
+        eps: loss in nats below which the online rule counts a sample as memorized, per domain; None: no such rule.
         thresholds: of the phase rule.
     """
 

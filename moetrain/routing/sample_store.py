@@ -17,11 +17,11 @@ import pyarrow as pa
 
 from moetrain.data.packing import Samples
 from moetrain.routing.recorder import SampleRouting
-from moetrain.routing.store import FOLDER, fixed_lists, read_piece, write_piece
+from moetrain.routing.store import FOLDER, fixed_lists, read_table, write_table
 
-PIECE = 16_384
+FILE_SAMPLES = 16_384
 """Samples of a file."""
-_MOST_HELD = 4 * PIECE  # while the disk is full, older samples are dropped beyond this
+_MOST_HELD = 4 * FILE_SAMPLES  # while the disk is full, older samples are dropped beyond this
 
 
 class SampleStore:
@@ -62,7 +62,7 @@ class SampleStore:
         Raises:
             OSError: nothing was written; the samples are kept, up to four files of them.
         """
-        if not self._held or (len(self) < PIECE and not everything):
+        if not self._held or (len(self) < FILE_SAMPLES and not everything):
             return
         records = SampleRouting.join([part for part, _, _ in self._held])
         experts = np.concatenate([part for _, part, _ in self._held])
@@ -80,7 +80,7 @@ class SampleStore:
         folder = self._run / FOLDER
         metadata = {"layers": str(experts.shape[1]), "top": str(experts.shape[2])}
         try:
-            write_piece(folder / f"samples_{steps[-1]:08d}_{self._rank:03d}.parquet", pa.table(columns), metadata)
+            write_table(folder / f"samples_{steps[-1]:08d}_{self._rank:03d}.parquet", pa.table(columns), metadata)
         except OSError:
             while len(self) > _MOST_HELD:
                 self.lost += len(self._held.pop(0)[0])
@@ -105,7 +105,7 @@ def read_samples(run: Path) -> Iterator[pa.Table]:
         StoreError: a file is truncated or corrupt; the message names it.
     """
     for path in sorted((run / FOLDER).glob("samples_*.parquet")):
-        yield read_piece(path)
+        yield read_table(path)
 
 
 def _without_routing(records: SampleRouting) -> SampleRouting:

@@ -157,7 +157,7 @@ def write_reading(run: Path, stored: StoredReading) -> list[Path]:
     written: list[Path] = []
     try:
         for name, (table, metadata) in pieces.items():
-            written.append(write_piece(folder / f"{name}_{stored.step:08d}.parquet", table, metadata))
+            written.append(write_table(folder / f"{name}_{stored.step:08d}.parquet", table, metadata))
     except OSError:
         for path in written:
             path.unlink()
@@ -248,7 +248,7 @@ def read_readings(run: Path) -> Iterator[StoredReading]:
         yield read_reading(run, int(path.stem.removeprefix("panel_")))
 
 
-def list_pieces(run: Path) -> list[str]:
+def list_files(run: Path) -> list[str]:
     """The files of a run, relative to its folder, as a checkpoint's manifest lists them."""
     return sorted(path.relative_to(run).as_posix() for path in (run / FOLDER).glob("*.parquet"))
 
@@ -256,7 +256,7 @@ def list_pieces(run: Path) -> list[str]:
 def remove_unlisted(run: Path, listed: Collection[str]) -> None:
     """Remove files that a checkpoint does not list: they were written after it, or are partial."""
     unfinished = [path.relative_to(run).as_posix() for path in (run / FOLDER).glob("*" + PARTIAL)]
-    for name in {*list_pieces(run), *unfinished} - set(listed):
+    for name in {*list_files(run), *unfinished} - set(listed):
         (run / name).unlink()
         fault_point("remove unlisted piece")
 
@@ -275,7 +275,7 @@ def _flat_numbers(column: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks])
 
 
-def write_piece(path: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
+def write_table(path: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
     """Write a table atomically, with metadata.
 
     Raises:
@@ -285,11 +285,11 @@ def write_piece(path: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
     named = table.replace_schema_metadata(metadata)
     # Checksums per page: reading detects a flipped bit.
     return write_atomically(
-        path, lambda beside: pq.write_table(named, beside, compression="zstd", write_page_checksum=True)
+        path, lambda partial: pq.write_table(named, partial, compression="zstd", write_page_checksum=True)
     )
 
 
-def read_piece(path: Path, columns: list[str] | None = None) -> pa.Table:
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """A file with its metadata in the table's schema; all columns, or those named.
 
     Raises:
@@ -305,7 +305,7 @@ def read_piece(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 def _read_matrices(path: Path) -> tuple[pa.Table, int, int]:
     """A file with its numbers of layers and experts."""
-    table = read_piece(path)
+    table = read_table(path)
     metadata = table.schema.metadata or {}
     try:
         layers, experts = int(metadata[b"layers"]), int(metadata[b"experts"])

@@ -46,7 +46,7 @@ class StreamPoints:
 class StreamSnapshot:
     """Everything that the streaming metrics of a step are computed from. It does not change afterwards."""
 
-    windows: dict[str, SampleRouting]  # by domain, the full ones
+    windows: dict[str, SampleRouting]  # the full ones, per domain
     router_rows: np.ndarray  # [L, E, D]
     tau: float
 
@@ -143,7 +143,7 @@ class StreamMonitor:
         }
 
     def load_state(self, state: Mapping[str, torch.Tensor], main_process: bool) -> None:
-        """Restore windows, on the main process only, so that all ranks together hold each sample once."""
+        """Restore windows, on the main rank only, so that all ranks together hold each sample once."""
         domains = sorted({int(key.partition(".")[0]) for key in state}) if main_process else []
         self._windows = {
             domain: SampleRouting(**{f.name: state[f"{domain}.{f.name}"].numpy() for f in fields(SampleRouting)})

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from moetrain.checkpoint.manager import list_checkpoints, load_checkpoint
-from moetrain.routing.store import list_pieces
+from moetrain.routing.store import list_files
 from tests.trainer.reading import events, states
 
 _OF_THE_CLOCK = ("tokens_per_second", "monitor_share", "seconds", "peak_memory_bytes")
@@ -22,7 +22,7 @@ def left_behind(run: Path) -> dict[str, object]:
         for name, value in states(folder).items():
             found[f"{folder.name}/{name}"] = (value.dtype, tuple(value.shape), value.numpy().tobytes())
         found[f"{folder.name}/record"] = load_checkpoint(folder).record
-    found |= {name: (run / name).read_bytes() for name in list_pieces(run)}
+    found |= {name: (run / name).read_bytes() for name in list_files(run)}
     found["events"] = [event for event in events(run) if event["type"] != "resume"]
     found |= _points(run)
     summary = json.loads((run / "summary.json").read_text())

@@ -21,7 +21,7 @@ from moetrain.routing.panel_monitor import PanelMonitor
 from moetrain.routing.store import (
     StoreError,
     TrainingContext,
-    list_pieces,
+    list_files,
     read_reading,
     read_readings,
     remove_unlisted,
@@ -202,12 +202,12 @@ def test_answers_are_stored_in_their_own_file(ruled, made, tmp_path):
     stored = ruled_reading(ruled)
     paths = write_reading(tmp_path, stored)
     assert [path.name for path in paths] == [f"{name}_00000020.parquet" for name in ("panel", "router", "answers")]
-    assert sorted(path.relative_to(tmp_path).as_posix() for path in paths) == list_pieces(tmp_path)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in paths) == list_files(tmp_path)
     back = read_reading(tmp_path, 20)
     assert_same_answers(back.answers, stored.answers)
     assert back.answers.weights.dtype == np.float16
     remove_unlisted(tmp_path, [])
-    assert list_pieces(tmp_path) == []
+    assert list_files(tmp_path) == []
     write_reading(tmp_path, reading_of(made)[1])
     assert not (tmp_path / "routing" / "answers_00000020.parquet").exists()
     assert read_reading(tmp_path, 20).answers.weights.shape == (0, 3, 8)
@@ -254,7 +254,7 @@ def test_a_reading_that_cannot_be_written_leaves_no_partial_files(ruled, tmp_pat
     monkeypatch.setattr("moetrain.routing.store.pq.write_table", full)
     with pytest.raises(OSError, match="No space"):
         write_reading(tmp_path, ruled_reading(ruled))
-    assert list_pieces(tmp_path) == []
+    assert list_files(tmp_path) == []
 
 
 def test_ranks_share_a_reading(ruled):
@@ -308,11 +308,11 @@ def test_a_corrupt_file_is_named(made, tmp_path, damage):
 def test_files_not_listed_in_a_checkpoint_are_removed(made, tmp_path):
     _, stored = reading_of(made)
     write_reading(tmp_path, stored)
-    listed = list_pieces(tmp_path)
+    listed = list_files(tmp_path)
     assert listed == ["routing/panel_00000020.parquet", "routing/router_00000020.parquet"]
     (tmp_path / "routing" / "panel_00000030.parquet").write_bytes(b"x")
     remove_unlisted(tmp_path, listed)
-    assert list_pieces(tmp_path) == listed
+    assert list_files(tmp_path) == listed
 
 
 def test_metrics_take_the_right_samples(made):
@@ -459,7 +459,7 @@ def test_a_full_disk_loses_the_reading_and_not_the_run(make_settings, tmp_path, 
     monkeypatch.setattr("moetrain.routing.store.pq.write_table", full)
     assert train(make_settings()) == 0
     run = tmp_path / "runs" / "run"
-    assert list_pieces(run) == []
+    assert list_files(run) == []
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert sum("the panel reading was not stored" in event.get("problem", "") for event in events) == 4
     assert scalars(run)["pathway/d_path/stories"]

@@ -82,7 +82,7 @@ def test_added_samples_are_read_back(tmp_path):
 
 
 def test_on_a_full_disk_samples_are_kept_up_to_a_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PIECE", 10)
+    monkeypatch.setattr(module, "FILE_SAMPLES", 10)
     monkeypatch.setattr(module, "_MOST_HELD", 40)
     rng = np.random.default_rng(0)
     store = SampleStore(tmp_path, 0, 2, some_samples(100), DOMAINS, PLACES)

@@ -81,10 +81,6 @@ class TensorBoard:
             metadata = create_summary_metadata(display_name=tag, description=f"{table.describe(tag)} {remark}".strip())
         self._show(Summary(value=[Summary.Value(tag=tag, simple_value=value, metadata=metadata)]), step)
 
-    def scalars(self, points: Mapping[str, float], step: int) -> None:
-        for tag, value in points.items():
-            self.scalar(tag, value, step)
-
     def image(self, tag: str, pixels_HW3: np.ndarray, step: int) -> None:
         """Add an image, uint8 [H, W, 3]."""
         self._show(image(tag, pixels_HW3, dataformats="HWC"), step)

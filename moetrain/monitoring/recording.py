@@ -53,17 +53,8 @@ class StreamRecorder:
         rows, slots = self._settings.train.batch_rows, self._stream.most_samples
         row = (step - 1) * rows + self._layout.row_range(rows)[0]
         for batch, output in outputs:
-            routing = output.routing
-            assert routing is not None
-            pending = start_record(
-                routing.sums_LBRE,
-                routing.counts_LBRE,
-                batch.samples_BS,
-                batch.domains_BS,
-                batch.compared_BS,
-                first_order=row * slots,
-            )
-            self._windows.add(pending)
+            assert output.routing is not None
+            self._windows.add(start_record(output.routing, batch, first_order=row * slots))
             row += len(batch.samples_BS)
         self.write(step)
         if dropped := self._windows.not_finite - before:

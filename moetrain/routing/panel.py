@@ -22,7 +22,7 @@ from moetrain.data.stream import Stream
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.transformer import Transformer
 from moetrain.routing.answers import AnswerRouting, join_answers, no_answers, read_answers, short_answers
-from moetrain.routing.recorder import record_samples
+from moetrain.routing.recorder import start_record
 
 CELLS = ("seen", "to_come", "heldout")
 SEEN, TO_COME, HELDOUT = range(3)
@@ -211,16 +211,13 @@ def read_panel(
         sums, tokens = batch.sum_by_sample(output.loss_BT.cpu().numpy())
         there = batch.samples_BS.numpy() >= 0
         loss[batch.samples_BS.numpy()[there]] = sums[there] / tokens[there]
-        routing = output.routing
-        records = record_samples(
-            routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.compared_BS, 0
-        )
+        records = start_record(output.routing, batch, first_order=0).wait()
         even[records.sample] = records.even_SLE
         odd[records.sample] = records.odd_SLE
         counts[records.sample] = records.counts_SLE
         if inputs:
             pooled[records.sample] = _mean_inputs(
-                routing.inputs_LBRD, batch.compared_BS, records.even_SLE, records.odd_SLE
+                output.routing.inputs_LBRD, batch.compared_BS, records.even_SLE, records.odd_SLE
             )
         answers.append(read_answers(model, batch, panel.stream, answered, layout))
     own = PanelReading(

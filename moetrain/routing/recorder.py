@@ -6,11 +6,15 @@ Shapes: S samples, L layers, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from moetrain.device_transfer import HostCopy, to_device
+
+if TYPE_CHECKING:  # other training loops use this module without our data and model
+    from moetrain.data.stream import Batch
+    from moetrain.models.transformer import Routing
 
 
 @dataclass(frozen=True)
@@ -94,44 +98,22 @@ class ComingRouting:
         )
 
 
-def record_samples(
-    sums_LBRE: torch.Tensor,
-    counts_LBRE: torch.Tensor,
-    samples_BS: torch.Tensor,
-    domains_BS: torch.Tensor,
-    compared_BS: torch.Tensor,
-    first_order: int,
-) -> SampleRouting:
-    """The routing of a micro-batch's samples; as `start_record`, and waits for the copy."""
-    return start_record(sums_LBRE, counts_LBRE, samples_BS, domains_BS, compared_BS, first_order).wait()
-
-
-def start_record(
-    sums_LBRE: torch.Tensor,
-    counts_LBRE: torch.Tensor,
-    samples_BS: torch.Tensor,
-    domains_BS: torch.Tensor,
-    compared_BS: torch.Tensor,
-    first_order: int,
-) -> ComingRouting:
+def start_record(routing: Routing, batch: Batch, first_order: int) -> ComingRouting:
     """Start the copy to the host of the routing of a micro-batch's samples that are long enough to be compared.
 
     Args:
-        sums_LBRE: probabilities summed over the even (R = 2 * slot) and the odd tokens (2 * slot + 1) of each sample.
-        counts_LBRE: tokens sent to each expert, likewise.
-        samples_BS: number of the sample in each slot of each row.
-        domains_BS: number of its domain.
-        compared_BS: whether the slot's first panel tokens were recorded.
-        first_order: position in the stream of the micro-batch's first slot; slots follow row by row.
+        routing: of the micro-batch's forward pass.
+        batch: the micro-batch.
+        first_order: position in the stream of its first slot; slots follow row by row.
     """
-    slots = compared_BS.flatten().nonzero()[:, 0]
-    layers, rows, halves, experts = sums_LBRE.shape
+    slots = batch.compared_BS.flatten().nonzero()[:, 0]
+    layers, rows, halves, experts = routing.sums_LBRE.shape
     shape = (layers, rows * halves // 2, 2, experts)
-    on_device = to_device(slots, sums_LBRE.device)
-    kept = [x.detach().reshape(shape).index_select(1, on_device) for x in (sums_LBRE, counts_LBRE)]
+    on_device = to_device(slots, routing.sums_LBRE.device)
+    kept = [x.detach().reshape(shape).index_select(1, on_device) for x in (routing.sums_LBRE, routing.counts_LBRE)]
     return ComingRouting(
         order=first_order + slots.numpy(),
-        sample=samples_BS.flatten()[slots].numpy(),
-        domain=domains_BS.flatten()[slots].numpy(),
+        sample=batch.samples_BS.flatten()[slots].numpy(),
+        domain=batch.domains_BS.flatten()[slots].numpy(),
         copy=HostCopy(kept),
     )

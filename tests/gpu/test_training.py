@@ -11,7 +11,7 @@ from moetrain.checkpoint.manager import checkpoint_folder
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
 from moetrain.device_transfer import HostCopy, to_device
-from moetrain.routing.recorder import record_samples
+from moetrain.routing.recorder import start_record
 from moetrain.train import train
 from moetrain.trainer import Trainer
 from tests.gpu.common import DEVICE, GPU
@@ -57,8 +57,7 @@ def test_routing_recorded_on_cuda_equals_that_recorded_on_cpu(make_settings):
         model = make_model(attention="sdpa", experts="grouped_mm").to(device)
         with torch.no_grad():
             routing = model(batch.to(device).model_input()).routing
-        sums, counts = routing.sums_LBRE, routing.counts_LBRE
-        found.append(record_samples(sums, counts, batch.samples_BS, batch.domains_BS, batch.compared_BS, 0))
+        found.append(start_record(routing, batch, first_order=0).wait())
     cpu, cuda = found
     assert len(cpu) > 8
     for name in ("order", "sample", "domain"):

@@ -20,7 +20,8 @@ from tests.trainer.reading import scalars
 
 def test_points_and_descriptions_are_written(tmp_path):
     board = TensorBoard(tmp_path)
-    board.scalars({"loss/train": 2.5, "stream/d_path/math": 30.0}, 1)
+    board.scalar("loss/train", 2.5, 1)
+    board.scalar("stream/d_path/math", 30.0, 1)
     board.scalar("loss/train", 1.5, 2)
     board.flush()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

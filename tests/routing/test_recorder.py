@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moetrain import grokking
-from moetrain.routing.recorder import SampleRouting, mean_routing, record_samples
+from moetrain.routing.recorder import SampleRouting, mean_routing, start_record
 from moetrain.routing.stream import StreamMonitor
 
 
@@ -16,7 +16,9 @@ def test_long_enough_samples_are_recorded_in_the_order_of_the_stream():
     samples = torch.tensor([[5, 9, -1], [7, 3, 8]])
     domains = torch.tensor([[0, 1, -1], [1, 0, 0]])
     whole = torch.tensor([[True, False, False], [True, False, True]])
-    records = record_samples(sums, counts, samples, domains, whole, first_order=60)
+    routing = SimpleNamespace(sums_LBRE=sums, counts_LBRE=counts)
+    batch = SimpleNamespace(samples_BS=samples, domains_BS=domains, compared_BS=whole)
+    records = start_record(routing, batch, first_order=60).wait()
     assert records.order.tolist() == [60, 63, 65]
     assert records.sample.tolist() == [5, 7, 8]
     assert records.domain.tolist() == [0, 1, 0]

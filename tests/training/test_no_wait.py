@@ -103,10 +103,7 @@ def test_a_step_reads_nothing_off_the_device(make_settings, request, more):
     guards = Guards(settings.guard)
     assert guards.check(1, applied, statistics.loss, statistics.load_LE, recorded) == []
     for batch, output in recorded:
-        routing = output.routing
-        coming = start_record(
-            routing.sums_LBRE, routing.counts_LBRE, batch.samples_BS, batch.domains_BS, batch.compared_BS, 0
-        )
+        coming = start_record(output.routing, batch, first_order=0)
         coming.copy._arrived = SimpleNamespace(query=lambda: False)  # on CUDA it would still be on its way
         monitor.add(coming)
     assert len(monitor._coming) == len(recorded)

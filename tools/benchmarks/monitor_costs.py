@@ -9,7 +9,8 @@ Shapes: S samples, L layers, E experts, D hidden size.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from rapidfuzz.process import cdist
 from rich.table import Table
 
 from benchmarks.timing import ratio, repeat, take_turns
+from moetrain.data.stream import Batch
 from moetrain.grokking import d_path, gram_blocks, pathways
-from moetrain.routing.recorder import record_samples
+from moetrain.models.transformer import Routing
+from moetrain.routing.recorder import start_record
 from moetrain.routing.stream import stream_metrics
 
 USUAL = {"samples": 64, "layers": 16, "experts": 64}
@@ -58,7 +61,9 @@ def cost(samples: int, layers: int, experts: int, tau: float = TAU, seconds: flo
     halves = torch.from_numpy(np.repeat(weights_SLE / 2, 2, axis=0)).transpose(0, 1)[:, None].contiguous()
     places = torch.arange(samples)[None]
     complete = torch.ones_like(places, dtype=torch.bool)
-    recording = repeat(lambda: record_samples(halves, halves, places, torch.zeros_like(places), complete, 0), seconds)
+    routing = cast(Routing, SimpleNamespace(sums_LBRE=halves, counts_LBRE=halves))
+    batch = cast(Batch, SimpleNamespace(samples_BS=places, domains_BS=torch.zeros_like(places), compared_BS=complete))
+    recording = repeat(lambda: start_record(routing, batch, first_order=0).wait(), seconds)
     return {
         "samples": samples,
         "layers": layers,

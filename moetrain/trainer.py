@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ from moetrain.run_summary import Speed, run_summary
 from moetrain.training.balancing import Balancing
 from moetrain.training.divergence import TrainingDivergedError, write_dump
 from moetrain.training.guards import Findings, Guards
-from moetrain.training.incident_samples import incident_samples, worst_samples
+from moetrain.training.incident_samples import with_samples
 from moetrain.training.initialize import initial_model
 from moetrain.training.step import StepStatistics, forward_backward, update
 from moetrain.training.throughput import Clock, matmul_rate, peak_memory
@@ -330,12 +330,9 @@ class Trainer:
 
     def _note_incidents(self, findings: Findings) -> None:
         """Note what the guards found, on the main rank, with the samples most involved; all ranks must call."""
-        count = self.settings.guard.samples
-        for incident, outputs in findings:
-            own = incident_samples(incident, outputs, self.stream.samples, list(self.settings.data.domains), count)
-            samples = worst_samples(self.layout.all_gather_objects(own), count)
-            if self.layout.is_main:
-                self.monitor.incidents.add(replace(incident, details=incident.details | {"samples": samples}))
+        domains, count = list(self.settings.data.domains), self.settings.guard.samples
+        for incident in with_samples(findings, self.stream.samples, domains, count, self.layout):
+            self.monitor.incidents.add(incident)
 
     def _log(self, step: int) -> None:
         """Log the training curves since the last point; nothing where every update since then was skipped."""

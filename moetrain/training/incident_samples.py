@@ -6,15 +6,35 @@ Shapes: B rows, S samples per row (padded), L layers, E experts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from moetrain.data.packing import Samples
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.transformer import Output
-from moetrain.training.guards import MicroBatches
+from moetrain.training.guards import Findings, MicroBatches
 from moetrain.training.incidents import Incident
+
+
+def with_samples(
+    findings: Findings, samples: Samples, domains: Sequence[str], count: int, layout: ParallelLayout
+) -> Iterator[Incident]:
+    """The incidents with the samples of all ranks most involved in each, on the main rank; all ranks must call.
+
+    Args:
+        findings: the same incidents on all ranks, each with this rank's micro-batches.
+        samples: what the stream's sample numbers stand for.
+        domains: names by number.
+        count: samples per incident, at most.
+    """
+    for incident, outputs in findings:
+        own = incident_samples(incident, outputs, samples, domains, count)
+        worst = worst_samples(layout.all_gather_objects(own), count)
+        if layout.is_main:
+            yield replace(incident, details=incident.details | {"samples": worst})
 
 
 def incident_samples(

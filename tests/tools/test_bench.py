@@ -83,12 +83,12 @@ def test_a_block_without_the_monitor_records_nothing(config, monkeypatch):
 
 def test_costs_and_distances(tmp_path):
     pytest.importorskip("matplotlib")
-    found = monitor_costs.costs({"samples": (8, 64), "layers": (2,), "experts": (4,)}, seconds=0.02)
+    found = monitor_costs.costs({"samples": (8, 256), "layers": (2,), "experts": (4,)}, seconds=0.02)
     assert [(row["samples"], row["layers"], row["experts"]) for row in found] == [
         (8, 16, 64),
-        (64, 16, 64),
-        (64, 2, 64),
-        (64, 16, 4),
+        (256, 16, 64),
+        (256, 2, 64),
+        (256, 16, 4),
     ]
     assert found[1]["reading_seconds"] > found[0]["reading_seconds"] > 0
     assert all(row["record_seconds"] > 0 for row in found)

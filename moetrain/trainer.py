@@ -146,8 +146,8 @@ class Trainer:
         """Print what is about to be trained, on what, and how much data stays unused."""
         model, ranks = inner_model(self.model), self.layout.world_size
         print_preview(self.terminal, model, ranks, self.corpus, self.stream, self.steps, self.settings)
-        if self.state.monitor.probes is not None:
-            self.terminal.table("probes", COLUMNS, self.state.monitor.probes.rows())
+        if probes := self.state.monitor.probes:
+            self.terminal.table("probes", COLUMNS, probes.rows())
         self.terminal.note(stream_line(self.stream, self.steps, self.settings))
         if warning := warmup_warning(self.steps, self.settings.optim):
             self.terminal.note(warning)
@@ -266,10 +266,7 @@ class Trainer:
         self.state.load(checkpoint, self.layout)
 
     def save(self, run: Path) -> bool:
-        """Write a checkpoint; a full disk costs the checkpoint, not the run. All ranks must call.
-
-        Returns whether it was written, on every rank.
-        """
+        """Write a checkpoint, and say whether it was written; a full disk does not end the run. All ranks must call."""
         step = self.state.step
         self._note_incidents(self.state.guards.settle())
         self.recorder.write(step, flush=True)  # before the next collective: the manifest lists every rank's files
@@ -320,10 +317,8 @@ class Trainer:
                 move_superseded(folder, checkpoint.step)
                 remove_unlisted(folder, checkpoint.record["pieces"])
             self.corpus.tokenizer.save_in(folder)  # the cache may be deleted: the folder holds all its model needs
-            probes = self.state.monitor.probes
-            tasks = probes.prepared.tasks if probes is not None else []
-            trackers = start_trackers(self.settings, folder)
-            domains = list(self.settings.data.domains)
+            domains, trackers = list(self.settings.data.domains), start_trackers(self.settings, folder)
+            tasks = self.state.monitor.tasks
             self.logger = RunLogger(folder, domains, checkpoint, self.terminal, tasks, trackers)
         self.monitor.open(folder, self.logger)
         self.recorder.open_store(folder)

@@ -81,3 +81,11 @@ class ProbeCorrelations:
         """Restore what `state` returned."""
         for domain, rows in state.items():
             self._rows[domain] = rows.tolist()
+
+    def reorder(self, saved: Sequence[str]) -> None:
+        """Give restored rows, saved with columns of these predictors, the columns of today; new ones are NaN."""
+        if list(saved) == list(table.predictors()):
+            return
+        places = [saved.index(name) if name in saved else -1 for name in table.predictors()]
+        for domain, rows in self._rows.items():
+            self._rows[domain] = [[row[place] if place >= 0 else math.nan for place in places] for row in rows]

@@ -12,9 +12,11 @@ from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.stream import Stream
 from moetrain.grokking import PhaseThresholds
+from moetrain.metrics import table
 from moetrain.metrics.latest import LatestMetrics
 from moetrain.monitoring.probe_correlations import ProbeCorrelations
 from moetrain.probes.probe_monitor import ProbeMonitor
+from moetrain.probes.tasks import Task
 from moetrain.routing.panel import Panel, draw_panel
 from moetrain.routing.panel_monitor import PanelMonitor
 from moetrain.routing.stream import Gather, StreamMonitor
@@ -57,6 +59,11 @@ class MonitorState:
             latest=LatestMetrics(domains),
         )
 
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks of the probes."""
+        return self.probes.prepared.tasks if self.probes is not None else []
+
     def tensors(self) -> dict[str, Tensors]:
         """Tensors per part, for a checkpoint; all ranks must call."""
         return {
@@ -78,11 +85,14 @@ class MonitorState:
 
     def record(self) -> dict[str, Any]:
         """The rest, as JSON."""
-        return {**self.latest.record(), "not_finite": self.stream.not_finite}
+        predictors = list(table.predictors())  # the columns of the correlations' rows
+        return {**self.latest.record(), "not_finite": self.stream.not_finite, "predictors": predictors}
 
     def load_record(self, record: Mapping[str, Any], is_main: bool) -> None:
         """Restore what `record` returned."""
         self.latest.load_record(record)
+        if self.correlations is not None and "predictors" in record:
+            self.correlations.reorder(record["predictors"])
         self.stream.not_finite = record["not_finite"] if is_main else 0
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,3 +92,20 @@ def test_state_comes_back():
     assert pytest.approx(np.nan_to_num(again.state()["math"].numpy())) == np.nan_to_num(
         correlations.state()["math"].numpy()
     )
+
+
+def test_a_checkpoint_from_before_a_predictor_was_added_goes_on(monkeypatch):
+    before = filled(RISING, FALLING)
+    saved = list(table.predictors())
+    added = replace(table.find("d_path"), name="added", predictor=1)
+    moved = [replace(m, predictor=m.predictor + 1) if m.predictor else m for m in table.METRICS if m.name != "d_eff"]
+    monkeypatch.setattr(table, "METRICS", (added, *moved))
+    again = ProbeCorrelations(["math", "code"], before._history)
+    again.load_state(before.state())
+    again.reorder(saved)
+    rows = np.array(again._rows["math"])
+    names = list(table.predictors())
+    assert rows.shape == (READINGS, len(names))
+    assert np.isnan(rows[:, names.index("added")]).all()
+    assert np.array_equal(rows[:, names.index("d_path")], FALLING)
+    assert again.correlations("math")["d_path"]["raw", "spearman"].n == READINGS - 2

@@ -87,8 +87,8 @@ def test_costs_and_distances(tmp_path):
     assert [(row["samples"], row["layers"], row["experts"]) for row in found] == [
         (8, 16, 64),
         (256, 16, 64),
-        (256, 2, 64),
-        (256, 16, 4),
+        (64, 2, 64),
+        (64, 16, 4),
     ]
     assert found[1]["reading_seconds"] > found[0]["reading_seconds"] > 0
     assert all(row["record_seconds"] > 0 for row in found)

@@ -155,7 +155,7 @@ def _result(minutes: float, steps: int, samples: list[Sample], trends: dict[str,
 
 
 def _table(trends: dict[str, Trend]) -> Table:
-    table = Table("", "after a quarter", "at the end", "slope per hour", "95% interval", "grows")
+    table = Table("", "after a quarter", "at the end", "slope/hour", "95% interval", "grows")
     for name, found in trends.items():
         unit = 2**20 if name == "memory" else 1
         numbers = [f"{value / unit:,.1f}" for value in (found.first, found.last, found.slope)]

@@ -1,0 +1,66 @@
+"""Peak memory per rank of a run's phases: building the model, training steps, held-out loss and panel. Linux only.
+
+    torchrun --nproc_per_node 4 tools/sharded_memory.py CONFIG.yaml train.sharding=fsdp [section.key=value ...]
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from moetrain.config import load_settings
+from moetrain.distributed.launch import end_processes, leave, start_ranks
+from moetrain.distributed.mesh import ParallelLayout
+from moetrain.trainer import Trainer
+
+
+class Peak:
+    """The largest memory held since the last call, MiB: of the process on CPU, of the device on CUDA."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.take()
+
+    def take(self) -> float:
+        """Return the peak, and start anew from the memory held now."""
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._device) / 2**20
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return peak
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+        assert found is not None
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        return int(found[1]) / 2**10
+
+
+def measure(config: str, overrides: list[str]) -> tuple[ParallelLayout, dict[str, float]]:
+    """Peak MiB of this rank by phase."""
+    settings = load_settings(config, overrides)
+    layout = start_ranks(settings)
+    peak = Peak(layout.device)
+    trainer = Trainer.build(settings, layout)
+    found = {"build": peak.take()}
+    trainer.monitor.validate(trainer.model, 0)
+    found["held-out loss before step 1"] = peak.take()
+    for step in (1, 2):
+        trainer.train_step(step)
+    found["two steps"] = peak.take()
+    trainer.monitor.validate(trainer.model, 2)
+    found["held-out loss"] = peak.take()
+    trainer.monitor.read_panel(trainer.model, 2, trainer.context)
+    found["panel"] = peak.take()
+    trainer.close()
+    return layout, found
+
+
+if __name__ == "__main__":
+    layout, own = measure(sys.argv[1], sys.argv[2:])
+    ranks = layout.all_gather_objects(own)
+    if layout.is_main:
+        for phase in own:
+            sys.stdout.write(f"{phase}: {', '.join(f'{peaks[phase]:,.0f}' for peaks in ranks)} MiB\n")
+    end_processes()
+    leave(0)

@@ -1,7 +1,7 @@
 """Every setting of a run: typed, documented, and checked when it is loaded."""
 
 from moetrain.config.data import DataSettings, DomainSettings, FactSettings, TokenizerSettings
-from moetrain.config.loading import Settings, SettingsError, describe_settings, expand, load_settings
+from moetrain.config.loading import Settings, SettingsError, describe_settings, expand, flatten, load_settings
 from moetrain.config.monitoring import MonitorSettings, PanelSettings, PhaseSettings, ProbeSettings
 from moetrain.config.training import GuardSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
 
@@ -23,5 +23,6 @@ __all__ = [
     "TrainSettings",
     "describe_settings",
     "expand",
+    "flatten",
     "load_settings",
 ]

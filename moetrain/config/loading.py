@@ -68,15 +68,7 @@ class Settings(Section):
 
     def by_key(self) -> dict[str, Any]:
         """The resolved settings by dotted key, ``section.key``."""
-        return dict(_flatten(self.model_dump()))
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+        return {key: value for key, value in flatten(self.model_dump()).items() if value != {}}
 
 
 def load_settings(path: str | Path | None, overrides: Sequence[str] = ()) -> Settings:
@@ -120,6 +112,15 @@ def expand(path: str, key: str) -> str:
     if unset:
         raise SettingsError(f"{key}: environment variable {unset[1]} is not set: set it, or override {key}=FOLDER")
     return expanded
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of settings by dotted key; an empty mapping is a value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping) and value
+        found |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
 
 
 class SettingDescription(NamedTuple):

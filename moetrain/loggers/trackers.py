@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from moetrain.config import Settings, SettingsError
+from moetrain.config import Settings, SettingsError, flatten
 
 PROJECT = "moetrain"
 # Package names that differ from accelerate's names.
@@ -78,7 +78,7 @@ def _start(name: str, settings: Settings, folder: Path) -> Tracker:
         options["logging_dir"] = str(folder)
     tracker = make(PROJECT, **options)
     tracker.start()
-    tracker.store_init_configuration(flat(settings.model_dump()))
+    tracker.store_init_configuration(plain_settings(settings))
     # Metrics computed in the background arrive after points of later steps, which W&B's own steps do not allow.
     if name == "wandb":
         tracker.tracker.define_metric("*", step_metric="step")
@@ -99,17 +99,13 @@ class _StepAsValue:
         self._tracker.finish()
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def plain_settings(settings: Settings) -> dict[str, Any]:
     """Settings by dotted name; values that are not plain are written as YAML."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{name}.")
-        else:
-            plain = value is None or isinstance(value, bool | int | float | str)
-            found[name] = value if plain else yaml.safe_dump(value, default_flow_style=True).strip()
-    return found
+    found = flatten(settings.model_dump())
+    return {
+        name: yaml.safe_dump(value, default_flow_style=True).strip() if isinstance(value, list | dict) else value
+        for name, value in found.items()
+    }
 
 
 class Points:

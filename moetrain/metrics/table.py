@@ -184,7 +184,7 @@ def compared() -> dict[str, Metric]:
         if metric.compared and PROBE not in metric.cells:
             found[metric.tag] = metric
             if metric.heldout_chart:
-                found[metric.tag_on(HELDOUT)] = replace(metric, title="The same of held-out samples")
+                found[metric.tag_on(HELDOUT)] = replace(metric, title=f"{metric.title}, of held-out samples")
     return found
 
 

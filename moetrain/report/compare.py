@@ -114,11 +114,11 @@ def labels(runs: Sequence[OpenedRun]) -> list[str]:
 
 def differing_settings(runs: Sequence[OpenedRun]) -> list[Setting]:
     """Settings that are not the same in all runs; one that an older run does not have counts as its default."""
-    tables = [dict(run.settings[["setting", "value"]].itertuples(index=False)) for run in runs]
+    by_run = [dict(run.settings[["setting", "value"]].itertuples(index=False)) for run in runs]
     defaults = {name: default for run in runs for name, _, default in run.settings.itertuples(index=False)}
     found = []
     for name, default in defaults.items():
-        values = [table.get(name, default) for table in tables]
+        values = [settings.get(name, default) for settings in by_run]
         different = any(_or_null(value) != _or_null(values[0]) for value in values)
         if name not in _IGNORED and different:
             found.append(Setting(name, values))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from moetrain.config import DomainSettings, Settings
+from moetrain.config import DomainSettings, Settings, flatten
 from moetrain.routing.sample_store import read_samples
 from moetrain.routing.store import FOLDER, StoredReading, read_reading, read_table
 
@@ -101,7 +101,7 @@ class Records:
     @cached_property
     def settings(self) -> pd.DataFrame:
         """setting (dotted), value, default; the default of a domain's setting is that of any domain's."""
-        rows = [(key, value, self._defaults.get(key)) for key, value in _flat(self._tree).items()]
+        rows = [(key, value, self._defaults.get(key)) for key, value in flatten(self._tree).items()]
         return frame(rows, ["setting", "value", "default"], dtype=object)
 
     def setting(self, name: str) -> Any:
@@ -215,7 +215,7 @@ class Records:
     @cached_property
     def _defaults(self) -> dict[str, Any]:
         """The default of each setting, those of the run's domains among them."""
-        found = _flat(Settings().model_dump())
+        found = flatten(Settings().model_dump())
         for domain in self.domains:
             for name, field in DomainSettings.model_fields.items():
                 found[f"data.domains.{domain}.{name}"] = field.get_default(call_default_factory=True)
@@ -234,14 +234,6 @@ def _parsed(path: Path, parse: Callable[[str], Any], error: type[Exception], tex
         return parse(path.read_text(encoding="utf-8") if text is None else text)
     except error as found:
         raise RunError(f"{path}: cannot be read ({found}): restore it") from None
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of settings by dotted key; a mapping that is empty stays a value."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + str(key): value}
-    return found
 
 
 def frame(rows: Any, columns: list[str] | None = None, dtype: Any = None) -> pd.DataFrame:

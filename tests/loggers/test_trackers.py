@@ -9,7 +9,7 @@ from moetrain import train as training
 from moetrain import trainer
 from moetrain.config import SettingsError, load_settings
 from moetrain.loggers import trackers
-from moetrain.loggers.trackers import Points, check_trackers, flat
+from moetrain.loggers.trackers import Points, check_trackers, plain_settings
 from tests.trainer.reading import scalars
 
 
@@ -97,7 +97,7 @@ def test_a_tracker_that_cannot_start_is_told(make_settings, tmp_path, monkeypatc
 
 
 def test_settings_reach_trackers_flat_and_plain(make_settings):
-    found = flat(make_settings().model_dump())
+    found = plain_settings(make_settings())
     assert found["train.max_steps"] == 12
     assert found["data.domains.sums.path"] == "sums.jsonl"
     assert found["probes.tasks"] == "[]"

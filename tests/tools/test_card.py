@@ -88,7 +88,7 @@ def test_all_kinds_of_parts(config, tmp_path, monkeypatch, capsys):
         "experts": card.Part("experts", ("--tokens", "64", "--turns", "1")),
         "train": card.Part("train", short, ("model.experts=grouped_mm",)),
         "megablocks": card.Part("train", short, ("model.experts=megablocks",)),
-        "monitor": card.Part("monitor", ("--parts", "share", "--pairs", "1", "--steps", "5")),
+        "monitor": card.Part("monitor", ("--parts", "share", "--pairs", "5", "--steps", "5")),
     }
     monkeypatch.setattr(card, "card_memory", lambda: 80 * GIB)
     monkeypatch.setattr(card, "PARTS", parts)

@@ -1,31 +1,34 @@
-"""Peak memory per rank of a run's phases: building the model, training steps, held-out loss and panel. Linux only.
+"""Peak memory per rank of a sharded run, by phase: building the model, training steps, held-out loss, panel. Linux only.
 
-    torchrun --nproc_per_node 4 tools/sharded_memory.py CONFIG.yaml train.sharding=fsdp [section.key=value ...]
+    torchrun --nproc_per_node 4 tools/sharded_memory.py CONFIG.yaml train.sharding=fsdp
+
+tools/results/sharding.md has the measured numbers.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import torch
+from common.command_line import make_parser, reports_errors
 
-from moetrain.config import load_settings
+from moetrain.config import SettingsError, load_settings
+from moetrain.data.errors import DataError
 from moetrain.distributed.launch import end_processes, leave, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.trainer import Trainer
 
 
 class Peak:
-    """The largest memory held since the last call, MiB: of the process on CPU, of the device on CUDA."""
+    """The peak memory since the last call in MiB, of the process on CPU, of the device on CUDA."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.take()
 
     def take(self) -> float:
-        """Return the peak, and start anew from the memory held now."""
+        """Return the peak, and reset it to the current memory."""
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device) / 2**20
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -56,11 +59,21 @@ def measure(config: str, overrides: list[str]) -> tuple[ParallelLayout, dict[str
     return layout, found
 
 
-if __name__ == "__main__":
-    layout, own = measure(sys.argv[1], sys.argv[2:])
+@reports_errors(SettingsError, DataError)
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print the peaks of all ranks; returns the exit status: 0 done, 2 invalid settings or data."""
+    parser = make_parser(__doc__)
+    parser.add_argument("config", metavar="CONFIG.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    options = parser.parse_args(arguments)
+    layout, own = measure(options.config, options.overrides)
     ranks = layout.all_gather_objects(own)
     if layout.is_main:
         for phase in own:
-            sys.stdout.write(f"{phase}: {', '.join(f'{peaks[phase]:,.0f}' for peaks in ranks)} MiB\n")
+            print(f"{phase}: {', '.join(f'{peaks[phase]:,.0f}' for peaks in ranks)} MiB")
     end_processes()
-    leave(0)
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -27,6 +27,7 @@ BAD = {
     "replay_step": ["PLACE"],
     "report": ["PLACE"],
     "restart": ["--times", "many"],
+    "sharded_memory": ["PLACE.yaml"],
     "soak": ["--minutes", "many"],
     "theory_toy": ["--models", "1"],
     "train_tokenizer": ["PLACE.yaml"],
@@ -54,7 +55,7 @@ def status_of(tool, words):
 def test_help_shows_an_example(tool, capsys):
     assert status_of(tool, ["--help"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(rf"^ +(\w+=\S+ )?python tools/{short(tool)}\.py ", printed, re.MULTILINE)
+    assert re.search(rf"^ +(\w+=\S+ )?(python|torchrun .*) tools/{short(tool)}\.py ", printed, re.MULTILINE)
     assert "usage:" in printed
 
 

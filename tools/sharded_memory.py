@@ -1,4 +1,4 @@
-"""Peak memory per rank of a sharded run, by phase: building the model, training steps, held-out loss, panel. Linux only.
+"""Peak memory per rank of a sharded run by phase: building the model, training steps, held-out loss, panel. Linux only.
 
     torchrun --nproc_per_node 4 tools/sharded_memory.py CONFIG.yaml train.sharding=fsdp
 

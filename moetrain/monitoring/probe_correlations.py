@@ -78,9 +78,10 @@ class ProbeCorrelations:
         return {domain: torch.tensor(rows, dtype=torch.float64) for domain, rows in self._rows.items() if rows}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `state` returned."""
+        """Restore what `state` returned; predictors that did not exist then have no value at those readings."""
         for domain, rows in state.items():
-            self._rows[domain] = rows.tolist()
+            added = [math.nan] * (len(table.predictors()) - rows.shape[1])
+            self._rows[domain] = [row + added for row in rows.tolist()]
 
     def reorder(self, saved: Sequence[str]) -> None:
         """Give restored rows, saved with columns of these predictors, the columns of today; new ones are NaN."""

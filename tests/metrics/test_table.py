@@ -3,6 +3,7 @@
 import ast
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,15 @@ from moetrain.grokking import mean_of_samples
 from moetrain.metrics import table
 from moetrain.metrics.cell import HELDOUT, SEEN, STREAM
 from moetrain.metrics.metric import Metric
+from moetrain.monitoring.probe_correlations import ProbeCorrelations
 from moetrain.report.compare import compare
+from moetrain.routing.panel_monitor import PanelMonitor
+from moetrain.routing.store import TrainingContext
 from moetrain.train import train
 from tests.conftest import small_run
 from tests.monitoring.test_probe_correlations import FALLING, RISING, filled
 from tests.report.runs import PROBES
+from tests.routing.test_bad_input import FixedPanel, a_reading
 from tests.trainer.reading import scalars
 from tools.plot_run import panel_series
 
@@ -148,6 +153,28 @@ def test_a_row_from_outside_is_a_predictor(folder, extended):
     assert list(found)[-1] == "largest_share"
     assert found["largest_share"]["raw", "spearman"].note == "too few"
     assert table.describe("correlation/largest_share/math") == table.find("correlation").description
+
+
+def panel_reading(step):
+    reading = a_reading(np.random.default_rng(step), 3, 8, [(0, 0, 5), (1, 0, 5)], [], step=step)
+    return replace(reading, training_context=TrainingContext(100 * step))
+
+
+def test_a_checkpoint_from_before_a_row_was_added_can_be_loaded(monkeypatch):
+    before = tuple(metric for metric in table.METRICS if metric is not LARGEST)
+    monkeypatch.setattr(table, "METRICS", before)
+    relations = filled(RISING, FALLING)
+    monitor = PanelMonitor(FixedPanel(10), ["a", "b"], 0.7, 40, dict.fromkeys("ab"))
+    for step in (1, 2):
+        monitor.take(panel_reading(step))
+    monkeypatch.setattr(table, "METRICS", (*before, LARGEST))
+    correlations = ProbeCorrelations(["math", "code"], relations._history)
+    correlations.load_state(relations.state())
+    assert correlations.correlations("math")["largest_share"]["raw", "spearman"].note == "too few"
+    later = PanelMonitor(FixedPanel(10), ["a", "b"], 0.7, 40, dict.fromkeys("ab"))
+    later.load_state(monitor.state())
+    assert later.take(panel_reading(3)).metrics["pathway/largest_share/a"].samples == 5
+    assert later.state()["largest_share.a"][:, 0].isnan().tolist() == [True, True, False]
 
 
 def test_a_row_from_outside_is_evidence_of_a_verdict(folder):

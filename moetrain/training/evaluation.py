@@ -1,4 +1,4 @@
-"""Held-out loss by domain: forward only, shared out over processes."""
+"""Held-out loss per domain: forward passes, shared among ranks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class HeldOutLoss:
 
     @property
     def loss(self) -> float:
-        """Nats a predicted token."""
+        """Nats per predicted token."""
         return self.nats / self.tokens
 
     @property

@@ -34,7 +34,7 @@ class IncidentLog:
         self._pending = []
         if layout.is_main:
             for rank, incidents in enumerate(gathered):
-                prefix = f"process {rank}: " if rank else ""
+                prefix = f"rank {rank}: " if rank else ""
                 self._pending += [replace(each, problem=prefix + each.problem) for each in incidents]
 
     def report(self, write: Callable[[Incident], None]) -> None:

@@ -48,15 +48,15 @@ def test_a_run_opens_at_its_newest_checkpoint_and_at_any_without_its_cache(run, 
     assert losses[0] < losses[1]
 
 
-def test_a_checkpoint_that_a_run_went_past_and_one_with_a_harmed_optimizer_open(copy):
+def test_a_superseded_checkpoint_and_one_with_a_corrupt_optimizer_open(copy):
     (copy / "checkpoints" / "superseded").mkdir()
-    aside = (copy / "checkpoints" / "step_00000003").rename(copy / "checkpoints" / "superseded" / "step_00000003")
-    assert open_model(aside).step == 3
+    superseded = (copy / "checkpoints" / "step_00000003").rename(copy / "checkpoints" / "superseded" / "step_00000003")
+    assert open_model(superseded).step == 3
     (copy / "checkpoints" / "step_00000006" / "optimizer.safetensors").unlink()
     assert open_model(copy).step == 6
 
 
-def test_tied_embeddings_stay_one_matrix(corpus_folder, tmp_path, tmp_path_factory):
+def test_tied_embeddings_stay_tied(corpus_folder, tmp_path, tmp_path_factory):
     base = small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())
     settings = load_settings(None, [*base, "train.max_steps=1", "model.tie_word_embeddings=true"])
     assert train(settings) == 0
@@ -65,7 +65,7 @@ def test_tied_embeddings_stay_one_matrix(corpus_folder, tmp_path, tmp_path_facto
     assert not model.lm_head.weight.is_meta
 
 
-def test_a_given_tokenizer_json_is_kept_with_its_marks(corpus_folder, tmp_path, tmp_path_factory):
+def test_a_given_tokenizer_json_is_saved_with_its_marks(corpus_folder, tmp_path, tmp_path_factory):
     given = tmp_path / "tokenizer.json"
     byte_level(["<|x|>", "<|y|>"]).save(str(given))
     base = small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())
@@ -77,7 +77,7 @@ def test_a_given_tokenizer_json_is_kept_with_its_marks(corpus_folder, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("harm", "where", "said"),
+    ("damage", "where", "said"),
     [
         (lambda run: None, "nowhere", "no such folder: give RUN or RUN/checkpoints/step_XXXXXXXX"),
         (lambda run: None, "routing", "no checkpoint here"),
@@ -101,8 +101,8 @@ def test_a_given_tokenizer_json_is_kept_with_its_marks(corpus_folder, tmp_path, 
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_wrong_is_one_line(copy, harm, where, said):
-    harm(copy)
+def test_errors_are_one_line(copy, damage, where, said):
+    damage(copy)
     with pytest.raises(CheckpointError, match=said) as caught:
         open_model(copy / where)
     assert "\n" not in str(caught.value)

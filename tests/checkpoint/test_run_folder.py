@@ -19,7 +19,7 @@ def test_nothing_is_overwritten(make_settings):
     assert [opened(settings).path.name for _ in range(3)] == ["run", "run-2", "run-3"]
 
 
-def test_auto_continues_an_unfinished_run_and_starts_anew_after_a_finished_one(make_settings):
+def test_auto_resumes_an_unfinished_run_and_starts_a_new_one_after_a_finished_one(make_settings):
     settings = make_settings()
     first = opened(settings).path
     second = opened(settings)
@@ -65,17 +65,17 @@ def test_a_given_checkpoint_must_belong_to_a_run_with_these_settings(make_settin
     with pytest.raises(SettingsError, match=r"was run with another optim\.eps"):
         open_run_folder(make_settings(f"train.resume={folder}", "optim.eps=1e-6"))
     (run / "summary.json").write_text("{}")
-    with pytest.raises(SettingsError, match=r"is finished: go on in a copy of it without summary\.json"):
+    with pytest.raises(SettingsError, match=r"is finished: resume a copy of it without summary\.json"):
         open_run_folder(make_settings(f"train.resume={folder}"))
     with pytest.raises(SettingsError, match="is in no run: give RUN/checkpoints/step_XXXXXXXX"):
         open_run_folder(make_settings(f"train.resume={tmp_path / 'elsewhere' / 'x'}"))
 
 
-def test_auto_finds_the_newest_run_that_can_be_continued_behind_others(make_settings, tmp_path):
+def test_auto_finds_the_newest_run_that_can_be_resumed_behind_others(make_settings, tmp_path):
     interrupted = opened(make_settings()).path
     save_checkpoint(interrupted, 4, {}, {}, {})
     assert opened(make_settings("optim.eps=1e-6")).path.name == "run-2"
-    (tmp_path / "runs" / "run-3").mkdir()  # made, and killed before its settings stood
+    (tmp_path / "runs" / "run-3").mkdir()  # killed before its settings were written
     found = opened(make_settings())
     assert found.path == interrupted
     assert found.checkpoint == checkpoint_folder(interrupted, 4)

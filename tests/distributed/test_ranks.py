@@ -21,7 +21,7 @@ SEVERAL = pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark
 
 @pytest.fixture(scope="module")
 def run_of(corpus_folder, tmp_path_factory):
-    """The same run on a number of ranks, by that number; trained when it is first asked for."""
+    """The same run on a number of ranks, by that number; trained when it is first needed."""
     cache = tmp_path_factory.getbasetemp()
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "empty.yaml").write_text("")
@@ -64,10 +64,10 @@ def test_losses_and_metrics_agree_over_all_ranks(run_of, ranks):
     assert one.keys() == many.keys()
     for tag, points in one.items():
         assert [step for step, _ in many[tag]] == [step for step, _ in points]
-        for (step, value), (_, theirs) in zip(points, many[tag], strict=True):
+        for (step, value), (_, other) in zip(points, many[tag], strict=True):
             discrete = tag.startswith(("stream/", "experts/"))
             tolerance = 0.02 if discrete else 1e-5 if step <= 1 else 1e-3
-            assert theirs == pytest.approx(value, rel=tolerance, abs=1e-3), (tag, step)
+            assert other == pytest.approx(value, rel=tolerance, abs=1e-3), (tag, step)
 
 
 @SEVERAL

@@ -1,4 +1,4 @@
-"""Sharded over processes, a run is the run of one process; its checkpoints serve any number of them."""
+"""A sharded run gives what an unsharded one does, and its checkpoints can be resumed by any number of ranks."""
 
 import shutil
 
@@ -24,7 +24,7 @@ SETTINGS = (
     "optim.learning_rate=0.003",
     "monitor.every=4",
 )
-# By name: machines, processes on each, and what is set.
+# By name: machines, ranks on each, and the setting.
 SHARDED = {
     "fsdp-2": (1, 2, "train.sharding=fsdp"),
     "fsdp-4": (1, 4, "train.sharding=fsdp"),
@@ -34,7 +34,7 @@ EACH = ["fsdp-2", *(pytest.param(name, marks=pytest.mark.slow) for name in SHARD
 
 
 class Runs:
-    """Runs by name, each trained when it is first asked for."""
+    """Runs by name, each trained when it is first needed."""
 
     def __init__(self, corpus, folder, cache):
         self.folder = folder
@@ -45,8 +45,8 @@ class Runs:
     def overrides(self, name, *more):
         return [*self._base, f"run.name={name}", *more]
 
-    def launch(self, machines, processes, overrides):
-        launch(processes, [str(self.folder / "empty.yaml"), *overrides], machines)
+    def launch(self, machines, ranks, overrides):
+        launch(ranks, [str(self.folder / "empty.yaml"), *overrides], machines)
 
     def one(self, *more):
         name = "one" + "".join(more).replace("=", "-")
@@ -57,10 +57,10 @@ class Runs:
         return self._done[name]
 
     def sharded(self, name, *more):
-        machines, processes, sharding = SHARDED[name]
+        machines, ranks, sharding = SHARDED[name]
         called = name + "".join(more).replace("=", "-")
         if called not in self._done:
-            self.launch(machines, processes, self.overrides(called, sharding, *more))
+            self.launch(machines, ranks, self.overrides(called, sharding, *more))
             self._done[called] = self.folder / "runs" / called
         return self._done[called]
 
@@ -70,39 +70,39 @@ def runs(corpus_folder, tmp_path_factory):
     return Runs(corpus_folder, tmp_path_factory.mktemp("sharding"), tmp_path_factory.getbasetemp())
 
 
-def assert_close(mine, theirs, owners, tolerance):
-    assert mine.keys() == theirs.keys()
-    for key in mine:
+def assert_close(actual, expected, owners, tolerance):
+    assert actual.keys() == expected.keys()
+    for key in actual:
         if key.startswith(owners):
             close = {"rtol": tolerance, "atol": tolerance, "msg": lambda m, k=key: f"{k}: {m}"}
-            torch.testing.assert_close(mine[key], theirs[key], **close)
+            torch.testing.assert_close(actual[key], expected[key], **close)
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_weights_and_moments_are_those_of_one_process(runs, name):
+def test_weights_and_moments_are_those_of_one_rank(runs, name):
     for step, tolerance in ((1, 1e-5), (STEPS, 1e-3)):
-        mine, theirs = (states(checkpoint_folder(run, step)) for run in (runs.sharded(name), runs.one()))
-        assert_close(mine, theirs, ("model/", "optimizer/", "balancing/"), tolerance)
+        actual, expected = (states(checkpoint_folder(run, step)) for run in (runs.sharded(name), runs.one()))
+        assert_close(actual, expected, ("model/", "optimizer/", "balancing/"), tolerance)
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_losses_and_metrics_are_those_of_one_process(runs, name):
-    mine, theirs = scalars(runs.sharded(name)), scalars(runs.one())
-    assert mine.keys() == theirs.keys()
-    assert {"loss/validation/sums", "loss/panel_seen/sums", "pathway/spread/sums", "loss/train"} <= mine.keys()
-    for tag, points in theirs.items():
-        assert [step for step, _ in mine[tag]] == [step for step, _ in points]
-        for (step, value), (_, same) in zip(points, mine[tag], strict=True):
+def test_losses_and_metrics_are_those_of_one_rank(runs, name):
+    actual, expected = scalars(runs.sharded(name)), scalars(runs.one())
+    assert actual.keys() == expected.keys()
+    assert {"loss/validation/sums", "loss/panel_seen/sums", "pathway/spread/sums", "loss/train"} <= actual.keys()
+    for tag, points in expected.items():
+        assert [step for step, _ in actual[tag]] == [step for step, _ in points]
+        for (step, value), (_, same) in zip(points, actual[tag], strict=True):
             discrete = tag.startswith(("stream/", "experts/"))
             tolerance = 0.02 if discrete else 1e-5 if step <= 1 else 1e-3
             assert same == pytest.approx(value, rel=tolerance, abs=1e-3), (tag, step)
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_each_process_writes_its_part(runs, name):
-    machines, processes, _ = SHARDED[name]
+def test_each_rank_writes_its_shards(runs, name):
+    machines, ranks, _ = SHARDED[name]
     folder = checkpoint_folder(runs.sharded(name), STEPS)
-    shards = machines * processes if name.startswith("fsdp") else processes
+    shards = machines * ranks if name.startswith("fsdp") else ranks
     for owner in ("model", "optimizer"):
         assert not (folder / f"{owner}.safetensors").exists()
         assert len(list((folder / owner).glob("shard-*.safetensors"))) >= shards
@@ -110,7 +110,7 @@ def test_each_process_writes_its_part(runs, name):
     assert max(sizes) < 0.7 * sum(sizes)
 
 
-def test_a_flipped_bit_in_a_shard_is_named(runs, tmp_path):
+def test_a_corrupt_shard_is_named(runs, tmp_path):
     folder = shutil.copytree(checkpoint_folder(runs.sharded("fsdp-2"), STEPS), tmp_path / "step_00000008")
     path = sorted((folder / "optimizer").iterdir())[1]
     content = bytearray(path.read_bytes())
@@ -121,7 +121,7 @@ def test_a_flipped_bit_in_a_shard_is_named(runs, tmp_path):
 
 
 def resumable(run, name, step):
-    """A copy of a run that ends with a step."""
+    """A copy of a run, unfinished after a step."""
     copy = shutil.copytree(run, run.with_name(name))
     (copy / "summary.json").unlink()
     for folder in (copy / "checkpoints").iterdir():
@@ -130,33 +130,33 @@ def resumable(run, name, step):
     return copy
 
 
-def test_what_two_processes_saved_in_shards_one_goes_on_with(runs):
+def test_one_rank_resumes_from_the_shards_of_two(runs):
     copy = resumable(runs.sharded("fsdp-2"), "two-to-one", 5)
     assert train(load_settings(None, runs.overrides("two-to-one"))) == 0
     assert (checkpoint_folder(copy, STEPS) / "model.safetensors").is_file()
-    mine, theirs = (states(checkpoint_folder(run, STEPS)) for run in (copy, runs.one()))
-    assert_close(mine, theirs, ("model/", "optimizer/"), 1e-3)
+    actual, expected = (states(checkpoint_folder(run, STEPS)) for run in (copy, runs.one()))
+    assert_close(actual, expected, ("model/", "optimizer/"), 1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"), [("one", "fsdp-2"), ("fsdp-2", "fsdp-4"), ("fsdp-4", "hybrid-2x2"), ("hybrid-2x2", "fsdp-2")]
 )
-def test_any_number_of_processes_goes_on_with_what_any_other_saved(runs, before, after):
+def test_any_number_of_ranks_resumes_from_any_other(runs, before, after):
     name = f"{before}-to-{after}"
     copy = resumable(runs.one() if before == "one" else runs.sharded(before), name, 5)
-    machines, processes, sharding = SHARDED[after]
-    runs.launch(machines, processes, runs.overrides(name, sharding))
-    mine, theirs = (states(checkpoint_folder(run, STEPS)) for run in (copy, runs.one()))
-    assert_close(mine, theirs, ("model/", "optimizer/"), 1e-3)
+    machines, ranks, sharding = SHARDED[after]
+    runs.launch(machines, ranks, runs.overrides(name, sharding))
+    actual, expected = (states(checkpoint_folder(run, STEPS)) for run in (copy, runs.one()))
+    assert_close(actual, expected, ("model/", "optimizer/"), 1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", ["train.precision=bf16", "optim.state_precision=bf16"])
-def test_in_bf16_too(runs, more):
-    """Weights travel in the type that products read anyway; moments that are kept in bf16 stay so."""
-    mine, theirs = (states(checkpoint_folder(run, 1)) for run in (runs.sharded("fsdp-2", more), runs.one(more)))
-    wide = [{key: value.float() for key, value in each.items()} for each in (mine, theirs)]
+def test_bf16_too(runs, more):
+    """Weights are gathered in the dtype of the matmuls; moments kept in bf16 stay bf16."""
+    actual, expected = (states(checkpoint_folder(run, 1)) for run in (runs.sharded("fsdp-2", more), runs.one(more)))
+    wide = [{key: value.float() for key, value in each.items()} for each in (actual, expected)]
     assert_close(*wide, ("optimizer/",), 1e-4)
     losses = [[v for _, v in scalars(run)["loss/train"]] for run in (runs.sharded("fsdp-2", more), runs.one(more))]
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)

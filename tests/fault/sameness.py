@@ -1,4 +1,4 @@
-"""Whether two runs left the same behind, bit for bit."""
+"""Whether two runs wrote the same, bit for bit."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from moetrain.checkpoint.manager import list_checkpoints, load_checkpoint
 from moetrain.routing.store import list_files
 from tests.trainer.reading import events, states
 
-_OF_THE_CLOCK = ("tokens_per_second", "monitor_share", "seconds", "peak_memory_bytes")
+_TIME_DEPENDENT = ("tokens_per_second", "monitor_share", "seconds", "peak_memory_bytes")
 
 
 def left_behind(run: Path) -> dict[str, object]:
-    """All that a run left, by name, but for what the clock and the machine say."""
+    """All that a run wrote, by name, except what depends on time and machine."""
     found: dict[str, object] = {}
     for folder in list_checkpoints(run):
         for name, value in states(folder).items():
@@ -26,20 +26,20 @@ def left_behind(run: Path) -> dict[str, object]:
     found["events"] = [event for event in events(run) if event["type"] != "resume"]
     found |= _points(run)
     summary = json.loads((run / "summary.json").read_text())
-    found |= {f"summary/{key}": value for key, value in summary.items() if key not in _OF_THE_CLOCK}
+    found |= {f"summary/{key}": value for key, value in summary.items() if key not in _TIME_DEPENDENT}
     return found
 
 
-def different(mine: Path, theirs: Path) -> list[str]:
-    """Names of what two runs did not leave alike."""
-    a, b = left_behind(mine), left_behind(theirs)
+def different(actual: Path, expected: Path) -> list[str]:
+    """Names of what differs between two runs."""
+    a, b = left_behind(actual), left_behind(expected)
     return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
 
 
 def _points(run: Path) -> dict[str, object]:
-    """TensorBoard's points, (step, value), by tag, in the order in which they are read; an image's value is the image.
+    """TensorBoard's points, (step, value), by tag, in reading order; the value of an image is the image.
 
-    A resumed run's file begins with a mark that drops points from its step on. None may be left for it to drop.
+    A resumed run's file starts with a marker that drops points from its step on. There must be none left to drop.
     """
     points: dict[str, list[tuple[int, bytes]]] = {}
     for path in sorted(run.glob("events.out.tfevents.*")):

@@ -1,4 +1,4 @@
-"""A disk that fills up costs checkpoints and readings, not the run, and leaves nothing broken."""
+"""A full disk costs checkpoints and readings, not the run, and leaves no corrupt file."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from tests.trainer.reading import events, scalars, states
 
 @pytest.fixture
 def fill(monkeypatch):
-    """Lets fault points fail as on a full disk."""
+    """Makes fault points fail as on a full disk."""
 
     def switch(spec):
         faults._passed.clear()
@@ -25,7 +25,7 @@ def fill(monkeypatch):
     return switch
 
 
-def test_points_and_events_wait_for_room_and_none_is_lost(make_settings, fill, tmp_path, capsys):
+def test_points_and_events_stay_buffered_and_none_is_lost(make_settings, fill, tmp_path, capsys):
     settings = make_settings("train.checkpoint_every=4")
     assert train(settings) == 0
     straight = tmp_path / "runs" / "run"
@@ -40,11 +40,11 @@ def test_points_and_events_wait_for_room_and_none_is_lost(make_settings, fill, t
     steps = [event["step"] for event in kept if event["type"] == "checkpoint"]
     assert steps[-1] == 12
     assert len(steps) < 3
-    theirs = [event for event in events(straight) if event["type"] != "checkpoint"]
-    assert [event for event in kept if event["type"] != "checkpoint"] == theirs
+    expected_events = [event for event in events(straight) if event["type"] != "checkpoint"]
+    assert [event for event in kept if event["type"] != "checkpoint"] == expected_events
     assert [folder.name for folder in list_checkpoints(second)] == [f"step_{step:08d}" for step in steps]
-    mine, whole = states(checkpoint_folder(second, 12)), states(checkpoint_folder(straight, 12))
-    assert [name for name in whole if mine[name].numpy().tobytes() != whole[name].numpy().tobytes()] == []
+    actual, expected = states(checkpoint_folder(second, 12)), states(checkpoint_folder(straight, 12))
+    assert [name for name in expected if actual[name].numpy().tobytes() != expected[name].numpy().tobytes()] == []
 
 
 @pytest.fixture

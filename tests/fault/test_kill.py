@@ -93,7 +93,7 @@ def test_the_straight_run_learns_and_leaves_everything(runs):
     assert len([name for name in left if name.startswith("step_00000012/monitor/")]) == 12
 
 
-# What a run's saves come to, in order; the straight run says whether this list is whole.
+# The fault points of a run's saves, in order; the straight run shows whether the list is complete.
 _TENSORS = ("model", "optimizer", "balancing", "interval", "monitor", "panel", "probes", "relations")
 POINTS = (
     *("write config.yaml", "sync config.yaml.partial", "rename config.yaml", "sync run"),
@@ -111,15 +111,15 @@ POINTS = (
 SHORT = ("write optimizer.safetensors", "rename checkpoint", "rename pruned checkpoint")
 
 
-def test_the_list_of_points_is_whole(runs):
+def test_the_list_of_points_is_complete(runs):
     assert set(POINTS) == set(runs.points)
 
 
 @pytest.mark.parametrize(
     "point", [pytest.param(point, marks=[] if point in SHORT else pytest.mark.fault) for point in POINTS]
 )
-def test_killed_in_a_save_it_goes_on_as_the_straight_run(runs, point):
-    """At the second time that it comes to the point, where it comes twice."""
+def test_killed_in_a_save_it_resumes_as_the_straight_run(runs, point):
+    """At the second time that it reaches the point, where it reaches it twice."""
     overrides, log, folder = runs.fresh()
     times = min(2, runs.points.count(point))
     assert run(overrides, log, f"KILL:{times}:{point}") == KILLED, log.read_text()
@@ -130,13 +130,13 @@ def test_killed_in_a_save_it_goes_on_as_the_straight_run(runs, point):
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.fault) for seed in range(1, 20))])
-def test_killed_at_a_random_moment_it_goes_on_as_the_straight_run(runs, seed):
+def test_killed_at_a_random_moment_it_resumes_as_the_straight_run(runs, seed):
     killed_at_random(runs, random.Random(seed), 1)
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("seed", range(5))
-def test_killed_at_three_random_moments_it_goes_on_as_the_straight_run(runs, seed):
+def test_killed_at_three_random_moments_it_resumes_as_the_straight_run(runs, seed):
     killed_at_random(runs, random.Random(100 + seed), 3)
 
 
@@ -144,11 +144,11 @@ def killed_at_random(runs, rng, kills):
     overrides, log, folder = runs.fresh()
     for _ in range(kills):
         if Launched(overrides, log).kill_after(rng.uniform(0.1, 0.9) * runs.seconds) != KILLED:
-            overrides, log, folder = runs.fresh()  # it was done before: once more, from the start
+            overrides, log, folder = runs.fresh()  # it had ended before: once more, from the start
     runs.finish(overrides, log, folder)
 
 
-def test_killed_while_it_resumes_from_an_older_checkpoint_it_doubles_nothing(runs):
+def test_killed_while_it_resumes_from_an_older_checkpoint_it_repeats_nothing(runs):
     overrides, log, folder = runs.fresh()
     assert run(overrides, log, "KILL:1:rename summary.json") == KILLED
     (folder / "run" / "summary.json").unlink()

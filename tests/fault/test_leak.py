@@ -1,4 +1,4 @@
-"""A step keeps nothing: over the same few batches the process comes to hold next to nothing more."""
+"""Training steps leak no memory: over the same few batches a process holds next to nothing more."""
 
 import ctypes
 import gc
@@ -12,7 +12,7 @@ _BATCHES = 5
 _FIELDS = "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
 
 pytestmark = pytest.mark.skipif(
-    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc tells what is allocated"
+    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc reports what is allocated"
 )
 
 
@@ -25,9 +25,9 @@ class _Malloc(ctypes.Structure):
 def held() -> int:
     """Bytes that the process holds: allocated, or mapped for large tensors."""
     gc.collect()
-    told = ctypes.CDLL(None).mallinfo2
-    told.restype = _Malloc
-    found = told()
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _Malloc
+    found = mallinfo()
     return found.uordblks + found.hblkhd
 
 
@@ -39,8 +39,8 @@ def test_what_is_kept_is_seen():
 
 @pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 def test_steps_on_the_same_batches_hold_no_more_memory(make_settings, precision):
-    # In bf16 oneDNN keeps each product it compiled, by its shape: with the same batches and a learning rate that moves
-    # no token to another expert, shapes repeat.
+    # In bf16 oneDNN caches each matmul that it compiled, by its shape. With the same batches and a learning rate that
+    # sends no token to another expert, shapes repeat.
     run = Trainer.build(make_settings(f"train.precision={precision}", "optim.learning_rate=1e-12", "train.threads=1"))
     try:
         _pass_over(run, 4)

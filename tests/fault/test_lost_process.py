@@ -1,4 +1,4 @@
-"""A process that dies, or hangs, ends the run within a minute with a message that names it."""
+"""A rank that dies or freezes ends the run within a minute with a message that names it."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def wait_for_training(folder):
 
 
 def workers(launcher):
-    """Processes of a launcher by rank."""
+    """Process ids of a launcher by rank."""
     found = {}
     for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
         environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
@@ -43,7 +43,7 @@ def workers(launcher):
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_launch_and_is_named(overrides, tmp_path, victim, sharding):
+def test_a_killed_rank_ends_the_launch_and_is_named(overrides, tmp_path, victim, sharding):
     launcher = start(2, [*overrides, f"train.sharding={sharding}"])
     wait_for_training(tmp_path / "runs" / "run")
     pid = workers(launcher)[victim]
@@ -56,19 +56,21 @@ def test_a_killed_process_ends_the_launch_and_is_named(overrides, tmp_path, vict
     assert "run the same command again to resume from the last checkpoint" in said
 
 
-@pytest.mark.parametrize(("harm", "said"), [(signal.SIGSTOP, "has not been heard of for"), (signal.SIGKILL, "is gone")])
+@pytest.mark.parametrize(
+    ("damage", "said"), [(signal.SIGSTOP, "has not been heard of for"), (signal.SIGKILL, "is gone")]
+)
 @pytest.mark.parametrize("victim", [0, 1])
-def test_without_a_launcher_the_other_process_ends_by_itself(overrides, tmp_path, victim, harm, said):
+def test_without_a_launcher_the_other_rank_ends_by_itself(overrides, tmp_path, victim, damage, said):
     both = list(alone([str(TRAIN), *overrides]))
     try:
         wait_for_training(tmp_path / "runs" / "run")
-        both[victim].send_signal(harm)
+        both[victim].send_signal(damage)
         begin = time.monotonic()
-        told, _ = both[1 - victim].communicate(timeout=LIMIT)
+        printed, _ = both[1 - victim].communicate(timeout=LIMIT)
         assert time.monotonic() - begin < LIMIT
     finally:
         for process in both:
             process.send_signal(signal.SIGCONT)
             process.kill()
     assert both[1 - victim].returncode == 1
-    assert f"rank {victim} (pid {both[victim].pid} on {socket.gethostname()}) {said}" in told
+    assert f"rank {victim} (pid {both[victim].pid} on {socket.gethostname()}) {said}" in printed

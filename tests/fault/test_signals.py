@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT save and end with a status of their own; a second one ends at once."""
+"""SIGTERM and SIGINT save and end with an exit status of their own; a second one ends at once."""
 
 import signal
 
@@ -23,14 +23,14 @@ def steps(folder):
     return [int(path.name.removeprefix("step_")) for path in list_checkpoints(folder)]
 
 
-def test_signals_save_and_end_and_the_same_command_goes_on(straight, corpus_folder, tmp_path, tmp_path_factory):
+def test_signals_save_and_end_and_the_same_command_resumes(straight, corpus_folder, tmp_path, tmp_path_factory):
     overrides = small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())
     folder, log = tmp_path / "runs" / "run", tmp_path / "log"
-    # A second signal in the midst of the save that the first asked for ends it there; nothing of that save is left.
+    # A second signal during the save that the first one caused ends the run there; nothing of that save is left.
     second = "TERM:1:rename panel_00000004;INT:1:write model.safetensors"
     assert run(overrides, log, second) == -signal.SIGINT
     assert steps(folder) == []
-    folder = tmp_path / "runs" / "run-2"  # there was no checkpoint to continue from
+    folder = tmp_path / "runs" / "run-2"  # there was no checkpoint to resume from
     assert run(overrides, log, "INT:1:rename panel_00000004") == STOPPED_BY_SIGNAL
     assert steps(folder) == [4]
     assert run(overrides, log, "TERM:1:rename panel_00000008") == STOPPED_BY_SIGNAL

@@ -1,6 +1,6 @@
-"""Several processes that share the weights: killed in a save, told to stop, diverging; each time as one process would.
+"""Two ranks that share the weights: killed in a save, stopped by a signal, diverging; each time as one rank would.
 
-Plain ``pytest`` kills once; ``pytest -m fault`` at each point of a save that the processes make together.
+Plain ``pytest`` kills once; ``pytest -m fault`` at each point of a save of both ranks.
 """
 
 import json
@@ -35,7 +35,7 @@ ENDED = 1  # by the loss of another
 
 
 class Runs:
-    """Runs of two processes in folders of their own; the straight one first."""
+    """Runs of two ranks in folders of their own; the straight one first."""
 
     def __init__(self, corpus, folder, cache):
         self._corpus, self._folder, self._cache, self._count = corpus, folder, cache, 0
@@ -57,14 +57,14 @@ class Runs:
         return self.overrides(output), self._folder / f"{self._count}.log", output / "runs"
 
     def finish(self, overrides, log, runs):
-        """Run on to the end; the run must be the straight one."""
+        """Run to the end; the run must be the straight one."""
         assert both(overrides, log) == [0, 0], log.read_text()
-        newest = max(runs.iterdir(), key=lambda path: (len(path.name), path.name))  # before a checkpoint: a new one
+        newest = max(runs.iterdir(), key=lambda path: (len(path.name), path.name))  # without a checkpoint: a new one
         assert different(newest, self.straight) == []
 
 
 def both(overrides, log, fault=""):
-    """Exit statuses of a run's two processes."""
+    """Exit statuses of a run's two ranks."""
     return statuses(launch(2, overrides, log, fault))
 
 
@@ -77,7 +77,7 @@ def runs(corpus_folder, tmp_path_factory):
     return Runs(corpus_folder, tmp_path_factory.mktemp("together"), tmp_path_factory.getbasetemp())
 
 
-# Points of a save by the process that comes to them.
+# Fault points of a save, and the rank that reaches them.
 SHARD = "shard-0000{}-model-00001-of-00001.safetensors"
 POINTS = (
     *((rank, f"write {owner}/{SHARD.format(rank + 1)}") for owner in ("model", "optimizer") for rank in (0, 1)),
@@ -94,14 +94,14 @@ SHORT = (1, f"write optimizer/{SHARD.format(2)}")
 @pytest.mark.parametrize(
     ("rank", "point"), [pytest.param(*point, marks=[] if point == SHORT else pytest.mark.fault) for point in POINTS]
 )
-def test_killed_in_a_save_they_go_on_as_the_straight_run(runs, rank, point):
+def test_killed_in_a_save_they_resume_as_the_straight_run(runs, rank, point):
     assert any(name.startswith(point) for name in runs.points)
     overrides, log, folder = runs.fresh()
     times = min(2, sum(name.startswith(point) for name in runs.points))
     launched = launch(2, overrides, log, f"KILL:{times}:{point}")
     found = statuses(launched)
     assert found == ([KILLED, ENDED] if rank == 0 else [ENDED, KILLED]), log.read_text()
-    assert f"process {rank} (pid {launched[rank].pid} on " in log.read_text()
+    assert f"rank {rank} (pid {launched[rank].pid} on " in log.read_text()
     if point == "rename summary.json":  # the run is done
         assert different(folder / "run", runs.straight) == []
     else:
@@ -110,30 +110,30 @@ def test_killed_in_a_save_they_go_on_as_the_straight_run(runs, rank, point):
 
 @pytest.mark.fault
 @pytest.mark.parametrize("seed", range(10))
-def test_one_killed_at_a_random_moment_they_go_on_as_the_straight_run(runs, seed):
+def test_one_killed_at_a_random_moment_they_resume_as_the_straight_run(runs, seed):
     rng = random.Random(seed)
     overrides, log, folder = runs.fresh()
     launched = launch(2, overrides, log)
     victim = rng.randrange(2)
     launched[victim].kill_after(rng.uniform(0.1, 0.9) * runs.seconds)
     if KILLED not in statuses(launched):
-        pytest.skip("it was done before")
+        pytest.skip("it had ended before")
     runs.finish(overrides, log, folder)
 
 
 @pytest.mark.fault
-def test_told_to_stop_whichever_of_them_is_told_they_save_and_end_together(runs):
+def test_a_signal_to_any_rank_saves_and_ends_both(runs):
     overrides, log, folder = runs.fresh()
     stopped = [STOPPED_BY_SIGNAL] * 2
     assert both(overrides, log, f"TERM:1:write model/{SHARD.format(2)}") == stopped, log.read_text()
-    assert steps(folder / "run") == [6]  # asked in the save of step 5: the step in progress is the next
+    assert steps(folder / "run") == [6]  # sent in the save of step 5: the step in progress is the next
     assert both(overrides, log, "INT:1:rename panel_00000008") == stopped, log.read_text()
     assert steps(folder / "run") == [8]
     said = log.read_text().replace("\n", "")
     assert "SIGTERM: saved at step 6; run the same command again to resume" in said
     assert "SIGINT: saved at step 8; run the same command again to resume" in said
     assert both(overrides, log) == [0, 0], log.read_text()
-    # Saved twice more, it has events of that, and routing in more pieces, which a record lists.
+    # Two more saves have events of their own, and divide routing into more files, which a record lists.
     different_names = different(folder / "run", runs.straight)
     kept = [name for name in different_names if name.startswith(("point", "step_", "summary")) and "record" not in name]
     assert kept == []
@@ -144,45 +144,47 @@ def steps(folder):
 
 
 @pytest.mark.fault
-def test_diverging_they_skip_the_same_updates_and_leave_one_process_dump(runs, tmp_path):
+def test_diverging_they_skip_the_same_updates_and_write_one_dump(runs, tmp_path):
     diverging = ["optim.learning_rate=1e30", "optim.warmup_steps=0", "guard.skipped=4", "guard.samples=3"]
     diverging += ["train.log_every=1", "train.checkpoint_every=2", "train.keep_checkpoints=9"]
     overrides, log, folder = runs.fresh()
     assert both([*overrides, *diverging], log) == [1, 1]
     assert run([*runs.overrides(tmp_path), *diverging], tmp_path / "one.log") == 1
-    mine, one = folder / "run", tmp_path / "runs" / "run"
+    sharded, one = folder / "run", tmp_path / "runs" / "run"
     said = log.read_text().replace("\n", "")
     assert "step 5: the loss or the gradient was not finite in 4 steps in a row; see why with" in said
-    told = [[(e["step"], e["kind"]) for e in events(each) if "samples" in e] for each in (mine, one)]
-    assert told[0] == told[1] == [(step, "not_finite") for step in (2, 3, 4, 5)]
-    # What no update was made from stands as the first update left it: the same on disk as in one process.
+    incidents = [[(e["step"], e["kind"]) for e in events(each) if "samples" in e] for each in (sharded, one)]
+    assert incidents[0] == incidents[1] == [(step, "not_finite") for step in (2, 3, 4, 5)]
+    # Skipped updates leave the optimizer as the first update left it.
     for step in (2, 4):
-        skipped = load_checkpoint(mine / "checkpoints" / f"step_{step:08d}", owners=("optimizer",)).states["optimizer"]
+        skipped = load_checkpoint(sharded / "checkpoints" / f"step_{step:08d}", owners=("optimizer",)).states[
+            "optimizer"
+        ]
         assert {float(value) for name, value in skipped.items() if name.endswith(".step")} == {1.0}
-    dumps = [each / "dumps" / "step_00000005" for each in (mine, one)]
+    dumps = [each / "dumps" / "step_00000005" for each in (sharded, one)]
     found = [replay_step.replay(dump, torch.device("cpu")) for dump in dumps]
     assert found[0]["first"] == found[1]["first"]
     assert [sample[:2] for sample in found[0]["samples"]] == [sample[:2] for sample in found[1]["samples"]]
 
 
 @pytest.mark.fault
-def test_a_gradient_that_is_clipped_is_clipped_by_the_norm_over_all_of_them(runs, tmp_path):
+def test_gradients_are_clipped_by_the_norm_over_all_ranks(runs, tmp_path):
     overrides, log, folder = runs.fresh()
     clipped = ["optim.grad_clip=0.05", "train.log_every=1"]
     assert both([*overrides, *clipped], log) == [0, 0]
     assert run([*runs.overrides(tmp_path), *clipped], tmp_path / "one.log") == 0
-    mine, one = (scalars(each)["optim/grad_norm"] for each in (folder / "run", tmp_path / "runs" / "run"))
+    sharded, one = (scalars(each)["optim/grad_norm"] for each in (folder / "run", tmp_path / "runs" / "run"))
     assert min(value for _, value in one) > 0.05
-    assert [value for _, value in mine] == pytest.approx([value for _, value in one], rel=1e-3)
+    assert [value for _, value in sharded] == pytest.approx([value for _, value in one], rel=1e-3)
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_disk_that_is_full_for_one_of_them_costs_the_checkpoint_and_not_the_run(runs, rank):
+def test_a_full_disk_of_one_rank_costs_the_checkpoint_and_not_the_run(runs, rank):
     overrides, log, folder = runs.fresh()
     assert both(overrides, log, f"full:1:1:write optimizer/{SHARD.format(rank + 1)}") == [0, 0], log.read_text()
     said = log.read_text().replace("\n", "")
-    assert f"no checkpoint was written (optimizer could not be written: process {rank}: " in said
+    assert f"no checkpoint was written (optimizer could not be written: rank {rank}: " in said
     assert "No space left on device" in said
     assert steps(folder / "run") == [10, 12]
     unlike = [name for name in different(folder / "run", runs.straight) if not name.endswith("/record")]
@@ -190,14 +192,14 @@ def test_a_disk_that_is_full_for_one_of_them_costs_the_checkpoint_and_not_the_ru
 
 
 @pytest.mark.fault
-def test_what_the_other_process_could_not_store_is_told_and_stored_later(runs):
+def test_what_the_other_rank_could_not_store_is_reported_and_stored_later(runs):
     overrides, log, folder = runs.fresh()
     assert both(overrides, log, "full:1:1:write samples_00000005_001.parquet") == [0, 0], log.read_text()
-    told = [event for event in events(folder / "run") if event["type"] == "guard"]
-    assert [(event["step"], event["kind"]) for event in told] == [(5, "storage")]
-    assert told[0]["problem"].startswith("process 1: routing of training samples was not stored ([Errno 28]")
-    mine, straight = (sorted_samples(each) for each in (folder / "run", runs.straight))
-    assert mine == straight
+    incidents = [event for event in events(folder / "run") if event["type"] == "guard"]
+    assert [(event["step"], event["kind"]) for event in incidents] == [(5, "storage")]
+    assert incidents[0]["problem"].startswith("rank 1: routing of training samples was not stored ([Errno 28]")
+    sharded, straight = (sorted_samples(each) for each in (folder / "run", runs.straight))
+    assert sharded == straight
 
 
 def sorted_samples(run):

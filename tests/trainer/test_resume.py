@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed is the straight run, bit for bit, on data that can be learned."""
+"""A run that was stopped and resumed equals the uninterrupted run, bit for bit, on data that can be learned."""
 
 import json
 
@@ -24,10 +24,10 @@ SETTINGS = (
 
 
 class StopAt:
-    """Stands in for the signal: asks for an end after a given number of steps."""
+    """Stands in for the signal: stops the run after a given number of steps."""
 
     def __init__(self, steps):
-        self.steps, self.asked = steps, 0
+        self.steps, self.calls = steps, 0
 
     def __call__(self):
         return self
@@ -40,8 +40,8 @@ class StopAt:
 
     @property
     def received(self):
-        self.asked += 1
-        return "SIGTERM" if self.asked >= self.steps else None
+        self.calls += 1
+        return "SIGTERM" if self.calls >= self.steps else None
 
 
 def stop_after(monkeypatch, steps):
@@ -61,9 +61,9 @@ def straight(corpus_folder, tmp_path_factory):
 
 
 def assert_same_run(resumed, straight):
-    mine, theirs = (states(checkpoint_folder(run, STEPS)) for run in (resumed, straight))
-    assert mine.keys() == theirs.keys()
-    different = [name for name in mine if mine[name].numpy().tobytes() != theirs[name].numpy().tobytes()]
+    actual, expected = (states(checkpoint_folder(run, STEPS)) for run in (resumed, straight))
+    assert actual.keys() == expected.keys()
+    different = [name for name in actual if actual[name].numpy().tobytes() != expected[name].numpy().tobytes()]
     assert different == []
     assert scalars(resumed) == scalars(straight)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (resumed, straight)]
@@ -72,11 +72,11 @@ def assert_same_run(resumed, straight):
     assert summaries[0]["probes"] == summaries[1]["probes"]
     assert len(summaries[0]["probes"]) == 2
     assert records(resumed) == records(straight)
-    assert told(resumed) == told(straight)
+    assert course_events(resumed) == course_events(straight)
 
 
 def records(run):
-    """Every row of every record, whatever pieces it stands in."""
+    """Every row of every record, in whatever files."""
     kinds = {"panel": [], "router": [], "probe": [], "samples": []}
     for path in sorted((run / "routing").glob("*.parquet")):
         kinds[path.name.partition("_")[0]] += pq.read_table(path).to_pylist()
@@ -84,8 +84,8 @@ def records(run):
     return kinds
 
 
-def told(run):
-    """The events that a run's course has made, without those of its interruptions."""
+def course_events(run):
+    """The events of a run, without those of its interruptions."""
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     return sorted(json.dumps(event) for event in events if event["type"] in ("phase", "memorized", "probe"))
 
@@ -118,7 +118,7 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_run(straight, make_settings
     assert sum(event["type"] == "resume" for event in events) == len(stops)
 
 
-def test_what_was_written_after_an_older_checkpoint_is_cut_off_not_doubled(
+def test_what_was_written_after_an_older_checkpoint_is_cut_off_not_repeated(
     straight, make_settings, tmp_path, monkeypatch
 ):
     settings = make_settings(*SETTINGS, "train.keep_checkpoints=5")
@@ -147,7 +147,7 @@ def test_a_torn_record_after_the_checkpoint_is_cut_off(straight, make_settings, 
         json.loads(line)
 
 
-def test_an_altered_checkpoint_is_named_and_the_one_before_is_taken(
+def test_a_corrupt_checkpoint_is_named_and_the_one_before_is_taken(
     straight, make_settings, tmp_path, monkeypatch, capsys
 ):
     settings = make_settings(*SETTINGS)
@@ -163,7 +163,7 @@ def test_an_altered_checkpoint_is_named_and_the_one_before_is_taken(
     said = capsys.readouterr().out.replace("\n", "")
     assert "step_00000008/model.safetensors: corrupt" in said
     assert "from step_00000005" in said
-    # The altered checkpoint itself is written anew when its step comes again.
+    # The corrupt checkpoint is written anew when its step is trained again.
     assert_same_run(run, straight)
 
 
@@ -183,6 +183,6 @@ def test_a_finished_run_or_one_with_other_settings_is_left_alone(
 def test_other_data_under_a_checkpoint_is_refused(make_settings, monkeypatch, tmp_path):
     stop_after(monkeypatch, 3)
     assert train(make_settings()) == STOPPED_BY_SIGNAL
-    monkeypatch.setattr("moetrain.data.corpus.FORMAT", 10**6)  # as if preparation had come out otherwise
+    monkeypatch.setattr("moetrain.data.corpus.FORMAT", 10**6)  # as if data were prepared in another format
     with pytest.raises(CheckpointError, match="trained on other data or another tokenizer"):
         train(make_settings())

@@ -1,7 +1,8 @@
 """Charts for a page: small SVG images whose colors are CSS variables.
 
 The variables, such as "d0" or "ink", let one image serve the light, dark and print styles of the page. Titles and
-legends are HTML: a chart holds data and axes only, and is readable at the width of a phone.
+legends are HTML: a chart holds data and axes only, and is readable at the width of a phone. The images are static,
+because a report must be small, self-contained, printable and free of scripts.
 """
 
 from __future__ import annotations

@@ -187,12 +187,7 @@ def _evidence(item: dict[str, Any]) -> str:
     """A number of the evidence with its interval and unit."""
     if item["value"] is None:
         return "no value"
-    form, what = {
-        "share": ("{:.0%}", " of the fall so far"),
-        "ratio": ("×{:.3g}", " of the reference"),
-        "difference": ("{:+.3g}", ""),
-        "level": ("{:.3g}", ""),
-    }[item["unit"]]
+    form, what = ("{:.0%}", " of the fall so far") if item["unit"] == "share" else ("{:.3g}", "")
     ends = "" if item["low"] is None else f" [{form.format(item['low'])}, {form.format(item['high'])}]"
     return (form.format(item["value"]) + ends).replace("-", "−") + what
 

@@ -1,1 +1,1 @@
-"""The report of a run, the comparison of runs, and a run's records as data frames."""
+"""Readers of a run: data frames (`open_run`), the report page, comparisons of runs."""

@@ -104,7 +104,8 @@ def predict(
     return Memory(
         parameters=parameters * _FLOAT32 // shards,
         optimizer=parameters * _MOMENTS[settings.optim.state_precision] // shards,
-        gradients=parameters * _FLOAT32 // shards,
+        # Reduced once per step: until then each device holds those of its micro-batches unsharded.
+        gradients=parameters * _FLOAT32 // (shards if rows == micro else 1),
         kept=kept_bytes,
         passing=passing + gathered,
         micro_batches=rows // micro,

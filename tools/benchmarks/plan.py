@@ -127,7 +127,7 @@ def make_plan(
     compute = step_tokens / gpus / rate.tokens_per_second
     sent = {
         "replicated": 2 * (gpus - 1) / gpus * 4 * parameters,
-        "sharded": micro_batches * (gpus - 1) / gpus * (2 + 2 + 4) * parameters,
+        "sharded": (gpus - 1) / gpus * (micro_batches * (2 + 2) + 4) * parameters,
     }
     speed = {}
     for name, size in sent.items():
@@ -153,7 +153,7 @@ def make_plan(
             rate.source,
             "every GPU reaches the throughput of one GPU, at this batch size",
             "replicated: ring all-reduce of float32 gradients once per step; sharded: all-gather of bf16 parameters "
-            "for forward and backward, reduce-scatter of float32 gradients, once per micro-batch",
+            "for forward and backward, once per micro-batch, and reduce-scatter of float32 gradients once per step",
             "ranges: from no overlap of communication and computation to full overlap",
             f"{network / 1e9:g} GB/s into and out of each GPU; {gpu_memory / 1e9:g} GB of memory, including the "
             "allocator's and the driver's share (not counted, often 5%)",

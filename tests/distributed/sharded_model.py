@@ -1,6 +1,8 @@
-"""Checks of a sharded model, run on each of several gloo ranks: ``python -m tests.distributed.sharded_model CHECK ...``
+"""Checks of a sharded model, run on each of several gloo ranks:
 
-Each prints one JSON line on the main rank.
+    python -m tests.distributed.sharded_model CHECK[,CHECK ...] [section.key=value ...]
+
+The main rank prints the results as one line of JSON, by check.
 """
 
 import json
@@ -147,9 +149,9 @@ def main():
     torch.set_num_threads(1)
     with layout.main_first():
         corpus = prepare_corpus(settings)
-    result = globals()[sys.argv[1]](settings, layout, corpus)
+    results = {check: globals()[check](settings, layout, corpus) for check in sys.argv[1].split(",")}
     if layout.is_main:
-        print(json.dumps(result))
+        print(json.dumps(results))
     end_processes()
     return 0
 

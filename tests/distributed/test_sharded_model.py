@@ -8,42 +8,67 @@ from tests.conftest import MARKED_ANSWERS, small_run
 from tests.distributed.ranks import run_ranks
 
 
-@pytest.fixture
-def check(corpus_folder, tmp_path, tmp_path_factory):
-    base = [*small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp()), "train.sharding=fsdp"]
+@pytest.fixture(scope="module")
+def check(corpus_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    base = [*small_run(corpus_folder, folder, tmp_path_factory.getbasetemp()), "train.batch_rows=12"]
 
-    def run(name, *overrides, ranks=2):
-        said = run_ranks(["-m", "tests.distributed.sharded_model", name, *base, *overrides], ranks)
-        return json.loads(said[0].splitlines()[-1])
+    def run(*checks, overrides=(), sharding="fsdp", ranks=2):
+        command = ["-m", "tests.distributed.sharded_model", ",".join(checks), *base, f"train.sharding={sharding}"]
+        return json.loads(run_ranks([*command, *overrides], ranks)[0].splitlines()[-1])
 
     return run
 
 
-@pytest.mark.parametrize("tied", ["true", "false"])
-def test_initial_weights_are_those_of_one_rank_and_each_rank_holds_its_shard(check, tied):
-    found = check("initial_weights", f"model.tie_word_embeddings={tied}", "model.balancing=bias")
-    assert found["equal"]
-    assert found["held"] < 0.55 * found["all"]
+@pytest.fixture(scope="module")
+def found(check):
+    """What one launch finds of the checks that need the same settings."""
+    overrides = ("model.tie_word_embeddings=true", "model.balancing=bias")
+    return check("initial_weights", "collectives", "graphs", overrides=overrides)
 
 
-@pytest.mark.parametrize(("sharding", "kind"), [("fsdp", "reduce_scatter"), ("none", "allreduce")])
-def test_gradients_are_reduced_once_per_step(check, sharding, kind):
-    found = check("collectives", f"train.sharding={sharding}", "train.batch_rows=12")
-    counts = [sum(n for name, n in found[micro].items() if kind in name) for micro in ("1", "3")]
-    assert counts[0] == counts[1] > 0, found
+def assert_sharded(weights):
+    assert weights["equal"]
+    assert weights["held"] < 0.55 * weights["all"]
 
 
-def test_a_sharded_layer_has_no_more_graphs_than_an_unsharded_one(check):
-    found = check("graphs")
-    assert found["sharded"]["graphs"] == found["alone"]["graphs"] > 0
-    assert found["sharded"]["losses"] == pytest.approx(found["alone"]["losses"], rel=1e-4)
+def test_initial_weights_are_those_of_one_rank_and_each_rank_holds_its_shard(found):
+    assert_sharded(found["initial_weights"])
+
+
+@pytest.mark.slow
+def test_initial_weights_without_tied_embeddings_too(check):
+    assert_sharded(check("initial_weights")["initial_weights"])
+
+
+def collectives(counts, kind):
+    """Collectives of a kind with one and with three micro-batches."""
+    return [sum(n for name, n in counts[micro].items() if kind in name) for micro in ("1", "3")]
+
+
+def test_sharded_gradients_are_reduced_once_per_step(found):
+    one, three = collectives(found["collectives"], "reduce_scatter")
+    assert one == three == 4, found["collectives"]  # the layers, and the rest
+
+
+@pytest.mark.slow
+def test_replicated_gradients_are_reduced_once_per_step(check):
+    one, three = collectives(check("collectives", sharding="none")["collectives"], "allreduce")
+    assert one == three > 0
+
+
+def test_a_sharded_layer_has_no_more_graphs_than_an_unsharded_one(found):
+    sharded, alone = found["graphs"]["sharded"], found["graphs"]["alone"]
+    assert sharded["graphs"] == alone["graphs"] > 0
+    assert sharded["losses"] == pytest.approx(alone["losses"], rel=1e-4)
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_sharded_model_is_read_as_an_unsharded_one_whatever_the_share_of_each_rank(check, ranks):
     """Ranks have unequal numbers of batches of each kind, some none, and training goes on in between."""
     probes = ("probes.tasks=[quiz.jsonl]", "probes.generate=true", "train.compile=false")
-    found = check("evaluations", *MARKED_ANSWERS, *probes, "train.eval_tokens=200", ranks=ranks)
+    overrides = (*MARKED_ANSWERS, *probes, "train.eval_tokens=200")
+    found = check("evaluations", overrides=overrides, ranks=ranks)["evaluations"]
     sharded, alone = found["sharded"], found["alone"]
     assert sharded["answers"] == alone["answers"] > 0
     assert {"adding", "owners"} <= set(sharded["probes"])

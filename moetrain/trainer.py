@@ -38,6 +38,7 @@ from moetrain.loggers.trackers import start_trackers
 from moetrain.models.backends import choose_backends
 from moetrain.models.transformer import Output
 from moetrain.monitoring.budget import Readings
+from moetrain.monitoring.exposures import ExposureLosses
 from moetrain.monitoring.monitor import CLOCKED, Monitor
 from moetrain.monitoring.recording import StreamRecorder
 from moetrain.monitoring.state import MonitorState, build_panel_monitor
@@ -118,11 +119,12 @@ class Trainer:
         steps = min(stream.steps, settings.train.max_steps or stream.steps)
         clock = Clock(layout.device)
         panel = build_panel_monitor(corpus, stream, settings, steps, rows)
+        exposures = ExposureLosses(stream, domains, settings.monitor.exposure_window, layout)
         state = RunState(
             balancing=Balancing(transformer, settings.model),
             guards=Guards(settings.guard),
             train_metrics=TrainMetrics(domains),
-            monitor=MonitorState.build(settings, panel, probes, layout.all_gather_objects),
+            monitor=MonitorState.build(settings, panel, probes, exposures, layout.all_gather_objects),
         )
         monitor = Monitor(settings, corpus, layout, state.monitor, validation, domains, clock)
         return cls(
@@ -135,7 +137,7 @@ class Trainer:
             optimizer=make_optimizer(transformer, settings.optim),
             state=state,
             monitor=monitor,
-            recorder=StreamRecorder(settings, stream, state.monitor.stream, layout, monitor.incidents),
+            recorder=StreamRecorder(settings, stream, state.monitor, layout, monitor.incidents),
             clock=clock,
             steps=steps,
             matmul_rate=layout.world_size * matmul_rate(layout.device, dtype),
@@ -238,7 +240,7 @@ class Trainer:
         state.step = step
         state.tokens_trained += tokens
         self.clock.add_tokens(tokens)
-        if settings.watches_routing:
+        if settings.monitor.enabled:
             with self.clock.measure("record"):
                 self.recorder.record(step, outputs)
 

@@ -74,6 +74,12 @@ class MonitorSettings(Section):
         "15% each of a shorter one; the chosen values are written to the run's config.yaml.",
     )
     every: int = Field(50, ge=1, description="Steps between readings of the streaming metrics.")
+    exposure_window: int = Field(
+        256,
+        ge=8,
+        description="Newest samples, per domain and number of earlier exposures, that loss/first_exposure and "
+        "loss/exposure_K are means over.",
+    )
     window: int = Field(
         64, ge=2, description="Newest samples per domain over which the streaming metrics are computed."
     )

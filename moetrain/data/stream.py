@@ -186,6 +186,30 @@ class Stream:
         )
 
     @cached_property
+    def text_of_sample(self) -> np.ndarray:
+        """A number of each sample's text, int64 [samples]; copies of a text share it, as they share their tokens."""
+        places = np.stack([self.samples.domain.astype(np.int64), self.samples.start])
+        return np.unique(places, axis=1, return_inverse=True)[1].reshape(-1)
+
+    @cached_property
+    def text_of_document(self) -> np.ndarray:
+        """A number of the text of a sample's whole document, int64 [samples]; copies of a document share it."""
+        start = self.samples.start - self.samples.piece.astype(np.int64) * (self._seq_len - MARKS)
+        places = np.stack([self.samples.domain.astype(np.int64), start])
+        return np.unique(places, axis=1, return_inverse=True)[1].reshape(-1)
+
+    @cached_property
+    def exposures(self) -> np.ndarray:
+        """How often the stream holds a sample's text before that sample, int64 [samples]; 0 outside of the stream."""
+        order = self.rows.samples
+        text = self.text_of_sample[order]
+        by_text = np.argsort(text, kind="stable")
+        first = np.searchsorted(text[by_text], text[by_text], side="left")
+        exposures = np.zeros(len(self.samples), np.int64)
+        exposures[order[by_text]] = np.arange(len(order)) - first
+        return exposures
+
+    @cached_property
     def answered(self) -> np.ndarray:
         """Whether the document of a sample marks an answer and the sample holds all of it, bool [samples]."""
         samples = self.samples

@@ -17,6 +17,7 @@ from .consistency import (
 from .correlation import Correlation, correlate, first_above_chance
 from .describe import describe
 from .estimate import Estimate, jackknife, mean_of_samples, share
+from .exposure import exposure_bucket, mean_per_token
 from .generalization import generalized_at, generalized_groups, generalized_onsets
 from .kernel import (
     RiskBound,
@@ -89,6 +90,7 @@ __all__ = [
     "describe",
     "effective_dimension",
     "effective_rank",
+    "exposure_bucket",
     "first_above_chance",
     "generalized_at",
     "generalized_groups",
@@ -105,6 +107,7 @@ __all__ = [
     "max_cosine",
     "mean_delay",
     "mean_of_samples",
+    "mean_per_token",
     "memorized_at",
     "memorized_gap",
     "memorized_groups",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moetrain.checkpoint.manager import Checkpoint, checkpoint_folder
+from moetrain.grokking import Estimate
 from moetrain.loggers.events import Events, as_event
 from moetrain.loggers.heat_map import heat_map
 from moetrain.loggers.tensorboard import TensorBoard, cut_run_files, event_file_sizes
@@ -80,6 +81,11 @@ class RunLogger:
                     self._scalar(f"stream/{metric}/{reading.domain}", estimate.mean, step)
             shown = {"D_path": reading.metrics["d_path"].mean, "cosine": reading.metrics["cosine"].mean}
             self._terminal.values(reading.domain, shown)
+
+    def metrics(self, step: int, estimates: Mapping[str, Estimate]) -> None:
+        """Points of metrics by tag."""
+        for tag, estimate in estimates.items():
+            self._scalar(tag, estimate.mean, step)
 
     def panel(self, points: PanelPoints) -> None:
         """The metrics of a panel reading."""

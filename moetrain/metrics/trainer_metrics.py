@@ -14,6 +14,18 @@ TRAINER_METRICS: tuple[Metric, ...] = (
     Metric("dead", "experts/dead", "Experts without a token, per layer", (MODEL,), compared=True),
     Metric("router_entropy", "", "Entropy of the router", (MODEL,), evidence=11,
            text="Entropy of the router's probabilities, mean over tokens and layers, in nats."),
+    Metric("first_exposure", "loss/first_exposure", "Loss at first exposure", (DOMAIN,), compared=True,
+           chart="loss at first exposure (a test loss at no cost)",
+           text="Training loss of texts that the run meets for the first time, before the update, in nats per token, "
+           "over the newest samples: a test loss that costs nothing. While it falls, the domain is still being learned "
+           "in a way that carries over to new text."),
+    *(
+        Metric(f"exposure_{count}", f"loss/exposure_{count}", f"Loss after {count} or more exposures", (DOMAIN,),
+               chart="loss by earlier exposures", text=f"Training loss of texts that the run has trained on at least "
+               f"{count} times, and less than twice as often, before the update, in nats per token. Its distance to "
+               "loss/first_exposure is what the earlier exposures to the same text are worth.")
+        for count in (1, 2, 4, 8, 16, 32, 64)
+    ),
     Metric("balance", "loss/balance", "Load-balancing loss", (MODEL,),
            text="Load-balancing loss, mean over layers. It is 1 where all experts have the same load."),
     Metric("z", "loss/z", "Router z loss", (MODEL,),

@@ -105,7 +105,8 @@ class Monitor:
         self.logger.validation(step, losses)
 
     def measure_stream(self, model: nn.Module, step: int) -> None:
-        """Have the streaming metrics of each domain computed in the background."""
+        """Log the losses by exposure, and have the streaming metrics of routing computed in the background."""
+        self._measure_exposures(step)
         if not self.settings.watches_routing:
             return
         with self.clock.measure("stream"):
@@ -117,6 +118,19 @@ class Monitor:
                 return
             self.background.submit(stream_points, step, snapshot)
         self.publish()
+
+    def _measure_exposures(self, step: int) -> None:
+        exposures = self.state.exposures
+        if exposures is None or not self.settings.monitor.enabled:
+            return
+        with self.clock.measure("stream"):
+            metrics = exposures.metrics()
+        if self.logger is None:
+            return
+        for tag, estimate in metrics.items():
+            metric, _, domain = tag.rpartition("/")
+            self.state.latest.set(domain, metric, estimate)
+        self.logger.metrics(step, metrics)
 
     def read_panel(self, model: nn.Module, step: int, context: TrainingContext) -> None:
         """Read the panel, store the reading, and have its metrics computed in the background."""

@@ -9,9 +9,9 @@ from moetrain.config import Settings
 from moetrain.data.stream import Batch, Stream
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.transformer import Output
+from moetrain.monitoring.state import MonitorState
 from moetrain.routing.recorder import start_record
 from moetrain.routing.sample_store import SampleStore
-from moetrain.routing.stream import StreamMonitor
 from moetrain.training.incidents import Incident, IncidentLog
 
 
@@ -20,7 +20,7 @@ class StreamRecorder:
 
     Args:
         stream: the training stream.
-        windows: where the newest samples are kept.
+        state: where the newest samples are kept.
         incidents: where samples left out and failed writes are noted.
     """
 
@@ -28,11 +28,12 @@ class StreamRecorder:
         self,
         settings: Settings,
         stream: Stream,
-        windows: StreamMonitor,
+        state: MonitorState,
         layout: ParallelLayout,
         incidents: IncidentLog,
     ) -> None:
-        self._settings, self._stream, self._windows, self._incidents = settings, stream, windows, incidents
+        self._settings, self._stream, self._incidents = settings, stream, incidents
+        self._windows, self._exposures = state.stream, state.exposures
         self._layout = layout
         self._store: SampleStore | None = None
 
@@ -53,8 +54,10 @@ class StreamRecorder:
         rows, slots = self._settings.train.batch_rows, self._stream.most_samples
         row = (step - 1) * rows + self._layout.row_range(rows)[0]
         for batch, output in outputs:
-            assert output.routing is not None
-            self._windows.add(start_record(output.routing, batch, first_order=row * slots))
+            if self._exposures is not None:
+                self._exposures.add(batch, output, first_order=row * slots)
+            if output.routing is not None:
+                self._windows.add(start_record(output.routing, batch, first_order=row * slots))
             row += len(batch.samples_BS)
         self.write(step)
         if dropped := self._windows.not_finite - before:

@@ -14,6 +14,7 @@ from moetrain.data.stream import Stream
 from moetrain.grokking import PhaseThresholds
 from moetrain.metrics import table
 from moetrain.metrics.latest import LatestMetrics
+from moetrain.monitoring.exposures import ExposureLosses
 from moetrain.monitoring.probe_correlations import ProbeCorrelations
 from moetrain.probes.probe_monitor import ProbeMonitor
 from moetrain.probes.tasks import Task
@@ -30,12 +31,14 @@ class MonitorState:
 
     Attributes:
         stream: one window of samples per domain; each rank holds the samples of its own rows.
+        exposures: the losses of the newest samples by earlier exposures, likewise; None in a replay.
         panel: None without a router, with ``monitor.enabled=false``, or where no sample is long enough.
         probes: None without any task.
         latest: kept up to date on the main rank alone.
     """
 
     stream: StreamMonitor
+    exposures: ExposureLosses | None
     panel: PanelMonitor | None
     probes: ProbeMonitor | None
     correlations: ProbeCorrelations | None
@@ -47,12 +50,14 @@ class MonitorState:
         settings: Settings,
         panel: PanelMonitor | None,
         probes: ProbeMonitor | None,
+        exposures: ExposureLosses | None = None,
         gather: Gather = lambda value: [value],
     ) -> MonitorState:
         """The state before the first reading."""
         domains = list(settings.data.domains)
         return cls(
             stream=StreamMonitor(domains, settings.monitor.window, settings.monitor.tau, gather),
+            exposures=exposures,
             panel=panel,
             probes=probes,
             correlations=ProbeCorrelations(domains, probes.history) if probes is not None else None,
@@ -68,6 +73,7 @@ class MonitorState:
         """Tensors per part, for a checkpoint; all ranks must call."""
         return {
             "monitor": self.stream.state(),
+            "exposures": self.exposures.state() if self.exposures is not None else {},
             "panel": self.panel.state() if self.panel is not None else {},
             "probes": self.probes.history.state() if self.probes is not None else {},
             "relations": self.correlations.state() if self.correlations is not None else {},
@@ -76,6 +82,8 @@ class MonitorState:
     def load_tensors(self, tensors: Mapping[str, Tensors], is_main: bool) -> None:
         """Restore what `tensors` returned."""
         self.stream.load_state(tensors.get("monitor", {}), is_main)
+        if self.exposures is not None:
+            self.exposures.load_state(tensors.get("exposures", {}))
         if self.panel is not None:
             self.panel.load_state(tensors.get("panel", {}))
         if self.probes is not None:

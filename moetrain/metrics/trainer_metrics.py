@@ -21,11 +21,19 @@ TRAINER_METRICS: tuple[Metric, ...] = (
            "in a way that carries over to new text."),
     *(
         Metric(f"exposure_{count}", f"loss/exposure_{count}", f"Loss after {count} or more exposures", (DOMAIN,),
-               chart="loss by earlier exposures", text=f"Training loss of texts that the run has trained on at least "
+               text=f"Training loss of texts that the run has trained on at least "
                f"{count} times, and less than twice as often, before the update, in nats per token. Its distance to "
                "loss/first_exposure is what the earlier exposures to the same text are worth.")
         for count in (1, 2, 4, 8, 16, 32, 64)
     ),
+    Metric("excess_confidence", "memorized/excess_confidence", "Excess confidence on texts trained on", (DOMAIN,),
+           text="Entropy of the prediction minus loss, nats per token, over the newest samples of texts that the run "
+           "has trained on before. A calibrated model has 0 on new text, however hard it is. Above 0 the model is "
+           "right more often than it believes, as memorized text makes it; towards perfect recall, and towards a "
+           "perfectly learned rule, it returns to 0."),
+    Metric("excess_confidence_unseen", "memorized/excess_confidence_unseen", "Excess confidence at first exposure",
+           (DOMAIN,), text="The control of memorized/excess_confidence: the same at the first exposure to a text. "
+           "It is near 0 unless the model is badly calibrated, as early in a run."),
     Metric("balance", "loss/balance", "Load-balancing loss", (MODEL,),
            text="Load-balancing loss, mean over layers. It is 1 where all experts have the same load."),
     Metric("z", "loss/z", "Router z loss", (MODEL,),

@@ -17,15 +17,20 @@ _CHUNK_LOGITS_CPU, _CHUNK_LOGITS = 2**23, 2**27
 _FLOAT32_LOGITS_CPU, _FLOAT32_LOGITS = 2**18, 2**27
 
 
-def cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The summed loss, with gradient, and the loss per token [N], without; float32, in nats.
+def cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, entropy: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The summed loss, with gradient; the loss and the entropy of the prediction per token [N], without; float32, nats.
 
-    Negative targets are ignored: their loss is 0. Matmuls run in the dtype of the hidden states; the weight and its
+    Without ``entropy``, which takes one more pass over the logits, the third is None. Negative targets are ignored:
+    their loss and entropy are 0. Matmuls run in the dtype of the hidden states; the weight and its
     gradient may be wider. Gradients are computed with the loss, chunk by chunk, so backward recomputes nothing. A
     frozen weight gets none.
     """
     # Read here: inside an autograd function gradients are always disabled.
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, target_N, torch.is_grad_enabled())
+    gradients = torch.is_grad_enabled()
+    loss_sum, loss_N, entropy_N = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, target_N, gradients, entropy)
+    return loss_sum, loss_N, entropy_N if entropy else None
 
 
 def _chunk(weight_VD: Tensor) -> int:
@@ -56,10 +61,10 @@ def log_probabilities(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) ->
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, gradients: bool
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, gradients: bool, entropy: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = gradients and any(ctx.needs_input_grad[:2])
-        losses, grad_hidden = [], torch.empty_like(hidden_ND) if wanted else None
+        parts, grad_hidden = [], torch.empty_like(hidden_ND) if wanted else None
         ctx.weight_dtype, weight_VD = weight_VD.dtype, weight_VD.to(hidden_ND.dtype)
         grad_weight = None
         if wanted and ctx.needs_input_grad[1]:
@@ -70,29 +75,31 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden_ND), chunk):
             tokens = slice(start, start + chunk)
             logits_CV = torch.mm(hidden_ND[tokens], weight_VD.T, out=buffer_CV[: len(hidden_ND) - start])
-            losses.append(_losses(logits_CV, target_N[tokens], wanted))
+            parts.append(_losses(logits_CV, target_N[tokens], wanted, entropy))
             if grad_hidden is None:
                 continue
             torch.mm(logits_CV, weight_VD, out=grad_hidden[tokens])
             if grad_weight is not None:
                 grad_weight += logits_CV.T @ hidden_ND[tokens]
-        loss_N = torch.cat(losses)
+        loss_N, entropy_N = torch.cat(parts, dim=1)
         if grad_hidden is not None:
             ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.mark_non_differentiable(loss_N)
-        return loss_N.sum(), loss_N
+        ctx.mark_non_differentiable(loss_N, entropy_N)
+        return loss_N.sum(), loss_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, grad_sum: Tensor, grad_loss_N: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(
+        ctx: Any, grad_sum: Tensor, grad_loss_N: Tensor, grad_entropy_N: Tensor
+    ) -> tuple[Tensor, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_sum).to(ctx.weight_dtype)
-        return grad_hidden * grad_sum.to(grad_hidden.dtype), grad_weight, None, None
+        return grad_hidden * grad_sum.to(grad_hidden.dtype), grad_weight, None, None, None
 
 
-def _losses(logits_CV: Tensor, target_C: Tensor, gradients: bool) -> Tensor:
-    """The loss of each token [C], float32; with ``gradients``, the logits are overwritten with their gradient."""
-    losses = []
+def _losses(logits_CV: Tensor, target_C: Tensor, gradients: bool, entropy: bool) -> Tensor:
+    """Loss and, if asked for, entropy of each token, float32 [2, C]; with ``gradients``, the logits are overwritten."""
+    found = []
     part = _part(logits_CV)
     for logits_PV, target_P in zip(logits_CV.split(part), target_C.split(part), strict=True):
         predicted_P, index_P1 = target_P >= 0, target_P.clamp(min=0)[:, None]
@@ -100,8 +107,11 @@ def _losses(logits_CV: Tensor, target_C: Tensor, gradients: bool) -> Tensor:
         probs_PV = wide_PV.softmax(-1)
         # The largest probability is 1 / sum(exp(logit - largest logit)): logsumexp without another pass.
         log_sum_P = wide_PV.amax(-1) - probs_PV.amax(-1).log()
-        losses.append(torch.where(predicted_P, log_sum_P - wide_PV.gather(1, index_P1)[:, 0], 0.0))
+        loss_P = log_sum_P - wide_PV.gather(1, index_P1)[:, 0]
+        # The entropy of a softmax is its logsumexp minus the expected logit.
+        entropy_P = log_sum_P - (probs_PV * wide_PV).sum(-1) if entropy else torch.zeros_like(loss_P)
+        found.append(torch.where(predicted_P, torch.stack([loss_P, entropy_P]), 0.0))
         if gradients:
             probs_PV.scatter_add_(1, index_P1, torch.full_like(probs_PV[:, :1], -1.0))
             logits_PV.copy_(probs_PV.mul_(predicted_P[:, None]))
-    return torch.cat(losses)
+    return torch.cat(found, dim=1)

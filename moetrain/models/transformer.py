@@ -58,6 +58,7 @@ class Output:
 
     loss_sum: Tensor  # nats, summed over predicted tokens; with gradient
     loss_BT: Tensor  # nats per token, 0 where nothing is predicted; no gradient
+    entropy_BT: Tensor | None  # of the prediction, likewise; None where it was not asked for
     routing: Routing | None  # None for the dense twin, which has no router
 
 
@@ -237,17 +238,26 @@ class Transformer(nn.Module):
             model.lm_head.weight = model.model.embed_tokens.weight
         return model.eval()
 
-    def forward(self, inputs: PackedTokens, record_layer_inputs: bool = False) -> Output:
+    def forward(self, inputs: PackedTokens, record_layer_inputs: bool = False, entropy: bool = False) -> Output:
         """Loss and routing of packed rows.
 
         Args:
             inputs: with targets.
             record_layer_inputs: whether the routing also holds the inputs of each layer's router, summed per sample.
+            entropy: whether the output also holds the entropy of each prediction.
         """
         assert inputs.targets_BT is not None
         hidden_ND, routing = self._hidden_states(inputs, record_layer_inputs)
-        loss_sum, loss_N = cross_entropy(hidden_ND.to(self.dtype), self.lm_head.weight, inputs.targets_BT.flatten())
-        return Output(loss_sum=loss_sum, loss_BT=loss_N.view_as(inputs.targets_BT), routing=routing)
+        targets_BT = inputs.targets_BT
+        loss_sum, loss_N, entropy_N = cross_entropy(
+            hidden_ND.to(self.dtype), self.lm_head.weight, targets_BT.flatten(), entropy
+        )
+        return Output(
+            loss_sum=loss_sum,
+            loss_BT=loss_N.view_as(targets_BT),
+            entropy_BT=None if entropy_N is None else entropy_N.view_as(targets_BT),
+            routing=routing,
+        )
 
     def hidden_states(self, inputs: PackedTokens, record_layer_inputs: bool = False) -> tuple[Tensor, Routing | None]:
         """Final hidden states after the norm, float32 [N, D], and the routing."""

@@ -40,6 +40,7 @@ class SampleLosses:
     document: np.ndarray  # int64, the same for all copies of a document
     loss: np.ndarray  # float64, nats, summed over predicted tokens
     tokens: np.ndarray  # float64, predicted tokens
+    entropy: np.ndarray  # float64, nats, of these tokens' predictions; NaN where the step did not compute it
 
     def __len__(self) -> int:
         return len(self.order)
@@ -74,11 +75,13 @@ class ExposureLosses:
         slots = torch.arange(batch.samples_BS.shape[1], device=batch.slots_BT.device)
         predicted_BT = batch.targets_BT != IGNORED
         member_BST = (batch.slots_BT[:, None] == slots[None, :, None]) & predicted_BT[:, None]
-        values_BT2 = torch.stack([output.loss_BT.detach().double(), predicted_BT.double()], dim=-1)
-        sums_BS2 = torch.bmm(member_BST.double(), values_BT2)
+        entropy_BT = torch.full_like(output.loss_BT, torch.nan) if output.entropy_BT is None else output.entropy_BT
+        parts = (output.loss_BT, predicted_BT, torch.where(predicted_BT, entropy_BT, 0.0))
+        values_BT3 = torch.stack([part.detach().double() for part in parts], dim=-1)
+        sums_BS3 = torch.bmm(member_BST.double(), values_BT3)
         samples_BS = batch.samples_BS.numpy()
         order_BS = first_order + np.arange(samples_BS.size).reshape(samples_BS.shape)
-        self._pending.append((samples_BS, order_BS, HostCopy([sums_BS2])))
+        self._pending.append((samples_BS, order_BS, HostCopy([sums_BS3])))
         self._settle(_MOST_PENDING)
 
     def windows(self) -> SampleLosses | None:
@@ -99,6 +102,13 @@ class ExposureLosses:
                 if len(np.unique(group.document)) >= LEAST_DOCUMENTS:
                     tag = f"loss/exposure_{exposures}" if exposures else "loss/first_exposure"
                     found[f"{tag}/{domain}"] = grokking.mean_per_token(group.loss, group.tokens, group.document)
+            for tag, seen_before in (("excess_confidence", True), ("excess_confidence_unseen", False)):
+                group = held.take(
+                    (held.domain == number) & ((held.exposures > 0) == seen_before) & np.isfinite(held.entropy)
+                )
+                if len(np.unique(group.document)) >= LEAST_DOCUMENTS:
+                    excess = grokking.mean_per_token(group.entropy - group.loss, group.tokens, group.document)
+                    found[f"memorized/{tag}/{domain}"] = excess
         return found
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -116,9 +126,9 @@ class ExposureLosses:
     def _settle(self, pending: int) -> None:
         while self._pending and (len(self._pending) > pending or self._pending[0][2].arrived):
             samples_BS, order_BS, copy = self._pending.popleft()
-            (sums_BS2,) = copy.wait()
+            (sums_BS3,) = copy.wait()
             there = samples_BS >= 0
-            samples, sums = samples_BS[there], sums_BS2.numpy()[there]
+            samples, sums = samples_BS[there], sums_BS3.numpy()[there]
             exposures = grokking.exposure_bucket(self._stream.exposures[samples])
             arrived = SampleLosses(
                 order=order_BS[there],
@@ -127,6 +137,7 @@ class ExposureLosses:
                 document=self._stream.text_of_document[samples],
                 loss=sums[:, 0],
                 tokens=sums[:, 1],
+                entropy=sums[:, 2],
             )
             arrived = arrived.take(np.isfinite(arrived.loss) & (arrived.tokens > 0))
             parts = [arrived] if self._held is None else [self._held, arrived]

@@ -188,7 +188,7 @@ def _backward(model: Transformer, members: Sequence[Request], padding: int, batc
     for batch in pack_requests(members, padding, batch_tokens):
         moved = batch.to(device)
         hidden_KD = scored_hidden_states(model, moved).to(model.dtype)
-        loss_sum, _ = cross_entropy(hidden_KD, model.lm_head.weight.to(model.dtype), moved.targets_K)
+        loss_sum, *_ = cross_entropy(hidden_KD, model.lm_head.weight.to(model.dtype), moved.targets_K)
         (loss_sum / count).backward()
         loss += loss_sum.item() / count
     return loss

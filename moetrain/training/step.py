@@ -19,6 +19,9 @@ from moetrain.models.transformer import Output
 from moetrain.optim.builder import Optimizer
 from moetrain.training.balancing import Balancing
 
+ENTROPY_EVERY = 4
+"""Steps from one whose predictions' entropy is computed, at the cost of a pass over the logits, to the next."""
+
 
 @dataclass(frozen=True)
 class StepStatistics:
@@ -57,6 +60,7 @@ def forward_backward(
     first, share = layout.row_range(settings.train.batch_rows)
     micro = settings.train.micro_batch_rows or share
     predicted, real = stream.predicted_tokens(step), stream.real_tokens(step)
+    entropy = settings.monitor.enabled and step % ENTROPY_EVERY == 0
     sums: list[torch.Tensor] = []
     layout.progress.step = step + 1
     for start in range(first, first + share, micro):
@@ -64,7 +68,7 @@ def forward_backward(
         batch = stream.batch(step, start, micro).to(layout.device)
         layout.progress.mark()
         with accumulate(model, last=start + micro == first + share):
-            output: Output = model(batch.model_input(settings.watches_routing))
+            output: Output = model(batch.model_input(settings.watches_routing), entropy=entropy)
             loss = part_of_loss(output, balancing, settings, predicted, real)
             # Gradients are averaged over ranks; this loss is already divided by the tokens of all ranks.
             (loss * layout.world_size).backward()

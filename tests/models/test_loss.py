@@ -19,7 +19,7 @@ def test_chunks_equal_torchs_own_forward_and_backward(monkeypatch, chunk, float3
         hidden = torch.randn(150, 16, requires_grad=True)
         weight = torch.randn(50, 16, requires_grad=True)
         if own:
-            total, per_token = cross_entropy(hidden, weight, target)
+            total, per_token, _ = cross_entropy(hidden, weight, target)
         else:
             per_token = F.cross_entropy(hidden @ weight.T, target, reduction="none")
             total = per_token.sum()
@@ -32,7 +32,7 @@ def test_chunks_equal_torchs_own_forward_and_backward(monkeypatch, chunk, float3
 def test_ignored_targets_have_loss_0_also_without_gradients():
     hidden, weight = torch.randn(5, 4), torch.randn(9, 4)
     with torch.no_grad():
-        total, per_token = cross_entropy(hidden, weight, torch.full((5,), -100))
+        total, per_token, _ = cross_entropy(hidden, weight, torch.full((5,), -100))
     assert total == 0
     assert (per_token == 0).all()
 
@@ -58,7 +58,7 @@ def test_matmuls_in_bf16_leave_the_weight_and_its_gradient_in_float32():
     hidden = torch.randn(70, 16, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(90, 16).bfloat16().float().requires_grad_()
     target = torch.randint(0, 90, (70,))
-    total, per_token = cross_entropy(hidden, weight, target)
+    total, per_token, _ = cross_entropy(hidden, weight, target)
     total.backward()
     exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
     exact = F.cross_entropy(exact_hidden @ exact_weight.T, target, reduction="none")
@@ -72,5 +72,27 @@ def test_matmuls_in_bf16_leave_the_weight_and_its_gradient_in_float32():
 def test_a_loss_of_any_size_is_finite_and_exact():
     hidden = torch.tensor([[300.0], [-300.0], [0.0]])
     weight = torch.tensor([[1.0], [-1.0], [0.5]])
-    _, per_token = cross_entropy(hidden, weight, torch.tensor([1, 1, 2]))
+    _, per_token, _ = cross_entropy(hidden, weight, torch.tensor([1, 1, 2]))
     torch.testing.assert_close(per_token, torch.tensor([600.0, 0.0, torch.tensor(3.0).log()]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_entropy_is_that_of_the_prediction_and_changes_nothing_else(monkeypatch, dtype):
+    monkeypatch.setattr(module, "_CHUNK_LOGITS_CPU", 1)
+    monkeypatch.setattr(module, "_FLOAT32_LOGITS_CPU", 7 * 50)
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(size, 16).to(dtype) for size in (150, 50))
+    target = torch.randint(0, 50, (150,))
+    target[::7] = -100
+    found = []
+    for asked in (False, True):
+        inputs = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+        total, per_token, entropy = cross_entropy(*inputs, target, entropy=asked)
+        total.backward()
+        found.append((per_token, *(each.grad for each in inputs), entropy))
+    (*without, none), (*with_entropy, entropy) = found
+    assert none is None
+    assert all(torch.equal(a, b) for a, b in zip(without, with_entropy, strict=True))
+    expected = torch.distributions.Categorical(logits=(hidden @ weight.T).float()).entropy()
+    torch.testing.assert_close(entropy, torch.where(target >= 0, expected, 0.0), rtol=1e-4, atol=1e-4)
+    assert not entropy.requires_grad

@@ -23,7 +23,7 @@ REPEATED = ("data.domains.sums.repeats=5", "data.domains.sums.limit=40", "train.
 
 @pytest.fixture
 def repeated(make_settings):
-    return make_settings(*REPEATED, "train.max_steps=30", "monitor.exposure_window=16")
+    return make_settings(*REPEATED, "train.max_steps=30", "monitor.exposure_window=48")
 
 
 def test_exposures_count_the_copies_that_the_stream_holds_before(repeated):
@@ -46,7 +46,8 @@ def test_exposures_count_the_copies_that_the_stream_holds_before(repeated):
     assert len(set(copies.values())) == len(copies)
 
 
-def test_the_windows_hold_the_newest_losses_of_the_steps_themselves(repeated):
+def test_the_windows_hold_the_newest_losses_of_the_steps_themselves(repeated, monkeypatch):
+    monkeypatch.setattr("moetrain.training.step.ENTROPY_EVERY", 2)
     trainer = Trainer.build(repeated)
     losses = {}
     try:
@@ -70,7 +71,7 @@ def test_the_windows_hold_the_newest_losses_of_the_steps_themselves(repeated):
             chosen = [
                 s for s, b in zip(trained, bucket, strict=True) if b == count and stream.samples.domain[s] == domain
             ]
-            newest = chosen[-16:]
+            newest = chosen[-48:]
             mine = held.take((held.domain == domain) & (held.exposures == count))
             assert mine.loss == pytest.approx([losses[s][0] for s in newest], rel=1e-5)
             assert mine.tokens.tolist() == [losses[s][1] for s in newest]
@@ -85,6 +86,12 @@ def test_the_windows_hold_the_newest_losses_of_the_steps_themselves(repeated):
             assert metrics[tag].mean == pytest.approx(expected.mean, rel=1e-5)
             assert metrics[tag].low == pytest.approx(expected.low, rel=1e-4)
     assert {"loss/first_exposure/stories", "loss/first_exposure/sums", "loss/exposure_1/sums"} <= metrics.keys()
+    measured = held.take(np.isfinite(held.entropy) & (held.domain == 1) & (held.exposures > 0))
+    assert 0 < len(measured) < len(held)
+    excess = (measured.entropy - measured.loss).sum() / measured.tokens.sum()
+    assert metrics["memorized/excess_confidence/sums"].mean == pytest.approx(excess)
+    assert {"memorized/excess_confidence_unseen/sums", "memorized/excess_confidence_unseen/stories"} <= metrics.keys()
+    assert "memorized/excess_confidence/stories" not in metrics
     assert not any("exposure_1/stories" in tag for tag in metrics)  # every story is met once
 
 

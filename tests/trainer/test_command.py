@@ -124,6 +124,8 @@ FIXED = {
             "stream/cosine",
             "stream/inconsistency",
             "stream/spread",
+            "loss/first_exposure",
+            "memorized/excess_confidence_unseen",
             "loss/panel_seen",
             "loss/panel_to_come",
             "loss/panel_heldout",
@@ -191,5 +193,5 @@ def test_a_panel_without_members_is_left_out(run_main, tmp_path):
 def test_monitoring_leaves_the_training_bit_for_bit_as_it_was(run_main, finished, tmp_path):
     assert run_main("monitor.enabled=false", "run.name=silent") == 0
     watched, silent = scalars(finished), scalars(tmp_path / "runs" / "silent")
-    routing = ("stream/", "pathway", "kernel/", "memorized/", "loss/panel", "phase/")
+    routing = ("stream/", "pathway", "kernel/", "memorized/", "loss/panel", "loss/first_exposure", "phase/")
     assert silent == {tag: points for tag, points in watched.items() if not tag.startswith(routing)}

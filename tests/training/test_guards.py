@@ -144,7 +144,7 @@ def step_of_three_samples(losses, counts):
         counts_LBRE[:, row, 2 * slot] = torch.tensor(by_layer)
         counts_LBRE[:, row, 2 * slot + 1] = torch.tensor(by_layer)
     none = torch.zeros(0)
-    return batch, Output(none, values, Routing(none, counts_LBRE, none, none, none, none, none))
+    return batch, Output(none, values, values, Routing(none, counts_LBRE, none, none, none, none, none))
 
 
 SAMPLES = Samples(
@@ -175,7 +175,12 @@ def test_dead_experts_name_the_samples_that_crowd_on_other_experts_in_their_laye
     found = incident_samples(Incident(1, "dead_experts", "", {"experts": [[1, 0]]}), recorded, SAMPLES, ["a", "b"], 1)
     assert found == [named(0, share=7 / 8)]
     batch, output = recorded[0]
-    unwatched = Output(output.loss_sum, output.loss_BT, Routing(*[torch.zeros(2, 2, 0, 2)] * 2, *[torch.zeros(0)] * 5))
+    unwatched = Output(
+        output.loss_sum,
+        output.loss_BT,
+        output.entropy_BT,
+        Routing(*[torch.zeros(2, 2, 0, 2)] * 2, *[torch.zeros(0)] * 5),
+    )
     nobody = incident_samples(
         Incident(1, "dead_experts", "", {"experts": [[1, 0]]}), [(batch, unwatched)], SAMPLES, ["a", "b"], 1
     )

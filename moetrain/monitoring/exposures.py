@@ -90,25 +90,37 @@ class ExposureLosses:
         parts = [part for part in self._layout.all_gather_objects(self._held) if part is not None]
         return self._newest(SampleLosses.join(parts)) if parts else None
 
-    def metrics(self) -> dict[str, Estimate]:
-        """Mean loss per predicted token in nats, by tag, with intervals over documents; all ranks must call."""
+    def metrics(self, after_step: int = 0) -> dict[str, Estimate]:
+        """Metrics per predicted token, in nats, by tag, with intervals over documents; all ranks must call.
+
+        ``loss/first_exposure`` and ``loss/exposure_K``: mean loss. ``memorized/excess_confidence``: entropy of the
+        prediction minus loss, over the newest texts trained on before; ``..._unseen``: at first exposure.
+
+        Args:
+            after_step: windows without a sample of a later step have no value: a curve ends where a domain has no
+                more samples of its kind.
+        """
         held = self.windows()
         found: dict[str, Estimate] = {}
         if held is None:
             return found
+        first_order = after_step * self._stream.batch_rows * self._stream.most_samples
+
+        def add(tag: str, group: SampleLosses, values: np.ndarray) -> None:
+            current = len(group) and group.order[-1] >= first_order
+            if current and len(np.unique(group.document)) >= LEAST_DOCUMENTS:
+                found[tag] = grokking.mean_per_token(values, group.tokens, group.document)
+
         for number, domain in enumerate(self._domains):
-            for exposures in np.unique(held.exposures[held.domain == number]).tolist():
-                group = held.take((held.domain == number) & (held.exposures == exposures))
-                if len(np.unique(group.document)) >= LEAST_DOCUMENTS:
-                    tag = f"loss/exposure_{exposures}" if exposures else "loss/first_exposure"
-                    found[f"{tag}/{domain}"] = grokking.mean_per_token(group.loss, group.tokens, group.document)
+            own = held.take(held.domain == number)
+            for exposures in np.unique(own.exposures).tolist():
+                group = own.take(own.exposures == exposures)
+                tag = f"loss/exposure_{exposures}" if exposures else "loss/first_exposure"
+                add(f"{tag}/{domain}", group, group.loss)
             for tag, seen_before in (("excess_confidence", True), ("excess_confidence_unseen", False)):
-                group = held.take(
-                    (held.domain == number) & ((held.exposures > 0) == seen_before) & np.isfinite(held.entropy)
-                )
-                if len(np.unique(group.document)) >= LEAST_DOCUMENTS:
-                    excess = grokking.mean_per_token(group.entropy - group.loss, group.tokens, group.document)
-                    found[f"memorized/{tag}/{domain}"] = excess
+                measured = own.take(((own.exposures > 0) == seen_before) & np.isfinite(own.entropy))
+                newest = measured.take(np.arange(len(measured))[-self._size :])
+                add(f"memorized/{tag}/{domain}", newest, newest.entropy - newest.loss)
         return found
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -124,7 +124,7 @@ class Monitor:
         if exposures is None or not self.settings.monitor.enabled:
             return
         with self.clock.measure("stream"):
-            metrics = exposures.metrics()
+            metrics = exposures.metrics(after_step=step - self.settings.monitor.every)
         if self.logger is None:
             return
         for tag, estimate in metrics.items():

@@ -203,7 +203,7 @@ def replay(
     write_file(folder / "config.yaml", texts.settings.to_yaml())
     tasks = texts.probes.prepared.tasks if texts.probes is not None else []
     logger = RunLogger(folder, texts.panel.domains, None, terminal, tasks)
-    state = MonitorState.build(texts.settings, texts.panel, texts.probes)
+    state = MonitorState.build(texts.settings, texts.panel, texts.probes, layout)
     monitor = Monitor(
         texts.settings,
         texts.corpus,

@@ -38,7 +38,6 @@ from moetrain.loggers.trackers import start_trackers
 from moetrain.models.backends import choose_backends
 from moetrain.models.transformer import Output
 from moetrain.monitoring.budget import Readings
-from moetrain.monitoring.exposures import ExposureLosses
 from moetrain.monitoring.monitor import CLOCKED, Monitor
 from moetrain.monitoring.recording import StreamRecorder
 from moetrain.monitoring.state import MonitorState, build_panel_monitor
@@ -119,12 +118,11 @@ class Trainer:
         steps = min(stream.steps, settings.train.max_steps or stream.steps)
         clock = Clock(layout.device)
         panel = build_panel_monitor(corpus, stream, settings, steps, rows)
-        exposures = ExposureLosses(stream, domains, settings.monitor.exposure_window, layout)
         state = RunState(
             balancing=Balancing(transformer, settings.model),
             guards=Guards(settings.guard),
             train_metrics=TrainMetrics(domains),
-            monitor=MonitorState.build(settings, panel, probes, exposures, layout.all_gather_objects),
+            monitor=MonitorState.build(settings, panel, probes, layout, stream),
         )
         monitor = Monitor(settings, corpus, layout, state.monitor, validation, domains, clock)
         return cls(
@@ -146,8 +144,8 @@ class Trainer:
 
     def describe(self) -> None:
         """Print what is about to be trained, on what, and how much data stays unused."""
-        model, ranks = inner_model(self.model), self.layout.world_size
-        print_preview(self.terminal, model, ranks, self.corpus, self.stream, self.steps, self.settings)
+        model = inner_model(self.model)
+        print_preview(self.terminal, model, self.layout.world_size, self.corpus, self.stream, self.steps, self.settings)
         if probes := self.state.monitor.probes:
             self.terminal.table("probes", COLUMNS, probes.rows())
         self.terminal.note(stream_line(self.stream, self.steps, self.settings))

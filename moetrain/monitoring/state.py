@@ -11,6 +11,7 @@ import torch
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.stream import Stream
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.grokking import PhaseThresholds
 from moetrain.metrics import table
 from moetrain.metrics.latest import LatestMetrics
@@ -20,7 +21,7 @@ from moetrain.probes.probe_monitor import ProbeMonitor
 from moetrain.probes.tasks import Task
 from moetrain.routing.panel import Panel, draw_panel
 from moetrain.routing.panel_monitor import PanelMonitor
-from moetrain.routing.stream import Gather, StreamMonitor
+from moetrain.routing.stream import StreamMonitor
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -50,14 +51,14 @@ class MonitorState:
         settings: Settings,
         panel: PanelMonitor | None,
         probes: ProbeMonitor | None,
-        exposures: ExposureLosses | None = None,
-        gather: Gather = lambda value: [value],
+        layout: ParallelLayout,
+        stream: Stream | None = None,
     ) -> MonitorState:
-        """The state before the first reading."""
-        domains = list(settings.data.domains)
+        """The state before the first reading; ``stream`` is what a run trains on, None in a replay."""
+        domains, monitor = list(settings.data.domains), settings.monitor
         return cls(
-            stream=StreamMonitor(domains, settings.monitor.window, settings.monitor.tau, gather),
-            exposures=exposures,
+            stream=StreamMonitor(domains, monitor.window, monitor.tau, layout.all_gather_objects),
+            exposures=ExposureLosses(stream, domains, monitor.exposure_window, layout) if stream is not None else None,
             panel=panel,
             probes=probes,
             correlations=ProbeCorrelations(domains, probes.history) if probes is not None else None,

@@ -194,7 +194,8 @@ def test_the_summary_of_an_unfinished_run_equals_that_of_the_finished_one(run, u
     assert set(growing.index) == set(whole.index)
     both = whole.loc[growing.index]
     assert np.allclose(growing["value"], both["value"], rtol=1e-5, equal_nan=True)
-    panel = growing.index.get_level_values("metric").str.startswith(("pathway", "kernel", "memorized", "loss/panel"))
+    of_the_panel = ("pathway", "kernel", "memorized/gap", "memorized/fraction", "loss/panel")
+    panel = growing.index.get_level_values("metric").str.startswith(of_the_panel)
     assert panel.sum() > 30
     assert np.array_equal(growing[panel].to_numpy(float), both[panel].to_numpy(float), equal_nan=True)
     probed = growing.index.get_level_values("task") != ""

@@ -33,6 +33,7 @@ def dry_run(trainer: Trainer) -> None:
     for cost in measure_costs(trainer, seconds):
         auto = settings.monitor.budget == "auto"
         readings = max(LEAST, cost.affordable) if auto else getattr(settings, cost.what).readings
+        readings = min(readings, trainer.steps + 1)  # step 0 and every step
         terminal.note(cost.line(readings))
 
 

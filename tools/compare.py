@@ -70,7 +70,7 @@ def show_exact(runs: list[Path], terminal: Terminal, most: int = 5) -> int:
     sections = compare_exactly(*runs)
     for section in sections:
         count = len(section.differences)
-        terminal.note(f"{section.name}: {section.compared}: {f'{count:,} differences' if count else 'equal'}")
+        terminal.note(f"{section.name}: {section.compared}: {f'{count:,} different' if count else 'equal'}")
         for difference in section.differences[:most]:
             terminal.note(f"  {difference}")
         if count > most:

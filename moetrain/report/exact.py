@@ -79,7 +79,12 @@ def _read_scalars(run: Path) -> dict[str, list[tuple[int, int]]]:
 
 
 def _events(first: Path, second: Path) -> Section:
+    """Events per type, without those of an interruption: ``resume``, and the checkpoint that a signal asked for."""
     a, b = _read_events(first), _read_events(second)
+    if [a.pop("resume", None), b.pop("resume", None)] != [None, None]:
+        steps = [{event["step"] for event in each.get("checkpoint", [])} for each in (a, b)]
+        for each in (a, b):
+            each["checkpoint"] = [e for e in each.get("checkpoint", []) if e["step"] in steps[0] & steps[1]]
     found = Section("events", f"{sum(map(len, a.values())):,} of {len(a)} types")
     for type_ in sorted(a.keys() | b.keys()):
         if different := _first_difference(a.get(type_, []), b.get(type_, []), str):
@@ -139,7 +144,10 @@ def _read_table(path: Path) -> pa.Table:
 
 def _table_differences(a: pa.Table, b: pa.Table) -> Iterator[str]:
     if not a.schema.equals(b.schema, check_metadata=True):
-        yield "another schema or other metadata"
+        names = [table.column_names for table in (a, b)]
+        keys = [table.schema.metadata or {} for table in (a, b)]
+        other = sorted(key.decode() for key in keys[0].keys() | keys[1].keys() if keys[0].get(key) != keys[1].get(key))
+        yield f"other metadata: {', '.join(other)}" if other else f"columns {names[0]} and {names[1]}, or their types"
         return
     for name in a.column_names:
         left, right = a[name], b[name]
@@ -219,5 +227,19 @@ def _first_difference(a: list[Any], b: list[Any], show: Callable[[Any], str]) ->
     lengths = f"{len(a):,} and {len(b):,} entries" if len(a) != len(b) else ""
     if not different:
         return lengths
-    x, y = different[0]
-    return ", ".join(filter(None, (f"{show(x)} and {show(y)}", f"{len(different):,} differ", lengths)))
+    x, y = _innermost(*different[0])
+    return ", ".join(filter(None, (f"{_clip(show(x))} and {_clip(show(y))}", f"{len(different):,} differ", lengths)))
+
+
+def _innermost(x: Any, y: Any) -> tuple[Any, Any]:
+    """The first part in which two values differ: of records the entries that do, of lists the first element."""
+    if isinstance(x, dict) and isinstance(y, dict):
+        keys = [key for key in x.keys() | y.keys() if repr(x.get(key)) != repr(y.get(key))]
+        return {key: x.get(key) for key in sorted(keys)}, {key: y.get(key) for key in sorted(keys)}
+    if isinstance(x, list) and isinstance(y, list) and len(x) == len(y):
+        return next(_innermost(i, j) for i, j in zip(x, y, strict=True) if repr(i) != repr(j))
+    return x, y
+
+
+def _clip(text: str, most: int = 160) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

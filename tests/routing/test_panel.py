@@ -420,7 +420,11 @@ def test_every_logged_panel_metric_can_be_computed_from_the_files(make_settings,
     assert len(recomputed) > 30
     for tag, series in recomputed.items():
         assert points[tag] == series, tag
-    logged = {tag for tag in points if tag.startswith(("pathway", "kernel/", "memorized/", "loss/panel"))}
+    logged = {
+        tag
+        for tag in points
+        if tag.startswith(("pathway", "kernel/", "memorized/gap", "memorized/fraction", "loss/panel"))
+    }
     assert logged == set(recomputed)
 
 

@@ -80,7 +80,7 @@ def test_one_scalar_off_by_one_bit(compared, copy):
     status, printed = compared()
     assert status == 1
     assert "TensorBoard scalars" in printed
-    assert "1 differences\n  loss/train/sums: step 12: " in printed
+    assert "1 different\n  loss/train/sums: step 12: " in printed
     assert printed.count(": equal\n") == 4
 
 
@@ -175,3 +175,20 @@ def test_runs_that_cannot_be_compared(finished_run, copy, tmp_path, capsys):
     }.items():
         assert tool.main([*map(str, runs), "--exact"]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_resumed_run_equals_the_straight_one_and_long_values_are_clipped(compared, copy):
+    lines = [json.loads(line) for line in (copy / "events.jsonl").read_text().splitlines()]
+    interruption = [
+        {"type": "checkpoint", "step": 7, "folder": "checkpoints/step_00000007"},
+        {"type": "resume", "step": 7},
+    ]
+    text = "".join(json.dumps(event) + "\n" for event in [*interruption, *lines])
+    (copy / "events.jsonl").write_text(text)
+    assert compared()[0] == 0
+    lines[-1]["problem"] = "x" * 1000
+    (copy / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in lines))
+    status, printed = compared()
+    assert status == 1
+    assert max(map(len, printed.splitlines())) < 400
+    assert "problem" in printed

@@ -16,6 +16,11 @@ from moetrain.config import Settings, SettingsError
 from moetrain.data.workers import available_cpus
 from moetrain.distributed.mesh import ParallelLayout, make_mesh
 
+JOIN_TIMEOUT = timedelta(minutes=10)
+"""How long ranks wait for each other at the start of a launch."""
+# Rank 0 alone prepares data, for which the others may wait for hours. The watchdog shortens this once training runs.
+_PREPARATION_TIMEOUT = timedelta(hours=12)
+
 
 def start_ranks(settings: Settings) -> ParallelLayout:
     """Join this launch's ranks, with gloo on CPU and NCCL on CUDA, and set up threads and determinism.
@@ -33,10 +38,15 @@ def start_ranks(settings: Settings) -> ParallelLayout:
     if not torch.cuda.is_available():
         # Without this, accelerate launch gives a rank on CPU one thread.
         torch.set_num_threads(settings.train.threads or max(1, available_cpus() // local_world_size))
-    # Rank 0 alone prepares data, for which the others may wait much longer than the default 10 to 30 minutes.
-    # The watchdog shortens this timeout once training runs.
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
-    launched, joined = int(os.environ.get("WORLD_SIZE", "1")), state.num_processes
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=JOIN_TIMEOUT)
+    except dist.DistError as error:
+        raise SettingsError(
+            f"not all of {launched} processes joined within {JOIN_TIMEOUT.total_seconds():.0f} s "
+            f"({str(error).splitlines()[0]}): start all of them, or see why one ended"
+        ) from None
+    joined = state.num_processes
     if joined != launched:
         raise SettingsError(
             f"{launched} processes were launched but {joined} joined: "
@@ -53,7 +63,9 @@ def start_ranks(settings: Settings) -> ParallelLayout:
     mesh = None
     if launched > 1:
         mesh = make_mesh(settings.train.sharding, launched, local_world_size, state.device)
-    return ParallelLayout(state.process_index, launched, local_world_size, state.device, mesh)
+    layout = ParallelLayout(state.process_index, launched, local_world_size, state.device, mesh)
+    layout.set_timeout(_PREPARATION_TIMEOUT)
+    return layout
 
 
 def _check_same_settings(settings: Settings) -> None:

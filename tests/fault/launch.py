@@ -8,12 +8,14 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 
 from moetrain.atomic_io import write_file
+from moetrain.distributed import launch as ranks
 from moetrain.train import main
 from tests.distributed.ranks import free_port
 
@@ -89,6 +91,7 @@ def _run(overrides: list[str], log: Path, fault: str, place: dict[str, str]) -> 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     os.environ |= place
+    ranks.JOIN_TIMEOUT = timedelta(seconds=60)  # one that is killed before it joins
     if fault:
         os.environ["MOETRAIN_FAULT"] = fault
     status = main([str(_config(log)), *overrides])

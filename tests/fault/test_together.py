@@ -6,6 +6,7 @@ Plain ``pytest`` kills once; ``pytest -m fault`` at each point of a save of both
 import json
 import random
 import signal
+import socket
 import time
 
 import pytest
@@ -214,3 +215,16 @@ def test_the_straight_run_saved_shards_and_scored_probes(runs):
     assert json.loads((folder / "manifest.json").read_text())["files"].keys() >= {
         f"{owner}/{SHARD.format(number)}" for owner in ("model", "optimizer") for number in (1, 2)
     }
+
+
+@pytest.mark.fault
+def test_a_rank_whose_peer_never_joins_ends_with_a_reason(runs):
+    overrides, log, _ = runs.fresh()
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "RANK": "0", "LOCAL_RANK": "0"}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place["MASTER_PORT"] = str(free.getsockname()[1])
+    begin = time.monotonic()
+    assert Launched(overrides, log, place=place).wait() == 2
+    assert time.monotonic() - begin < 100
+    assert "error: not all of 2 processes joined within 60 s" in log.read_text()

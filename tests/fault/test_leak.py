@@ -43,7 +43,8 @@ def test_what_is_kept_is_seen():
 def test_steps_on_the_same_batches_hold_no_more_memory(make_settings, precision):
     # In bf16 oneDNN caches each matmul that it compiled, by its shape. With the same batches and a learning rate that
     # sends no token to another expert, shapes repeat.
-    run = Trainer.build(make_settings(f"train.precision={precision}", "optim.learning_rate=1e-12", "train.threads=1"))
+    same = (f"train.precision={precision}", "optim.learning_rate=1e-12", "train.threads=1")
+    run = Trainer.build(make_settings(*same, "monitor.exposure_window=8"))  # windows that are full after a few steps
     try:
         _pass_over(run, 4)
         before = held()

@@ -286,7 +286,7 @@ class Trainer:
     def _write(self, logger: RunLogger, run: Path, tensors: Mapping[str, State], record: dict[str, Any]) -> bool:
         step, train = self.state.step, self.settings.train
         record["pieces"] = list_files(run)
-        with self.clock.measure("checkpoint"):
+        with self.clock.measure("checkpoint"), self.layout.progress.busy():
             saved = logger.checkpoint(
                 step, lambda sizes: save_checkpoint(run, step, tensors, record, sizes, self.layout)
             )
@@ -366,7 +366,8 @@ class Trainer:
             if self.layout.is_main and not dump.exists():  # the same run diverges at the same step again
                 try:
                     tokens = self.state.tokens_trained
-                    write_dump(dump, model, self.state.balancing, self.stream, self.corpus, step, tokens)
+                    with self.layout.progress.busy():
+                        write_dump(dump, model, self.state.balancing, self.stream, self.corpus, step, tokens)
                 except OSError as error:
                     remedy = f"no dump was written ({error})"
         self.layout.barrier()  # no rank may end before the dump is complete

@@ -149,18 +149,6 @@ def write_checkpoint(
     Raises:
         OSError: nothing was written, for instance on a full disk; earlier checkpoints are untouched.
     """
-    with layout.progress.busy():
-        return _write(final, step, states, record, run_files, layout)
-
-
-def _write(
-    final: Path,
-    step: int,
-    states: Mapping[str, State],
-    record: Mapping[str, Any],
-    run_files: Mapping[str, int],
-    layout: ParallelLayout,
-) -> Path:
     place = final.with_name(final.name + PARTIAL)
     for abandoned in final.parent.glob("*" + PARTIAL):  # by a process that was killed
         shutil.rmtree(abandoned)

@@ -2,11 +2,15 @@
 
 import math
 
+import pytest
 import torch
 
 from moetrain.checkpoint.manager import list_checkpoints
+from moetrain.checkpoint.run_folder import claim_run_folder
 from moetrain.distributed.signals import STOPPED_BY_SIGNAL
 from moetrain.train import main, train
+from moetrain.trainer import Trainer
+from moetrain.training.divergence import TrainingDivergedError
 from moetrain.training.guards import Guards
 from moetrain.training.step import update
 from tests.conftest import small_run
@@ -50,6 +54,28 @@ def test_a_run_that_diverges_skips_stops_and_leaves_a_dump_that_shows_why(
     before = (dump / "manifest.json").stat().st_mtime_ns
     assert main(diverging) == 1
     assert (dump / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_other_ranks_are_patient_while_a_checkpoint_or_a_dump_is_written(make_settings, monkeypatch):
+    settings = make_settings("optim.learning_rate=1e30", "optim.warmup_steps=0", "guard.skipped=2")
+    run = Trainer.build(settings)
+    folder = claim_run_folder(settings, run.layout)
+    written = []
+
+    def note(point):
+        written.append((point, run.layout.progress.finished_steps > 0, run.layout.progress.excused))
+
+    monkeypatch.setattr("moetrain.checkpoint.manager.fault_point", note)
+    try:
+        with pytest.raises(TrainingDivergedError):
+            run.fit(folder)
+        run.save(folder.path)
+    finally:
+        run.close()
+        folder.release()
+    assert [point for point, _, _ in written].count("write model.safetensors") == 2
+    assert all(training and excused for _, training, excused in written)
+    assert not run.layout.progress.excused
 
 
 def test_a_dump_shows_where_the_first_number_breaks_and_in_which_samples(make_settings, tmp_path, monkeypatch, capsys):

@@ -44,6 +44,12 @@ class LatestMetrics:
         """Replace a metric's value."""
         self.domains[domain]["metrics"][metric] = as_metric(value, n)
 
+    def set_all(self, metrics: Mapping[str, Estimate]) -> None:
+        """Replace the values of metrics, each by its TensorBoard tag ``METRIC/DOMAIN``."""
+        for tag, estimate in metrics.items():
+            metric, _, domain = tag.rpartition("/")
+            self.set(domain, metric, estimate)
+
     def value(self, domain: str, metric: str) -> float:
         """A metric's value; NaN where it has none."""
         found = self.domains[domain]["metrics"].get(metric, {}).get("value")

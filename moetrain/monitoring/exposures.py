@@ -136,13 +136,15 @@ class ExposureLosses:
             self._held = SampleLosses(**{f.name: state[f.name].numpy() for f in fields(SampleLosses)})
 
     def _settle(self, pending: int) -> None:
+        """Take losses that have arrived into the windows, waiting for all but the newest ``pending`` micro-batches."""
+        arrived: list[SampleLosses] = []
         while self._pending and (len(self._pending) > pending or self._pending[0][2].arrived):
             samples_BS, order_BS, copy = self._pending.popleft()
             (sums_BS3,) = copy.wait()
             there = samples_BS >= 0
             samples, sums = samples_BS[there], sums_BS3.numpy()[there]
             exposures = grokking.exposure_bucket(self._stream.exposures[samples])
-            arrived = SampleLosses(
+            losses = SampleLosses(
                 order=order_BS[there],
                 domain=self._stream.samples.domain[samples].astype(np.int64),
                 exposures=np.minimum(exposures, MOST),
@@ -151,9 +153,10 @@ class ExposureLosses:
                 tokens=sums[:, 1],
                 entropy=sums[:, 2],
             )
-            arrived = arrived.take(np.isfinite(arrived.loss) & (arrived.tokens > 0))
-            parts = [arrived] if self._held is None else [self._held, arrived]
-            self._held = self._newest(SampleLosses.join(parts))
+            arrived.append(losses.take(np.isfinite(losses.loss) & (losses.tokens > 0)))
+        if arrived:
+            held = [] if self._held is None else [self._held]
+            self._held = self._newest(SampleLosses.join([*held, *arrived]))
 
     def _newest(self, losses: SampleLosses) -> SampleLosses:
         """The newest ``size`` samples of each domain and group, in the stream's order."""

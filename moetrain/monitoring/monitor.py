@@ -127,9 +127,7 @@ class Monitor:
             metrics = exposures.metrics(after_step=step - self.settings.monitor.every)
         if self.logger is None:
             return
-        for tag, estimate in metrics.items():
-            metric, _, domain = tag.rpartition("/")
-            self.state.latest.set(domain, metric, estimate)
+        self.state.latest.set_all(metrics)
         self.logger.metrics(step, metrics)
 
     def read_panel(self, model: nn.Module, step: int, context: TrainingContext) -> None:
@@ -194,9 +192,7 @@ class Monitor:
                     self.logger.streaming(step, readings)
                 case PanelPoints() as points:
                     self.clock.add_background("panel", result.seconds)
-                    for tag, estimate in points.metrics.items():
-                        metric, _, domain = tag.rpartition("/")
-                        latest.set(domain, metric, estimate)
+                    latest.set_all(points.metrics)
                     for domain, verdict in points.phases.items():
                         latest.domains[domain]["phase"] = verdict.phase.name.lower()
                     self.logger.panel(points)

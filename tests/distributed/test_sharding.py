@@ -10,7 +10,7 @@ from moetrain.config import load_settings
 from moetrain.train import train
 from tests.conftest import small_run
 from tests.distributed.ranks import launch
-from tests.trainer.reading import scalars, states
+from tests.trainer.reading import assert_close, assert_same_scalars, scalars, states
 
 STEPS = 8
 SETTINGS = (
@@ -70,14 +70,6 @@ def runs(corpus_folder, tmp_path_factory):
     return Runs(corpus_folder, tmp_path_factory.mktemp("sharding"), tmp_path_factory.getbasetemp())
 
 
-def assert_close(actual, expected, owners, tolerance):
-    assert actual.keys() == expected.keys()
-    for key in actual:
-        if key.startswith(owners):
-            close = {"rtol": tolerance, "atol": tolerance, "msg": lambda m, k=key: f"{k}: {m}"}
-            torch.testing.assert_close(actual[key], expected[key], **close)
-
-
 @pytest.mark.parametrize("name", EACH)
 def test_weights_and_moments_are_those_of_one_rank(runs, name):
     for step, tolerance in ((1, 1e-5), (STEPS, 1e-3)):
@@ -88,14 +80,8 @@ def test_weights_and_moments_are_those_of_one_rank(runs, name):
 @pytest.mark.parametrize("name", EACH)
 def test_losses_and_metrics_are_those_of_one_rank(runs, name):
     actual, expected = scalars(runs.sharded(name)), scalars(runs.one())
-    assert actual.keys() == expected.keys()
     assert {"loss/validation/sums", "loss/panel_seen/sums", "pathway/spread/sums", "loss/train"} <= actual.keys()
-    for tag, points in expected.items():
-        assert [step for step, _ in actual[tag]] == [step for step, _ in points]
-        for (step, value), (_, same) in zip(points, actual[tag], strict=True):
-            discrete = tag.startswith(("stream/", "experts/"))
-            tolerance = 0.02 if discrete else 1e-5 if step <= 1 else 1e-3
-            assert same == pytest.approx(value, rel=tolerance, abs=1e-3), (tag, step)
+    assert_same_scalars(actual, expected)
 
 
 @pytest.mark.parametrize("name", EACH)

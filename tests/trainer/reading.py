@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -31,3 +32,23 @@ def states(folder: Path) -> dict[str, torch.Tensor]:
 def events(run: Path) -> list[dict]:
     """The events of a run, in order."""
     return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def assert_same_scalars(actual: dict[str, list[tuple[int, float]]], expected: dict[str, list[tuple[int, float]]]):
+    """Two runs' `scalars`, up to rounding: more after the first step, and more where experts are counted."""
+    assert actual.keys() == expected.keys()
+    for tag, points in expected.items():
+        assert [step for step, _ in actual[tag]] == [step for step, _ in points]
+        for (step, value), (_, same) in zip(points, actual[tag], strict=True):
+            discrete = tag.startswith(("stream/", "experts/"))
+            tolerance = 0.02 if discrete else 1e-5 if step <= 1 else 1e-3
+            assert same == pytest.approx(value, rel=tolerance, abs=1e-3), (tag, step)
+
+
+def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], owners, tolerance: float):
+    """What `states` returned of a checkpoint, as far as these owners' tensors go."""
+    assert actual.keys() == expected.keys()
+    for key in actual:
+        if key.startswith(owners):
+            close = {"rtol": tolerance, "atol": tolerance, "msg": lambda m, k=key: f"{k}: {m}"}
+            torch.testing.assert_close(actual[key], expected[key], **close)

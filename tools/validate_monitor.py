@@ -22,7 +22,7 @@ except ModuleNotFoundError:
     sys.exit("error: the study's tables need pandas: pip install 'moetrain[report]'")
 from common.command_line import make_parser, reports_errors, write_json
 from validity import claims, readings, separation, verdicts
-from validity.plan import ROOT, Planned, StudyError, make_runs, read_plan
+from validity.plan import ROOT, STUDIES, Planned, StudyError, make_runs, read_plan
 from validity.units import make_units
 
 from moetrain.grokking import PhaseThresholds
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train, measure or print; returns the exit status: 0 done, 2 an invalid request or a failed run."""
     parser = make_parser(__doc__)
     parser.add_argument("what", choices=("run", "measure", "tables"))
+    parser.add_argument("--study", choices=tuple(STUDIES), default="planted", help="planted facts, or natural text")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/validity"), metavar="FOLDER", help="folder of the runs"
     )
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--figure", type=Path, metavar="FILE", help="with tables: write the figure to this file")
     options = parser.parse_args(arguments)
     terminal = Terminal()
-    runs = _chosen(read_plan(), options.only)
+    runs = _chosen(read_plan(options.study), options.only)
     if options.what == "run":
         make_runs(runs, options.output, options.workers, terminal.preparing)
     elif options.what == "measure":

@@ -129,10 +129,14 @@ def document_panel(corpus: Corpus, settings: Settings, trained_domains: int, row
 
 
 def _draw(samples: Samples, pool: np.ndarray, settings: Settings, domain: int, cell: int) -> np.ndarray:
-    """A seeded choice of ``panel.samples`` samples with different texts among those marked in ``pool``."""
+    """A seeded choice of ``panel.samples`` samples with different texts among those marked in ``pool``.
+
+    One sample of each document is chosen before a second of any, because samples of one document are no independent
+    evidence about the domain.
+    """
     rng = np.random.default_rng([settings.run.seed, 4, domain, cell])
-    texts = _one_of_each_text(samples, rng.permutation(np.flatnonzero(pool)))
-    return np.sort(texts[: settings.panel.samples])
+    texts = rng.permutation(_one_of_each_text(samples, np.flatnonzero(pool)))
+    return np.sort(texts[_by_turns(samples.document[texts])[: settings.panel.samples]])
 
 
 def _pack(
@@ -166,9 +170,21 @@ def _first_steps(stream: Stream, steps: int) -> np.ndarray:
 
 
 def _one_of_each_text(samples: Samples, chosen: np.ndarray) -> np.ndarray:
-    """The first sample of each text among samples in random order."""
+    """The first sample of each text, in ascending order: of copies the one with the lowest number.
+
+    So the pieces of a repeated document are all pieces of the same copy, and have the same document id.
+    """
     _, first = np.unique(samples.start[chosen], return_index=True)
     return chosen[np.sort(first)]
+
+
+def _by_turns(documents: np.ndarray) -> np.ndarray:
+    """An order in which each document has its first sample before any has its second, and so on; otherwise as given."""
+    by_document = np.argsort(documents, kind="stable")
+    sorted_documents = documents[by_document]
+    turn = np.zeros(len(documents), np.int64)
+    turn[by_document] = np.arange(len(documents)) - np.searchsorted(sorted_documents, sorted_documents, side="left")
+    return np.argsort(turn, kind="stable")
 
 
 def _cut(samples: Samples, tokens: int) -> Samples:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 ROOT = Path(__file__).parents[2]
-STUDY = ROOT / "configs" / "study"
+STUDIES = {"planted": ROOT / "configs" / "study", "text": ROOT / "configs" / "study_text"}
 FINISHED = "summary.json"
 
 
@@ -22,6 +24,7 @@ FINISHED = "summary.json"
 class Planned:
     """One run of the study."""
 
+    study: str  # one of STUDIES
     name: str
     part: str  # "fit": thresholds may be chosen on it; "test": they must not
     variant: str
@@ -33,8 +36,9 @@ class StudyError(RuntimeError):
     """A study that cannot continue; the message names the place and the remedy."""
 
 
-def read_plan(path: Path = STUDY / "plan.yaml") -> list[Planned]:
-    """The runs of a plan, fit and test alternating, so that an unfinished study has some of both."""
+def read_plan(study: str = "planted") -> list[Planned]:
+    """The runs of a study's plan, fit and test alternating, so that an unfinished study has some of both."""
+    path = STUDIES[study] / "plan.yaml"
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     found: dict[str, list[Planned]] = {}
     for part, variants in tree["runs"].items():
@@ -45,13 +49,27 @@ def read_plan(path: Path = STUDY / "plan.yaml") -> list[Planned]:
                 )
             for seed in seeds:
                 chosen = [rule["overrides"] for rule in tree["by_seed"] if seed % rule["of"] in rule["rest"]]
-                settings = [f"run.seed={seed}", *itertools.chain(*chosen), *tree["variants"][variant]]
-                run = Planned(f"{seed:02d}_{variant}", part, variant, seed, tuple(settings))
+                settings = [f"run.seed={seed}", *_domains(tree, seed), *itertools.chain(*chosen)]
+                settings += tree["variants"][variant]
+                run = Planned(study, f"{seed:02d}_{variant}", part, variant, seed, tuple(settings))
                 found.setdefault(part, []).append(run)
     if len({run.name for runs in found.values() for run in runs}) < sum(map(len, found.values())):
         raise StudyError(f"{path}: two runs of a variant have the same seed: give each its own")
     alternating = [(number / len(runs), run) for runs in found.values() for number, run in enumerate(runs)]
     return [run for _, run in sorted(alternating, key=lambda each: (each[0], each[1].name))]
+
+
+def _domains(tree: Mapping[str, Any], seed: int) -> list[str]:
+    """The domains of a run whose plan has slots: the source of each is ``place`` plus the seed, modulo their number."""
+    found = []
+    for name, slot in tree.get("slots", {}).items():
+        sources = tree["sources"][slot["from"]]
+        settings = dict(sources[(slot["place"] + seed) % len(sources)])
+        if source := settings.pop("source", None):
+            settings["filter"] = f"source == {source!r}"
+        settings |= {key: value for key, value in slot.items() if key not in ("from", "place")}
+        found.append(f"data.domains.{name}={json.dumps(settings)}")
+    return found
 
 
 def make_runs(
@@ -84,7 +102,7 @@ def make_runs(
 
 def command(run: Planned, output: Path) -> list[str]:
     """The command that trains a run."""
-    words = [sys.executable, str(ROOT / "moetrain" / "train.py"), str(STUDY / "base.yaml")]
+    words = [sys.executable, str(ROOT / "moetrain" / "train.py"), str(STUDIES[run.study] / "base.yaml")]
     return [*words, f"run.name={run.name}", f"run.output_dir={output}", *run.overrides]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -81,6 +82,7 @@ def load_settings(path: str | Path | None, overrides: Sequence[str] = ()) -> Set
     tree: dict[str, Any] = {}
     if path is not None:
         tree = _read_yaml(Path(path))
+        _drop_former_rule(tree, place)
         _name_after_file(tree, Path(path).stem)
     origin: dict[tuple[str, ...], str] = {}
     for override in overrides:
@@ -187,6 +189,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise SettingsError(f"{path}: holds a {type(tree).__name__}, not sections of settings such as 'model:'")
     return tree
+
+
+_FORMER_RULE = {"samples", "answers", "generalizing", "memorizing", "still"}
+"""Thresholds of a former phase rule, which rested on leave-one-out accuracy."""
+
+
+def _drop_former_rule(tree: dict[str, Any], place: str) -> None:
+    """Leave out the thresholds of the former phase rule, so that runs made with it can be opened."""
+    phase = tree.get("phase")
+    if isinstance(phase, dict) and _FORMER_RULE & phase.keys():
+        warnings.warn(
+            f"{place}: its section phase is left out: {', '.join(sorted(_FORMER_RULE & phase.keys()))} belong to a "
+            "former rule of the phase; remove the section",
+            stacklevel=3,
+        )
+        del tree["phase"]
 
 
 def _name_after_file(tree: dict[str, Any], stem: str) -> None:

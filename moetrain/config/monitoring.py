@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from moetrain.config.base import Section
 
@@ -14,6 +14,12 @@ class PanelSettings(Section):
         64, ge=2, description="Panel samples per domain in each of its three sets: seen, to come, held-out."
     )
     readings: int = Field(20, ge=2, description="Readings of the panel in a run, evenly spaced, beginning at step 0.")
+    claim_every: int = Field(
+        5,
+        ge=0,
+        description="Readings of the panel from one that also reads the claim ratio, by two more forward passes over "
+        "the seen samples, to the next, the last reading included; 0: none does.",
+    )
     linear_kernel: bool = Field(
         False, description="Store the inputs of each layer too, for kernel/d_eff_linear; takes 2 bytes per feature."
     )
@@ -94,37 +100,31 @@ class MonitorSettings(Section):
 
 
 class PhaseSettings(Section):
-    """Thresholds of the phase rule, see `moetrain.grokking.phase`. A study fitted and tested those of routing."""
+    """Thresholds of the phase rule, see `moetrain.grokking.phase`. Studies fitted and tested those of the share."""
 
-    samples: int = Field(64, ge=1, description="Smallest number of seen panel samples for a verdict.")
-    trend: int = Field(5, ge=3, description="Readings of the loss through which a line is fitted.")
+    documents: int = Field(
+        8, ge=2, description="Smallest number of documents in the panel, of each of seen and unseen, for a verdict."
+    )
+    trend: int = Field(5, ge=3, description="Readings of a loss through which a line is fitted.")
     steep: float = Field(
         0.05,
         gt=0,
         lt=1,
-        description="Fall of that line as a share of the whole fall so far; above it the phase is learning.",
+        description="Fall of that line as a share of the whole fall so far; above it the loss still falls.",
     )
     learned: float = Field(
-        0.8, gt=0, lt=1, description="Share of its highest reading by which the loss must have fallen."
+        0.25,
+        gt=0,
+        lt=1,
+        description="Share of its value before the training by which the loss must have fallen for a verdict.",
     )
-    window: int = Field(3, ge=1, description="Readings over which leave-one-out accuracy is averaged.")
-    answers: int = Field(
-        96, ge=1, description="Smallest number of samples with a marked answer for leave-one-out accuracy to be used."
+    learned_answers: float = Field(
+        0.8, gt=0, lt=1, description="Likewise where the documents mark answers, which can be learned completely."
     )
-    generalizing: float = Field(
-        0.13, ge=0, le=1, description="Leave-one-out accuracy at or above which the phase is generalizing."
+    memorized: float = Field(
+        0.1, gt=0, lt=1, description="memorized/share at or above which the phase is memorizing, below it generalizing."
     )
-    memorizing: float = Field(
-        0.11, ge=0, le=1, description="Leave-one-out accuracy at or below which the phase is memorizing."
+    memorized_answers: float = Field(0.21, gt=0, lt=1, description="Likewise where the documents mark answers.")
+    window: int = Field(
+        3, ge=1, description="Readings for which a domain must have been generalizing before it can be settled."
     )
-    still: float = Field(
-        0.05, gt=0, lt=1, description="Rise of leave-one-out accuracy over a window up to which the phase is settled."
-    )
-
-    @model_validator(mode="after")
-    def _thresholds_in_order(self) -> PhaseSettings:
-        if self.memorizing > self.generalizing:
-            raise ValueError(
-                f"memorizing {self.memorizing} exceeds generalizing {self.generalizing}: lower it or raise generalizing"
-            )
-        return self

@@ -235,6 +235,12 @@ class Stream:
             )
         return text
 
+    def predicted_text(self, sample: int) -> np.ndarray:
+        """Ids of the text tokens of a sample that are predicted: its answer in a truncated stream, if it has one."""
+        text = self._text(sample)
+        begin, end = self._predicted_range(sample, len(text) + MARKS)
+        return text[begin:end]  # text token j is predicted from position j
+
     def sequence(self, sample: int) -> np.ndarray:
         """Token ids of a sample with its marks, int64."""
         return np.concatenate([[self._begin], self._text(sample), [self._end]]).astype(np.int64)

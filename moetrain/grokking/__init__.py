@@ -16,6 +16,7 @@ from .consistency import (
 )
 from .correlation import Correlation, correlate, first_above_chance
 from .describe import describe
+from .documents import claim_ratio, mean_over_documents, memorized_gap, memorized_share
 from .estimate import Estimate, jackknife, mean_of_samples, share
 from .exposure import exposure_bucket, mean_per_token
 from .generalization import generalized_at, generalized_groups, generalized_onsets
@@ -36,7 +37,6 @@ from .memorization import (
     OnlineAgreement,
     choose_eps,
     memorized_at,
-    memorized_gap,
     memorized_groups,
     memorized_now,
     memorized_onsets,
@@ -75,6 +75,7 @@ __all__ = [
     "Verdict",
     "changes",
     "choose_eps",
+    "claim_ratio",
     "correlate",
     "cosine",
     "curve",
@@ -107,12 +108,14 @@ __all__ = [
     "max_cosine",
     "mean_delay",
     "mean_of_samples",
+    "mean_over_documents",
     "mean_per_token",
     "memorized_at",
     "memorized_gap",
     "memorized_groups",
     "memorized_now",
     "memorized_onsets",
+    "memorized_share",
     "online_agreement",
     "pair_groups",
     "pathways",

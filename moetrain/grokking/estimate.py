@@ -71,19 +71,6 @@ def mean_of_samples(values: Arrayish, seed: int = 0) -> Estimate:
     return Estimate(float(values_S.mean()), *percentiles(replicates_R, samples), samples, 0)
 
 
-def difference_of_means(a: Floats, b: Floats, seed: int = 0) -> Estimate:
-    """mean(a) - mean(b) of two independent groups [S_a] and [S_b], which are resampled independently.
-
-    `samples` counts both groups. Undefined where a group is empty.
-    """
-    samples = len(a) + len(b)
-    if len(a) == 0 or len(b) == 0:
-        return Estimate.undefined(samples)
-    rng = np.random.default_rng(seed)
-    replicates_R = _resampled_means(a, rng) - _resampled_means(b, rng)
-    return Estimate(float(a.mean() - b.mean()), *percentiles(replicates_R, samples), samples, 0)
-
-
 def share(right: int, of: int) -> Estimate:
     """The share `right / of` of a count, with Wilson's 95% interval. Undefined for `of` = 0."""
     if not of:

@@ -1,4 +1,4 @@
-"""Memorization: when a training sample is memorized (paper, section 3), and the loss gap to unseen samples.
+"""Memorization: when a training sample is memorized (paper, section 3).
 
 Losses are in nats per predicted token. Suffixes: S samples, T readings of the panel, in order of time.
 """
@@ -8,9 +8,8 @@ from itertools import count as count_from
 
 import numpy as np
 
-from ._arrays import Arrayish, Bools, Floats, Ints, finite, to_float64
+from ._arrays import Arrayish, Bools, Floats, Ints, finite
 from ._onsets import NEVER, first_true, from_then_on, group_by_onset, uncensored
-from .estimate import Estimate, difference_of_means
 
 DELTA = 0.05  # nats
 WINDOW = 3  # readings
@@ -148,22 +147,6 @@ def online_agreement(
     )
 
 
-def memorized_gap(unseen: Arrayish, seen: Arrayish, seed: int = 0) -> Estimate:
-    """Mean loss of unseen samples minus mean loss of seen samples, in nats: above 0 where the model memorizes.
-
-    Args:
-        unseen: [S_u] losses of samples to come (`memorized/gap`) or held out (`memorized/gap_heldout`).
-        seen: [S_s] losses of samples trained on, read at the same step.
-
-    Returns:
-        The difference; both cells are resampled. Undefined where a cell is empty.
-
-    Raises:
-        ValueError: losses that are not finite.
-    """
-    return difference_of_means(_cell(unseen, "unseen"), _cell(seen, "seen"), seed)
-
-
 def too_few(samples: int, readings_so_far: int) -> bool:
     """Whether a curve is marked "too few": fewer than 64 samples in a cell, or fewer than 10 readings."""
     return samples < LEAST_CELL or readings_so_far < LEAST_READINGS
@@ -178,9 +161,3 @@ def _near_last(losses_ST: Floats, delta: float) -> Bools:
     if not delta >= 0:
         raise ValueError(f"delta is {delta}: a difference of losses in nats, 0 or more")
     return np.abs(losses_ST - losses_ST[:, -1:]) <= delta
-
-
-def _cell(losses: Arrayish, name: str) -> Floats:
-    """Losses [S] of a cell of the panel; S may be 0."""
-    losses_S = to_float64(losses).ravel()
-    return finite(losses_S, name, "samples") if len(losses_S) else losses_S

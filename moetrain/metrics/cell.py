@@ -17,10 +17,11 @@ from moetrain import grokking
 from moetrain.grokking import Estimate
 from moetrain.grokking.consistency import GroupConsistency
 
-CellName = Literal["seen", "to_come", "heldout", "stream", "domain", "model", "probe"]
+CellName = Literal["seen", "to_come", "heldout", "unseen", "stream", "domain", "model", "probe"]
 SEEN: CellName = "seen"  # panel samples that the run has trained on by now
 TO_COME: CellName = "to_come"  # panel samples that it first trains on in its last tenth
 HELDOUT: CellName = "heldout"  # panel samples that it never trains on
+UNSEEN: CellName = "unseen"  # both: panel samples that it has not trained on by now
 STREAM: CellName = "stream"  # the newest samples that it trained on
 DOMAIN: CellName = "domain"  # a domain's text as a whole: the trainer or the evaluation takes the value
 MODEL: CellName = "model"  # the model as a whole: likewise
@@ -54,6 +55,10 @@ class Cell:
     blocks: tuple[np.ndarray, np.ndarray]  # Gram blocks of the routers, see `moetrain.grokking.gram_blocks`
     tau: float  # share of the routing weight that a pathway covers
     losses: np.ndarray = field(default_factory=_nothing)  # float32, nats per token, the finite ones
+    documents: np.ndarray = field(default_factory=_nothing)  # uint64, the document of each of ``losses``
+    initial: np.ndarray = field(default_factory=_nothing)  # float32, each of ``losses`` before the first step, or NaN
+    difficulty: np.ndarray = field(default_factory=_nothing)  # float32, likewise: loss under the tokens' frequencies
+    claims: np.ndarray = field(default_factory=_nothing)  # float32 [2, ...], likewise: gain and claim, or NaN
     tokens: np.ndarray = field(default_factory=_nothing)  # int [S], whose routing it is
     even: np.ndarray = field(default_factory=_nothing)  # float64 [S, L, E], routing of the even tokens
     odd: np.ndarray = field(default_factory=_nothing)  # float64 [S, L, E], of the odd tokens; NaN for a single token

@@ -10,7 +10,7 @@ import numpy as np
 
 from moetrain import grokking
 from moetrain.grokking import Estimate
-from moetrain.metrics.cell import DOMAIN, HELDOUT, MODEL, SEEN, STREAM, TO_COME, Cell, CellName
+from moetrain.metrics.cell import DOMAIN, HELDOUT, MODEL, SEEN, STREAM, TO_COME, UNSEEN, Cell, CellName
 
 LEAST_SAMPLES = 2  # one sample has no distance to another
 
@@ -74,7 +74,7 @@ class Metric:
     @property
     def per_domain(self) -> bool:
         """Whether each domain has a value of its own."""
-        return any(cell in self.cells for cell in (SEEN, TO_COME, HELDOUT, DOMAIN))
+        return any(cell in self.cells for cell in (SEEN, TO_COME, HELDOUT, UNSEEN, DOMAIN))
 
     @property
     def of_model(self) -> bool:

@@ -14,13 +14,13 @@ import numpy as np
 from moetrain import grokking
 from moetrain.grokking import Estimate
 from moetrain.grokking.consistency import GuardedMedian
-from moetrain.metrics.cell import DOMAIN, HELDOUT, MODEL, PROBE, SEEN, STREAM, TO_COME, Cell, CellName
+from moetrain.metrics.cell import DOMAIN, HELDOUT, MODEL, PROBE, SEEN, STREAM, TO_COME, UNSEEN, Cell, CellName
 from moetrain.metrics.metric import Metric
 from moetrain.metrics.trainer_metrics import TRAINER_METRICS
 
 
 def _mean_loss(cell: Cell) -> Estimate:
-    return grokking.mean_of_samples(cell.losses)
+    return grokking.mean_over_documents(cell.losses, cell.documents)
 
 
 def _gap(cell: Cell) -> Estimate | None:
@@ -28,11 +28,37 @@ def _gap(cell: Cell) -> Estimate | None:
     tenth = max(1, cell.steps // 10)
     if not tenth <= cell.step <= cell.steps - tenth:
         return None
-    return grokking.memorized_gap(cell.peers[TO_COME].losses, cell.losses)
+    return _gap_to(cell.peers[TO_COME], cell)
 
 
 def _gap_heldout(cell: Cell) -> Estimate:
-    return grokking.memorized_gap(cell.peers[HELDOUT].losses, cell.losses)
+    return _gap_to(cell.peers[HELDOUT], cell)
+
+
+def _gap_to(unseen: Cell, seen: Cell) -> Estimate:
+    return grokking.memorized_gap(unseen.losses, seen.losses, unseen.documents, seen.documents)
+
+
+def _memorized_share(cell: Cell) -> Estimate | None:
+    unseen = cell.peers[UNSEEN]
+    initial = np.concatenate([cell.initial, unseen.initial])
+    if not np.isfinite(initial).all() or not len(initial):
+        return None
+    difficulties = unseen.difficulty, cell.difficulty
+    return grokking.memorized_share(
+        unseen.losses,
+        cell.losses,
+        float(initial.mean(dtype=np.float64)),
+        unseen.documents,
+        cell.documents,
+        *(difficulties if np.isfinite(np.concatenate(difficulties)).all() else (None, None)),
+    )
+
+
+def _claim_ratio(cell: Cell) -> Estimate:
+    known = np.isfinite(cell.claims).all(0)
+    gains, claims = cell.claims[:, known]
+    return grokking.claim_ratio(gains, claims, cell.documents[known])
 
 
 def _left_out(cell: Cell) -> Estimate | None:
@@ -70,7 +96,7 @@ _ALL = (*_PANEL, STREAM)
 METRICS: tuple[Metric, ...] = (
     Metric("phase", "phase", "Phase", (DOMAIN,),
            chart="phase: 1 learning, 2 memorizing, 3 generalizing, 4 settled"),
-    Metric("left_out", "kernel/left_out", "Leave-one-out accuracy", (SEEN,), _left_out, predictor=8, evidence=2,
+    Metric("left_out", "kernel/left_out", "Leave-one-out accuracy", (SEEN,), _left_out, predictor=8, evidence=7,
            compared=True, chart="leave-one-out accuracy (answers predicted from the routing of other samples)"),
     Metric("train_loss", "loss/train", "Training loss", (DOMAIN, MODEL), key="train_loss", predictor=10, compared=True,
            chart="training loss",
@@ -86,9 +112,17 @@ METRICS: tuple[Metric, ...] = (
     Metric("loss_heldout", "loss/panel_heldout", "Loss of held-out samples", (HELDOUT,), _mean_loss, least=1,
            compared=True, chart="panel loss: held out",
            text="Mean loss of the panel samples that the run never trains on, in nats per token."),
-    Metric("gap", "memorized/gap", "Gap to samples to come", (SEEN,), _gap, evidence=9, compared=True,
+    Metric("loss_unseen", "loss/panel_unseen", "Loss of samples not trained on", (UNSEEN,), _mean_loss, least=1,
+           evidence=2,
+           text="Mean loss of the panel samples that the run has not trained on by now, in nats per token: held-out "
+           "samples, and the samples to come before they come."),
+    Metric("share", "memorized/share", "Share of what was learned that is memory", (SEEN,), _memorized_share, least=1,
+           evidence=3, compared=True, chart="memorized share (0 carries over to other texts, 1 is memory)"),
+    Metric("claim_ratio", "memorized/claim_ratio", "Claim ratio", (SEEN,), _claim_ratio, evidence=4, compared=True,
+           chart="claim ratio (above 1: gains more from a text's own context than it believes)"),
+    Metric("gap", "memorized/gap", "Gap to samples to come", (SEEN,), _gap, evidence=5, compared=True,
            chart="gap of samples to come over samples seen"),
-    Metric("gap_heldout", "memorized/gap_heldout", "Gap to held-out samples", (SEEN,), _gap_heldout, evidence=10,
+    Metric("gap_heldout", "memorized/gap_heldout", "Gap to held-out samples", (SEEN,), _gap_heldout, evidence=6,
            compared=True, chart="gap of held-out samples over samples seen"),
     Metric("fraction", "memorized/fraction", "Share of samples memorized by the online rule", (SEEN,)),
     Metric("validation_loss", "loss/validation", "Held-out loss", (DOMAIN,), key="validation_loss", predictor=12,
@@ -99,22 +133,22 @@ METRICS: tuple[Metric, ...] = (
     Metric("d_path", "pathway/d_path", "Pathway distance, edits", (SEEN, STREAM), lambda cell: cell.distances[0],
            by_layer=lambda cell: grokking.d_path_by_layer(cell.weights, cell.tau), predictor=1, compared=True),
     Metric("d_path_norm", "pathway/d_path_norm", "Pathway distance, normalised", _ALL, lambda cell: cell.distances[1],
-           evidence=7, compared=True, figure="routing", chart="pathway distance, normalised",
+           evidence=12, compared=True, figure="routing", chart="pathway distance, normalised",
            heldout_chart="control: pathway distance of held-out samples"),
     Metric("spread", "pathway/spread", "Spread of routing", _ALL, lambda cell: cell.statistic(grokking.spread),
-           predictor=5, evidence=4, compared=True, figure="routing", log=True, chart="spread of routing"),
+           predictor=5, evidence=9, compared=True, figure="routing", log=True, chart="spread of routing"),
     Metric("effective_rank", "kernel/effective_rank", "Effective rank of routing", (SEEN,),
            lambda cell: cell.statistic(grokking.effective_rank),
-           predictor=9, evidence=5, compared=True, figure="routing", chart="effective rank"),
+           predictor=9, evidence=10, compared=True, figure="routing", chart="effective rank"),
     Metric("layer_cka", "pathway/layer_cka", "Agreement of consecutive layers (CKA)", (SEEN,),
            lambda cell: cell.statistic(grokking.layer_cka),
-           predictor=6, evidence=6, compared=True, figure="routing", chart="agreement of consecutive layers (CKA)"),
+           predictor=6, evidence=11, compared=True, figure="routing", chart="agreement of consecutive layers (CKA)"),
     Metric("consistency", "pathway/consistency", "Pathway consistency", (SEEN,),
            lambda cell: _median(cell.consistency.consistency), predictor=2, compared=True, figure="consistency"),
     Metric("inconsistency", "pathway/inconsistency", "Pathway inconsistency", (SEEN, STREAM),
            lambda cell: _median(cell.consistency.inconsistency)),
     Metric("cosine", "pathway/cosine", "Cosine of consecutive layers", _ALL, lambda cell: cell.consistency.cosine,
-           by_sample=lambda cell: _finite(grokking.cosine(cell.weights, cell.blocks)), predictor=3, evidence=3,
+           by_sample=lambda cell: _finite(grokking.cosine(cell.weights, cell.blocks)), predictor=3, evidence=8,
            compared=True, figure="consistency", chart="cosine of consecutive layers"),
     Metric("d_eff", "kernel/d_eff", "Effective dimension of routing", (SEEN,),
            lambda cell: grokking.d_eff_estimate(cell.weights),
@@ -122,7 +156,7 @@ METRICS: tuple[Metric, ...] = (
            predictor=7, compared=True, figure="routing", chart="effective dimension of the routing kernel"),
     Metric("d_eff_linear", "kernel/d_eff_linear", "Effective dimension of routing and content", (SEEN,), _d_eff_linear),
     Metric("individuality", "pathway/individuality", "Individuality: beyond a sample's own halves", (SEEN,),
-           _individuality, evidence=8, compared=True, figure="controls",
+           _individuality, evidence=13, compared=True, figure="controls",
            chart="control: individuality (above 0 where samples differ)"),
     Metric("sharing", "pathway/sharing", "Sharing: closer than to other domains", (SEEN,), _sharing, predictor=4,
            compared=True, figure="controls", chart="control: sharing (closer than to other domains)"),

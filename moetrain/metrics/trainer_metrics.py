@@ -7,12 +7,12 @@ from moetrain.metrics.metric import Metric
 
 # fmt: off
 TRAINER_METRICS: tuple[Metric, ...] = (
-    Metric("load_cv", "experts/load_cv", "Load of the experts, variation", (MODEL,), evidence=12, compared=True,
+    Metric("load_cv", "experts/load_cv", "Load of the experts, variation", (MODEL,), evidence=15, compared=True,
            chart="control: load of the experts"),
     Metric("entropy", "experts/entropy", "Entropy of the load", (MODEL,), compared=True,
            chart="control: load of the experts"),
     Metric("dead", "experts/dead", "Experts without a token, per layer", (MODEL,), compared=True),
-    Metric("router_entropy", "", "Entropy of the router", (MODEL,), evidence=11,
+    Metric("router_entropy", "", "Entropy of the router", (MODEL,), evidence=14,
            text="Entropy of the router's probabilities, mean over tokens and layers, in nats."),
     Metric("first_exposure", "loss/first_exposure", "Loss at first exposure", (DOMAIN,), compared=True,
            chart="loss at first exposure (a test loss at no cost)",

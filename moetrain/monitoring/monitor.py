@@ -27,6 +27,7 @@ from moetrain.monitoring.state import MonitorState
 from moetrain.probes.embeddings import end_embed, help_embed
 from moetrain.probes.probe_monitor import write_scores
 from moetrain.probes.scoring import TaskScore, score
+from moetrain.routing.claims import panel_claims
 from moetrain.routing.panel import read_panel
 from moetrain.routing.panel_metrics import panel_metrics
 from moetrain.routing.panel_monitor import PanelPoints, memorization_summary
@@ -139,7 +140,11 @@ class Monitor:
             rows_LED = self._router_rows(model, step)
             if rows_LED is None:
                 return
-            stored = self._panel_reading(model, step, rows_LED, context, self.settings.panel.linear_kernel)
+            every, last = self.settings.panel.claim_every, step == panel.steps
+            with_claims = bool(every) and (last or panel.begun % every == every - 1)
+            layer_inputs = self.settings.panel.linear_kernel
+            stored = self._panel_reading(model, step, rows_LED, context, layer_inputs, with_claims)
+            panel.initial, panel.begun = stored.initial, panel.begun + 1
             if self.logger is None:
                 return
             try:
@@ -250,7 +255,7 @@ class Monitor:
         panel = self.state.panel
         assert panel is not None
         with self.clock.measure("panel trial"):
-            stored = self._panel_reading(model, 0, router_rows(model), TrainingContext(), layer_inputs=False)
+            stored = self._panel_reading(model, 0, router_rows(model), TrainingContext(), False, False)
             panel_metrics(stored, panel.domains, panel.tau, steps)
         return self.clock.pop("panel trial")
 
@@ -261,13 +266,22 @@ class Monitor:
         return self.clock.pop("probes trial")
 
     def _panel_reading(
-        self, model: nn.Module, step: int, rows_LED: np.ndarray, context: TrainingContext, layer_inputs: bool
+        self,
+        model: nn.Module,
+        step: int,
+        rows_LED: np.ndarray,
+        context: TrainingContext,
+        layer_inputs: bool,
+        with_claims: bool,
     ) -> StoredReading:
         assert self.state.panel is not None
-        panel = self.state.panel.panel
+        monitor = self.state.panel
         with evaluation(model) as transformer:
-            reading = read_panel(transformer, panel, step, self.layout, layer_inputs)
-        return to_stored(panel, reading, self._panel_domains, gram_blocks(rows_LED), context)
+            reading = read_panel(transformer, monitor.panel, step, self.layout, layer_inputs)
+            claims = panel_claims(transformer, monitor.panel, step, self.layout) if with_claims else None
+        initial = reading.loss if step == 0 else monitor.initial
+        blocks = gram_blocks(rows_LED)
+        return to_stored(monitor.panel, reading, self._panel_domains, blocks, context, initial, claims)
 
     def _scores(self, model: nn.Module) -> dict[str, TaskScore]:
         assert self.state.probes is not None

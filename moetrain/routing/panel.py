@@ -24,6 +24,8 @@ from moetrain.models.transformer import Transformer
 from moetrain.routing.answers import AnswerRouting, join_answers, no_answers, read_answers, short_answers
 from moetrain.routing.recorder import start_record
 
+_FREQUENCY_TOKENS = 2**22  # of a domain that frequencies are counted on
+
 CELLS = ("seen", "to_come", "heldout")
 SEEN, TO_COME, HELDOUT = range(3)
 
@@ -36,6 +38,7 @@ class Panel:
     tokens: np.ndarray  # int32, number of first tokens whose routing is compared
     cell: np.ndarray  # int8, see CELLS
     first_step: np.ndarray  # int64, the step that first trains on the text, 0 if none does
+    difficulty: np.ndarray  # float32, nats: mean loss under the frequency of each token in the domain
     stream: Stream  # rows that hold each sample once
 
     def __len__(self) -> int:
@@ -81,7 +84,7 @@ def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, r
         rows: rows of a forward pass.
     """
     trained = stream.samples
-    first_step = _first_steps(stream, steps)
+    first_step = first_steps(stream, steps)
     heldout = cut_samples(corpus, settings.data.seq_len, heldout=True)
     parts: list[Samples] = []
     cells: list[np.ndarray] = []
@@ -152,10 +155,30 @@ def _pack(
     packed = pack_rows(order, joined.row_lengths, settings.data.seq_len, len(joined) or 1, settings.run.seed)
     panel_stream = Stream(corpus, settings, joined, packed, rows, truncated=True)
     tokens = np.array([settings.panel_tokens(source.name) for source in corpus.domains], np.int32)[joined.domain]
-    return Panel(joined, tokens, np.concatenate(cells), np.concatenate(first), panel_stream)
+    difficulty = _difficulties(corpus, panel_stream)
+    return Panel(joined, tokens, np.concatenate(cells), np.concatenate(first), difficulty, panel_stream)
 
 
-def _first_steps(stream: Stream, steps: int) -> np.ndarray:
+def _difficulties(corpus: Corpus, stream: Stream) -> np.ndarray:
+    """Mean loss of each sample's predicted tokens under the frequencies of tokens in its domain, nats, float32 [P].
+
+    Frequencies are those of the domain's first tokens, of training and held-out documents alike; a token that does
+    not occur counts once. Domains of one name count as one.
+    """
+    counts: dict[str, np.ndarray] = {}
+    for domain in corpus.domains:
+        found = np.bincount(domain.tokens[:_FREQUENCY_TOKENS], minlength=corpus.tokenizer.vocab_size)
+        counts[domain.name] = counts.get(domain.name, 1) + found[: corpus.tokenizer.vocab_size]
+    losses = {name: -np.log(count / count.sum()) for name, count in counts.items()}
+    names = [domain.name for domain in corpus.domains]
+    difficulty = [
+        losses[names[domain]][stream.predicted_text(sample)].mean()
+        for sample, domain in enumerate(stream.samples.domain.tolist())
+    ]
+    return np.array(difficulty, np.float32)
+
+
+def first_steps(stream: Stream, steps: int) -> np.ndarray:
     """Per sample, the step (from 1) that first trains on its text in any copy; 0 if none of ``steps`` does."""
     samples = stream.samples
     rows = np.repeat(np.arange(len(stream.rows)), np.diff(stream.rows.starts))

@@ -10,7 +10,7 @@ import numpy as np
 
 from moetrain.grokking import Estimate
 from moetrain.metrics import table
-from moetrain.metrics.cell import HELDOUT, SEEN, TO_COME, AnswerTokens, Cell, CellName
+from moetrain.metrics.cell import HELDOUT, SEEN, TO_COME, UNSEEN, AnswerTokens, Cell, CellName
 from moetrain.metrics.metric import Metric
 from moetrain.routing.panel import CELLS
 from moetrain.routing.store import StoredReading
@@ -22,7 +22,8 @@ Cells = Mapping[CellName, Cell]
 def panel_cells(stored: StoredReading, domain: str, tau: float, steps: int) -> Cells:
     """The cells of a domain at a reading. Samples whose routing is not finite are in none of them.
 
-    The seen cell holds the samples that the run has trained on by this reading; before that they are in no cell.
+    The seen cell holds the samples that the run has trained on by this reading; before that they are in no cell. The
+    unseen cell holds held-out samples, and those samples to come that it has not trained on by this reading.
 
     Args:
         tau: share of the routing weight that a pathway covers.
@@ -32,6 +33,7 @@ def panel_cells(stored: StoredReading, domain: str, tau: float, steps: int) -> C
     trained_on = stored.finite & (stored.cell == CELLS.index(SEEN))
     trained_on &= (stored.first_step > 0) & (stored.first_step <= stored.step)
     members = {name: own & (stored.cell == CELLS.index(name)) for name in (TO_COME, HELDOUT)}
+    members[UNSEEN] = members[HELDOUT] | members[TO_COME] & (stored.first_step > stored.step)
     peers = {name: _cell(name, stored, chosen, tau, steps) for name, chosen in members.items()}
     seen = _cell(SEEN, stored, own & trained_on, tau, steps)
     if len(seen):
@@ -44,12 +46,17 @@ def panel_cells(stored: StoredReading, domain: str, tau: float, steps: int) -> C
 def _cell(name: CellName, stored: StoredReading, chosen: np.ndarray, tau: float, steps: int) -> Cell:
     even, odd = stored.halves
     losses = stored.loss[chosen]
+    known = np.isfinite(losses)
     return Cell(
         name=name,
         weights=stored.weights[chosen],
         blocks=stored.blocks,
         tau=tau,
-        losses=losses[np.isfinite(losses)],
+        losses=losses[known],
+        documents=stored.document[chosen][known],
+        initial=stored.initial[chosen][known],
+        difficulty=stored.difficulty[chosen][known],
+        claims=np.stack([stored.claim_gain, stored.claim])[:, chosen][:, known],
         tokens=stored.tokens[chosen],
         even=even[chosen],
         odd=odd[chosen],

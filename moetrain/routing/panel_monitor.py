@@ -65,6 +65,10 @@ class PanelMonitor:
         steps: steps of the run.
         eps: loss in nats below which the online rule counts a sample as memorized, per domain; None: no such rule.
         thresholds: of the phase rule.
+
+    Attributes:
+        initial: losses before the first step, float32 [P]; None before they have been read.
+        begun: readings that were begun; the metrics of the newest may still be computed.
     """
 
     def __init__(
@@ -92,6 +96,8 @@ class PanelMonitor:
         self._tokens: list[int] = []
         self._read_at: list[int] = []
         self._losses: list[np.ndarray] = []
+        self.initial: np.ndarray | None = None
+        self.begun = 0
 
     def losses(self, domain: int) -> tuple[np.ndarray, np.ndarray]:
         """Steps of all readings [T], and the losses of a domain's seen samples [S, T]."""
@@ -112,6 +118,8 @@ class PanelMonitor:
             "tokens": torch.tensor(self._tokens),
             "losses": torch.from_numpy(np.stack(self._losses)),
         }
+        if self.initial is not None:
+            state["initial"] = torch.from_numpy(self.initial)
         for domain, history in self._history.items():
             for name, layers in self._by_layer[domain].items():
                 if layers:
@@ -127,6 +135,8 @@ class PanelMonitor:
             self._read_at = state["steps"].tolist()
             self._tokens = state["tokens"].tolist()
             self._losses = list(state["losses"].numpy())
+            self.initial = state["initial"].numpy() if "initial" in state else None
+            self.begun = len(self._read_at)
             for domain, history in self._history.items():
                 for name, layers in self._by_layer[domain].items():
                     if f"{_state_name(name)}.{domain}" in state:
@@ -204,14 +214,16 @@ class PanelMonitor:
                 counted = metrics.get(f"{tag}/{domain}")
                 history[name].append(_number(counted.samples if counted else 0))
             curves = {name: grokking.curve(np.array(rows)) for name, rows in history.items() if name not in _COUNTED}
-            samples, answers = (np.array(history[name], float)[:, 0].astype(np.int64) for name in _COUNTED)
+            counts = {name: np.array(history[name], float)[:, 0].astype(np.int64) for name in _COUNTED}
             so_far = History(
                 steps=np.array(self._read_at),
                 tokens=np.array(self._tokens),
-                samples=samples,
-                answers=answers,
+                seen=counts["seen"],
+                unseen=counts["unseen"],
+                answers=counts["answers"],
                 loss_seen=curves.pop("loss_seen"),
-                left_out=curves.pop("left_out"),
+                loss_unseen=curves.pop("loss_unseen"),
+                share=curves.pop("share"),
                 context=curves,
             )
             judged = grokking.phases(so_far, self.thresholds)
@@ -221,8 +233,8 @@ class PanelMonitor:
         return verdicts, changed
 
 
-_COUNTED = {"samples": "loss/panel_seen", "answers": "kernel/left_out"}
-"""Counts of samples that a verdict rests on, and the tag whose samples they are."""
+_COUNTED = {"seen": "loss/panel_seen", "unseen": "loss/panel_unseen", "answers": "kernel/left_out"}
+"""Counts that a verdict rests on, and the tag whose number of samples or documents they are."""
 
 
 def _distributions(cells: Mapping[str, Cells]) -> dict[str, np.ndarray]:

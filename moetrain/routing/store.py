@@ -53,6 +53,10 @@ class StoredReading:
     first_step: np.ndarray  # int64 [P], the step that first trains on the text, 0 if none does
     tokens: np.ndarray  # int32 [P], number of first text tokens whose routing is stored
     loss: np.ndarray  # float32 [P]
+    initial: np.ndarray  # float32 [P], the loss before the first step; NaN where that was not read
+    difficulty: np.ndarray  # float32 [P], loss under the frequencies of tokens, nats; NaN in older runs
+    claim_gain: np.ndarray  # float32 [P], see `moetrain.routing.claims`; NaN where it was not read
+    claim: np.ndarray  # float32 [P], likewise
     even: np.ndarray  # float16 [P, L, E]
     odd: np.ndarray  # float16 [P, L, E]
     counts: np.ndarray  # uint16 [P, L, E]
@@ -89,6 +93,8 @@ def to_stored(
     domains: Collection[str],
     blocks: tuple[np.ndarray, np.ndarray],
     training_context: TrainingContext = TrainingContext(),
+    initial: np.ndarray | None = None,
+    claims: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> StoredReading:
     """A reading, rounded as it is stored.
 
@@ -98,8 +104,12 @@ def to_stored(
         domains: names by number.
         blocks: Gram blocks of the routers, see `moetrain.grokking.gram_blocks`.
         training_context: state of the training.
+        initial: losses before the first step, float32 [P]; None where they were not read.
+        claims: gain and claim of each sample, see `moetrain.routing.claims.panel_claims`; None where not read.
     """
     names = np.array(list(domains), dtype=object)
+    nothing = np.full_like(reading.loss, np.nan)
+    claim_gain, claim = (nothing, nothing) if claims is None else claims
     return StoredReading(
         step=reading.step,
         domain=names[panel.samples.domain],
@@ -109,6 +119,10 @@ def to_stored(
         first_step=panel.first_step,
         tokens=panel.tokens,
         loss=reading.loss,
+        initial=nothing if initial is None else initial,
+        difficulty=panel.difficulty,
+        claim_gain=claim_gain,
+        claim=claim,
         even=reading.even.astype(np.float16),
         odd=reading.odd.astype(np.float16),
         counts=reading.counts,
@@ -136,6 +150,10 @@ def write_reading(run: Path, stored: StoredReading) -> list[Path]:
         "first_step": stored.first_step,
         "tokens": stored.tokens,
         "loss": stored.loss,
+        "initial": stored.initial,
+        "difficulty": stored.difficulty,
+        "claim_gain": stored.claim_gain,
+        "claim": stored.claim,
         "even": fixed_lists(stored.even),
         "odd": fixed_lists(stored.odd),
         "counts": fixed_lists(stored.counts),
@@ -223,6 +241,7 @@ def _as_reading(
         first_step=_flat_numbers(table["first_step"]),
         tokens=_flat_numbers(table["tokens"]),
         loss=_flat_numbers(table["loss"]),
+        **{name: _numbers_or_nan(table, name) for name in ("initial", "difficulty", "claim_gain", "claim")},
         even=matrix("even"),
         odd=matrix("odd"),
         counts=matrix("counts"),
@@ -273,6 +292,11 @@ def _flat(column: pa.ChunkedArray) -> np.ndarray:
 
 def _flat_numbers(column: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks])
+
+
+def _numbers_or_nan(table: pa.Table, name: str) -> np.ndarray:
+    """A column that the files of older runs do not have."""
+    return _flat_numbers(table[name]) if name in table.column_names else np.full(len(table), np.nan, np.float32)
 
 
 def write_table(path: Path, table: pa.Table, metadata: dict[str, str]) -> Path:

@@ -131,31 +131,6 @@ def test_online_agreement_is_the_replay_of_the_run(table):
     assert math.isnan(agreement.lag) if not lags else agreement.lag == pytest.approx(np.mean(lags))
 
 
-# Gap
-
-
-def test_gap_is_positive_where_seen_samples_have_lower_loss():
-    rng = np.random.default_rng(0)
-    unseen, seen = rng.normal(2.0, 0.3, size=64), rng.normal(1.5, 0.3, size=80)
-    gap = g.memorized_gap(unseen, seen)
-    assert gap.mean == pytest.approx(unseen.mean() - seen.mean())
-    assert 0.3 < gap.low < gap.mean < gap.high < 0.7
-    assert (gap.samples, gap.pairs) == (144, 0)
-    assert g.memorized_gap(unseen, seen) == gap
-
-
-def test_interval_of_the_gap_covers_it():
-    rng = np.random.default_rng(1)
-    gaps = [g.memorized_gap(rng.exponential(2, size=64), rng.exponential(1, size=64)) for _ in range(300)]
-    assert 0.90 <= np.mean([e.low <= 1 <= e.high for e in gaps]) <= 0.985
-
-
-def test_gap_of_an_empty_cell_is_nan():
-    gap = g.memorized_gap([], [1.0, 2.0])
-    assert np.isnan([gap.mean, gap.low, gap.high]).all()
-    assert gap.samples == 2
-
-
 @pytest.mark.parametrize(("samples", "count", "expected"), [(64, 10, False), (63, 10, True), (64, 9, True)])
 def test_too_few(samples, count, expected):
     assert g.too_few(samples, count) is expected
@@ -173,8 +148,6 @@ def test_too_few(samples, count, expected):
         (lambda: g.choose_eps([[1.0]], share=0), "share is 0"),
         (lambda: g.choose_eps([[1.0]], grid=0), "grid is 0"),
         (lambda: g.memorized_now([[1.0]], 1.0, window=0), "window is 0"),
-        (lambda: g.memorized_gap([1.0], [math.nan]), "seen holds NaN"),
-        (lambda: g.memorized_gap([math.inf], [1.0]), "unseen holds NaN or infinite"),
     ],
 )
 def test_errors_name_the_argument(call, words):

@@ -14,33 +14,38 @@ from moetrain.grokking import Phase
 
 UNDECIDED, LEARNING, MEMORIZING, GENERALIZING, SETTLED = Phase
 RULE = g.PhaseThresholds()
-LOW, HIGH = RULE.memorizing - 0.06, RULE.generalizing + 0.1
+COUNTS, CURVES = ("steps", "tokens", "seen", "unseen", "answers"), ("loss_seen", "loss_unseen", "share")
+INITIAL = 6.0
 
 
 def banded(value, width=0.05):
     value = np.asarray(value, float)
-    return g.curve(np.stack([value, value * (1 - width), value * (1 + width)], axis=1))
+    return g.curve(np.stack([value, value - width, value + width], axis=1))
 
 
-def history(count=30, samples=128, answers=128, loss=None, left_out=None, **context):
-    """A domain that memorizes: its loss falls to a floor, and leave-one-out accuracy stays low."""
+def decay(count=30, floor=3.0, time=6):
+    """A loss that falls from `INITIAL` to a floor."""
+    return floor + (INITIAL - floor) * np.exp(-np.arange(count) / time)
+
+
+def history(count=30, seen=64, unseen=100, answers=0, loss=None, unseen_loss=None, width=0.01, **context):
+    """A domain of plain text that generalizes: the losses fall together."""
     steps = 100 * np.arange(1, count + 1)
-    loss = 0.2 + 4 * np.exp(-np.arange(count) / 3) if loss is None else loss
-    left_out = np.full(count, LOW) if left_out is None else left_out
+    loss = decay(count) if loss is None else np.asarray(loss, float)
+    unseen_loss = loss + 0.02 if unseen_loss is None else np.asarray(unseen_loss, float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where(INITIAL - loss > 0.05 * INITIAL, (unseen_loss - loss) / (INITIAL - loss), np.nan)
     return g.History(
         steps=steps,
         tokens=steps * 1000,
-        samples=np.full(count, samples),
+        seen=np.full(count, seen),
+        unseen=np.full(count, unseen),
         answers=np.full(count, answers),
         loss_seen=banded(loss),
-        left_out=banded(left_out),
+        loss_unseen=banded(unseen_loss),
+        share=banded(share, width),
         context={name: banded(value) for name, value in context.items()},
     )
-
-
-def rising(count=30, start=12, length=8):
-    """Leave-one-out accuracy of a domain that comes to use a rule."""
-    return LOW + (HIGH - LOW) * np.clip((np.arange(count) - start) / length, 0, 1)
 
 
 def names(verdicts):
@@ -52,90 +57,106 @@ def order(verdicts):
     return [phase for phase, _ in itertools.groupby(names(verdicts))]
 
 
-def test_memorizing():
+def repeated(count=30):
+    """A domain whose repeated texts are learned by heart: seen texts go on, unseen ones stop early."""
+    return history(count, loss=decay(count, 1.0, 8), unseen_loss=decay(count, 4.0, 3))
+
+
+def test_plain_text_that_carries_over_generalizes_and_is_settled_once_it_stops():
     verdicts = g.phases(history())
-    assert order(verdicts) == [UNDECIDED, LEARNING, MEMORIZING]
-    deciding = [item for item in verdicts[-1].evidence if item.role == "deciding"]
-    assert [(item.name, item.vote, item.samples, item.readings) for item in deciding] == [("left_out", -1, 128, 3)]
-    assert deciding[0].value == pytest.approx(LOW)
-    assert "leave-one-out accuracy is 5%, at most 11%" in verdicts[-1].why
-
-
-def test_generalizing_and_then_settled():
-    verdicts = g.phases(history(left_out=rising()))
-    assert order(verdicts) == [UNDECIDED, LEARNING, MEMORIZING, UNDECIDED, GENERALIZING, SETTLED]
-    first = names(verdicts).index(GENERALIZING)
-    mean = rising()[first - 2 : first + 1].mean()
-    assert mean >= RULE.generalizing > rising()[first - 3 : first].mean()
-
-
-def test_a_domain_with_high_accuracy_from_the_start_generalizes_as_soon_as_it_is_learned():
-    verdicts = g.phases(history(left_out=np.full(30, 0.9)))
     assert order(verdicts) == [UNDECIDED, LEARNING, GENERALIZING, SETTLED]
+    deciding = [item for item in verdicts[-1].evidence if item.role == "deciding"]
+    assert [(item.name, item.vote, item.samples) for item in deciding] == [("share", 1, 164)]
+    assert deciding[0].value == pytest.approx(0.02 / (INITIAL - history().loss_seen.value[-1]))
+    assert "is memory, less than" in verdicts[-1].why
+    assert verdicts[-1].why.endswith("the loss of unseen texts no longer falls")
 
 
-def test_between_the_thresholds_the_phase_is_undecided():
-    middle = (RULE.memorizing + RULE.generalizing) / 2
-    verdict = g.phases(history(left_out=np.full(30, middle)))[-1]
+def test_text_that_still_improves_is_not_settled():
+    falling = decay(30, 3.0, 30)
+    assert order(g.phases(history(loss=falling)))[-1] == GENERALIZING
+    assert "the loss of unseen texts still falls" in g.phases(history(loss=falling))[-1].why
+
+
+def test_repeated_text_is_memorizing():
+    verdicts = g.phases(repeated())
+    assert order(verdicts)[-1] == MEMORIZING
+    assert verdicts[-1].evidence[1].vote == -1
+    assert "at least" in verdicts[-1].why
+
+
+def test_memorizing_is_said_even_while_unseen_texts_improve():
+    loss = decay(30, 1.0, 20)
+    verdict = g.phases(history(loss=loss, unseen_loss=INITIAL - 0.7 * (INITIAL - loss)))[-1]
+    assert verdict.phase == MEMORIZING
+    assert verdict.evidence[1].value == pytest.approx(0.3)
+    assert "the loss of unseen texts still falls" in verdict.why
+
+
+def test_facts_are_memorized_first_and_generalize_later():
+    """Grokking: the loss of trained facts falls to 0 at once, that of the others much later."""
+    unseen = np.concatenate([np.full(15, 5.5), decay(15, 0.2, 3)])
+    verdicts = g.phases(history(answers=128, loss=decay(30, 0.01, 2), unseen_loss=unseen))
+    assert order(verdicts) == [UNDECIDED, LEARNING, MEMORIZING, GENERALIZING, SETTLED]
+    first = names(verdicts).index(GENERALIZING)
+    share = verdicts[first].evidence[1].value
+    assert share < RULE.memorized_answers <= verdicts[first - 1].evidence[1].value
+
+
+def test_marked_answers_have_thresholds_of_their_own():
+    share = (RULE.memorized + RULE.memorized_answers) / 2
+    loss = decay(30, 0.05, 4)
+    unseen = loss + share * (INITIAL - loss)
+    assert g.phases(history(loss=loss, unseen_loss=unseen))[-1].phase == MEMORIZING
+    assert g.phases(history(loss=loss, unseen_loss=unseen, answers=128))[-1].phase in (GENERALIZING, SETTLED)
+    half = decay(30, 3.0, 4)  # half of the loss is not enough for answers
+    verdict = g.phases(history(loss=half, answers=128))[-1]
     assert verdict.phase == UNDECIDED
-    assert "between 11% and 13%" in verdict.why
+    assert "has fallen by 50% of its value before the training, less than 80%, and no longer falls" in verdict.why
+
+
+def test_a_share_that_is_too_uncertain_is_no_verdict():
+    verdict = g.phases(history(width=0.5))[-1]
+    assert verdict.phase == UNDECIDED
+    assert "too uncertain" in verdict.why
     assert verdict.evidence[1].vote == 0
+    one_document = dataclasses.replace(history(), share=banded(np.full(30, 0.02), math.nan))
+    assert g.phases(one_document)[-1].phase == SETTLED  # the count of documents, not the interval, decides then
 
 
-def test_one_reading_does_not_decide():
-    spike = np.full(30, LOW)
-    spike[-1] = RULE.generalizing + 0.02
-    assert g.phases(history(left_out=spike))[-1].phase == MEMORIZING
-
-
-def test_before_it_is_learned_only_the_loss_decides():
-    half = 2 + 2 * np.exp(-np.arange(30) / 3)  # falls by half, then stays
-    verdicts = g.phases(history(loss=half, left_out=np.full(30, 0.9)))
-    assert order(verdicts) == [UNDECIDED, LEARNING, UNDECIDED]
-    assert "has fallen by 50% of its highest reading, less than 80%, and no longer falls" in verdicts[-1].why
-    rises = np.linspace(1, 3, 30)
+def test_before_anything_is_learned_only_the_loss_decides():
+    rises = np.linspace(5, 6, 30)
     assert set(names(g.phases(history(loss=rises)))) == {UNDECIDED}
+    flat = g.phases(history(loss=np.full(30, 5.9)))[-1]
+    assert (flat.phase, "no longer falls" in flat.why) == (UNDECIDED, True)
+    assert g.phases(history(loss=decay(30, 3.0, 60)))[6].phase == LEARNING
 
 
-def test_learning_starts_again_when_the_loss_rises_and_falls_again():
-    loss = np.concatenate([0.2 + 4 * np.exp(-np.arange(15) / 2), 3 * np.exp(-np.arange(15) / 6) + 0.2])
-    phases = names(g.phases(history(loss=loss)))
-    assert MEMORIZING in phases[:15]
-    assert LEARNING in phases[15:]
-    assert phases[-1] == MEMORIZING
-
-
-def test_without_marked_answers_a_learned_domain_is_undecided():
-    verdict = g.phases(history(answers=0, left_out=np.full(30, math.nan)))[-1]
-    assert (verdict.phase, verdict.why) == (
-        UNDECIDED,
-        "learned, but the documents mark no answers, which leave-one-out accuracy needs",
-    )
-
-
-def test_too_few_samples_answers_or_readings():
-    few = g.phases(history(samples=63))
-    assert {(v.phase, v.why) for v in few} == {(UNDECIDED, "too few samples: 63 of 64")}
-    answers = g.phases(history(answers=95))[-1]
-    assert answers.why == "too few samples with an answer: 95 of 96: raise panel.samples"
+def test_too_few_documents_or_readings():
+    few = g.phases(history(seen=7))
+    expected = "too few documents in the panel that were trained on: 7 of 8"
+    assert {(v.phase, v.why) for v in few} == {(UNDECIDED, expected)}
+    heldout = g.phases(history(unseen=7))[-1]
+    assert "that were not trained on: 7 of 8; raise data.heldout_share" in heldout.why
     assert names(g.phases(history(2))) == [UNDECIDED] * 2
     assert g.phases(history(0)) == []
     assert g.changes([]) == []
 
 
 def test_readings_without_a_number_are_excluded():
-    left_out, loss = rising(), 0.2 + 4 * np.exp(-np.arange(30) / 3)
-    left_out[4::5] = math.nan
+    loss = decay()
     loss[2::7] = math.nan
-    assert g.phases(history(left_out=left_out, loss=loss))[-1].phase == SETTLED
-    nothing = g.phases(history(left_out=np.full(30, math.nan)))[-1]
-    assert (nothing.phase, nothing.why) == (UNDECIDED, "leave-one-out accuracy has no value in the newest readings")
+    whole = history(loss=loss, unseen_loss=decay() + 0.02)
+    assert g.phases(whole)[-1].phase == SETTLED
+    nothing = dataclasses.replace(history(), share=banded(np.full(30, math.nan)))
+    verdict = g.phases(nothing)[-1]
+    assert (verdict.phase, verdict.why) == (UNDECIDED, "the memorized share has no value at this reading")
     assert set(names(g.phases(history(loss=np.full(30, math.nan))))) == {UNDECIDED}
 
 
 def test_other_curves_are_recorded_and_do_not_affect_the_verdict():
-    plain = history(left_out=rising())
-    with_context = history(left_out=rising(), gap_heldout=np.linspace(0, 5, 30), cosine=np.linspace(1, 0, 30))
+    plain = history()
+    with_context = history(gap_heldout=np.linspace(0, 5, 30), cosine=np.linspace(1, 0, 30))
     assert names(g.phases(with_context)) == names(g.phases(plain))
     shown = {item.name: item for item in g.phases(with_context)[-1].evidence}
     assert shown["gap_heldout"].role == "beside"
@@ -152,24 +173,20 @@ def any_history(draw):
     count = draw(st.integers(1, 30))
     rng = np.random.default_rng(draw(st.integers(0, 9)))
     noise = draw(st.sampled_from([0.0, 0.1, 0.5]))
-    whole = history(left_out=rising() * (1 + noise * rng.normal(size=30)))
+    unseen = decay() * (1 + noise * rng.normal(size=30))
+    whole = history(unseen_loss=unseen, answers=draw(st.sampled_from([0, 128])))
     curves = {}
-    for name in ("loss_seen", "left_out"):
+    for name in CURVES:
         rows = np.stack(dataclasses.astuple(getattr(whole, name)), axis=1)[:count]
         for t, value in draw(st.lists(st.tuples(st.integers(0, count - 1), finite_or_not), max_size=3)):
             rows[t] = value
         curves[name] = g.curve(rows)
-    counts = {name: getattr(whole, name)[:count] for name in ("steps", "tokens", "samples", "answers")}
-    return g.History(**counts, **curves)
+    return g.History(**{name: getattr(whole, name)[:count] for name in COUNTS}, **curves)
 
 
 def prefix(whole, count):
-    counts = {name: getattr(whole, name)[:count] for name in ("steps", "tokens", "samples", "answers")}
-    curves = {
-        name: g.Curve(*(a[:count] for a in dataclasses.astuple(getattr(whole, name))))
-        for name in ("loss_seen", "left_out")
-    }
-    return g.History(**counts, **curves)
+    curves = {name: g.Curve(*(a[:count] for a in dataclasses.astuple(getattr(whole, name)))) for name in CURVES}
+    return g.History(**{name: getattr(whole, name)[:count] for name in COUNTS}, **curves)
 
 
 @settings(max_examples=60, deadline=None)
@@ -184,13 +201,13 @@ def test_no_verdict_depends_on_later_readings(whole, data):
 @given(any_history(), st.sampled_from([2.0**-7, 0.5, 4.0, 1024.0]))
 def test_units_of_loss_and_time_do_not_matter(whole, factor):
     """Powers of two, which do not round."""
-    loss = g.Curve(*(factor * a for a in dataclasses.astuple(whole.loss_seen)))
+    losses = {name: g.Curve(*(factor * a for a in dataclasses.astuple(getattr(whole, name)))) for name in CURVES[:2]}
     times = {"steps": whole.steps * 1024, "tokens": whole.tokens * 7}
-    assert names(g.phases(dataclasses.replace(whole, loss_seen=loss, **times))) == names(g.phases(whole))
+    assert names(g.phases(dataclasses.replace(whole, **losses, **times))) == names(g.phases(whole))
 
 
 def test_changes_are_the_steps_between_verdicts():
-    verdicts = g.phases(history(left_out=rising()))
+    verdicts = g.phases(repeated())
     events = g.changes(verdicts)
     assert events[0].before == UNDECIDED
     assert all(a.after == b.before for a, b in itertools.pairwise(events))
@@ -201,15 +218,13 @@ def test_changes_are_the_steps_between_verdicts():
 def test_the_readme_states_the_default_thresholds():
     text = " ".join(g.describe("phase").split())
     for words in (
-        f"not fallen by {RULE.learned:.0%} of its highest reading",
+        f"fewer than {RULE.documents} documents",
+        f"not fallen by {RULE.learned:.0%} of its value before the training",
+        f"by {RULE.learned_answers:.0%} where the documents mark answers",
+        f"at least {RULE.memorized:.0%} ({RULE.memorized_answers:.0%} where the documents mark answers)",
+        f"the previous {RULE.window} readings",
         f"the last {RULE.trend} readings",
         f"by {RULE.steep:.0%} or more of all it has fallen",
-        f"the newest {RULE.window} readings of `left_out`",
-        f"at least {RULE.generalizing:.0%}",
-        f"at most {RULE.memorizing:.0%}",
-        f"by less than {RULE.still:.0%}",
-        f"fewer than {RULE.answers} samples",
-        f"fewer than {RULE.samples} panel samples",
     ):
         assert words in text, words
 
@@ -232,10 +247,10 @@ def test_curves_from_arrays():
         (lambda: dataclasses.replace(history(5), steps=[1, 2, 3]), "different length"),
         (lambda: dataclasses.replace(history(3), steps=[1, 1, 2]), "do not ascend"),
         (lambda: g.PhaseThresholds(trend=2), "trend is 2"),
-        (lambda: g.PhaseThresholds(answers=0), "answers 0"),
+        (lambda: g.PhaseThresholds(documents=1), "documents 1"),
         (lambda: g.PhaseThresholds(learned=1), "learned is 1"),
         (lambda: g.PhaseThresholds(steep=0), "steep is 0"),
-        (lambda: g.PhaseThresholds(memorizing=0.6, generalizing=0.5), "memorizing is 0.6"),
+        (lambda: g.PhaseThresholds(memorized=0), "memorized is 0"),
     ],
 )
 def test_errors_name_the_argument(call, words):

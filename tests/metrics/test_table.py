@@ -85,7 +85,7 @@ LARGEST = Metric(
     by_layer=lambda cell: cell.weights.max(-1).mean(0),
     by_sample=lambda cell: cell.weights.max(-1).mean(-1),
     predictor=13,
-    evidence=13,
+    evidence=16,
     chart="largest share of an expert",
     compared=True,
     figure="routing",
@@ -105,7 +105,7 @@ def folder(extended, corpus_folder, tmp_path_factory):
     """A run whose table has one row more."""
     out = tmp_path_factory.mktemp("extended")
     base = small_run(corpus_folder, out, tmp_path_factory.getbasetemp())
-    more = ["panel.readings=10", "phase.samples=8", "run.report=true", *PROBES]
+    more = ["panel.readings=10", "phase.documents=8", "run.report=true", *PROBES]
     assert train(load_settings(None, [*base, *more])) == 0
     return out / "runs" / "run"
 

@@ -111,7 +111,8 @@ def test_left_out_accuracy_from_the_pieces_of_answers(run):
         assert "leave-one-out accuracy" in str(figure.svg)
 
 
-PANEL_TAGS = ("pathway/", "pathway_", "kernel/", "memorized/gap", "memorized/fraction", "phase/", "loss/panel")
+PANEL_TAGS = ("pathway/", "pathway_", "kernel/", "phase/", "loss/panel")
+PANEL_TAGS += tuple(f"memorized/{name}" for name in ("gap", "fraction", "share", "claim_ratio"))
 
 
 def test_the_probes_accuracies_and_probabilities(run):

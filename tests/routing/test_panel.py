@@ -387,21 +387,22 @@ def test_the_thresholds_of_the_phase_rule_are_settings():
 
 
 def test_a_change_of_phase_is_reported_once(made):
-    """The seen loss falls, then lies flat: one change to learning. Its texts mark no answers, so none follows."""
+    """The loss of the seen samples falls and that of the others does not: learning at first, then memorizing."""
     _, _, _, _, panel = made
-    thresholds = grokking.PhaseThresholds(samples=8)
-    monitor = PanelMonitor(panel, DOMAINS, 0.7, 1000, dict.fromkeys(DOMAINS), thresholds)
+    monitor = PanelMonitor(panel, DOMAINS, 0.7, 1000, dict.fromkeys(DOMAINS))
     stored = reading_of(made, 40)[1]
     points = []
     for number in range(24):
-        loss = stored.loss * max(0.1, 1 - 0.2 * number)
-        reading = replace(stored, step=40 + number, loss=loss.astype(np.float32))
+        loss = stored.loss * np.where(stored.cell == SEEN, max(0.3, 1 - 0.05 * number), 1.0)
+        reading = replace(stored, step=40 + number, loss=loss.astype(np.float32), initial=stored.loss)
         points.append(monitor.take(replace(reading, training_context=TrainingContext(1000 * number, 1.5, 0.2))))
-    reported = [(change.before.name, change.after.name) for p in points for change in p.changes.values()]
-    assert reported.count(("UNDECIDED", "LEARNING")) == len(DOMAINS)
-    assert points[-1].phases["stories"].phase is grokking.Phase.UNDECIDED
-    assert "mark no answers" in points[-1].phases["stories"].why
-    assert all(as_event(change)["sentence"] for p in points for change in p.changes.values())
+    for domain in DOMAINS:
+        reported = [p.changes[domain] for p in points if domain in p.changes]
+        assert [change.after.name for change in reported] == ["LEARNING", "MEMORIZING"]
+        assert "the loss of unseen texts no longer falls" in points[-1].phases[domain].why
+        share = points[-1].metrics[f"memorized/share/{domain}"]
+        assert share.mean == pytest.approx(1, abs=0.1)
+        assert all(as_event(change)["sentence"] for change in reported)
 
 
 def test_reading_steps_are_evenly_spaced():
@@ -423,7 +424,17 @@ def test_every_logged_panel_metric_can_be_computed_from_the_files(make_settings,
     logged = {
         tag
         for tag in points
-        if tag.startswith(("pathway", "kernel/", "memorized/gap", "memorized/fraction", "loss/panel"))
+        if tag.startswith(
+            (
+                "pathway",
+                "kernel/",
+                "memorized/gap",
+                "memorized/fraction",
+                "memorized/share",
+                "memorized/claim",
+                "loss/panel",
+            )
+        )
     }
     assert logged == set(recomputed)
 
@@ -453,7 +464,8 @@ def test_the_linear_kernel_takes_mean_inputs_of_each_layer(made, tmp_path):
     assert found["kernel/d_eff/stories"].mean == grokking.d_eff(weights)
 
 
-ARRAYS = ["domain", "cell", "document", "piece", "first_step", "tokens", "loss", "even", "odd", "counts", "inputs"]
+ARRAYS = ["domain", "cell", "document", "piece", "first_step", "tokens", "loss", "initial", "difficulty"]
+ARRAYS += ["claim_gain", "claim", "even", "odd", "counts", "inputs"]
 
 
 def test_a_full_disk_loses_the_reading_and_not_the_run(make_settings, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ replay = load_tool("replay")
 
 LIVE = (
     "train.checkpoint_every=4",
-    "phase.samples=4",
+    "phase.documents=4",
     "train.eval_every=4",
     "train.keep_checkpoints=9",
     "data.domains.sums.panel_tokens=12",

@@ -1,0 +1,195 @@
+"""The truth of the study on natural text: losses of texts that the monitor never reads.
+
+A unit is a domain of a run. Its texts *set apart* are further documents of the same source that are no part of the run,
+and held-out documents that are not in its panel. Its texts *trained on* are documents that the run has trained on by
+then, outside its panel where enough of them are. The true memorized share is that of these two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moetrain import grokking
+from moetrain.checkpoint.restore import open_model
+from moetrain.config import Settings, load_settings
+from moetrain.data.corpus import Corpus, prepare_corpus
+from moetrain.data.packing import Samples, cut_samples
+from moetrain.data.stream import training_stream
+from moetrain.model_input import PackedTokens
+from moetrain.models.transformer import Transformer
+from moetrain.routing.claims import read_claims, swap_first_halves
+from moetrain.routing.panel import first_steps
+
+DOCUMENTS = 80  # of each kind that are read
+OUTSIDE_PANEL = 30  # trained documents outside the panel from which on only they are read
+LONGEST = 160  # text tokens of a document that are read
+CLAIM_TOKENS = (
+    64  # text tokens of a sample that the claim ratio is read on; 40 where fewer than 24 samples have so many
+)
+CLAIM_SAMPLES = 64
+SEED = 11
+
+
+@dataclass(frozen=True)
+class Texts:
+    """First pieces of documents: token ids with the begin mark, and the step that first trains on each (0: none)."""
+
+    tokens: list[np.ndarray]
+    document: np.ndarray
+    first_step: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def take(self, which: np.ndarray) -> Texts:
+        return Texts([self.tokens[k] for k in which], self.document[which], self.first_step[which])
+
+
+@dataclass(frozen=True)
+class Unit:
+    domain: str
+    trained: Texts
+    apart: Texts
+
+
+def units_of_run(run: Path) -> list[Unit]:
+    """The texts of each domain of a finished run."""
+    settings = load_settings(run / "config.yaml")
+    corpus = prepare_corpus(settings)
+    stream = training_stream(corpus, settings)
+    steps = min(stream.steps, settings.train.max_steps or stream.steps)
+    first = first_steps(stream, steps)
+    wider = prepare_corpus(_wider(settings, run))
+    heldout, more = cut_samples(corpus, settings.data.seq_len, heldout=True), []
+    for part in (True, False):
+        more.append(cut_samples(wider, settings.data.seq_len, heldout=part))
+    in_panel = _panel_documents(run)
+    found = []
+    for number, domain in enumerate(corpus.domains):
+        known = np.concatenate([domain.index["id"]])
+        trained = _texts(corpus, stream.samples, number, first, settings)
+        outside = trained.take(np.flatnonzero(~np.isin(trained.document, in_panel)))
+        apart = [_texts(corpus, heldout, number, None, settings)]
+        apart[0] = apart[0].take(np.flatnonzero(~np.isin(apart[0].document, in_panel)))
+        for samples in more:
+            texts = _texts(wider, samples, number, None, settings)
+            apart.append(texts.take(np.flatnonzero(~np.isin(texts.document, known))))
+        found.append(
+            Unit(domain.name, outside if len(outside) >= OUTSIDE_PANEL else trained, _drawn(_joined(apart), number))
+        )
+    return found
+
+
+def _wider(settings: Settings, run: Path) -> Settings:
+    """The same sources with twice the text of each domain, met once, and the run's own tokenizer."""
+    domains = {
+        name: domain.model_copy(update={"size": 2 * domain.size if domain.size else None, "repeats": 1})
+        for name, domain in settings.data.domains.items()
+    }
+    data = settings.data.model_copy(update={"domains": domains})
+    tokenizer = settings.tokenizer.model_copy(update={"model": str(next(run.glob("tokenizer*.model")))})
+    return settings.model_copy(update={"data": data, "tokenizer": tokenizer})
+
+
+def _panel_documents(run: Path) -> np.ndarray:
+    from moetrain.routing.store import read_reading
+
+    return np.unique(read_reading(run, 0).document)
+
+
+def _texts(corpus: Corpus, samples: Samples, domain: int, first: np.ndarray | None, settings: Settings) -> Texts:
+    """The first pieces of a domain's documents, the first copy of each."""
+    chosen = np.flatnonzero(
+        (samples.domain == domain) & (samples.piece == 0) & (samples.length >= settings.panel.tokens)
+    )
+    _, one = np.unique(samples.start[chosen], return_index=True)
+    chosen = chosen[np.sort(one)]
+    ids, begin = corpus.domains[domain].tokens, corpus.tokenizer.begin_id
+    tokens = [
+        np.concatenate([[begin], ids[start : start + min(LONGEST, length)]]).astype(np.int64)
+        for start, length in zip(samples.start[chosen], samples.length[chosen], strict=True)
+    ]
+    steps = np.zeros(len(chosen), np.int64) if first is None else first[chosen]
+    return Texts(tokens, samples.document[chosen], steps)
+
+
+def _joined(parts: list[Texts]) -> Texts:
+    return Texts(
+        [tokens for part in parts for tokens in part.tokens],
+        np.concatenate([part.document for part in parts]),
+        np.concatenate([part.first_step for part in parts]),
+    )
+
+
+def _drawn(texts: Texts, number: int) -> Texts:
+    order = np.random.default_rng([SEED, number]).permutation(len(texts))
+    return texts.take(order[:DOCUMENTS])
+
+
+def measure(run: Path, steps: list[int]) -> Iterator[dict[str, object]]:
+    """Rows of domain, step, metric, value, low, high and n: true losses and shares, and the claim ratio."""
+    units = units_of_run(run)
+    initial = initial_losses(run)
+    for step in steps:
+        model = open_model(run / "checkpoints" / f"step_{step:08d}", "cpu", torch.float32).model
+        for number, unit in enumerate(units):
+            by_now = (unit.trained.first_step > 0) & (unit.trained.first_step <= step)
+            trained = _drawn(unit.trained.take(np.flatnonzero(by_now)), number)
+            seen, apart = losses(model, trained), losses(model, unit.apart)
+            for name, estimate in {
+                "true/loss_trained": grokking.mean_of_samples(seen),
+                "true/loss_apart": grokking.mean_of_samples(apart),
+                "true/gap": grokking.memorized_gap(apart, seen),
+                "true/share": grokking.memorized_share(apart, seen, initial[unit.domain]),
+                "claim_ratio": claim_ratio(model, trained),
+                "claim_ratio_apart": claim_ratio(model, unit.apart),
+            }.items():
+                yield {
+                    "domain": unit.domain, "step": step, "metric": name, "value": estimate.mean,
+                    "low": estimate.low, "high": estimate.high, "n": estimate.samples,
+                }  # fmt: skip
+
+
+def initial_losses(run: Path) -> dict[str, float]:
+    """Mean loss of each domain's panel before the first step."""
+    from moetrain.routing.store import read_reading
+
+    reading = read_reading(run, 0)
+    return {str(name): float(reading.loss[reading.domain == name].mean()) for name in np.unique(reading.domain)}
+
+
+@torch.no_grad()
+def losses(model: Transformer, texts: Texts) -> np.ndarray:
+    """Mean loss per token of each text, nats, float64 [texts]."""
+    found = np.zeros(len(texts))
+    order = np.argsort([len(tokens) for tokens in texts.tokens], kind="stable")
+    for start in range(0, len(order), 16):
+        chosen = order[start : start + 16]
+        longest = max(len(texts.tokens[k]) for k in chosen)
+        tokens = np.zeros((len(chosen), longest), np.int64)
+        targets = np.full((len(chosen), longest), -100, np.int64)
+        for row, k in enumerate(chosen):
+            text = texts.tokens[k]
+            tokens[row, : len(text)] = text
+            targets[row, : len(text) - 1] = text[1:]
+        output = model(PackedTokens.one_sample_per_row(torch.from_numpy(tokens), torch.from_numpy(targets)))
+        found[chosen] = output.loss_BT.double().sum(1).numpy() / (targets >= 0).sum(1)
+    return found
+
+
+def claim_ratio(model: Transformer, texts: Texts) -> grokking.Estimate:
+    """Gain over claim of the second halves of texts."""
+    lengths = np.array([len(tokens) - 1 for tokens in texts.tokens])
+    size = CLAIM_TOKENS if (lengths >= CLAIM_TOKENS).sum() >= 24 else 40
+    chosen = np.flatnonzero(lengths >= size)[:CLAIM_SAMPLES]
+    if len(chosen) < 8:
+        return grokking.Estimate.undefined(len(chosen))
+    tokens = torch.from_numpy(np.stack([texts.tokens[k][: size + 1] for k in chosen]))
+    swapped, _ = swap_first_halves(tokens, texts.document[chosen])
+    gain, claim = read_claims(model, tokens, swapped)
+    return grokking.mean_per_token(gain, claim, texts.document[chosen])

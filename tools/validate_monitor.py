@@ -4,12 +4,15 @@
     python tools/validate_monitor.py measure --output runs/validity  # write tables and tools/results/validity.json
     python tools/validate_monitor.py tables                          # print all numbers of the report, from the tables
 
-`run --only 13_base 16_text` trains some of the runs; `tables --row "leave-one-out accuracy"` gives one row per table.
-configs/study/plan.yaml lists the runs, tools/results/validity.md has the results.
+`--study text` does the same for the study on natural text, which needs MOETRAIN_DATA. `run --only 13_base 16_text`
+trains some of the runs; `tables --row "leave-one-out accuracy"` gives one row per table. configs/study/plan.yaml and
+configs/study_text/plan.yaml list the runs, tools/results/validity.md and validity_text.md have the results.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -21,7 +24,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: the study's tables need pandas: pip install 'moetrain[report]'")
 from common.command_line import make_parser, reports_errors, write_json
-from validity import claims, readings, separation, verdicts
+from validity import claims, readings, separation, text_study, verdicts
 from validity.plan import ROOT, STUDIES, Planned, StudyError, make_runs, read_plan
 from validity.units import make_units
 
@@ -30,6 +33,7 @@ from moetrain.loggers.terminal import Terminal
 from moetrain.report.open_run import MissingPackageError, RunError, need
 
 RESULTS = ROOT / "tools" / "results" / "validity"
+SUMMARY = RESULTS.with_suffix(".json")
 
 
 @reports_errors(StudyError, RunError, MissingPackageError, OSError)
@@ -45,25 +49,57 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="parallel runs, one core each")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="only these of the planned runs")
     parser.add_argument("--row", metavar="TEXT", help="only table rows that contain this text")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="with tables: write the main numbers to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the main numbers to this file")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="with tables: write the figure to this file")
     options = parser.parse_args(arguments)
     terminal = Terminal()
     runs = _chosen(read_plan(options.study), options.only)
+    output, results = (path / options.study for path in (options.output, options.results))
     if options.what == "run":
-        make_runs(runs, options.output, options.workers, terminal.preparing)
+        make_runs(runs, output, options.workers, terminal.preparing)
+    elif options.study == "text":
+        _text(options, runs, output, results, terminal)
     elif options.what == "measure":
-        tables = readings.renew(readings.measure(runs, options.output, terminal.preparing), options.results)
-        readings.save(tables, options.results)
-        write_json(options.results.with_suffix(".json"), summary(report(tables, read_plan()), tables))
-        terminal.note(f"{tables['readings']['run'].nunique()} runs: {options.results}")
+        tables = readings.renew(readings.measure(runs, output, terminal.preparing), results)
+        readings.save(tables, results)
+        _write_summary(options.json or SUMMARY, "planted", summary(report(tables, read_plan()), tables))
+        terminal.note(f"{tables['readings']['run'].nunique()} runs: {results}")
     else:
-        tables = readings.load(options.results)
+        tables = readings.load(results)
         found = report(tables, runs, options.figure)
         for title, frame in found.items():
             _show(terminal, title, frame, options.row)
-        write_json(options.json, summary(found, tables) if options.json else None)
+        if options.json:
+            _write_summary(options.json, "planted", summary(found, tables))
     return 0
+
+
+def _text(
+    options: argparse.Namespace, runs: Sequence[Planned], output: Path, results: Path, terminal: Terminal
+) -> None:
+    """Measure the runs on natural text, or print their tables."""
+    if options.what == "measure":
+        text_study.save(text_study.measure(runs, output, terminal.preparing), results)
+        if options.only:
+            return
+    table = text_study.load(results)
+    found = text_study.report(table, read_plan("text"))
+    for title, frame in found.items():
+        _show(terminal, title, frame, options.row)
+    path = options.json or (SUMMARY if options.what == "measure" else None)
+    if path:
+        _write_summary(path, "text", text_study.summary(found, table, read_plan("text")))
+    if options.figure:
+        need("matplotlib", "the figure")
+        from validity.text_figures import draw as draw_text
+
+        draw_text(table, text_study.make_units(table, read_plan("text")), options.figure)
+
+
+def _write_summary(path: Path, study: str, numbers: dict[str, Any]) -> None:
+    """Write the main numbers of a study, beside those of the other that the file holds."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, {name: before[name] for name in STUDIES if name in before} | {study: numbers})
 
 
 def report(
@@ -79,7 +115,7 @@ def report(
         from validity.figures import draw
 
         rule = PhaseThresholds()
-        draw(units, by_aspect["at the end"], (rule.memorizing, rule.generalizing), figure)
+        draw(units, by_aspect["at the end"], rule.memorized_answers, figure)
     return {
         "units by truth": units.groupby(["part", "domain", "truth"]).size().unstack(fill_value=0).reset_index(),
         **{f"AUC {aspect}": frame for aspect, frame in by_aspect.items()},
@@ -98,13 +134,13 @@ def summary(found: dict[str, pd.DataFrame], tables: dict[str, pd.DataFrame]) -> 
     The interval of the AUC is bootstrapped over runs, the others are Wilson's. Undefined values are None.
     """
     measured = [run.part for run in read_plan() if run.name in set(tables["readings"]["run"])]
-    left_out = found["AUC at the end"].set_index("measure").loc["leave-one-out accuracy"]
+    share = found["AUC at the end"].set_index("measure").loc["memorized share"]
     rates = found["error rates on the test runs"].set_index("rate")
     numbers: dict[str, Any] = {
         "runs": {part: measured.count(part) for part in ("fit", "test")},
-        "units": {"generalizing": int(left_out["generalize"]), "memorized": int(left_out["memorized"])},
-        "auc_heldout": _number(left_out["auc"]),
-        "auc_heldout_interval": [_number(left_out[end]) for end in ("low", "high")],
+        "units": {"generalizing": int(share["generalize"]), "memorized": int(share["memorized"])},
+        "auc_heldout": _number(share["auc"]),
+        "auc_heldout_interval": [_number(share[end]) for end in ("low", "high")],
     }
     for name, rate in (
         ("verdict_share", verdicts.GIVEN),

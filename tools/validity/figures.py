@@ -13,16 +13,16 @@ from matplotlib.axes import Axes
 from validity.units import BASELINES, BETWEEN, GENERALIZES, MEMORIZED, METRICS
 
 _COLORS = {GENERALIZES: "#1b7837", MEMORIZED: "#b2182b", BETWEEN: "#888888"}
-_SCATTERED = ("kernel/left_out", "pathway/d_path_norm", "kernel/effective_rank")
+_SCATTERED = ("memorized/share", "kernel/left_out", "pathway/d_path_norm")
 
 
-def draw(units: pd.DataFrame, separation: pd.DataFrame, thresholds: tuple[float, float], path: Path) -> None:
+def draw(units: pd.DataFrame, separation: pd.DataFrame, threshold: float, path: Path) -> None:
     """Three metrics against held-out accuracy per unit, and the AUC of all metrics."""
     mpl.use("Agg")
     figure, axes = plt.subplots(1, 4, figsize=(17, 4.6), width_ratios=(1, 1, 1, 1.25), layout="constrained")
     for axis, metric in zip(axes, _SCATTERED, strict=False):
         _scatter(axis, units, metric)
-    axes[0].axhspan(*thresholds, color="0.85", zorder=0)
+    axes[0].axhline(threshold, color="0.6", zorder=0)
     axes[0].legend(frameon=False, fontsize=8, loc="upper left")
     _ranking(axes[3], separation)
     figure.savefig(path, dpi=110)

@@ -80,7 +80,34 @@ def load(folder: Path) -> dict[str, pd.DataFrame]:
     """
     if missing := [name for name in TABLES if not (folder / f"{name}.parquet").is_file()]:
         raise StudyError(f"{folder / missing[0]}.parquet: missing: write it with `validate_monitor.py measure`")
-    return {name: pq.read_table(folder / f"{name}.parquet").to_pandas() for name in TABLES}
+    tables = {name: pq.read_table(folder / f"{name}.parquet").to_pandas() for name in TABLES}
+    return tables | {"readings": with_share(tables["readings"])}
+
+
+SHARE = "memorized/share"
+
+
+def with_share(readings: pd.DataFrame) -> pd.DataFrame:
+    """The readings with the memorized share, for runs from before it was measured.
+
+    It follows from the gap to held-out samples, whose interval becomes that of the share, and from the loss of held-out
+    samples before the first step.
+    """
+    if (readings["metric"] == SHARE).any():
+        return readings
+    keys = ["run", "domain", "step"]
+    gap, heldout, seen = (
+        readings[readings["metric"] == metric].set_index(keys)
+        for metric in ("memorized/gap_heldout", "loss/panel_heldout", "loss/panel_seen")
+    )
+    if not len(gap) or not len(heldout):
+        return readings
+    initial = heldout.loc[heldout.index.get_level_values("step") == 0, "value"].droplevel("step")
+    learned = gap.droplevel("step").index.map(initial).to_numpy() - seen["value"].reindex(gap.index).to_numpy()
+    share = gap.assign(metric=SHARE)
+    for column in ("value", "low", "high"):
+        share[column] = share[column] / np.where(learned > 0, learned, np.nan)
+    return pd.concat([readings, share.reset_index()[readings.columns]], ignore_index=True)
 
 
 def _panel(run: OpenedRun) -> pd.DataFrame:

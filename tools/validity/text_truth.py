@@ -23,9 +23,11 @@ from moetrain.data.stream import training_stream
 from moetrain.model_input import PackedTokens
 from moetrain.models.transformer import Transformer
 from moetrain.routing.claims import read_claims, swap_first_halves
-from moetrain.routing.panel import first_steps
+from moetrain.routing.panel import draw_panel, first_steps
+from moetrain.routing.store import read_reading
 
-DOCUMENTS = 80  # of each kind that are read
+DOCUMENTS, DOCUMENTS_BEFORE = 80, 40  # of each kind that are read at the last step, and at earlier ones
+CLAIMS_AT = (280, 560)  # steps at which the claim ratio is read
 OUTSIDE_PANEL = 30  # trained documents outside the panel from which on only they are read
 LONGEST = 160  # text tokens of a document that are read
 CLAIM_TOKENS = (
@@ -42,12 +44,15 @@ class Texts:
     tokens: list[np.ndarray]
     document: np.ndarray
     first_step: np.ndarray
+    difficulty: np.ndarray  # loss under the frequencies of tokens in the domain, nats per token
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def take(self, which: np.ndarray) -> Texts:
-        return Texts([self.tokens[k] for k in which], self.document[which], self.first_step[which])
+        return Texts(
+            [self.tokens[k] for k in which], self.document[which], self.first_step[which], self.difficulty[which]
+        )
 
 
 @dataclass(frozen=True)
@@ -71,18 +76,29 @@ def units_of_run(run: Path) -> list[Unit]:
     in_panel = _panel_documents(run)
     found = []
     for number, domain in enumerate(corpus.domains):
-        known = np.concatenate([domain.index["id"]])
-        trained = _texts(corpus, stream.samples, number, first, settings)
+        count = np.bincount(domain.tokens, minlength=corpus.tokenizer.vocab_size) + 1
+        cost = -np.log(count / count.sum())
+        trained = _texts(corpus, stream.samples, number, first, cost, settings)
         outside = trained.take(np.flatnonzero(~np.isin(trained.document, in_panel)))
-        apart = [_texts(corpus, heldout, number, None, settings)]
+        apart = [_texts(corpus, heldout, number, None, cost, settings)]
         apart[0] = apart[0].take(np.flatnonzero(~np.isin(apart[0].document, in_panel)))
         for samples in more:
-            texts = _texts(wider, samples, number, None, settings)
-            apart.append(texts.take(np.flatnonzero(~np.isin(texts.document, known))))
+            texts = _texts(wider, samples, number, None, cost, settings)
+            apart.append(texts.take(np.flatnonzero(~np.isin(texts.document, domain.index["id"]))))
         found.append(
             Unit(domain.name, outside if len(outside) >= OUTSIDE_PANEL else trained, _drawn(_joined(apart), number))
         )
     return found
+
+
+def panel_texts(run: Path) -> list[np.ndarray]:
+    """The text tokens of each panel sample of a run, int64."""
+    settings = load_settings(run / "config.yaml")
+    corpus = prepare_corpus(settings)
+    stream = training_stream(corpus, settings)
+    steps = min(stream.steps, settings.train.max_steps or stream.steps)
+    panel = draw_panel(corpus, stream, settings, steps, settings.train.batch_rows)
+    return [panel.stream.sequence(sample)[1:-1] for sample in range(len(panel))]
 
 
 def _wider(settings: Settings, run: Path) -> Settings:
@@ -97,13 +113,18 @@ def _wider(settings: Settings, run: Path) -> Settings:
 
 
 def _panel_documents(run: Path) -> np.ndarray:
-    from moetrain.routing.store import read_reading
-
     return np.unique(read_reading(run, 0).document)
 
 
-def _texts(corpus: Corpus, samples: Samples, domain: int, first: np.ndarray | None, settings: Settings) -> Texts:
-    """The first pieces of a domain's documents, the first copy of each."""
+def _texts(
+    corpus: Corpus, samples: Samples, domain: int, first: np.ndarray | None, cost: np.ndarray, settings: Settings
+) -> Texts:
+    """The first pieces of a domain's documents, the first copy of each.
+
+    Args:
+        first: the step that first trains on each sample; None: none does.
+        cost: loss of each token under the frequencies of tokens.
+    """
     chosen = np.flatnonzero(
         (samples.domain == domain) & (samples.piece == 0) & (samples.length >= settings.panel.tokens)
     )
@@ -115,7 +136,8 @@ def _texts(corpus: Corpus, samples: Samples, domain: int, first: np.ndarray | No
         for start, length in zip(samples.start[chosen], samples.length[chosen], strict=True)
     ]
     steps = np.zeros(len(chosen), np.int64) if first is None else first[chosen]
-    return Texts(tokens, samples.document[chosen], steps)
+    difficulty = np.array([cost[text[1:]].mean() for text in tokens])
+    return Texts(tokens, samples.document[chosen], steps, difficulty)
 
 
 def _joined(parts: list[Texts]) -> Texts:
@@ -123,12 +145,13 @@ def _joined(parts: list[Texts]) -> Texts:
         [tokens for part in parts for tokens in part.tokens],
         np.concatenate([part.document for part in parts]),
         np.concatenate([part.first_step for part in parts]),
+        np.concatenate([part.difficulty for part in parts]),
     )
 
 
-def _drawn(texts: Texts, number: int) -> Texts:
+def _drawn(texts: Texts, number: int, most: int = DOCUMENTS) -> Texts:
     order = np.random.default_rng([SEED, number]).permutation(len(texts))
-    return texts.take(order[:DOCUMENTS])
+    return texts.take(order[:most])
 
 
 def measure(run: Path, steps: list[int]) -> Iterator[dict[str, object]]:
@@ -139,26 +162,30 @@ def measure(run: Path, steps: list[int]) -> Iterator[dict[str, object]]:
         model = open_model(run / "checkpoints" / f"step_{step:08d}", "cpu", torch.float32).model
         for number, unit in enumerate(units):
             by_now = (unit.trained.first_step > 0) & (unit.trained.first_step <= step)
-            trained = _drawn(unit.trained.take(np.flatnonzero(by_now)), number)
-            seen, apart = losses(model, trained), losses(model, unit.apart)
-            for name, estimate in {
+            most = DOCUMENTS if step == steps[-1] else DOCUMENTS_BEFORE
+            trained = _drawn(unit.trained.take(np.flatnonzero(by_now)), number, most)
+            texts_apart = unit.apart.take(np.arange(min(most, len(unit.apart))))
+            seen, apart = losses(model, trained), losses(model, texts_apart)
+            found = {
                 "true/loss_trained": grokking.mean_of_samples(seen),
                 "true/loss_apart": grokking.mean_of_samples(apart),
                 "true/gap": grokking.memorized_gap(apart, seen),
-                "true/share": grokking.memorized_share(apart, seen, initial[unit.domain]),
-                "claim_ratio": claim_ratio(model, trained),
-                "claim_ratio_apart": claim_ratio(model, unit.apart),
-            }.items():
+                "true/share": grokking.memorized_share(
+                    apart, seen, initial[unit.domain], None, None, texts_apart.difficulty, trained.difficulty
+                ),
+            }
+            if step in CLAIMS_AT:
+                found["claim_ratio"] = claim_ratio(model, trained)
+                found["claim_ratio_apart"] = claim_ratio(model, texts_apart)
+            for name, each in found.items():
                 yield {
-                    "domain": unit.domain, "step": step, "metric": name, "value": estimate.mean,
-                    "low": estimate.low, "high": estimate.high, "n": estimate.samples,
+                    "domain": unit.domain, "step": step, "metric": name,
+                    "value": each.mean, "low": each.low, "high": each.high, "n": each.samples,
                 }  # fmt: skip
 
 
 def initial_losses(run: Path) -> dict[str, float]:
     """Mean loss of each domain's panel before the first step."""
-    from moetrain.routing.store import read_reading
-
     reading = read_reading(run, 0)
     return {str(name): float(reading.loss[reading.domain == name].mean()) for name in np.unique(reading.domain)}
 

@@ -21,6 +21,7 @@ LAST = 3  # readings averaged "at the end"
 BAND = (0.05, 0.5)  # nats: units are compared at training losses in this range
 
 METRICS = {
+    "memorized/share": "memorized share",
     "kernel/left_out": "leave-one-out accuracy",
     "pathway/d_path": "D_path (paper)",
     "pathway/d_path_norm": "D_path, normalised",

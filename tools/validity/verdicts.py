@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from moetrain.grokking import History, Phase, PhaseThresholds, curve, phases, share
+from validity.readings import SHARE
 from validity.units import GENERALIZES, MEMORIZED
 
 GENERALIZING_PHASES = (Phase.GENERALIZING, Phase.SETTLED)
@@ -23,7 +24,7 @@ def judge(readings: pd.DataFrame, units: pd.DataFrame, thresholds: PhaseThreshol
     rows = []
     for unit in units[units["truth"].isin([GENERALIZES, MEMORIZED])].itertuples():
         own = readings[(readings["run"] == unit.run) & (readings["domain"] == unit.domain)]
-        verdicts = phases(_history(own), thresholds)
+        verdicts = phases(history_of(own), thresholds)
         generalizing = np.array([verdict.phase in GENERALIZING_PHASES for verdict in verdicts])
         lasting = len(generalizing) - int(np.argmin(generalizing[::-1])) if not generalizing.all() else 0
         rows.append(
@@ -40,15 +41,16 @@ def judge(readings: pd.DataFrame, units: pd.DataFrame, thresholds: PhaseThreshol
     return pd.DataFrame(rows)
 
 
-def _history(own: pd.DataFrame) -> History:
+def history_of(own: pd.DataFrame) -> History:
     """A domain's history as the monitor saw it; steps stand for tokens, because all steps have equally many."""
     steps = np.sort(own["step"].unique())
     by_metric = {str(metric): rows.set_index("step").reindex(steps) for metric, rows in own.groupby("metric")}
     nothing = pd.DataFrame({"value": np.nan, "low": np.nan, "high": np.nan, "n": 0}, index=steps)
-    loss, left_out = (by_metric.get(metric, nothing) for metric in ("loss/panel_seen", "kernel/left_out"))
-    counts = [part["n"].fillna(0).to_numpy(np.int64) for part in (loss, left_out)]
-    curves = [curve(part[["value", "low", "high"]].to_numpy(float)) for part in (loss, left_out)]
-    return History(steps, steps + 1, *counts, *curves)
+    unseen = "loss/panel_unseen" if "loss/panel_unseen" in by_metric else "loss/panel_heldout"  # as older runs have it
+    parts = [by_metric.get(metric, nothing) for metric in ("loss/panel_seen", unseen, "kernel/left_out", SHARE)]
+    counts = [part["n"].fillna(0).to_numpy(np.int64) for part in parts[:3]]
+    seen, heldout, _, share = (curve(part[["value", "low", "high"]].to_numpy(float)) for part in parts)
+    return History(steps, steps + 1, *counts, seen, heldout, share)
 
 
 def confusion(judged: pd.DataFrame) -> pd.DataFrame:

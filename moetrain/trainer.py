@@ -192,6 +192,7 @@ class Trainer:
                     monitor.validate(self.model, step)
                 if step in panel_steps:
                     monitor.read_panel(self.model, step, self.context)
+                    monitor.measure_repeats(self.model, self.optimizer, step)
                 if step in probe_steps:
                     monitor.run_probes(self.model, step, state.tokens_trained)
                 signal = agreement.ask(stop.received)

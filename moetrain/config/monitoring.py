@@ -20,6 +20,13 @@ class PanelSettings(Section):
         description="Readings of the panel from one that also reads the claim ratio, by two more forward passes over "
         "the seen samples, to the next, the last reading included; 0: none does.",
     )
+    repeat_every: int = Field(
+        5,
+        ge=0,
+        description="Readings of the panel from one that also measures what the next pass over each repeated domain is "
+        "worth (repeat/worth) to the next, the last included; 0: none does. It takes about twice the time of a reading "
+        "of these domains, and memory for a copy of the weights and their gradient.",
+    )
     linear_kernel: bool = Field(
         False, description="Store the inputs of each layer too, for kernel/d_eff_linear; takes 2 bytes per feature."
     )

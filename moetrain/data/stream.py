@@ -5,6 +5,7 @@ Shapes: B rows, T tokens per row, S samples per row (padded), N spans.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -110,6 +111,17 @@ class Stream:
         self._truncated = truncated
         # A multiple of 8, so that similar streams share shapes.
         self.most_samples = -(-rows.most_samples // 8) * 8
+
+    def select(self, chosen: np.ndarray) -> Stream:
+        """A stream of some samples only, each once, in rows that hold no others; it numbers them from 0."""
+        selected = copy(self)
+        for name in ("text_of_sample", "text_of_document", "exposures", "answered"):  # cached, of all samples
+            selected.__dict__.pop(name, None)
+        selected.samples = self.samples.take(chosen)
+        lengths = selected.samples.row_lengths
+        selected.rows = pack_rows(np.arange(len(chosen)), lengths, self._seq_len, max(1, len(chosen)), seed=0)
+        selected.most_samples = -(-selected.rows.most_samples // 8) * 8
+        return selected
 
     @property
     def steps(self) -> int:

@@ -55,6 +55,7 @@ from .pathway import (
     sharing,
 )
 from .phase import Curve, Evidence, History, Phase, PhaseChange, PhaseThresholds, Verdict, changes, curve, phases
+from .repeats import repeat_budget, repeat_worth
 
 __all__ = [
     "Correlation",
@@ -120,6 +121,8 @@ __all__ = [
     "pair_groups",
     "pathways",
     "phases",
+    "repeat_budget",
+    "repeat_worth",
     "risk_bound",
     "routing_kernel",
     "share",

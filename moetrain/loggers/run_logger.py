@@ -87,6 +87,11 @@ class RunLogger:
         for tag, estimate in estimates.items():
             self._scalar(tag, estimate.mean, step)
 
+    def repeats(self, step: int, domain: str, sentence: str) -> None:
+        """What the next pass over a repeated domain is worth, in words."""
+        self._events.write("repeat", step, domain=domain, sentence=sentence)
+        self._terminal.note(f"step {step}: {sentence}")
+
     def panel(self, points: PanelPoints) -> None:
         """The metrics of a panel reading."""
         for tag, estimate in points.metrics.items():

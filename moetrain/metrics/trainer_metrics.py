@@ -34,6 +34,13 @@ TRAINER_METRICS: tuple[Metric, ...] = (
     Metric("excess_confidence_unseen", "memorized/excess_confidence_unseen", "Excess confidence at first exposure",
            (DOMAIN,), text="The control of memorized/excess_confidence: the same at the first exposure to a text. "
            "It is near 0 unless the model is badly calibrated, as early in a run."),
+    Metric("repeat_worth", "repeat/worth", "Worth of the next pass", (DOMAIN,), compared=True,
+           chart="worth of the next pass (1 as good as fresh text, 0 worthless)"),
+    Metric("repeat_passes", "repeat/passes", "Passes over the domain", (DOMAIN,),
+           text="Tokens of the domain trained on, over the tokens of all its distinct texts."),
+    Metric("repeat_budget", "repeat/budget", "Passes after which the next is worth half", (DOMAIN,), compared=True,
+           text="Forecast of the passes after which the next one is worth half of fresh text, from all readings of "
+           "repeat/worth so far: a curve exp(-(n / P) ** 2) through them. `summary.json` has its interval."),
     Metric("balance", "loss/balance", "Load-balancing loss", (MODEL,),
            text="Load-balancing loss, mean over layers. It is 1 where all experts have the same load."),
     Metric("z", "loss/z", "Router z loss", (MODEL,),

@@ -6,6 +6,7 @@ rank's, which has a logger.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,14 @@ from moetrain.data.corpus import Corpus
 from moetrain.data.stream import Stream
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import evaluation, full_tensor, inner_model
-from moetrain.grokking import gram_blocks
+from moetrain.grokking import Estimate, gram_blocks
 from moetrain.loggers.run_logger import RunLogger
 from moetrain.models.router import Router
 from moetrain.models.transformer import Transformer
 from moetrain.monitoring.background import BackgroundWorker
 from moetrain.monitoring.delays import delays
 from moetrain.monitoring.state import MonitorState
+from moetrain.optim.builder import Optimizer
 from moetrain.probes.embeddings import end_embed, help_embed
 from moetrain.probes.probe_monitor import write_scores
 from moetrain.probes.scoring import TaskScore, score
@@ -140,11 +142,11 @@ class Monitor:
             rows_LED = self._router_rows(model, step)
             if rows_LED is None:
                 return
-            every, last = self.settings.panel.claim_every, step == panel.steps
-            with_claims = bool(every) and (last or panel.begun % every == every - 1)
+            panel.begin(step)
+            with_claims = panel.due(self.settings.panel.claim_every, step)
             layer_inputs = self.settings.panel.linear_kernel
             stored = self._panel_reading(model, step, rows_LED, context, layer_inputs, with_claims)
-            panel.initial, panel.begun = stored.initial, panel.begun + 1
+            panel.initial = stored.initial
             if self.logger is None:
                 return
             try:
@@ -153,6 +155,24 @@ class Monitor:
                 self.logger.guard(step, f"the panel reading was not stored ({error}); its metrics are shown")
             self.background.submit(panel.take, stored)
         self.publish()
+
+    def measure_repeats(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
+        """Log what the next pass over each repeated domain is worth, at some readings of the panel."""
+        panel, repeats = self.state.panel, self.state.repeats
+        if panel is None or repeats is None or not panel.due(self.settings.panel.repeat_every, step):
+            return
+        with self.clock.measure("panel"):
+            found = repeats.measure(model, optimizer, step, self.layout)
+        if self.logger is None:
+            return
+        for domain, each in found.items():
+            values = {"passes": Estimate(each.passes, math.nan, math.nan, 0, 0), "worth": each.worth}
+            values["budget"] = each.budget
+            known = {f"repeat/{name}/{domain}": value for name, value in values.items() if math.isfinite(value.mean)}
+            self.state.latest.set_all(known)
+            self.logger.metrics(step, known)
+            if math.isfinite(each.worth.mean):
+                self.logger.repeats(step, domain, each.sentence(domain))
 
     def run_probes(self, model: nn.Module, step: int, tokens: int) -> None:
         """Score all tasks, store the answers, and correlate accuracy with the router's metrics.

@@ -17,6 +17,7 @@ from moetrain.metrics import table
 from moetrain.metrics.latest import LatestMetrics
 from moetrain.monitoring.exposures import ExposureLosses
 from moetrain.monitoring.probe_correlations import ProbeCorrelations
+from moetrain.monitoring.repeats import RepeatMonitor
 from moetrain.probes.probe_monitor import ProbeMonitor
 from moetrain.probes.tasks import Task
 from moetrain.routing.panel import Panel, draw_panel
@@ -35,6 +36,7 @@ class MonitorState:
         exposures: the losses of the newest samples by earlier exposures, likewise; None in a replay.
         panel: None without a router, with ``monitor.enabled=false``, or where no sample is long enough.
         probes: None without any task.
+        repeats: None in a replay, without a panel, and where no domain is repeated.
         latest: kept up to date on the main rank alone.
     """
 
@@ -43,6 +45,7 @@ class MonitorState:
     panel: PanelMonitor | None
     probes: ProbeMonitor | None
     correlations: ProbeCorrelations | None
+    repeats: RepeatMonitor | None
     latest: LatestMetrics
 
     @classmethod
@@ -56,12 +59,14 @@ class MonitorState:
     ) -> MonitorState:
         """The state before the first reading; ``stream`` is what a run trains on, None in a replay."""
         domains, monitor = list(settings.data.domains), settings.monitor
+        repeats = RepeatMonitor(panel.panel, stream, domains) if panel is not None and stream is not None else None
         return cls(
             stream=StreamMonitor(domains, monitor.window, monitor.tau, layout.all_gather_objects),
             exposures=ExposureLosses(stream, domains, monitor.exposure_window, layout) if stream is not None else None,
             panel=panel,
             probes=probes,
             correlations=ProbeCorrelations(domains, probes.history) if probes is not None else None,
+            repeats=repeats if repeats is not None and repeats.repeated else None,
             latest=LatestMetrics(domains),
         )
 
@@ -77,6 +82,7 @@ class MonitorState:
             "exposures": self.exposures.state() if self.exposures is not None else {},
             "panel": self.panel.state() if self.panel is not None else {},
             "probes": self.probes.history.state() if self.probes is not None else {},
+            "repeats": self.repeats.state() if self.repeats is not None else {},
             "relations": self.correlations.state() if self.correlations is not None else {},
         }
 
@@ -87,6 +93,8 @@ class MonitorState:
             self.exposures.load_state(tensors.get("exposures", {}))
         if self.panel is not None:
             self.panel.load_state(tensors.get("panel", {}))
+        if self.repeats is not None:
+            self.repeats.load_state(tensors.get("repeats", {}))
         if self.probes is not None:
             self.probes.history.load_state(tensors.get("probes", {}))
         if self.correlations is not None:

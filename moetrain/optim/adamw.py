@@ -35,6 +35,17 @@ class AdamW(torch.optim.AdamW):
         }
 
     @torch.no_grad()
+    def direction(self, parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient divided by the root of its second moment, of which it becomes a part as in a step."""
+        group = next(group for group in self.param_groups if any(each is parameter for each in group["params"]))
+        state, beta2 = self.state.get(parameter), group["betas"][1]
+        second = gradient.float() ** 2
+        if state:
+            correction = 1 - beta2 ** (float(state["step"]) + 1)
+            second = (beta2 * state["exp_avg_sq"].float() + (1 - beta2) * second) / correction
+        return gradient / (second.sqrt() + group["eps"])
+
+    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update, skipped on the device where ``found_inf`` is 1."""
         if self._state_dtype == torch.float32:

@@ -38,6 +38,9 @@ class Optimizer(Protocol):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients."""
 
+    def direction(self, parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Where a gradient alone, without momentum, would move a parameter: minus the update at a rate of 1."""
+
     def initial_state(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
         """A parameter's state before the first step, with the dtypes and sharding that later steps keep."""
 

@@ -68,7 +68,6 @@ class PanelMonitor:
 
     Attributes:
         initial: losses before the first step, float32 [P]; None before they have been read.
-        begun: readings that were begun; the metrics of the newest may still be computed.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class PanelMonitor:
         self._read_at: list[int] = []
         self._losses: list[np.ndarray] = []
         self.initial: np.ndarray | None = None
-        self.begun = 0
+        self._begun: list[int] = []
 
     def losses(self, domain: int) -> tuple[np.ndarray, np.ndarray]:
         """Steps of all readings [T], and the losses of a domain's seen samples [S, T]."""
@@ -136,13 +135,23 @@ class PanelMonitor:
             self._tokens = state["tokens"].tolist()
             self._losses = list(state["losses"].numpy())
             self.initial = state["initial"].numpy() if "initial" in state else None
-            self.begun = len(self._read_at)
+            self._begun = list(self._read_at)
             for domain, history in self._history.items():
                 for name, layers in self._by_layer[domain].items():
                     if f"{_state_name(name)}.{domain}" in state:
                         layers[:] = state[f"{_state_name(name)}.{domain}"].numpy()
                 for name in history:
                     history[name] = [tuple(row) for row in state.get(f"{name}.{domain}", unknown).tolist()]
+
+    def begin(self, step: int) -> None:
+        """Count a reading; its metrics may be computed later."""
+        self._begun.append(step)
+
+    def due(self, every: int, step: int) -> bool:
+        """Whether this step is that of each ``every``-th reading that was begun, or of the run's last; never with 0."""
+        if not every or step == 0 or step not in self._begun:
+            return False
+        return step == self.steps or self._begun.index(step) % every == every - 1
 
     def take(self, stored: StoredReading) -> PanelPoints:
         """Add the next reading; returns its results, given those before."""

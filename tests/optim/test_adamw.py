@@ -54,6 +54,24 @@ def test_optimizer_state_is_saved_and_restored_by_name():
     assert all(torch.equal(restored[key], state[key]) for key in state)
 
 
+@pytest.mark.parametrize("state_precision", ["fp32", "bf16"])
+def test_the_direction_is_that_of_a_step_without_momentum(state_precision):
+    model, _ = small_model()
+    settings = OptimSettings(beta1=0.0, weight_decay=0.0, state_precision=state_precision)
+    optimizer = make_optimizer(model, settings)
+    for step in range(3):
+        torch.manual_seed(step)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        expected = [optimizer.direction(parameter, parameter.grad) for parameter in model.parameters()]
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+        optimizer.step()
+        for parameter, old, direction in zip(model.parameters(), before, expected, strict=True):
+            assert torch.allclose(parameter, old - 0.01 * direction, atol=1e-6)
+
+
 def bf16_adamw(model):
     return make_optimizer(model, OptimSettings(state_precision="bf16"))
 

@@ -392,6 +392,9 @@ class Trainer:
         write_summary(folder, summary)
         rows = summary_rows(state.monitor.latest.domains, RESULT_COLUMNS)
         self.terminal.table("result", ["domain", *RESULT_COLUMNS.values()], rows)
+        for domain, found in state.monitor.latest.domains.items():
+            if "phase" in found:
+                self.terminal.note(f"{domain} is {found['phase']}: {found['why']}")
         self.terminal.note(
             f"{state.tokens_trained:,} tokens, {speed.tokens_per_second:,.0f} tokens/s, monitoring "
             f"{speed.monitor_share:.2%} of the time, peak memory {speed.peak_memory_bytes / 2**30:.2f} GiB; "

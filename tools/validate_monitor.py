@@ -106,6 +106,7 @@ def report(
     tables: dict[str, pd.DataFrame], runs: Sequence[Planned], figure: Path | None = None
 ) -> dict[str, pd.DataFrame]:
     """Every table of the study by title; also writes the figure if a path is given."""
+    tables = tables | {"readings": readings.with_share(tables["readings"])}
     units = make_units(tables["readings"], runs)
     by_aspect = separation.tables(units)
     judged = verdicts.judge(tables["readings"], units)

@@ -32,7 +32,7 @@ class LatestMetrics:
 
     Attributes:
         domains: per domain ``{"metrics": {NAME: {"value", "low", "high", "n"}}, ...}``; at the end of a run also
-            ``phase``, ``memorized``, ``correlations`` and ``delay``.
+            ``phase`` and its reason ``why``, ``memorized``, ``correlations`` and ``delay``.
         tasks: per probe task its metrics and how it was scored.
     """
 

@@ -220,6 +220,7 @@ class Monitor:
                     latest.set_all(points.metrics)
                     for domain, verdict in points.phases.items():
                         latest.domains[domain]["phase"] = verdict.phase.name.lower()
+                        latest.domains[domain]["why"] = verdict.why
                     self.logger.panel(points)
 
     def finish(self, model: Transformer | None, step: int) -> None:

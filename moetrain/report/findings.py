@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,6 +48,7 @@ class DomainVerdict:
     why: str
     loss_seen: Number
     loss_heldout: Number
+    share: Number  # memorized
     gap: Number
     gap_heldout: Number
     accuracy: Number
@@ -70,9 +71,10 @@ def verdicts(run: OpenedRun) -> list[DomainVerdict]:
                 phase=Phase(number).name.lower() if number >= 0 else "",
                 phase_number=max(number, 0),
                 since=float(time_of(run, [changes[-1]["step"]])[0]) if changes else 0.0,
-                why=changes[-1]["why"] if changes else "no change of phase so far" if number >= 0 else "",
+                why=_reason(run, domain, changes) if number >= 0 else "",
                 loss_seen=metric(run, domain, "loss/panel_seen"),
                 loss_heldout=metric(run, domain, "loss/panel_heldout"),
+                share=metric(run, domain, "memorized/share"),
                 gap=metric(run, domain, "memorized/gap"),
                 gap_heldout=metric(run, domain, "memorized/gap_heldout"),
                 accuracy=held,
@@ -81,6 +83,12 @@ def verdicts(run: OpenedRun) -> list[DomainVerdict]:
             )
         )
     return found
+
+
+def _reason(run: OpenedRun, domain: str, changes: Sequence[Mapping[str, Any]]) -> str:
+    """Why the domain has its phase: by the newest reading, or, in an unfinished run, by the last change of phase."""
+    now = run.outcome.get("domains", {}).get(domain, {}).get("why")
+    return now or (changes[-1]["why"] if changes else "no change of phase so far")
 
 
 def newest_accuracy(run: OpenedRun, domain: str, trained: bool) -> tuple[Number, float]:
@@ -165,16 +173,16 @@ def _of_verdicts(run: OpenedRun) -> Iterator[str]:
             continue
         share = f"{plain(each.accuracy.value, 2)} of its probe items are correct, chance {plain(each.chance, 2)}"
         if each.phase == "memorizing" and each.accuracy.low > each.chance:
-            yield f"Verdict and probes disagree on {each.domain}: memorizing by its routing, but {share}."
+            yield f"Verdict and probes disagree on {each.domain}: memorizing by its losses, but {share}."
         if each.phase in ("generalizing", "settled") and not each.accuracy.low > each.chance:
-            yield f"Verdict and probes disagree on {each.domain}: {each.phase} by its routing, but {share}."
+            yield f"Verdict and probes disagree on {each.domain}: {each.phase} by its losses, but {share}."
 
 
 def _of_sizes(run: OpenedRun) -> Iterator[str]:
     sizes = {domain: metric(run, domain, "loss/panel_seen").n for domain in run.domains}
     few = [f"{domain} ({size:.0f})" for domain, size in sizes.items() if size < LEAST_CELL]
     if few:
-        yield f"Fewer than {LEAST_CELL} samples trained on in the panel: {', '.join(few)}. Intervals are wide."
+        yield f"Fewer than {LEAST_CELL} documents trained on in the panel: {', '.join(few)}. Intervals are wide."
     none = [domain for domain, size in sizes.items() if not size > 0]
     if none and run.reading_steps:
         yield f"No panel sample has been trained on yet: {', '.join(none)}."

@@ -82,6 +82,39 @@ def losses(run: OpenedRun) -> Group:
     return _loss_curves(run, cells, "loss of the panel's samples over the run")
 
 
+def shares(run: OpenedRun) -> Group:
+    """The memorized share, per domain."""
+    kinds = {"memorized/share": Legend("memorized share", "accent")}
+    return _loss_curves(run, kinds, "share of what was learned that is memory", zero=True)
+
+
+def repeats(run: OpenedRun) -> Group:
+    """The worth of the next pass over the passes made, per repeated domain, with the forecast."""
+    figures = []
+    for domain in run.domains:
+        passes, worth = (
+            run.curve(f"repeat/{name}/{domain}").set_index("step")["value"] for name in ("passes", "worth")
+        )
+        both = passes.index.intersection(worth.index)
+        if not len(both):
+            continue
+        x, y = passes[both].to_numpy(), worth[both].to_numpy()
+        curves = [Line(x, y, "accent")]
+        budget = run.curve(f"repeat/budget/{domain}")["value"]
+        caption = f"{x[-1]:.1f} passes; the next is worth {y[-1]:.2f} of fresh text."
+        if len(budget):
+            along = np.linspace(0, max(x[-1], float(budget.iloc[-1])), 50)
+            forecast = np.exp(-((along / budget.iloc[-1]) ** 2) * np.log(2))
+            curves.append(Line(along, forecast, "ink", "dashed"))
+            caption += f" Half of it after {budget.iloc[-1]:.1f} passes."
+        curves.append(Line(np.array([0, max(curve.x[-1] for curve in curves)]), np.ones(2), "faint", "dotted"))
+        figures.append(
+            Figure(domain, charts.lines(curves, f"{domain}: worth of the next pass over passes", "passes"), caption)
+        )
+    legend = [Legend("worth of the next pass", "accent"), Legend("fitted forecast", "ink", "dashed")]
+    return Group(figures, legend, "" if figures else "No domain is repeated, or none has been measured.")
+
+
 def gaps(run: OpenedRun) -> Group:
     """How much lower the loss is on samples trained on, per domain."""
     kinds = {

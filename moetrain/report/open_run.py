@@ -116,9 +116,10 @@ class OpenedRun(Records):
     def loss_curves(self) -> pd.DataFrame:
         """domain, metric, step, tokens, value, low, high, n: losses of the panel's cells, and the gaps between them.
 
-        The curves ``loss/panel_*`` and ``memorized/gap*`` of TensorBoard with their intervals, from the readings.
+        The curves ``loss/panel_*``, ``memorized/gap*`` and ``memorized/share`` of TensorBoard with their intervals,
+        from the readings.
         """
-        names = ("loss_seen", "loss_to_come", "loss_heldout", "gap", "gap_heldout")
+        names = ("loss_seen", "loss_to_come", "loss_heldout", "gap", "gap_heldout", "share")
         return frame(derived.panel_curves(self, names), _CURVE)
 
     @cached_property

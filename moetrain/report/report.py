@@ -36,6 +36,8 @@ FILE = "report.html"
 _FIGURES: dict[str, Callable[[OpenedRun], Group]] = {
     "memorization": learning_figures.memorization,
     "losses": learning_figures.losses,
+    "shares": learning_figures.shares,
+    "repeats": learning_figures.repeats,
     "gaps": learning_figures.gaps,
     "pairs": learning_figures.pairs,
     "distance": routing_figures.distance_and_loss,

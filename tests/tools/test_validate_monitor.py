@@ -28,6 +28,8 @@ def made_up(runs, noise=0.0, seed=0):
                 "heldout_accuracy": heldout,
                 "kernel/left_out": np.clip(left_out + noise * rng.normal(size=len(STEPS)), 0, 1),
                 "loss/panel_seen": 4 * np.exp(-STEPS / 150) + 0.1,
+                "loss/panel_heldout": 4 * np.exp(-STEPS / 150) * heldout + 4.1 * (1 - heldout),
+                "memorized/share": 0.9 * (1 - heldout),
                 "pathway/d_path_norm": 0.7 + 0.01 * rng.normal(size=len(STEPS)),
                 "length": np.full(len(STEPS), 10.0),
             }
@@ -60,9 +62,9 @@ def test_the_plan_has_fit_and_test_runs(runs):
 
 def test_every_planned_run_has_valid_settings(runs, tmp_path):
     for run in runs:
-        settings = load_settings(plan.STUDY / "base.yaml", [*run.overrides, f"run.output_dir={tmp_path}"])
+        settings = load_settings(plan.STUDIES["planted"] / "base.yaml", [*run.overrides, f"run.output_dir={tmp_path}"])
         assert settings.run.seed == run.seed
-        assert settings.panel.samples >= settings.phase.answers
+        assert settings.panel.samples >= 96  # for leave-one-out accuracy
 
 
 def test_truth_follows_held_out_accuracy(judged):
@@ -122,6 +124,23 @@ def test_verdicts_and_their_rates(judged):
     assert (by_variant["right"] == by_variant["units"]).all()
 
 
+def test_the_share_of_older_runs_follows_from_the_gap():
+    keys = ["domain", "step", "metric", "value", "low", "high", "n", "run"]
+    rows = [
+        ("d", 0, "loss/panel_heldout", 6.0, 6.0, 6.0, 9, "a"),
+        ("d", 80, "loss/panel_heldout", 4.0, 4.0, 4.0, 9, "a"),
+    ]
+    rows += [
+        ("d", 80, "loss/panel_seen", 2.0, 2.0, 2.0, 9, "a"),
+        ("d", 80, "memorized/gap_heldout", 2.0, 1.0, 3.0, 18, "a"),
+    ]
+    old = pd.DataFrame(rows, columns=keys)
+    found = readings.with_share(old)
+    share = found[found["metric"] == "memorized/share"].iloc[0]
+    assert share[["step", "value", "low", "high", "n"]].tolist() == [80, 0.5, 0.25, 0.75, 18]
+    assert readings.with_share(found) is found
+
+
 def test_tables_are_saved_and_loaded(judged, tmp_path):
     table, _, _ = judged
     empty = pd.DataFrame({"run": ["a"], "domain": ["b"]})
@@ -146,11 +165,11 @@ def test_measuring_again_replaces_only_the_rows_of_these_runs(tmp_path):
 
 @pytest.mark.slow
 def test_the_committed_numbers_follow_from_the_tables():
-    tables = readings.load(validate.RESULTS)
+    tables = readings.load(validate.RESULTS / "planted")
     found = validate.report(tables, plan.read_plan())
     numbers = validate.summary(found, tables)
     assert numbers["runs"] == {"fit": 15, "test": 22}
-    assert json.loads(validate.RESULTS.with_suffix(".json").read_text()) == numbers
+    assert json.loads(validate.SUMMARY.read_text())["planted"] == numbers
     low, high = numbers["auc_heldout_interval"]
     assert 0.5 < low < numbers["auc_heldout"] < high <= 1
     judged = found["verdicts on the test runs"].set_index("truth")

@@ -80,8 +80,7 @@ def load(folder: Path) -> dict[str, pd.DataFrame]:
     """
     if missing := [name for name in TABLES if not (folder / f"{name}.parquet").is_file()]:
         raise StudyError(f"{folder / missing[0]}.parquet: missing: write it with `validate_monitor.py measure`")
-    tables = {name: pq.read_table(folder / f"{name}.parquet").to_pandas() for name in TABLES}
-    return tables | {"readings": with_share(tables["readings"])}
+    return {name: pq.read_table(folder / f"{name}.parquet").to_pandas() for name in TABLES}
 
 
 SHARE = "memorized/share"

@@ -94,7 +94,18 @@ def test_the_straight_run_learns_and_leaves_everything(runs):
 
 
 # The fault points of a run's saves, in order; the straight run shows whether the list is complete.
-_TENSORS = ("model", "optimizer", "balancing", "interval", "monitor", "exposures", "panel", "probes", "relations")
+_TENSORS = (
+    "model",
+    "optimizer",
+    "balancing",
+    "interval",
+    "monitor",
+    "exposures",
+    "panel",
+    "probes",
+    "repeats",
+    "relations",
+)
 POINTS = (
     *("write config.yaml", "sync config.yaml.partial", "rename config.yaml", "sync run"),
     *("write tokenizer.model", "sync tokenizer.model.partial", "rename tokenizer.model"),

@@ -47,7 +47,7 @@ def test_every_chart_of_the_monitor_page_shows_known_tags(tmp_path):
     (category,) = layout.category
     assert category.title == "Grokking monitor"
     patterns = [pattern for chart in category.chart for pattern in chart.multiline.tag]
-    assert len(category.chart) == 18
+    assert len(category.chart) == 21
     for pattern in patterns:
         tag = pattern.removeprefix("^").removesuffix("$").replace("\\", "")
         assert re.search(pattern, tag)

@@ -128,7 +128,7 @@ def test_warnings_report_small_numbers(run, written):
     text = Page(written).text
     met = run.panel.query("cell == 'seen' and step == 12 and 0 < first_step").groupby("domain", observed=True).size()
     for said in (
-        f"Fewer than 64 samples trained on in the panel: stories ({met['stories']}), sums ({met['sums']}).",
+        f"Fewer than 64 documents trained on in the panel: stories ({met['stories']}), sums ({met['sums']}).",
         "Probes of fewer than 100 items are imprecise: adding (60), owners (15).",
         "Only 5 readings of the probes: with fewer than 8 nothing is correlated.",
     ):
@@ -177,7 +177,7 @@ def test_controls_detect_a_change_that_held_out_samples_share(finished_run, seen
 
 @pytest.mark.parametrize(
     ("phase", "accuracy", "said"),
-    [(2, 0.9, "memorizing by its routing, but 0.90"), (3, 0.25, "generalizing by its routing, but 0.25"), (3, 0.9, "")],
+    [(2, 0.9, "memorizing by its losses, but 0.90"), (3, 0.25, "generalizing by its losses, but 0.25"), (3, 0.9, "")],
 )
 def test_a_verdict_that_the_probes_contradict_is_reported(finished_run, phase, accuracy, said):
     run = with_curves(open_run.open_run(finished_run), **{"phase/sums": [phase]})

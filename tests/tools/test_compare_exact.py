@@ -65,7 +65,7 @@ def test_equal_copies(compared, copy):
     status, printed = compared()
     assert status == 0
     assert printed.count(": equal\n") == 5
-    assert "0 points" not in printed
+    assert " 0 points" not in printed
     assert " 0 files" not in printed
     assert " 0 tensors" not in printed
 

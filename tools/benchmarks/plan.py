@@ -24,7 +24,7 @@ from moetrain.config import Settings, SettingsError
 from moetrain.models.transformer import Transformer
 
 _CELLS = 3
-_ROW_BYTES = 38  # of a panel sample besides its routing: ids, loss, domain, cell
+_ROW_BYTES = 54  # of a panel sample besides its routing: ids, loss, domain, cell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,11 @@ class Trainer:
                     monitor.validate(self.model, step)
                 if step in panel_steps:
                     monitor.read_panel(self.model, step, self.context)
-                    monitor.measure_repeats(self.model, self.optimizer, step)
+                    if worthless := monitor.measure_repeats(self.model, self.optimizer, step):
+                        self._stop_repeats(worthless)
+                        panel_steps = reading_steps(self.steps, readings.panel)
+                        probe_steps = reading_steps(self.steps, readings.probes)
+                        last = step == self.steps
                 if step in probe_steps:
                     monitor.run_probes(self.model, step, state.tokens_trained)
                 signal = agreement.ask(stop.received)
@@ -243,6 +247,30 @@ class Trainer:
             with self.clock.measure("record"):
                 self.recorder.record(step, outputs)
 
+    def _stop_repeats(self, names: Sequence[str]) -> None:
+        """Leave the repeats of some domains out of the rest of the stream, and say what that saves."""
+        step, numbers = self.state.step, [list(self.settings.data.domains).index(name) for name in names]
+        stopped = {number for _, earlier in self.state.stops for number in earlier}
+        numbers = [number for number in numbers if number not in stopped]
+        if not numbers:
+            return
+        before = self.steps
+        self.state.stops.append((step, numbers))
+        self._apply_stop(step, numbers)
+        if self.logger is not None:
+            for number in numbers:
+                sentence = f"is not repeated any more; the run has {self.steps:,} steps instead of {before:,}"
+                name = list(self.settings.data.domains)[number]
+                self.logger.repeats(step, name, f"{name}: {sentence}")
+            self.terminal.set_steps(self.steps)
+
+    def _apply_stop(self, step: int, numbers: Sequence[int]) -> None:
+        self.stream.stop_repeats(numbers, step)
+        self.steps = max(step, min(self.stream.steps, self.settings.train.max_steps or self.stream.steps))
+        if (panel := self.state.monitor.panel) is not None:
+            panel.steps = self.steps
+            panel.panel.follow(self.stream, self.steps)
+
     def state_dict(self) -> tuple[dict[str, State], dict[str, Any]]:
         """What a checkpoint holds: tensors per part, and a record as JSON. All ranks must call."""
         self.monitor.publish(wait=True)  # readings that are still being computed belong to the state
@@ -264,6 +292,8 @@ class Trainer:
         checkpoint.states.fill("model", model.state_dict())
         if checkpoint.states.names("optimizer"):
             checkpoint.states.fill("optimizer", initial_optimizer_state(model, self.optimizer))
+        for step, numbers in checkpoint.record.get("stops", []):
+            self._apply_stop(step, numbers)  # before the monitor's state, which counts exposures by the stream
         self.state.load(checkpoint, self.layout)
 
     def save(self, run: Path) -> bool:

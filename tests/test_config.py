@@ -36,6 +36,8 @@ def test_every_setting_has_a_description_and_a_valid_default():
         ("train.micro_batch_rows=3", ["batch_rows 16 must be a multiple of micro_batch_rows 3"]),
         ("data.mixture=weights", ["needs data.domains.code.weight"]),
         ("data.domains.code.weight=2", ["has no effect with by_size"]),
+        ("data.domains.code.repeats=often", ["data.domains.code.repeats"]),
+        ("data.domains.code.repeats=0", ["data.domains.code.repeats"]),
         ("data.phases=[{from_tokens: 5, weights: {code: 1}}]", ["phases have no effect with by_size"]),
         ("data.phases=[{from_token: 5, weights: {code: 1}}]", ["data.phases"]),
         ("data.domains.code.path=x", ["exactly one of path, builtin and hub"]),
@@ -138,3 +140,29 @@ def test_shipped_configurations_load():
     assert configs
     for path in configs:
         assert isinstance(load_settings(path), Settings)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.mixture=weights", "data.domains.a.weight=1"], "auto needs mixture: by_size"),
+        (["panel.repeat_every=0"], "auto needs the monitor"),
+        (["monitor.enabled=false"], "auto needs the monitor"),
+        (["model.experts=dense"], "auto needs the monitor"),
+    ],
+)
+def test_repeats_until_they_stop_paying_need_what_measures_them(overrides, words):
+    base = ["data.domains.a.builtin=code", "data.domains.a.repeats=auto"]
+    assert load_settings(None, base).data.domains["a"].copies == 16
+    with pytest.raises(SettingsError, match=words):
+        load_settings(None, [*base, *overrides])
+
+
+def test_thresholds_of_the_former_phase_rule_are_left_out_with_a_warning(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text("data: {domains: {a: {builtin: code}}}\nphase: {samples: 64, learned: 0.8, generalizing: 0.13}\n")
+    with pytest.warns(UserWarning, match=r"old\.yaml: its section phase is left out: generalizing, samples"):
+        settings = load_settings(path)
+    assert settings.phase.learned == 0.25
+    path.write_text("data: {domains: {a: {builtin: code}}}\nphase: {learned: 0.4}\n")
+    assert load_settings(path).phase.learned == 0.4

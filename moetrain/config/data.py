@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -114,7 +114,13 @@ class DomainSettings(Section):
         "4,000,000); a planted domain ends with its table of facts, see repeats.",
     )
     weight: float | None = Field(None, gt=0, description="Weight of the domain, with data.mixture: weights.")
-    repeats: int = Field(1, ge=1, description="Copies of each training document in the stream, each with its own id.")
+    repeats: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1,
+        description="Copies of each training document in the stream, each with its own id. auto: most_repeats of them, "
+        "until the next pass over the domain is worth less than data.least_worth: from then on its repeats are left "
+        "out, and the run ends earlier.",
+    )
+    most_repeats: int = Field(16, ge=2, description="Copies at most, with repeats: auto.")
     repeats_within: float = Field(
         1.0, gt=0, le=1, description="Share of the stream within which all copies of a document lie; 1: anywhere."
     )
@@ -130,6 +136,11 @@ class DomainSettings(Section):
         description="Put the tokens of each document into a random order, which is the same in every run of a seed.",
     )
     panel_tokens: int | None = Field(None, ge=1, description="panel.tokens of this domain; null: panel.tokens.")
+
+    @property
+    def copies(self) -> int:
+        """Copies of each training document that the stream holds at the start."""
+        return self.most_repeats if self.repeats == "auto" else self.repeats
 
     @model_validator(mode="after")
     def _one_source(self) -> DomainSettings:
@@ -191,6 +202,13 @@ class DataSettings(Section):
         "by_size",
         description="by_size: every document once. weights: in proportion to the domains' weights, no document twice.",
     )
+    least_worth: float = Field(
+        0.25,
+        gt=0,
+        lt=1,
+        description="With repeats: auto: a domain is no longer repeated once repeat/worth is below this, with an "
+        "interval below 1. 1 is as good as fresh text of the domain.",
+    )
     phases: list[MixturePhase] = Field(
         default_factory=list,
         description="With mixture: weights: changes of the weights, a list of {from_tokens, weights: {DOMAIN: "
@@ -242,6 +260,11 @@ class DataSettings(Section):
         if self.mixture == "weights" and missing:
             raise ValueError(f"mixture: weights needs data.domains.{missing[0]}.weight")
         given = [name for name, domain in self.domains.items() if domain.weight is not None]
+        auto = [name for name, domain in self.domains.items() if domain.repeats == "auto"]
+        if self.mixture == "weights" and auto:
+            raise ValueError(
+                f"data.domains.{auto[0]}.repeats: auto needs mixture: by_size, or give a number of repeats"
+            )
         if self.mixture == "by_size" and given:
             raise ValueError(f"data.domains.{given[0]}.weight has no effect with by_size: set data.mixture=weights")
         return self

@@ -61,6 +61,12 @@ class Settings(Section):
                     f"panel tokens of {name} ({self.panel_tokens(name)}) exceed data.seq_len - 2 "
                     f"({self.data.seq_len - 2}): lower panel.tokens or data.domains.{name}.panel_tokens"
                 )
+        auto = [name for name, domain in self.data.domains.items() if domain.repeats == "auto"]
+        if auto and not (self.watches_routing and self.panel.repeat_every):
+            raise ValueError(
+                f"data.domains.{auto[0]}.repeats: auto needs the monitor, a model with routers and "
+                "panel.repeat_every above 0: give a number of repeats, or restore them"
+            )
         return self
 
     def to_yaml(self) -> str:

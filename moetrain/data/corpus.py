@@ -232,7 +232,7 @@ def _tokenize(preparation: _Preparation, tokenizer: Tokenizer, path: Path, folde
             with open(folder / name / "tokens.bin", "wb") as tokens:
                 index, report = join_shards(own, seen, name, tokens)
             check_report(report, domain, settings.data)
-            np.save(folder / name / "index.npy", _with_repeats(index, domain.repeats))
+            np.save(folder / name / "index.npy", _with_repeats(index, domain.copies))
             record["domains"][name] = report.as_dict()
         (folder / "corpus.json").write_text(json.dumps(record, indent=1))
 

@@ -161,7 +161,7 @@ def fingerprint(name: str, domain: DomainSettings, data: DataSettings, seed: int
     """A hash that changes whenever the documents of a domain may change: of its files' content, or of its generator."""
     digest = hashlib.blake2b(digest_size=16)
     read = {"text_field", "filter", "limit", "builtin", "hub_config", "split", "size", "repeats", "facts", "shuffled"}
-    described = domain.model_dump(include=read)
+    described = domain.model_dump(include=read) | {"repeats": domain.copies}
     digest.update(json.dumps([name, described, data.heldout_share], sort_keys=True).encode())
     if domain.shuffled:
         digest.update(f"order {seed}".encode())

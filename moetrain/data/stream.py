@@ -5,6 +5,7 @@ Shapes: B rows, T tokens per row, S samples per row (padded), N spans.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -108,6 +109,7 @@ class Stream:
         self._names = [domain.name for domain in corpus.domains]
         self._panel_tokens = np.array([settings.panel_tokens(name) for name in self._names])
         self._seq_len = settings.data.seq_len
+        self._pack_window, self._seed = settings.data.pack_window, settings.run.seed
         self._truncated = truncated
         # A multiple of 8, so that similar streams share shapes.
         self.most_samples = -(-rows.most_samples // 8) * 8
@@ -122,6 +124,33 @@ class Stream:
         selected.rows = pack_rows(np.arange(len(chosen)), lengths, self._seq_len, max(1, len(chosen)), seed=0)
         selected.most_samples = -(-selected.rows.most_samples // 8) * 8
         return selected
+
+    def stop_repeats(self, domains: Sequence[int], step: int) -> None:
+        """From the row after ``step`` steps on, leave out the texts of some domains that rows before it hold.
+
+        Their texts that have not been met stay, once each. The rest keeps its order and is packed again; rows before
+        are not changed. Which rows follow is a pure function of the rows so far, so that a resumed run can repeat it.
+        """
+        first = min(step * self.batch_rows, len(self.rows))
+        starts, samples = self.rows.starts[: first + 1], self.rows.samples
+        before, after = samples[: starts[-1]], samples[starts[-1] :]
+        text = self.text_of_sample
+        first_in_rest = np.zeros(len(after), bool)
+        first_in_rest[np.unique(text[after], return_index=True)[1]] = True
+        fresh = first_in_rest & ~np.isin(text[after], text[before])
+        rest = after[fresh | ~np.isin(self.samples.domain[after], list(domains))]
+        packed = pack_rows(rest, self.samples.row_lengths, self._seq_len, self._pack_window, self._seed)
+        # The number of slots per row is fixed: rows that hold more samples become several.
+        lengths = [
+            len(part)
+            for number in range(len(packed))
+            for part in np.split(
+                packed.row(number), range(self.most_samples, len(packed.row(number)), self.most_samples)
+            )
+        ]
+        ends = starts[-1] + np.cumsum(np.array(lengths, np.int64))
+        self.rows = Rows(np.concatenate([starts, ends]), np.concatenate([before, packed.samples]))
+        self.__dict__.pop("exposures", None)
 
     @property
     def steps(self) -> int:

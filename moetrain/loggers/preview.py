@@ -67,7 +67,7 @@ def data_summary(corpus: Corpus, stream: Stream, steps: int, settings: Settings)
             "train_tokens": int(length.sum()),
             "met_tokens": int(trained_tokens[number]),
             "unused_share": 1 - float(trained_tokens[number]) / float(length.sum()),
-            "copies": settings.data.domains[domain.name].repeats,
+            "copies": settings.data.domains[domain.name].copies,
             "bytes_per_token": report.text_bytes / max(1, int(first_copies.sum())),
             "long_enough_share": float((length >= settings.panel_tokens(domain.name)).mean()),
         }

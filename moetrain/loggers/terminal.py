@@ -70,6 +70,11 @@ class Terminal:
             self._progress = None
         self._preparing = None
 
+    def set_steps(self, steps: int) -> None:
+        """The run has another number of steps than it began with."""
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], total=steps)
+
     def start_training(self, step: int, steps: int) -> None:
         """Start to show the progress of training."""
         self._end_preparing()

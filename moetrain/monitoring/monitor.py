@@ -156,15 +156,26 @@ class Monitor:
             self.background.submit(panel.take, stored)
         self.publish()
 
-    def measure_repeats(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
-        """Log what the next pass over each repeated domain is worth, at some readings of the panel."""
+    def measure_repeats(self, model: nn.Module, optimizer: Optimizer, step: int) -> list[str]:
+        """Log what the next pass over each repeated domain is worth, at some readings of the panel.
+
+        Returns:
+            The domains with ``repeats: auto`` whose next pass is not worth it, the same on all ranks.
+        """
         panel, repeats = self.state.panel, self.state.repeats
         if panel is None or repeats is None or not panel.due(self.settings.panel.repeat_every, step):
-            return
+            return []
         with self.clock.measure("panel"):
             found = repeats.measure(model, optimizer, step, self.layout)
+        data = self.settings.data
+        worthless = [
+            domain
+            for domain, each in found.items()
+            if data.domains[domain].repeats == "auto" and each.worth.mean < data.least_worth and each.worth.high < 1
+        ]
+        worthless = self.layout.all_gather_objects(worthless)[0]
         if self.logger is None:
-            return
+            return worthless
         for domain, each in found.items():
             values = {"passes": Estimate(each.passes, math.nan, math.nan, 0, 0), "worth": each.worth}
             values["budget"] = each.budget
@@ -173,6 +184,7 @@ class Monitor:
             self.logger.metrics(step, known)
             if math.isfinite(each.worth.mean):
                 self.logger.repeats(step, domain, each.sentence(domain))
+        return worthless
 
     def run_probes(self, model: nn.Module, step: int, tokens: int) -> None:
         """Score all tasks, store the answers, and correlate accuracy with the router's metrics.

@@ -51,6 +51,20 @@ class Panel:
             chosen &= (self.first_step > 0) & (self.first_step <= seen_by)
         return np.flatnonzero(chosen)
 
+    def follow(self, stream: Stream, steps: int) -> None:
+        """Take over when a changed stream first trains on each sample; held-out samples stay untouched."""
+        first = dict(
+            zip(
+                zip(stream.samples.domain.tolist(), stream.samples.start.tolist(), strict=True),
+                first_steps(stream, steps).tolist(),
+                strict=True,
+            )
+        )
+        places = zip(self.samples.domain.tolist(), self.samples.start.tolist(), strict=True)
+        self.first_step[:] = [
+            0 if cell == HELDOUT else first[place] for place, cell in zip(places, self.cell.tolist(), strict=True)
+        ]
+
     def names(self, members: np.ndarray) -> list[str]:
         """Names of samples: the id of the document in hexadecimal, and the piece of it."""
         samples = self.samples

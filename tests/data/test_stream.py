@@ -165,3 +165,37 @@ def test_validation_text_is_held_out_and_of_the_set_size(made):
         assert corpus.domains[number].name == name
         assert set(used.tolist()) <= ids
         assert 0 < stream.samples.row_lengths[stream.rows.samples].sum() <= settings.train.eval_tokens
+
+
+def test_stopped_repeats_leave_the_rest(make_settings):
+    settings = make_settings("data.domains.sums.repeats=6", "data.domains.sums.limit=60")
+    corpus = prepare_corpus(settings)
+    stream, whole = training_stream(corpus, settings), training_stream(corpus, settings)
+    step, text, domain = 3, whole.text_of_sample, whole.samples.domain
+    stream.stop_repeats([1], step)
+    rows = step * stream.batch_rows
+    assert [stream.rows.row(n).tolist() for n in range(rows)] == [whole.rows.row(n).tolist() for n in range(rows)]
+    before = whole.rows.samples[: whole.rows.starts[rows]]
+    old, new = (each.rows.samples[each.rows.starts[rows] :] for each in (whole, stream))
+    assert sorted(new[domain[new] == 0]) == sorted(old[domain[old] == 0])  # no story is lost
+    missing = sorted(set(text[old[domain[old] == 1]]) - set(text[before]))
+    assert sorted(text[new[domain[new] == 1]]) == missing  # texts not met before: once each
+    assert 0 < len(missing) < len(set(text[domain == 1]))
+    assert stream.steps < whole.steps
+    assert (stream.exposures[new] == 0).all()
+    assert max(len(stream.rows.row(n)) for n in range(len(stream.rows))) <= stream.most_samples
+    assert all(stream.samples.row_lengths[stream.rows.row(n)].sum() <= 64 for n in range(len(stream.rows)))
+    again = training_stream(corpus, settings)
+    again.stop_repeats([1], step)
+    assert np.array_equal(again.rows.samples, stream.rows.samples)
+    assert np.array_equal(again.rows.starts, stream.rows.starts)
+
+
+def test_a_stop_at_the_end_or_of_nothing_changes_nothing(make_settings):
+    settings = make_settings()
+    stream = training_stream(prepare_corpus(settings), settings)
+    samples = stream.rows.samples.copy()
+    stream.stop_repeats([1], stream.steps + 5)
+    assert np.array_equal(stream.rows.samples, samples)
+    stream.stop_repeats([0, 1], 2)  # nothing is repeated
+    assert sorted(stream.rows.samples) == sorted(samples)

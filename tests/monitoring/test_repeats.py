@@ -1,5 +1,6 @@
 """What the next pass over a domain is worth: derivatives against autograd, nothing changed, resumed, on ranks."""
 
+import json
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from moetrain.config import load_settings
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream
 from moetrain.distributed.mesh import ParallelLayout
+from moetrain.grokking import Estimate
 from moetrain.model_input import PackedTokens
 from moetrain.monitoring import repeats
 from moetrain.monitoring.repeats import RepeatMonitor
@@ -182,3 +184,61 @@ def test_ranks_measure_what_one_measures(straight, sharding, tmp_path):
     for tag, series in one.items():
         assert [step for step, _ in two[tag]] == [step for step, _ in series]
         assert [v for _, v in two[tag]] == pytest.approx([v for _, v in series], rel=0.02, abs=0.02), tag
+
+
+AUTO = ("data.domains.sums.repeats=auto", "data.domains.sums.most_repeats=8", "train.max_steps=null")
+AUTO += ("data.domains.stories.limit=100", "data.domains.sums.limit=120", "panel.readings=9", "data.least_worth=0.4")
+
+
+@pytest.fixture(scope="module")
+def stopped(corpus_folder, tmp_path_factory):
+    """A run in which repeats are worth 0.3 of fresh text: its texts follow rules, of which repeats teach as much."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repeats.grokking, "repeat_worth", lambda *_: Estimate(0.3, 0.2, 0.4, 40, 0))
+        yield _stopped(corpus_folder, tmp_path_factory)
+
+
+def _stopped(corpus_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("auto")
+    base = [*small_run(corpus_folder, out, tmp_path_factory.getbasetemp()), *REPEATED, *AUTO]
+    assert train(load_settings(None, [*base, "run.name=straight"])) == 0
+    return base, out / "runs"
+
+
+def told(folder):
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [(line["step"], line["sentence"]) for line in lines if line["type"] == "repeat"]
+
+
+def test_a_domain_whose_repeats_are_not_worth_it_is_no_longer_drawn(stopped):
+    base, runs = stopped
+    settings = load_settings(None, base)
+    whole = training_stream(prepare_corpus(settings), settings)
+    ends = [(step, sentence) for step, sentence in told(runs / "straight") if "not repeated any more" in sentence]
+    assert len(ends) == 1
+    step, summary = ends[0][0], json.loads((runs / "straight" / "summary.json").read_text())
+    assert summary["steps"] < whole.steps
+    assert f"the run has {summary['steps']} steps instead of {whole.steps}" in ends[0][1]
+    worth = dict(points(runs / "straight")["repeat/worth/sums"])
+    assert worth[step] == pytest.approx(0.3)
+    passes = dict(points(runs / "straight")["repeat/passes/sums"])
+    assert passes[summary["steps"]] < 7.9
+    assert summary["data"]["stories"]["unused_share"] == 0
+    assert scalars(runs / "straight")["loss/train"][-1][0] == summary["steps"]
+
+
+@pytest.mark.parametrize("after", [-3, 4])
+def test_a_run_resumed_around_the_stop_is_the_same(stopped, after, monkeypatch):
+    base, runs = stopped
+    step = next(step for step, sentence in told(runs / "straight") if "not repeated any more" in sentence)
+    settings = load_settings(None, [*base, f"run.name=resumed{after}"])
+    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(step + after))
+    train(settings)
+    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
+    assert train(settings) == 0
+    mine, other = (scalars(runs / name) for name in (f"resumed{after}", "straight"))
+    system = [tag for tag in mine if tag.startswith("system/")]
+    assert {tag: mine[tag] for tag in mine if tag not in system} == {
+        tag: other[tag] for tag in other if tag not in system
+    }
+    assert told(runs / f"resumed{after}") == told(runs / "straight")

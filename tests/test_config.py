@@ -163,6 +163,6 @@ def test_thresholds_of_the_former_phase_rule_are_left_out_with_a_warning(tmp_pat
     path.write_text("data: {domains: {a: {builtin: code}}}\nphase: {samples: 64, learned: 0.8, generalizing: 0.13}\n")
     with pytest.warns(UserWarning, match=r"old\.yaml: its section phase is left out: generalizing, samples"):
         settings = load_settings(path)
-    assert settings.phase.learned == 0.25
+    assert settings.phase.learned == 0.1
     path.write_text("data: {domains: {a: {builtin: code}}}\nphase: {learned: 0.4}\n")
     assert load_settings(path).phase.learned == 0.4

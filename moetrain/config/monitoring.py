@@ -120,7 +120,7 @@ class PhaseSettings(Section):
         description="Fall of that line as a share of the whole fall so far; above it the loss still falls.",
     )
     learned: float = Field(
-        0.25,
+        0.1,
         gt=0,
         lt=1,
         description="Share of its value before the training by which the loss must have fallen for a verdict.",
@@ -129,7 +129,10 @@ class PhaseSettings(Section):
         0.8, gt=0, lt=1, description="Likewise where the documents mark answers, which can be learned completely."
     )
     memorized: float = Field(
-        0.1, gt=0, lt=1, description="memorized/share at or above which the phase is memorizing, below it generalizing."
+        0.09,
+        gt=0,
+        lt=1,
+        description="memorized/share at or above which the phase is memorizing, below it generalizing.",
     )
     memorized_answers: float = Field(0.21, gt=0, lt=1, description="Likewise where the documents mark answers.")
     window: int = Field(

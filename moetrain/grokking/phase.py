@@ -6,10 +6,10 @@ of texts not trained on still falls. Both are taken over panel samples; the verd
 earlier ones only. The rule, with the default thresholds:
 
 1. **Undecided** with fewer than 8 documents trained on, or fewer than 8 not trained on.
-2. **Not learned yet**: the loss of the seen samples has not fallen by a quarter of its value before the training (where
-   the documents mark answers: by 80%, because an answer can be learned completely). The domain is **learning** if the
+2. **Not learned yet**: the loss of the seen samples has not fallen by 10% of its value before the training (where the
+   documents mark answers: by 80%, because an answer can be learned completely). The domain is **learning** if the
    loss still falls, and **undecided** if not.
-3. **Memorizing**: the memorized share is at least 10% (where the documents mark answers: 21%).
+3. **Memorizing**: the memorized share is at least 9% (where the documents mark answers: 21%).
 4. **Generalizing**: it is less. **Settled** replaces generalizing where the domain was generalizing or settled at each
    of the previous 3 readings, and the loss of the unseen samples no longer falls.
 5. **Undecided** where the interval of the share reaches from below half of the threshold to above twice of it.
@@ -59,9 +59,9 @@ class PhaseThresholds:
     documents: int = 8  # trained on, and not trained on, that a verdict needs of each
     trend: int = 5  # readings of the line through a loss
     steep: float = 0.05  # fall over them, as a share of the fall so far, from which on a loss falls
-    learned: float = 0.25  # fall of the loss, as a share of its value before the training: plain text is learned
+    learned: float = 0.1  # fall of the loss, as a share of its value before the training: plain text is learned
     learned_answers: float = 0.8  # likewise where documents mark answers
-    memorized: float = 0.1  # memorized share from which on plain text is memorizing
+    memorized: float = 0.09  # memorized share from which on plain text is memorizing
     memorized_answers: float = 0.21  # likewise where documents mark answers
     window: int = 3  # readings of generalizing before a domain can be settled
 

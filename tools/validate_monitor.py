@@ -4,7 +4,8 @@
     python tools/validate_monitor.py measure --output runs/validity  # write tables and tools/results/validity.json
     python tools/validate_monitor.py tables                          # print all numbers of the report, from the tables
 
-`--study text` does the same for the study on natural text, which needs MOETRAIN_DATA. `run --only 13_base 16_text`
+`--study text` does the same for the study on natural text, which needs MOETRAIN_DATA; its `worth` continues runs from
+their checkpoints, to compare what a repeat is worth. `run --only 13_base 16_text`
 trains some of the runs; `tables --row "leave-one-out accuracy"` gives one row per table. configs/study/plan.yaml and
 configs/study_text/plan.yaml list the runs, tools/results/validity.md and validity_text.md have the results.
 """
@@ -40,7 +41,7 @@ SUMMARY = RESULTS.with_suffix(".json")
 def main(arguments: list[str] | None = None) -> int:
     """Train, measure or print; returns the exit status: 0 done, 2 an invalid request or a failed run."""
     parser = make_parser(__doc__)
-    parser.add_argument("what", choices=("run", "measure", "tables"))
+    parser.add_argument("what", choices=("run", "measure", "worth", "tables"))
     parser.add_argument("--study", choices=tuple(STUDIES), default="planted", help="planted facts, or natural text")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/validity"), metavar="FOLDER", help="folder of the runs"
@@ -59,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         make_runs(runs, output, options.workers, terminal.preparing)
     elif options.study == "text":
         _text(options, runs, output, results, terminal)
+    elif options.what == "worth":
+        raise StudyError("worth: only the study on natural text repeats domains by number: give --study text")
     elif options.what == "measure":
         tables = readings.renew(readings.measure(runs, output, terminal.preparing), results)
         readings.save(tables, results)
@@ -77,13 +80,18 @@ def main(arguments: list[str] | None = None) -> int:
 def _text(
     options: argparse.Namespace, runs: Sequence[Planned], output: Path, results: Path, terminal: Terminal
 ) -> None:
-    """Measure the runs on natural text, or print their tables."""
+    """Measure the runs on natural text, or the truth of the worth of their repeats, or print their tables."""
+    if options.what == "worth":
+        from validity import repeat_truth
+
+        repeat_truth.save(repeat_truth.measure(runs, output, terminal.preparing), results)
+        return
     if options.what == "measure":
         text_study.save(text_study.measure(runs, output, terminal.preparing), results)
         if options.only:
             return
     table = text_study.load(results)
-    found = text_study.report(table, read_plan("text"))
+    found = text_study.report(table, read_plan("text")) | repeat_worths(results)
     for title, frame in found.items():
         _show(terminal, title, frame, options.row)
     path = options.json or (SUMMARY if options.what == "measure" else None)
@@ -91,9 +99,21 @@ def _text(
         _write_summary(path, "text", text_study.summary(found, table, read_plan("text")))
     if options.figure:
         need("matplotlib", "the figure")
+        from validity import repeat_truth
         from validity.text_figures import draw as draw_text
+        from validity.text_figures import draw_worth
 
         draw_text(table, text_study.make_units(table, read_plan("text")), options.figure)
+        if (results / repeat_truth.FILE).is_file():
+            draw_worth(results / repeat_truth.FILE, options.figure.with_stem(options.figure.stem + "_repeats"))
+
+
+def repeat_worths(results: Path) -> dict[str, pd.DataFrame]:
+    """The tables of the worth of repeats, if it was measured."""
+    from validity import repeat_truth
+
+    path = results / repeat_truth.FILE
+    return repeat_truth.tables(pd.read_parquet(path)) if path.is_file() else {}
 
 
 def _write_summary(path: Path, study: str, numbers: dict[str, Any]) -> None:

@@ -143,3 +143,27 @@ def test_a_document_that_is_recognized_is_not_membership():
     documents = np.repeat(np.arange(60), 2)
     features = 5 * rng.normal(size=(60, 30))[documents] + 0.1 * rng.normal(size=(120, 30))
     assert router_memory.membership(features, documents < 30, documents) == pytest.approx(0.5, abs=0.2)
+
+
+def worths():
+    rows = []
+    for domain, passes, true, measured in (("a", 1.0, 1.0, 0.9), ("a", 8.0, 0.5, 0.6), ("b", 4.0, 0.8, 0.75)):
+        for metric, value in (("repeat/passes", passes), ("true/worth", true), ("repeat/worth", measured)):
+            rows.append((domain, int(10 * passes), metric, value, value - 0.15, value + 0.15, 9, "r"))
+    return pd.DataFrame(rows, columns=["domain", "step", "metric", "value", "low", "high", "n", "run"])
+
+
+def test_measured_worths_are_compared_with_true_ones(tmp_path):
+    from validity import repeat_truth
+    from validity.text_figures import draw_worth
+
+    repeat_truth.save(worths(), tmp_path)
+    repeat_truth.save(worths().assign(run="s"), tmp_path)
+    numbers = repeat_truth.tables(pd.read_parquet(tmp_path / repeat_truth.FILE))["measured against true worth"]
+    found = numbers.set_index("number")["value"]
+    assert found["units"] == 6
+    assert found["mean of measured minus true"] == pytest.approx(-0.05 / 3)
+    assert found["rank correlation"] == pytest.approx(1.0)
+    assert found["share of intervals that hold the truth"] == 1
+    draw_worth(tmp_path / repeat_truth.FILE, tmp_path / "worth.png")
+    assert (tmp_path / "worth.png").stat().st_size > 5_000

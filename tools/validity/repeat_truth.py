@@ -8,10 +8,11 @@ fresh texts did, both relative to leaving them out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from moetrain import grokking
@@ -29,12 +30,74 @@ from moetrain.optim.schedule import learning_rate
 from moetrain.routing.panel import draw_panel
 from moetrain.training.balancing import Balancing
 from moetrain.training.step import forward_backward, update
+from validity.plan import Planned
 from validity.text_truth import LONGEST, Texts, losses
 
 STEPS = 40  # of a continuation
 FRESH_BYTES = 500_000  # at least so much text of a source is read, in and outside of the run
 DOCUMENTS = 120  # set apart
 SEED = 12
+
+
+FILE = "worth.parquet"
+STEPS_OF_RUN = (0.3, 0.6, 0.9)  # of a run's steps, at which it is continued
+
+
+def measure(
+    runs: Sequence[Planned], output: Path, progress: Callable[[str, int, int], None] = lambda *_: None
+) -> pd.DataFrame:
+    """run, domain, step, metric, value, low, high, n of the runs, each continued from three of its checkpoints."""
+    parts = []
+    for number, planned in enumerate(runs):
+        progress(planned.name, number, len(runs))
+        continued = Continuations(output / planned.name)
+        saved = sorted(
+            int(path.name.removeprefix("step_")) for path in (output / planned.name / "checkpoints").iterdir()
+        )
+        for share in STEPS_OF_RUN:
+            step = min(saved, key=lambda each, share=share: abs(each - share * continued.steps))
+            rows = list(continued.measure(step, continued.repeated()))
+            parts.append(pd.DataFrame(rows).assign(run=planned.name))
+    return pd.concat(parts, ignore_index=True)
+
+
+def save(table: pd.DataFrame, folder: Path) -> None:
+    """Write the worths; those of other runs are kept."""
+    path = folder / FILE
+    if path.is_file():
+        before = pd.read_parquet(path)
+        table = pd.concat([before[~before["run"].isin(set(table["run"]))], table], ignore_index=True)
+    table.to_parquet(path)
+
+
+def tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """True and measured worths per unit, and how far apart they are."""
+    worths = table.pivot_table(index=["run", "domain", "step"], columns="metric", values=["value", "low", "high"])
+    rows = pd.DataFrame(
+        {
+            "passes": worths["value", "repeat/passes"],
+            "true": worths["value", "true/worth"],
+            "true low": worths["low", "true/worth"],
+            "true high": worths["high", "true/worth"],
+            "measured": worths["value", "repeat/worth"],
+            "low": worths["low", "repeat/worth"],
+            "high": worths["high", "repeat/worth"],
+        }
+    ).reset_index()
+    known = rows.dropna(subset=["true", "measured"])
+    covers = (known["low"] <= known["true"]) & (known["true"] <= known["high"])
+    difference = known["measured"] - known["true"]
+    summary = pd.DataFrame(
+        [
+            ("units", float(len(known))),
+            ("mean of measured minus true", float(difference.mean())),
+            ("root mean square of it", float(np.sqrt((difference**2).mean()))),
+            ("rank correlation", float(known["measured"].corr(known["true"], method="spearman"))),
+            ("share of intervals that hold the truth", float(covers.mean())),
+        ],
+        columns=["number", "value"],
+    )
+    return {"worth of the next pass": rows, "measured against true worth": summary}
 
 
 class Continuations:

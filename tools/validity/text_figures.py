@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from validity.repeat_truth import tables
 from validity.text_study import CARRIES_OVER, MEMORIZED, separation
 
 _SHOWN = {
@@ -27,6 +28,28 @@ def draw(table: pd.DataFrame, units: pd.DataFrame, path: Path) -> None:
     _ranking(axes[2], separation(units))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_worth(table: Path, path: Path) -> None:
+    """The worth of the next pass over the passes made: true, by continued runs, and measured in the run."""
+    mpl.use("Agg")
+    rows = tables(pd.read_parquet(table))["worth of the next pass"].dropna()
+    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for number, (domain, own) in enumerate(rows.sort_values("passes").groupby("domain", sort=False)):
+        color = plt.get_cmap("viridis")(number / rows["domain"].nunique())
+        for name, low, high, style in (("true", "true low", "true high", "o-"), ("measured", "low", "high", "s--")):
+            reach = np.abs(own[[low, high]].to_numpy().T - own[name].to_numpy())
+            label = f"{domain.replace('_', ' ')}, {name}"
+            axis.errorbar(own["passes"], own[name], yerr=reach, fmt=style, color=color, ms=4, lw=1, label=label)
+    axis.axhline(1, color="0.7", lw=0.8)
+    axis.axhline(0, color="0.7", lw=0.8)
+    axis.set_xscale("log")
+    axis.set_xlabel("passes over the domain")
+    axis.set_ylabel("worth of the next pass, of fresh text")
+    axis.legend(frameon=False, fontsize=7, ncols=2)
+    axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -25,7 +25,7 @@ from moetrain.data.stream import Stream, training_stream
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.transformer import Transformer
 from moetrain.monitoring.repeats import RepeatMonitor
-from moetrain.optim.builder import initial_optimizer_state, make_optimizer
+from moetrain.optim.builder import Optimizer, initial_optimizer_state, make_optimizer
 from moetrain.optim.schedule import learning_rate
 from moetrain.routing.panel import draw_panel
 from moetrain.training.balancing import Balancing
@@ -55,7 +55,8 @@ def measure(
             int(path.name.removeprefix("step_")) for path in (output / planned.name / "checkpoints").iterdir()
         )
         for share in STEPS_OF_RUN:
-            step = min(saved, key=lambda each, share=share: abs(each - share * continued.steps))
+            distance = {step: abs(step - share * continued.steps) for step in saved}
+            step = min(distance, key=distance.__getitem__)
             rows = list(continued.measure(step, continued.repeated()))
             parts.append(pd.DataFrame(rows).assign(run=planned.name))
     return pd.concat(parts, ignore_index=True)
@@ -134,7 +135,7 @@ class Continuations:
 
     def repeated(self) -> list[str]:
         """Domains with repeats whose order of tokens is kept."""
-        return [name for name, each in self.settings.data.domains.items() if each.repeats > 1 and not each.shuffled]
+        return [name for name, each in self.settings.data.domains.items() if each.copies > 1 and not each.shuffled]
 
     def measure(self, step: int, domains: Sequence[str]) -> Iterator[dict[str, object]]:
         """Rows of domain, step, metric, value, low, high, n: the true worth, and the monitor's at the same weights."""
@@ -164,7 +165,7 @@ class Continuations:
                     "value": each.mean, "low": each.low, "high": each.high, "n": each.samples,
                 }  # fmt: skip
 
-    def _open(self, step: int) -> tuple[Transformer, torch.optim.Optimizer]:
+    def _open(self, step: int) -> tuple[Transformer, Optimizer]:
         folder = self.run / "checkpoints" / f"step_{step:08d}"
         model = open_model(folder, "cpu", torch.float32).model
         model.requires_grad_(True)

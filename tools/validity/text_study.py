@@ -8,6 +8,7 @@ counts only in the table of truths.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -146,12 +147,13 @@ def separation(units: pd.DataFrame) -> pd.DataFrame:
     judged = units[units["truth"] != BETWEEN]
     rows = []
     for name, title in MEASURES.items():
-        known = judged[judged[name].notna()].assign(plain=lambda of, name=name: of[name])
+        known = judged[judged[name].notna()]
+        known = known.assign(plain=known[name])
         fit, test = (known[known["part"] == part] for part in ("fit", "test"))
         if not len(test) or test["truth"].nunique() < 2 or fit["truth"].nunique() < 2:
             continue
         sign = 1 if not _auc(fit, "plain") < 0.5 else -1
-        value, low, high = over_runs(test, lambda of, sign=sign: _auc(of, "plain", sign))
+        value, low, high = over_runs(test, partial(_auc, column="plain", sign=sign))
         easy = test[(test["truth"] == MEMORY) | (test["domain"] == "easy")]
         rest = _residual(known, name)
         rest_sign = 1 if not _auc(rest[rest["part"] == "fit"], "rest") < 0.5 else -1

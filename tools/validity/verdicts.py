@@ -50,7 +50,7 @@ def history_of(own: pd.DataFrame) -> History:
     parts = [by_metric.get(metric, nothing) for metric in ("loss/panel_seen", unseen, "kernel/left_out", SHARE)]
     counts = [part["n"].fillna(0).to_numpy(np.int64) for part in parts[:3]]
     seen, heldout, _, share = (curve(part[["value", "low", "high"]].to_numpy(float)) for part in parts)
-    return History(steps, steps + 1, *counts, seen, heldout, share)
+    return History(steps, steps + 1, counts[0], counts[1], counts[2], seen, heldout, share)
 
 
 def confusion(judged: pd.DataFrame) -> pd.DataFrame:

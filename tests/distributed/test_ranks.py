@@ -1,7 +1,6 @@
 """One, two and four ranks train the same model on the same rows."""
 
 import functools
-import json
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from moetrain.config import SettingsError
 from moetrain.distributed.launch import start_ranks
 from tests.conftest import small_run
 from tests.distributed.ranks import TRAIN, alone, launch
-from tests.trainer.reading import assert_close, assert_same_scalars, scalars, states
+from tests.trainer.reading import assert_close, assert_same_scalars, assert_types_of_events, scalars, states
 
 STEPS = 20
 
@@ -63,8 +62,8 @@ def test_losses_and_metrics_agree_over_all_ranks(run_of, ranks):
 def test_only_the_main_rank_writes(run_of, ranks):
     for run in (run_of(1), run_of(ranks)):
         assert len(list(run.glob("events.out.tfevents.*"))) == 1
-        types = [json.loads(line)["type"] for line in (run / "events.jsonl").read_text().splitlines()]
-        assert types == ["checkpoint"] * STEPS + ["memorized"] * 2  # by the finished run's rule, a domain each
+        # `memorized` by the finished run's rule, a domain each.
+        assert_types_of_events(run, ["checkpoint"] * STEPS + ["memorized"] * 2)
 
 
 def test_a_launch_whose_ranks_did_not_join_is_refused(make_settings, monkeypatch):

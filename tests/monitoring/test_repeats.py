@@ -20,7 +20,7 @@ from moetrain.train import train
 from moetrain.trainer import Trainer
 from tests.conftest import small_run
 from tests.distributed.ranks import launch
-from tests.trainer.reading import scalars
+from tests.trainer.reading import events, scalars
 from tests.trainer.test_resume import StopAt
 
 REPEATED = (
@@ -150,8 +150,9 @@ def test_a_run_logs_them_and_says_so(straight):
     found = points(runs / "straight")
     assert {"repeat/passes/sums", "repeat/worth/sums"} <= found.keys()  # the worth of a few passes may be 1
     assert [step for step, _ in found["repeat/worth/sums"]] == [10, 30, 40]
-    events = (runs / "straight" / "events.jsonl").read_text()
-    assert "passes; the next is worth" in events
+    said = told(runs / "straight")
+    assert [step for step, _ in said] == [10, 30, 40]
+    assert all("passes; the next is worth" in sentence for _, sentence in said)
 
 
 def test_training_with_it_is_training_without_bit_for_bit(straight):
@@ -206,8 +207,7 @@ def _stopped(corpus_folder, tmp_path_factory):
 
 
 def told(folder):
-    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    return [(line["step"], line["sentence"]) for line in lines if line["type"] == "repeat"]
+    return [(event["step"], event["sentence"]) for event in events(folder) if event["type"] == "repeat"]
 
 
 def test_a_domain_whose_repeats_are_not_worth_it_is_no_longer_drawn(stopped):

@@ -34,6 +34,21 @@ def events(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
 
 
+def assert_types_of_events(run: Path, expected: list[str]) -> None:
+    """The events of a run are of these types, in order, and besides one of each change of a phase's curve."""
+    found = events(run)
+    assert [event["type"] for event in found if event["type"] != "phase"] == expected
+    changes = []
+    for tag, points in scalars(run).items():
+        if tag.startswith("phase/"):
+            values = [0.0, *(value for _, value in points)]  # undecided before the first reading
+            steps = [
+                step for (step, _), before, after in zip(points, values, values[1:], strict=False) if before != after
+            ]
+            changes += [(step, tag.removeprefix("phase/")) for step in steps]
+    assert sorted((event["step"], event["domain"]) for event in found if event["type"] == "phase") == sorted(changes)
+
+
 def assert_same_scalars(actual: dict[str, list[tuple[int, float]]], expected: dict[str, list[tuple[int, float]]]):
     """Two runs' `scalars`, up to rounding: more after the first step, and more where experts are counted."""
     assert actual.keys() == expected.keys()

@@ -10,7 +10,7 @@ from moetrain.config import describe_settings, load_settings
 from moetrain.metrics import table
 from moetrain.train import main
 from tests.conftest import small_run
-from tests.trainer.reading import scalars
+from tests.trainer.reading import assert_types_of_events, scalars
 
 
 @pytest.fixture
@@ -99,8 +99,7 @@ def test_a_run_leaves_its_settings_points_events_and_summary(finished):
         assert metrics["stream/d_path"]["n"] == 8
         bpb, loss = metrics["bits_per_byte"]["value"], metrics["validation_loss"]["value"]
         assert 0.2 < bpb / (loss / math.log(2)) < 1  # a token is between one and five bytes
-    types = [json.loads(line)["type"] for line in (finished / "events.jsonl").read_text().splitlines()]
-    assert [kind for kind in types if kind != "phase"] == [*["checkpoint"] * 3, *["memorized"] * 2]
+    assert_types_of_events(finished, [*["checkpoint"] * 3, *["memorized"] * 2])
     assert [p.name for p in sorted((finished / "checkpoints").iterdir())] == ["step_00000010", "step_00000012"]
 
 

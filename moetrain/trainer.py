@@ -254,6 +254,7 @@ class Trainer:
         numbers = [number for number in numbers if number not in stopped]
         if not numbers:
             return
+        self.monitor.publish(wait=True)  # readings still being computed belong to the stream as it was
         before = self.steps
         self.state.stops.append((step, numbers))
         self._apply_stop(step, numbers)

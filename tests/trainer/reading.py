@@ -42,10 +42,9 @@ def assert_types_of_events(run: Path, expected: list[str]) -> None:
     for tag, points in scalars(run).items():
         if tag.startswith("phase/"):
             values = [0.0, *(value for _, value in points)]  # undecided before the first reading
-            steps = [
-                step for (step, _), before, after in zip(points, values, values[1:], strict=False) if before != after
-            ]
-            changes += [(step, tag.removeprefix("phase/")) for step in steps]
+            for (step, after), before in zip(points, values, strict=False):
+                if after != before:
+                    changes.append((step, tag.removeprefix("phase/")))
     assert sorted((event["step"], event["domain"]) for event in found if event["type"] == "phase") == sorted(changes)
 
 

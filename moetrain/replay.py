@@ -22,7 +22,7 @@ from moetrain.checkpoint.restore import find_checkpoint, open_model
 from moetrain.config import Settings, SettingsError
 from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.errors import DataError
-from moetrain.data.stream import Stream, training_stream, validation_streams
+from moetrain.data.stream import Stream, run_steps, training_stream, validation_streams
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.distributed.launch import compute_dtype
 from moetrain.distributed.mesh import ParallelLayout
@@ -135,7 +135,7 @@ def texts_of_run(settings: Settings, layout: ParallelLayout, terminal: Terminal,
     corpus = prepare_corpus(settings, terminal.preparing)
     probes = load_probes(settings, corpus, terminal.preparing)
     stream = training_stream(corpus, settings)
-    steps = min(stream.steps, settings.train.max_steps or stream.steps)
+    steps = run_steps(stream, settings)
     rows = settings.train.micro_batch_rows or settings.train.batch_rows
     panel = build_panel_monitor(corpus, stream, settings, steps, rows)
     if panel is None:

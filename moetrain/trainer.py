@@ -25,7 +25,7 @@ from moetrain.checkpoint.manager import (
 from moetrain.checkpoint.run_folder import RunFolder
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus, prepare_corpus
-from moetrain.data.stream import Batch, Stream, stream_tokens, training_stream, validation_streams
+from moetrain.data.stream import Batch, Stream, run_steps, stream_tokens, training_stream, validation_streams
 from moetrain.distributed.launch import compute_dtype, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import evaluation, inner_model, replicate, unsharded_copy
@@ -115,7 +115,7 @@ class Trainer:
             transformer.compile_layers()
         model = replicate(transformer, layout)
         domains = list(settings.data.domains)
-        steps = min(stream.steps, settings.train.max_steps or stream.steps)
+        steps = run_steps(stream, settings)
         clock = Clock(layout.device)
         panel = build_panel_monitor(corpus, stream, settings, steps, rows)
         state = RunState(
@@ -267,7 +267,7 @@ class Trainer:
 
     def _apply_stop(self, step: int, numbers: Sequence[int]) -> None:
         self.stream.stop_repeats(numbers, step)
-        self.steps = max(step, min(self.stream.steps, self.settings.train.max_steps or self.stream.steps))
+        self.steps = max(step, run_steps(self.stream, self.settings))
         if (panel := self.state.monitor.panel) is not None:
             panel.steps = self.steps
             panel.panel.follow(self.stream, self.steps)

@@ -4,9 +4,9 @@
     python tools/validate_monitor.py measure --output runs/validity  # write tables and tools/results/validity.json
     python tools/validate_monitor.py tables                          # print all numbers of the report, from the tables
 
-`--study text` does the same for the study on natural text, which needs MOETRAIN_DATA; its `worth` continues runs from
-their checkpoints, to compare what a repeat is worth. `run --only 13_base 16_text`
-trains some of the runs; `tables --row "leave-one-out accuracy"` gives one row per table. configs/study/plan.yaml and
+`--study text` does the same for the study on natural text, which needs MOETRAIN_DATA. `worth --study text` continues
+its runs from their checkpoints, to compare what a repeat is worth. `run --only 13_base 16_text` trains some of the
+runs; `tables --row "leave-one-out accuracy"` gives one row per table. configs/study/plan.yaml and
 configs/study_text/plan.yaml list the runs, tools/results/validity.md and validity_text.md have the results.
 """
 

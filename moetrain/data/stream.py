@@ -305,6 +305,11 @@ def training_stream(corpus: Corpus, settings: Settings) -> Stream:
     return Stream(corpus, settings, samples, rows, settings.train.batch_rows)
 
 
+def run_steps(stream: Stream, settings: Settings) -> int:
+    """Steps of a run: those of its stream, or ``train.max_steps`` if that is less."""
+    return min(stream.steps, settings.train.max_steps or stream.steps)
+
+
 def mixture_phases(settings: Settings) -> list[tuple[int, list[float]]]:
     """(first token of the stream, weight of each domain) of each phase of a mixture by weights."""
     data = settings.data

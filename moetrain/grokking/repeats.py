@@ -13,8 +13,8 @@ from ._arrays import Arrayish, Floats, to_float64
 from .documents import mean_over_documents
 from .estimate import Estimate
 
-HALF, TENTH = 0.5, 0.1
-"""Worths of the next pass whose passes are forecast."""
+HALF = 0.5
+"""The worth of the next pass whose passes are forecast."""
 _LEAST_ERROR = 0.05  # of a worth in the fit: no reading decides alone
 _PASSES = np.geomspace(0.1, 1e4, 801)
 """Candidates of the passes after which a worth has fallen to exp(-1)."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -91,8 +92,12 @@ class RepeatMonitor:
         stream = self._stream
         trained = stream.rows.samples[: stream.rows.starts[min(step * stream.batch_rows, len(stream.rows))]]
         length = np.where(stream.samples.domain == number, stream.samples.length, 0)
-        distinct = length[np.unique(stream.text_of_sample, return_index=True)[1]].sum()
-        return float(length[trained].sum() / distinct)
+        return float(length[trained].sum() / length[self._one_of_each_text].sum())
+
+    @cached_property
+    def _one_of_each_text(self) -> np.ndarray:
+        """A sample of each distinct text of the stream, which a stop of repeats does not change."""
+        return np.unique(self._stream.text_of_sample, return_index=True)[1]
 
     def _worth(
         self, model: nn.Module, optimizer: Optimizer, number: int, step: int, layout: ParallelLayout

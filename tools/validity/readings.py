@@ -63,6 +63,14 @@ def renew(tables: dict[str, pd.DataFrame], folder: Path) -> dict[str, pd.DataFra
     return {name: pd.concat([kept[name], frame], ignore_index=True) for name, frame in tables.items()}
 
 
+def with_other_runs(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """A table, and the rows of a file that are of other runs; the file need not exist."""
+    if not path.is_file():
+        return table
+    before = pd.read_parquet(path)
+    return pd.concat([before[~before["run"].isin(set(table["run"]))], table], ignore_index=True)
+
+
 def save(tables: dict[str, pd.DataFrame], folder: Path) -> None:
     """Write the tables, with numbers in float32."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,20 +18,18 @@ import torch
 from moetrain import grokking
 from moetrain.checkpoint.manager import load_checkpoint
 from moetrain.checkpoint.restore import open_model
-from moetrain.config import Settings, load_settings
-from moetrain.data.corpus import prepare_corpus
 from moetrain.data.packing import cut_samples, join_samples, pack_rows
-from moetrain.data.stream import Stream, training_stream
+from moetrain.data.stream import Stream
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.transformer import Transformer
 from moetrain.monitoring.repeats import RepeatMonitor
 from moetrain.optim.builder import Optimizer, initial_optimizer_state, make_optimizer
 from moetrain.optim.schedule import learning_rate
-from moetrain.routing.panel import draw_panel
 from moetrain.training.balancing import Balancing
 from moetrain.training.step import forward_backward, update
 from validity.plan import Planned
-from validity.text_truth import LONGEST, Texts, losses
+from validity.readings import with_other_runs
+from validity.text_truth import LONGEST, RunData, Texts, losses, rows
 
 STEPS = 40  # of a continuation
 FRESH_BYTES = 500_000  # at least so much text of a source is read, in and outside of the run
@@ -57,18 +55,14 @@ def measure(
         for share in STEPS_OF_RUN:
             distance = {step: abs(step - share * continued.steps) for step in saved}
             step = min(distance, key=distance.__getitem__)
-            rows = list(continued.measure(step, continued.repeated()))
-            parts.append(pd.DataFrame(rows).assign(run=planned.name))
+            found = pd.DataFrame(continued.measure(step, continued.repeated()))
+            parts.append(found.assign(run=planned.name))
     return pd.concat(parts, ignore_index=True)
 
 
 def save(table: pd.DataFrame, folder: Path) -> None:
     """Write the worths; those of other runs are kept."""
-    path = folder / FILE
-    if path.is_file():
-        before = pd.read_parquet(path)
-        table = pd.concat([before[~before["run"].isin(set(table["run"]))], table], ignore_index=True)
-    table.to_parquet(path)
+    with_other_runs(table, folder / FILE).to_parquet(folder / FILE)
 
 
 def tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -101,17 +95,12 @@ def tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {"worth of the next pass": rows, "measured against true worth": summary}
 
 
-class Continuations:
+class Continuations(RunData):
     """A run's data, with fresh text of its repeated domains."""
 
     def __init__(self, run: Path) -> None:
-        self.run = run
-        self.settings = load_settings(run / "config.yaml")
-        self.corpus = prepare_corpus(self.settings)
-        self.stream = training_stream(self.corpus, self.settings)
-        self.steps = min(self.stream.steps, self.settings.train.max_steps or self.stream.steps)
-        self.panel = draw_panel(self.corpus, self.stream, self.settings, self.steps, self.settings.train.batch_rows)
-        self.wider = prepare_corpus(self._wider())
+        super().__init__(run)
+        self.wider = self.wider_corpus(FRESH_BYTES)
         length = self.settings.data.seq_len
         self.samples = join_samples([cut_samples(self.wider, length, heldout) for heldout in (False, True)])
         self._place = {
@@ -120,18 +109,6 @@ class Continuations:
                 zip(self.samples.domain, self.samples.document, self.samples.piece, strict=True)
             )
         }
-
-    def _wider(self) -> Settings:
-        domains = {
-            name: domain.model_copy(
-                update={"size": max(2 * domain.size, FRESH_BYTES) if domain.size else None, "repeats": 1}
-            )
-            for name, domain in self.settings.data.domains.items()
-        }
-        data = self.settings.data.model_copy(update={"domains": domains})
-        model = str(next(self.run.glob("tokenizer*.model")))
-        tokenizer = self.settings.tokenizer.model_copy(update={"model": model})
-        return self.settings.model_copy(update={"data": data, "tokenizer": tokenizer})
 
     def repeated(self) -> list[str]:
         """Domains with repeats whose order of tokens is kept."""
@@ -159,11 +136,7 @@ class Continuations:
                 found["repeat/worth"] = measured[domain].worth
                 passes = measured[domain].passes
                 found["repeat/passes"] = grokking.Estimate(passes, passes, passes, 1, 0)
-            for name, each in found.items():
-                yield {
-                    "domain": domain, "step": step, "metric": name,
-                    "value": each.mean, "low": each.low, "high": each.high, "n": each.samples,
-                }  # fmt: skip
+            yield from rows(domain, step, found)
 
     def _open(self, step: int) -> tuple[Transformer, Optimizer]:
         folder = self.run / "checkpoints" / f"step_{step:08d}"

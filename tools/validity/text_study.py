@@ -22,8 +22,8 @@ from validity import readings as stored
 from validity.plan import FINISHED, Planned, StudyError
 from validity.router_memory import router_memory
 from validity.separation import auc, over_runs
+from validity.text_truth import RunData, panel_texts
 from validity.text_truth import measure as measure_truth
-from validity.text_truth import panel_texts
 from validity.verdicts import history_of
 
 MEMORIZED, CARRIES_OVER = 0.12, 0.06
@@ -73,8 +73,9 @@ def measure(
         progress(planned.name, number, len(finished))
         run = moetrain.open_run(output / planned.name)
         steps = [step for place, step in enumerate(run.reading_steps) if place in TRUTH_READINGS]
-        truth = pd.DataFrame(measure_truth(output / planned.name, steps))
-        whole = pd.concat([_panel(run), _exposures(run), _router(run, output / planned.name), truth], ignore_index=True)
+        data = RunData(output / planned.name)
+        truth = pd.DataFrame(measure_truth(data, steps))
+        whole = pd.concat([_panel(run), _exposures(run), _router(run, data), truth], ignore_index=True)
         parts.append(whole.assign(run=planned.name))
     return pd.concat(parts, ignore_index=True)
 
@@ -99,8 +100,8 @@ def _exposures(run: OpenedRun) -> pd.DataFrame:
     return _frame(rows)
 
 
-def _router(run: OpenedRun, folder: Path) -> pd.DataFrame:
-    found = router_memory([run.reading(step) for step in run.reading_steps], panel_texts(folder))
+def _router(run: OpenedRun, data: RunData) -> pd.DataFrame:
+    found = router_memory([run.reading(step) for step in run.reading_steps], panel_texts(data))
     step = run.reading_steps[-1]
     rows = [(name, value) for own in found.values() for name, value in own.items()]
     domains = [domain for domain, own in found.items() for _ in own]
@@ -308,11 +309,7 @@ def summary(found: dict[str, pd.DataFrame], table: pd.DataFrame, runs: Sequence[
 
 def save(table: pd.DataFrame, folder: Path) -> None:
     """Write the readings; rows of runs that are not among them are kept."""
-    path = folder / "readings.parquet"
-    if path.is_file():
-        before = pd.read_parquet(path)
-        table = pd.concat([before[~before["run"].isin(set(table["run"]))], table], ignore_index=True)
-    stored.save({"readings": table}, folder)
+    stored.save({"readings": stored.with_other_runs(table, folder / "readings.parquet")}, folder)
 
 
 def load(folder: Path) -> pd.DataFrame:

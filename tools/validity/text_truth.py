@@ -7,7 +7,7 @@ then, outside its panel where enough of them are. The true memorized share is th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from moetrain.checkpoint.restore import open_model
 from moetrain.config import Settings, load_settings
 from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.packing import Samples, cut_samples
-from moetrain.data.stream import training_stream
+from moetrain.data.stream import run_steps, training_stream
 from moetrain.model_input import PackedTokens
 from moetrain.models.transformer import Transformer
 from moetrain.routing.claims import read_claims, swap_first_halves
@@ -30,9 +30,7 @@ DOCUMENTS, DOCUMENTS_BEFORE = 80, 40  # of each kind that are read at the last s
 CLAIMS_AT = (280, 560)  # steps at which the claim ratio is read
 OUTSIDE_PANEL = 30  # trained documents outside the panel from which on only they are read
 LONGEST = 160  # text tokens of a document that are read
-CLAIM_TOKENS = (
-    64  # text tokens of a sample that the claim ratio is read on; 40 where fewer than 24 samples have so many
-)
+CLAIM_TOKENS = 64  # that the claim ratio is read on; 40 where fewer than 24 texts have so many
 CLAIM_SAMPLES = 64
 SEED = 11
 
@@ -54,6 +52,10 @@ class Texts:
             [self.tokens[k] for k in which], self.document[which], self.first_step[which], self.difficulty[which]
         )
 
+    def without(self, documents: np.ndarray) -> Texts:
+        """The texts of all other documents."""
+        return self.take(np.flatnonzero(~np.isin(self.document, documents)))
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -62,58 +64,57 @@ class Unit:
     apart: Texts
 
 
-def units_of_run(run: Path) -> list[Unit]:
+class RunData:
+    """The data of a finished run, opened again: its stream of ``steps`` steps and its panel."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.settings = load_settings(run / "config.yaml")
+        self.corpus = prepare_corpus(self.settings)
+        self.stream = training_stream(self.corpus, self.settings)
+        self.steps = run_steps(self.stream, self.settings)
+        self.panel = draw_panel(self.corpus, self.stream, self.settings, self.steps, self.settings.train.batch_rows)
+
+    def wider_corpus(self, least_bytes: int = 0) -> Corpus:
+        """The same sources, met once, with twice the text of each domain, or ``least_bytes`` if that is more."""
+        domains = {
+            name: domain.model_copy(
+                update={"size": max(2 * domain.size, least_bytes) if domain.size else None, "repeats": 1}
+            )
+            for name, domain in self.settings.data.domains.items()
+        }
+        model = str(next(self.run.glob("tokenizer*.model")))
+        changed = {
+            "data": self.settings.data.model_copy(update={"domains": domains}),
+            "tokenizer": self.settings.tokenizer.model_copy(update={"model": model}),
+        }
+        return prepare_corpus(self.settings.model_copy(update=changed))
+
+
+def units_of_run(data: RunData) -> list[Unit]:
     """The texts of each domain of a finished run."""
-    settings = load_settings(run / "config.yaml")
-    corpus = prepare_corpus(settings)
-    stream = training_stream(corpus, settings)
-    steps = min(stream.steps, settings.train.max_steps or stream.steps)
-    first = first_steps(stream, steps)
-    wider = prepare_corpus(_wider(settings, run))
-    heldout, more = cut_samples(corpus, settings.data.seq_len, heldout=True), []
-    for part in (True, False):
-        more.append(cut_samples(wider, settings.data.seq_len, heldout=part))
-    in_panel = _panel_documents(run)
+    settings, corpus, samples = data.settings, data.corpus, data.stream.samples
+    first, wider = first_steps(data.stream, data.steps), data.wider_corpus()
+    heldout = cut_samples(corpus, settings.data.seq_len, heldout=True)
+    more = [cut_samples(wider, settings.data.seq_len, heldout=part) for part in (True, False)]
+    in_panel = data.panel.samples.document
     found = []
     for number, domain in enumerate(corpus.domains):
         count = np.bincount(domain.tokens, minlength=corpus.tokenizer.vocab_size) + 1
         cost = -np.log(count / count.sum())
-        trained = _texts(corpus, stream.samples, number, first, cost, settings)
-        outside = trained.take(np.flatnonzero(~np.isin(trained.document, in_panel)))
-        apart = [_texts(corpus, heldout, number, None, cost, settings)]
-        apart[0] = apart[0].take(np.flatnonzero(~np.isin(apart[0].document, in_panel)))
-        for samples in more:
-            texts = _texts(wider, samples, number, None, cost, settings)
-            apart.append(texts.take(np.flatnonzero(~np.isin(texts.document, domain.index["id"]))))
+        trained = _texts(corpus, samples, number, first, cost, settings)
+        outside = trained.without(in_panel)
+        apart = [_texts(corpus, heldout, number, None, cost, settings).without(in_panel)]
+        apart += [_texts(wider, part, number, None, cost, settings).without(domain.index["id"]) for part in more]
         found.append(
             Unit(domain.name, outside if len(outside) >= OUTSIDE_PANEL else trained, _drawn(_joined(apart), number))
         )
     return found
 
 
-def panel_texts(run: Path) -> list[np.ndarray]:
+def panel_texts(data: RunData) -> list[np.ndarray]:
     """The text tokens of each panel sample of a run, int64."""
-    settings = load_settings(run / "config.yaml")
-    corpus = prepare_corpus(settings)
-    stream = training_stream(corpus, settings)
-    steps = min(stream.steps, settings.train.max_steps or stream.steps)
-    panel = draw_panel(corpus, stream, settings, steps, settings.train.batch_rows)
-    return [panel.stream.sequence(sample)[1:-1] for sample in range(len(panel))]
-
-
-def _wider(settings: Settings, run: Path) -> Settings:
-    """The same sources with twice the text of each domain, met once, and the run's own tokenizer."""
-    domains = {
-        name: domain.model_copy(update={"size": 2 * domain.size if domain.size else None, "repeats": 1})
-        for name, domain in settings.data.domains.items()
-    }
-    data = settings.data.model_copy(update={"domains": domains})
-    tokenizer = settings.tokenizer.model_copy(update={"model": str(next(run.glob("tokenizer*.model")))})
-    return settings.model_copy(update={"data": data, "tokenizer": tokenizer})
-
-
-def _panel_documents(run: Path) -> np.ndarray:
-    return np.unique(read_reading(run, 0).document)
+    return [data.panel.stream.sequence(sample)[1:-1] for sample in range(len(data.panel))]
 
 
 def _texts(
@@ -154,12 +155,12 @@ def _drawn(texts: Texts, number: int, most: int = DOCUMENTS) -> Texts:
     return texts.take(order[:most])
 
 
-def measure(run: Path, steps: list[int]) -> Iterator[dict[str, object]]:
+def measure(data: RunData, steps: list[int]) -> Iterator[dict[str, object]]:
     """Rows of domain, step, metric, value, low, high and n: true losses and shares, and the claim ratio."""
-    units = units_of_run(run)
-    initial = initial_losses(run)
+    units = units_of_run(data)
+    initial = initial_losses(data.run)
     for step in steps:
-        model = open_model(run / "checkpoints" / f"step_{step:08d}", "cpu", torch.float32).model
+        model = open_model(data.run / "checkpoints" / f"step_{step:08d}", "cpu", torch.float32).model
         for number, unit in enumerate(units):
             by_now = (unit.trained.first_step > 0) & (unit.trained.first_step <= step)
             most = DOCUMENTS if step == steps[-1] else DOCUMENTS_BEFORE
@@ -177,11 +178,14 @@ def measure(run: Path, steps: list[int]) -> Iterator[dict[str, object]]:
             if step in CLAIMS_AT:
                 found["claim_ratio"] = claim_ratio(model, trained)
                 found["claim_ratio_apart"] = claim_ratio(model, texts_apart)
-            for name, each in found.items():
-                yield {
-                    "domain": unit.domain, "step": step, "metric": name,
-                    "value": each.mean, "low": each.low, "high": each.high, "n": each.samples,
-                }  # fmt: skip
+            yield from rows(unit.domain, step, found)
+
+
+def rows(domain: str, step: int, found: Mapping[str, grokking.Estimate]) -> Iterator[dict[str, object]]:
+    """A row of domain, step, metric, value, low, high and n of each estimate."""
+    for name, each in found.items():
+        numbers = {"value": each.mean, "low": each.low, "high": each.high, "n": each.samples}
+        yield {"domain": domain, "step": step, "metric": name, **numbers}
 
 
 def initial_losses(run: Path) -> dict[str, float]:

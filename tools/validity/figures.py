@@ -23,7 +23,7 @@ def draw(units: pd.DataFrame, separation: pd.DataFrame, threshold: float, path: 
     for axis, metric in zip(axes, _SCATTERED, strict=False):
         _scatter(axis, units, metric)
     axes[0].axhline(threshold, color="0.6", zorder=0)
-    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
+    axes[0].legend(frameon=False, fontsize=8, loc="upper right")
     _ranking(axes[3], separation)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -41,11 +41,11 @@ def _scatter(axis: Axes, units: pd.DataFrame, metric: str) -> None:
 
 
 def _ranking(axis: Axes, separation: pd.DataFrame) -> None:
-    """AUC at the end of the test runs, with intervals; baselines in grey."""
+    """AUC at the end of the test runs, with intervals; what is not of routing in grey."""
     rows = separation[separation["auc"].notna()].iloc[::-1]
     places = np.arange(len(rows))
-    baseline = rows["measure"].isin(BASELINES.values())
-    for place, (_, row), light in zip(places, rows.iterrows(), baseline, strict=True):
+    losses = rows["measure"].isin([*BASELINES.values(), METRICS["memorized/share"]])
+    for place, (_, row), light in zip(places, rows.iterrows(), losses, strict=True):
         color = "0.6" if light else "#2166ac"
         axis.plot([row["low"], row["high"]], [place, place], color=color, lw=1.6)
         axis.plot(row["auc"], place, "o", color=color, ms=5)

@@ -35,8 +35,8 @@ def draw(table: pd.DataFrame, units: pd.DataFrame, path: Path) -> None:
 def draw_worth(table: Path, path: Path) -> None:
     """The worth of the next pass over the passes made: true, by continued runs, and measured in the run."""
     mpl.use("Agg")
-    rows = tables(pd.read_parquet(table))["worth of the next pass"].dropna()
-    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    rows = tables(pd.read_parquet(table))["worth of the next pass"].dropna(subset="true")
+    figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
     for number, (domain, own) in enumerate(rows.sort_values("passes").groupby("domain", sort=False)):
         color = plt.get_cmap("viridis")(number / rows["domain"].nunique())
         for name, low, high, style in (("true", "true low", "true high", "o-"), ("measured", "low", "high", "s--")):
@@ -46,9 +46,10 @@ def draw_worth(table: Path, path: Path) -> None:
     axis.axhline(1, color="0.7", lw=0.8)
     axis.axhline(0, color="0.7", lw=0.8)
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_xlabel("passes over the domain")
-    axis.set_ylabel("worth of the next pass, of fresh text")
-    axis.legend(frameon=False, fontsize=7, ncols=2)
+    axis.set_ylabel("worth of the next pass (1: fresh text)")
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
     plt.close(figure)

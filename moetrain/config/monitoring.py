@@ -135,6 +135,12 @@ class PhaseSettings(Section):
         description="memorized/share at or above which the phase is memorizing, below it generalizing.",
     )
     memorized_answers: float = Field(0.21, gt=0, lt=1, description="Likewise where the documents mark answers.")
+    sure: float = Field(
+        0.8,
+        gt=0,
+        lt=1,
+        description="Memorizing needs the lower end of the share's interval at this part of its threshold, or above.",
+    )
     window: int = Field(
         3, ge=1, description="Readings for which a domain must have been generalizing before it can be settled."
     )

@@ -9,10 +9,12 @@ earlier ones only. The rule, with the default thresholds:
 2. **Not learned yet**: the loss of the seen samples has not fallen by 10% of its value before the training (where the
    documents mark answers: by 80%, because an answer can be learned completely). The domain is **learning** if the
    loss still falls, and **undecided** if not.
-3. **Memorizing**: the memorized share is at least 9% (where the documents mark answers: 21%).
-4. **Generalizing**: it is less. **Settled** replaces generalizing where the domain was generalizing or settled at each
-   of the previous 3 readings, and the loss of the unseen samples no longer falls.
-5. **Undecided** where the interval of the share reaches from below half of the threshold to above twice of it.
+3. **Memorizing**: the memorized share is at least 9% (where the documents mark answers: 21%), and the lower end of its
+   interval at least four fifths of that.
+4. **Generalizing**: the share is less. **Settled** replaces generalizing where the domain was generalizing or settled
+   at each of the previous 3 readings, and the loss of the unseen samples no longer falls.
+5. **Undecided** where the share is at least 9%, but the lower end of its interval below four fifths of that; and
+   where the interval reaches from below half of the threshold to above twice of it.
 
 A loss falls if a straight line through the last 5 readings falls by 5% or more of the total fall so far, and the 95%
 interval of that fall is above 0. Routing does not enter the verdict: on natural text none of its metrics told
@@ -63,6 +65,7 @@ class PhaseThresholds:
     learned_answers: float = 0.8  # likewise where documents mark answers
     memorized: float = 0.09  # memorized share from which on plain text is memorizing
     memorized_answers: float = 0.21  # likewise where documents mark answers
+    sure: float = 0.8  # lower end of the share's interval, relative to the threshold, that memorizing needs
     window: int = 3  # readings of generalizing before a domain can be settled
 
     def __post_init__(self) -> None:
@@ -71,7 +74,7 @@ class PhaseThresholds:
                 f"trend is {self.trend}, window {self.window}, documents {self.documents}: at least {LEAST_READINGS} "
                 "readings for the trend, 1 for the window, and 2 documents"
             )
-        for name in ("steep", "learned", "learned_answers", "memorized", "memorized_answers"):
+        for name in ("steep", "learned", "learned_answers", "memorized", "memorized_answers", "sure"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: a share between 0 and 1")
 
@@ -266,7 +269,8 @@ def _decide_learned(
     threshold = rule.memorized_answers if marked else rule.memorized
     documents = int(history.seen[t] + history.unseen[t])
     vote = 0 if not math.isfinite(share) else -1 if share >= threshold else 1
-    unclear = low < threshold / 2 and high > 2 * threshold
+    unsure = vote < 0 and low < rule.sure * threshold
+    unclear = unsure or (low < threshold / 2 and high > 2 * threshold)
     evidence.append(Evidence("share", "deciding", "level", share, low, high, 1, documents, 0 if unclear else vote))
     unseen = _recent_fall(history.loss_unseen, history, rule, t, initial, int(history.unseen[t]), "loss_unseen")
     evidence.append(unseen)
@@ -276,7 +280,7 @@ def _decide_learned(
     if unclear:
         return Phase.UNDECIDED, (
             f"the memorized share, {number}, is too uncertain to compare with {threshold:.0%}: more documents are "
-            "needed, trained on or held out"
+            "needed, trained on or held out" + (", or a further rise" if unsure else "")
         )
     falls = "still falls" if unseen.vote else "no longer falls"
     why = f"of what was learned, {number} is memory, {{}} {threshold:.0%}; the loss of unseen texts {falls}"

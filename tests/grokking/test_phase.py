@@ -120,8 +120,19 @@ def test_a_share_that_is_too_uncertain_is_no_verdict():
     assert verdict.phase == UNDECIDED
     assert "too uncertain" in verdict.why
     assert verdict.evidence[1].vote == 0
+    assert "or a further rise" not in verdict.why
     one_document = dataclasses.replace(history(), share=banded(np.full(30, 0.02), math.nan))
     assert g.phases(one_document)[-1].phase == SETTLED  # the count of documents, not the interval, decides then
+
+
+def test_a_share_above_the_threshold_is_memory_once_its_interval_is_clear_of_chance():
+    share = RULE.memorized * 1.1
+    least = RULE.sure * RULE.memorized
+    for low, phase in ((least + 0.001, MEMORIZING), (least - 0.001, UNDECIDED)):
+        band = g.curve(np.tile([share, low, 2 * share - low], (30, 1)))
+        verdict = g.phases(dataclasses.replace(history(), share=band))[-1]
+        assert verdict.phase == phase
+        assert ("or a further rise" in verdict.why) == (phase == UNDECIDED)
 
 
 def test_before_anything_is_learned_only_the_loss_decides():
@@ -250,6 +261,7 @@ def test_curves_from_arrays():
         (lambda: g.PhaseThresholds(documents=1), "documents 1"),
         (lambda: g.PhaseThresholds(learned=1), "learned is 1"),
         (lambda: g.PhaseThresholds(steep=0), "steep is 0"),
+        (lambda: g.PhaseThresholds(sure=1.5), "sure is 1.5"),
         (lambda: g.PhaseThresholds(memorized=0), "memorized is 0"),
     ],
 )

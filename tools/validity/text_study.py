@@ -193,7 +193,8 @@ def judge(table: pd.DataFrame, units: pd.DataFrame, thresholds: PhaseThresholds 
     """Per unit: its verdict at the end, and readings at which memorization was found and was true.
 
     ``alarms`` counts readings with a verdict against the truth at that reading, of ``checked``, readings whose truth is
-    known and not between. ``found``: first reading from which on the share's interval is above 0; ``tenth``: first
+    known and not between; ``sure_alarms`` and ``sure_checked`` only where the interval of the truth excludes the other
+    kind. ``found``: first reading from which on the share's interval is above 0; ``tenth``: first
     measured one at which the true gap exceeds a tenth of its last value.
     """
     rows = []
@@ -202,19 +203,24 @@ def judge(table: pd.DataFrame, units: pd.DataFrame, thresholds: PhaseThresholds 
         panel = own[own["metric"].str.startswith(("loss/panel", "memorized/share", "kernel/left_out"))]
         verdicts = phases(history_of(panel), thresholds)
         by_step = {verdict.step: verdict.phase for verdict in verdicts}
-        true = own[own["metric"] == "true/share"].set_index("step")["value"].dropna()
+        truth = own[own["metric"] == "true/share"].set_index("step").dropna(subset="value")
+        true = truth["value"]
         gap = own[own["metric"] == "true/gap"].set_index("step")["value"].dropna()
         shares = own[own["metric"] == "memorized/share"].set_index("step").sort_index()
         above = (shares["low"] > 0).to_numpy()
         lasting = len(above) - int(np.argmin(above[::-1])) if not above.all() else 0
         checked = {step: by_step[step] for step, value in true.items() if not CARRIES_OVER < value < MEMORIZED}
         false = [s for s, phase in checked.items() if _wrong(phase, true[s])]
+        low, high = truth["low"], truth["high"]
+        sure = {s for s in checked if (low[s] > CARRIES_OVER if true[s] >= MEMORIZED else high[s] < MEMORIZED)}
         rows.append(
             {
                 **{name: getattr(unit, name) for name in ("run", "domain", "part", "variant", "truth")},
                 "verdict": verdicts[-1].phase.name.lower(),
                 "alarms": len(false),
                 "checked": len(checked),
+                "sure_alarms": len(sure.intersection(false)),
+                "sure_checked": len(sure),
                 "found": float(shares.index[lasting]) if len(above) and above[-1] else np.nan,
                 "tenth": float(gap.index[np.argmax(gap >= gap.iloc[-1] / 10)]) if len(gap) else np.nan,
             }
@@ -245,6 +251,10 @@ def rates(judged: pd.DataFrame) -> pd.DataFrame:
         FALSE_ALARMS: (int((general["verdict"] == "memorizing").sum()), len(general)),
         "memorized texts, called generalizing or settled": (int(memorized["verdict"].isin(said).sum()), len(memorized)),
         "units with a verdict against the truth at any reading": (int((judged["alarms"] > 0).sum()), len(judged)),
+        "... where the truth's interval excludes the other kind": (
+            int((judged["sure_alarms"] > 0).sum()),
+            int((judged["sure_checked"] > 0).sum()),
+        ),
         "readings with a verdict against their truth": (int(judged["alarms"].sum()), int(judged["checked"].sum())),
         "memorized units found by a tenth of the final gap": (len(by_tenth), len(memorized)),
     }

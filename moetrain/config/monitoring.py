@@ -11,17 +11,20 @@ from moetrain.config.base import Section
 
 class PanelSettings(Section):
     samples: int = Field(
-        64, ge=2, description="Panel samples per domain in each of its three sets: seen, to come, held-out."
+        64,
+        ge=2,
+        description="Panel samples per domain that are trained on early, and as many held-out ones. Samples to come fill "
+        "up what is held out; there are at least a quarter as many.",
     )
-    readings: int = Field(20, ge=2, description="Readings of the panel in a run, evenly spaced, beginning at step 0.")
+    readings: int = Field(11, ge=2, description="Readings of the panel in a run, evenly spaced, beginning at step 0.")
     claim_every: int = Field(
-        5,
+        10,
         ge=0,
         description="Readings of the panel from one that also reads the claim ratio, by two more forward passes over "
         "the seen samples, to the next, the last reading included; 0: none does.",
     )
     repeat_every: int = Field(
-        5,
+        2,
         ge=0,
         description="Readings of the panel from one that also measures what the next pass over each repeated domain is "
         "worth (repeat/worth) to the next, the last included; 0: none does. It takes about twice the time of a reading "
@@ -30,7 +33,7 @@ class PanelSettings(Section):
     linear_kernel: bool = Field(
         False, description="Store the inputs of each layer too, for kernel/d_eff_linear; takes 2 bytes per feature."
     )
-    tokens: int = Field(64, ge=1, description="Text tokens at the start of a sample over which routing is compared.")
+    tokens: int = Field(40, ge=1, description="Text tokens at the start of a sample over which routing is compared.")
 
 
 class ProbeSettings(Section):
@@ -50,7 +53,7 @@ class ProbeSettings(Section):
         description="Evaluate tasks of the built-in domains too: their held-out facts, and as TASK_trained the "
         "trained facts of planted domains.",
     )
-    items: int = Field(200, ge=1, description="Items per task, chosen by the seed; fewer than 100 say little.")
+    items: int = Field(100, ge=1, description="Items per task, chosen by the seed; fewer than 100 say little.")
     trained_items: int | None = Field(
         None, ge=0, description="Items per TASK_trained; null: as probes.items; 0: no such tasks."
     )

@@ -1,6 +1,9 @@
 """Requests: texts of which the model scores the last part, encoded once and packed into batches that never change.
 
-Shapes: N tokens of a batch, D hidden size, K scored tokens of a batch, R requests.
+Choices of one token, and an answer that is also a choice, are predicted from the same tokens: a request whose tokens
+begin those of another is read with it, once. Attention is causal, so what follows does not affect its score.
+
+Shapes: N tokens of a batch, D hidden size, K scored tokens of a batch, R requests, X texts that are read.
 """
 
 from __future__ import annotations
@@ -80,12 +83,12 @@ def make_requests(examples: Sequence[Example], tokenizer: Tokenizer, context_tok
 
 @dataclass(frozen=True)
 class RequestBatch:
-    """Requests packed into one row, each a sample of its own."""
+    """Requests packed into one row, each text that is read a sample of its own."""
 
     tokens_N: torch.Tensor  # int64, padded with the end mark
     positions_N: torch.Tensor  # int64, from 0 in each request
-    slots_N: torch.Tensor  # int64, 0 for a token of a request, -1 for padding
-    spans_R2: torch.Tensor  # int64 on the CPU: (start, length) of each request, and of the padding
+    slots_N: torch.Tensor  # int64, 0 for a token of a text, -1 for padding
+    spans_X2: torch.Tensor  # int64 on the CPU: (start, length) of each text, and of the padding
     scored_K: torch.Tensor  # int64, the tokens from which the scored tokens are predicted
     targets_K: torch.Tensor  # int64, the scored tokens
     requests: np.ndarray  # int64 [requests of the batch], their numbers
@@ -96,23 +99,40 @@ class RequestBatch:
         moved = {
             f.name: to_device(getattr(self, f.name), device) for f in fields(self) if f.name.endswith(("_N", "_K"))
         }
-        return RequestBatch(**moved, spans_R2=self.spans_R2, requests=self.requests, counts=self.counts)
+        return RequestBatch(**moved, spans_X2=self.spans_X2, requests=self.requests, counts=self.counts)
 
 
 def pack_requests(requests: Sequence[Request], padding: int, batch_tokens: int) -> list[RequestBatch]:
-    """Batches of about ``batch_tokens`` tokens each, of requests of similar length.
+    """Batches of about ``batch_tokens`` tokens each, of texts of similar length.
 
-    Requests are sorted by length, so that attention needs little padding, and spread evenly over the smallest number of
+    Texts are sorted by length, so that attention needs little padding, and spread evenly over the smallest number of
     batches. The other requests of a batch do not affect a request's score.
     """
-    order = np.argsort([-request.read for request in requests], kind="stable")
-    lengths = np.array([requests[r].read for r in order], np.int64)
+    texts = sorted(_read_together(requests), key=lambda members: -requests[members[0]].read)
+    lengths = np.array([requests[members[0]].read for members in texts], np.int64)
     total = int(lengths.sum())
     share = total / max(1, -(-total // batch_tokens))
-    # The middle of a request decides its batch, so a batch exceeds its share by less than one request.
+    # The middle of a text decides its batch, so a batch exceeds its share by less than one text.
     part = (np.cumsum(lengths) - lengths / 2) // share if total else lengths
-    chosen = [order[part == number] for number in np.unique(part)]
+    chosen = [[texts[x] for x in np.flatnonzero(part == number)] for number in np.unique(part)]
     return [_batch(requests, members, padding) for members in chosen]
+
+
+def _read_together(requests: Sequence[Request]) -> list[list[int]]:
+    """Numbers of the requests that are read by one text each: the first is the text, the others begin it.
+
+    Texts are in the order of their first request.
+    """
+    keys = [request.tokens[:-1].astype(">u4").tobytes() for request in requests]
+    groups: list[list[int]] = []
+    following = b""
+    # In lexicographic order, what begins a text stands before it, and all between the two begin with it too.
+    for number in sorted(range(len(requests)), key=lambda r: (keys[r], -r), reverse=True):
+        if not (groups and following.startswith(keys[number])):
+            groups.append([])
+        groups[-1].append(number)
+        following = keys[number]
+    return sorted(groups, key=min)
 
 
 def equal_passes(
@@ -137,7 +157,7 @@ def batch_hidden_states(model: Transformer, batch: RequestBatch) -> torch.Tensor
         positions_BT=batch.positions_N[None],
         slots_BT=batch.slots_N[None],
         recorded_BT=torch.full_like(batch.tokens_N, -1)[None],
-        spans_N2=batch.spans_R2,
+        spans_N2=batch.spans_X2,
     )
     return model.hidden_states(inputs)[0]
 
@@ -147,19 +167,21 @@ def scored_hidden_states(model: Transformer, batch: RequestBatch) -> torch.Tenso
     return batch_hidden_states(model, batch).index_select(0, batch.scored_K)
 
 
-def _batch(requests: Sequence[Request], chosen: np.ndarray, padding: int) -> RequestBatch:
-    size = -(-sum(requests[r].read for r in chosen) // _MULTIPLE) * _MULTIPLE
+def _batch(requests: Sequence[Request], texts: Sequence[Sequence[int]], padding: int) -> RequestBatch:
+    size = -(-sum(requests[members[0]].read for members in texts) // _MULTIPLE) * _MULTIPLE
     tokens, positions, slots = np.full(size, padding, np.int64), np.zeros(size, np.int64), np.full(size, -1, np.int64)
     spans, scored, targets = [], [], []
     start = 0
-    for number in chosen:
-        request = requests[number]
-        here = slice(start, start + request.read)
-        tokens[here], positions[here], slots[here] = request.tokens[:-1], np.arange(request.read), 0
-        spans.append((start, request.read))
-        scored.append(np.arange(start + request.first - 1, start + request.read))
-        targets.append(request.tokens[request.first :])
-        start += request.read
+    for members in texts:
+        text = requests[members[0]]
+        here = slice(start, start + text.read)
+        tokens[here], positions[here], slots[here] = text.tokens[:-1], np.arange(text.read), 0
+        spans.append((start, text.read))
+        for request in (requests[number] for number in members):
+            scored.append(np.arange(start + request.first - 1, start + request.read))
+            targets.append(request.tokens[request.first :])
+        start += text.read
+    chosen = np.array([number for members in texts for number in members], np.int64)
     if start < size:
         spans.append((start, size - start))
         positions[start:] = np.arange(size - start)
@@ -167,7 +189,7 @@ def _batch(requests: Sequence[Request], chosen: np.ndarray, padding: int) -> Req
         tokens_N=torch.from_numpy(tokens),
         positions_N=torch.from_numpy(positions),
         slots_N=torch.from_numpy(slots),
-        spans_R2=torch.tensor(spans),
+        spans_X2=torch.tensor(spans),
         scored_K=torch.from_numpy(np.concatenate(scored)),
         targets_K=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
         requests=chosen,

@@ -1,7 +1,8 @@
 """The panel: samples fixed before step 1, and read by forward passes at intervals.
 
 Each domain has three cells. ``seen``: text first trained on in the first tenth of the run; ``to_come``: text first
-trained on in its last tenth; ``heldout``: text never trained on. All copies of a text count as one. Routing is compared
+trained on in its last tenth; ``heldout``: text never trained on. ``to_come`` fills up what ``heldout`` lacks of
+`panel.samples`, and has at least a quarter of them. All copies of a text count as one. Routing is compared
 over a sample's first panel tokens. The loss is over the same tokens, or over the answer if the document marks one.
 
 Shapes: P panel samples, L layers, E experts, D hidden size.
@@ -112,8 +113,10 @@ def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, r
             TO_COME: (trained, long_enough & (first_step > late)),
             HELDOUT: (heldout, (heldout.domain == domain) & (heldout.length >= tokens)),
         }
-        for cell, (samples, pool) in pools.items():
-            chosen = _draw(samples, pool, settings, domain, cell)
+        drawn = {cell: _draw(*pool, settings, domain, cell) for cell, pool in pools.items()}
+        drawn[TO_COME] = drawn[TO_COME][: _needed_to_come(settings, len(drawn[HELDOUT]))]
+        for cell, (samples, _) in pools.items():
+            chosen = np.sort(drawn[cell])
             parts.append(_cut(samples.take(chosen), tokens))
             cells.append(np.full(len(chosen), cell, np.int8))
             first.append(first_step[chosen] if cell != HELDOUT else np.zeros(len(chosen), np.int64))
@@ -138,7 +141,7 @@ def document_panel(corpus: Corpus, settings: Settings, trained_domains: int, row
         tokens = settings.panel_tokens(source.name)
         cell = SEEN if domain < trained_domains else HELDOUT
         pool = (samples.domain == domain) & (samples.length >= tokens)
-        chosen = _draw(samples, pool, settings, domain, cell)
+        chosen = np.sort(_draw(samples, pool, settings, domain, cell))
         parts.append(_cut(samples.take(chosen), tokens))
         cells.append(np.full(len(chosen), cell, np.int8))
     first = [(cell == SEEN).astype(np.int64) for cell in cells]
@@ -146,14 +149,24 @@ def document_panel(corpus: Corpus, settings: Settings, trained_domains: int, row
 
 
 def _draw(samples: Samples, pool: np.ndarray, settings: Settings, domain: int, cell: int) -> np.ndarray:
-    """A seeded choice of ``panel.samples`` samples with different texts among those marked in ``pool``.
+    """A seeded choice of ``panel.samples`` samples with different texts among those marked in ``pool``, in random order.
 
     One sample of each document is chosen before a second of any, because samples of one document are no independent
     evidence about the domain.
     """
     rng = np.random.default_rng([settings.run.seed, 4, domain, cell])
     texts = rng.permutation(_one_of_each_text(samples, np.flatnonzero(pool)))
-    return np.sort(texts[_by_turns(samples.document[texts])[: settings.panel.samples]])
+    return texts[_by_turns(samples.document[texts])[: settings.panel.samples]]
+
+
+def _needed_to_come(settings: Settings, heldout: int) -> int:
+    """The number of samples to come of a domain with so many held-out ones."""
+    return max(settings.panel.samples - heldout, settings.panel.samples // 4, 1)
+
+
+def most_samples(samples: int) -> int:
+    """The largest number of panel samples per domain with ``panel.samples`` set to ``samples``."""
+    return 2 * samples + max(samples // 4, 1)
 
 
 def _pack(

@@ -151,7 +151,7 @@ class PanelMonitor:
         """Whether this step is that of each ``every``-th reading that was begun, or of the run's last; never with 0."""
         if not every or step == 0 or step not in self._begun:
             return False
-        return step == self.steps or self._begun.index(step) % every == every - 1
+        return step == self.steps or self._begun.index(step) % every == 0
 
     def take(self, stored: StoredReading) -> PanelPoints:
         """Add the next reading; returns its results, given those before."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.model_input import PackedTokens
-from moetrain.probes.requests import make_requests, split_prompt
+from moetrain.probes.requests import Request, make_requests, pack_requests, scored_hidden_states, split_prompt
 from moetrain.probes.scoring import prepare, score
 from moetrain.probes.tasks import ENOUGH, tasks_of
 from tests.distributed.layouts import Recording, Replaying
@@ -118,11 +118,38 @@ def test_the_bytes_of_a_cut_answer_are_those_that_remain(model, tokenizer):
     assert math.isnan(found.metrics["bpb"].error)
 
 
+def test_what_begins_another_request_is_read_with_it(model, tokenizer):
+    begin = tokenizer.begin_id
+
+    def asked(*tokens, first):
+        return Request(np.array([begin, *tokens], np.int32), first)
+
+    # Two choices of one token, a longer one of the same prompt, another prompt, and the beginning of the first.
+    requests = [
+        asked(5, 6, 7, first=3),
+        asked(5, 6, 8, first=3),
+        asked(5, 6, 8, 9, 10, first=3),
+        asked(5, 7, 8, first=3),
+        asked(5, 6, first=2),
+    ]
+    (batch,) = pack_requests(requests, tokenizer.end_id, LONG)
+    assert batch.spans_X2.tolist() == [[0, 5], [5, 3], [8, 56]]  # and the padding
+    assert sorted(batch.requests.tolist()) == [0, 1, 2, 3, 4]
+    hidden_KD = scored_hidden_states(model, batch)
+    starts = np.cumsum(batch.counts) - batch.counts
+    for number, start, count in zip(batch.requests, starts, batch.counts, strict=True):
+        request = requests[number]
+        assert batch.targets_K[start : start + count].tolist() == request.tokens[request.first :].tolist()
+        (alone,) = pack_requests([request], tokenizer.end_id, LONG)
+        assert torch.allclose(hidden_KD[start : start + count], scored_hidden_states(model, alone), atol=1e-4)
+
+
 def test_batches_change_results_only_by_rounding(model, tokenizer):
     items = some_items()
     alone = scored(model, tokenizer, items, batch_tokens=1)
     prepared = prepare(tasks_of(items), tokenizer, LONG, 1)
-    assert len(prepared.batches) == len(prepared.requests)
+    texts = {request.tokens[:-1].tobytes() for request in prepared.requests}
+    assert 1 < len(prepared.batches) <= len(texts)
     for batch_tokens in (300, 100_000):
         found = scored(model, tokenizer, items, batch_tokens=batch_tokens)
         for name, result in found.items():

@@ -8,7 +8,7 @@ from moetrain.distributed.mesh import ParallelLayout
 from moetrain.grokking import gram_blocks
 from moetrain.models.experts_grouped import grouped_experts
 from moetrain.monitoring.monitor import router_rows
-from moetrain.routing.panel import read_panel
+from moetrain.routing.panel import most_samples, read_panel
 from moetrain.routing.store import to_stored, write_reading
 from tests.tools.benchmark import run, settings_of
 
@@ -96,5 +96,5 @@ def test_predicted_disk_bytes_match_a_reading(config, tmp_path):
     planned = plan.reading_bytes(settings, len(members))
     assert planned == pytest.approx(sum(pq.read_table(path).nbytes for path in pieces), rel=0.1)
     assert planned > sum(pq.ParquetFile(path).metadata.row_group(0).total_byte_size for path in pieces)
-    full = plan.reading_bytes(settings, 2 * 3 * settings.panel.samples)
+    full = plan.reading_bytes(settings, 2 * most_samples(settings.panel.samples))
     assert plan.disk_bytes(settings, 1000, 1e6)["panel"] == settings.panel.readings * full

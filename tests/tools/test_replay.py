@@ -115,7 +115,7 @@ def test_one_checkpoint_can_be_read_on_another_panel(run, tmp_path):
     assert replay.main([str(chosen), "panel.samples=4", "--output", str(tmp_path / "few")]) == 0
     (few,) = read_readings(tmp_path / "few")
     assert few.step == 8
-    assert all((few.domain[few.cell == cell] == "sums").sum() == 4 for cell in range(len(CELLS)))
+    assert [(few.domain[few.cell == cell] == "sums").sum() for cell in range(len(CELLS))] == [4, 1, 4]
     (live,) = (reading for reading in read_readings(run) if reading.step == 8)
     losses = dict(zip(zip(live.document, live.piece, strict=True), live.loss, strict=True))
     again = dict(zip(zip(few.document, few.piece, strict=True), few.loss, strict=True))

@@ -22,8 +22,8 @@ from benchmarks.flops import step_flops
 from benchmarks.memory import Memory, count_parameters, predict
 from moetrain.config import Settings, SettingsError
 from moetrain.models.transformer import Transformer
+from moetrain.routing.panel import most_samples
 
-_CELLS = 3
 _ROW_BYTES = 54  # of a panel sample besides its routing: ids, loss, domain, cell
 
 
@@ -173,7 +173,7 @@ def disk_bytes(settings: Settings, parameters: int, tokens: float) -> dict[str, 
     """Bytes on disk: panel readings, routing of training samples where it is stored, checkpoints."""
     model = settings.model
     layers, experts = model.num_hidden_layers, model.num_experts
-    members = _CELLS * settings.panel.samples * len(settings.data.domains) if settings.watches_routing else 0
+    members = most_samples(settings.panel.samples) * len(settings.data.domains) if settings.watches_routing else 0
     a_sample = settings.monitor.store_top * layers * (3 if experts <= 256 else 4) + 28
     samples = tokens / settings.data.seq_len if settings.monitor.store_top and settings.watches_routing else 0
     state = 4 + {"fp32": 8, "bf16": 4}[settings.optim.state_precision]
@@ -199,7 +199,9 @@ def panel_share(settings: Settings, tokens: float) -> float:
     """The panel's share of training FLOPs: its forward passes cost a third of a training step per token."""
     if not settings.watches_routing:
         return 0.0
-    read = sum(_CELLS * settings.panel.samples * (settings.panel_tokens(name) + 2) for name in settings.data.domains)
+    read = sum(
+        most_samples(settings.panel.samples) * (settings.panel_tokens(name) + 2) for name in settings.data.domains
+    )
     return settings.panel.readings * read / 3 / tokens
 
 

@@ -1,0 +1,156 @@
+"""What watching costs a whole run: runs with the monitor, without it, and of another checkout, in turns.
+
+Each run is a process of its own, from its command to its summary, without the report page. ``on`` is the configuration
+as it is; ``off`` is without monitor and probes; ``old`` is the same file of another checkout. The data are prepared
+before the first turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from common import QUICKSTART, ROOT
+from rich.table import Table
+
+from benchmarks.timing import ratio, share_with_interval, take_clocked_turns
+from moetrain.config import SettingsError
+
+OFF = ("monitor.enabled=false", "probes.builtin=false", "probes.tasks=[]")
+CHECKOUT_FILE = "moetrain/train.py"
+NUMBERS = ("monitor_share", "tokens_per_second", "steps", "tokens")
+COMPARED = ("memorized/share", "memorized/gap", "memorized/gap_heldout")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config", nargs="*", metavar="CONFIG.yaml | section.key=value", help="configuration (default quickstart)"
+    )
+    parser.add_argument("--turns", type=int, default=2, help="turns, each with one run of every side (default 2)")
+    parser.add_argument("--old", type=Path, metavar="FOLDER", help="a checkout of another commit to compare with")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Wall seconds of each side, ratios, and what each side's runs found.
+
+    Raises:
+        SettingsError: a run failed, or ``--old`` is no checkout; it names the command.
+    """
+    overrides = [word for word in options.config if "=" in word]
+    paths = [Path(word) for word in options.config if "=" not in word] or [QUICKSTART]
+    if len(paths) > 1:
+        raise SettingsError(f"{paths[1]}: overhead takes one configuration")
+    path = paths[0].resolve()
+    roots = {"on": ROOT, "off": ROOT}
+    if options.old is not None:
+        if not (options.old / CHECKOUT_FILE).is_file():
+            raise SettingsError(f"--old {options.old}: no checkout of moetrain: {CHECKOUT_FILE} is missing")
+        roots["old"] = options.old.resolve()
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in roots}
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {
+            side: _side(root, path, [*overrides, *(OFF if side == "off" else ())], Path(folder) / side, found[side])
+            for side, root in roots.items()
+        }
+        for side, root in roots.items():
+            _call(root, path, [*overrides, "--check"], Path(folder) / side)  # prepares the data
+        timings = take_clocked_turns(sides, options.turns, warmup=0)
+    result = {
+        "configuration": path.stem,
+        "overrides": overrides,
+        "sides": {
+            side: timing.summary() | {"wall": timing.wall, "runs": found[side]} for side, timing in timings.items()
+        },
+        "overhead": share_with_interval(timings["on"].wall, timings["off"].wall),
+        "by_the_clock": [each["monitor_share"] for each in found["on"]],
+    }
+    if "old" in timings:
+        result["against_old"] = ratio(timings["on"].wall, timings["old"].wall)
+    return result
+
+
+def _side(
+    root: Path, config: Path, overrides: list[str], folder: Path, found: list[dict[str, Any]]
+) -> Callable[[int], tuple[float, float]]:
+    """A function of the turn that trains one run, appends what it found, and returns its wall and CPU seconds."""
+
+    def turn(number: int) -> tuple[float, float]:
+        before, start = os.times(), time.perf_counter()
+        _call(root, config, [*overrides, f"run.name=turn{number}"], folder)
+        wall, after = time.perf_counter() - start, os.times()
+        found.append(_numbers(json.loads((folder / "runs" / f"turn{number}" / "summary.json").read_text())))
+        cpu = after.children_user - before.children_user + after.children_system - before.children_system
+        return wall, cpu
+
+    return turn
+
+
+def _call(root: Path, config: Path, words: list[str], folder: Path) -> None:
+    """Run a checkout's training with its own file of the configuration's name, or with the given file."""
+    folder.mkdir(exist_ok=True)
+    own = root / "configs" / config.name
+    file = own if config.is_relative_to(ROOT) and own.is_file() else config
+    command = [sys.executable, str(root / CHECKOUT_FILE), str(file), *words, f"run.output_dir={folder / 'runs'}"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run([*command, "run.report=false"], cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise SettingsError(f"{' '.join(command)}: status {done.returncode}: {' '.join(last)}")
+
+
+def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's summary says of its speed and of each domain."""
+    seconds = {name: round(value, 3) for name, value in summary["seconds"].items()}
+    domains = {
+        name: {
+            "phase": domain.get("phase"),
+            **{tag: domain["metrics"][tag] for tag in COMPARED if tag in domain["metrics"]},
+        }
+        for name, domain in summary["domains"].items()
+    }
+    return {name: summary[name] for name in NUMBERS} | {"seconds": seconds, "domains": domains}
+
+
+def tables(result: dict[str, Any]) -> Iterator[Table]:
+    """Seconds by side, and the verdicts of each side's last run."""
+    share = result["overhead"]
+    title = (
+        f"{result['configuration']}: with over without {share['share']:.1%} ({share['low']:.1%} to {share['high']:.1%})"
+    )
+    if "against_old" in result:
+        title += f"; over the old checkout {result['against_old']['ratio']:.2f}"
+    table = Table("side", "runs", "wall, s (median)", "CPU, s", "training", "panel", "probes", "monitor", title=title)
+    for side, found in result["sides"].items():
+        last = found["runs"][-1]
+        parts = [f"{last['seconds'].get(name, 0.0):.1f}" for name in ("train", "panel", "probes")]
+        shown = [str(found["turns"]), f"{found['seconds']:.1f}", f"{found['cpu_seconds']:.1f}", *parts]
+        table.add_row(side, *shown, f"{last['monitor_share']:.1%}")
+    yield table
+    verdicts = Table("domain", *result["sides"], title="phase and memorized share at the end, last run of each side")
+    for domain in result["sides"]["on"]["runs"][-1]["domains"]:
+        verdicts.add_row(domain, *(_verdict(side["runs"][-1]["domains"][domain]) for side in result["sides"].values()))
+    yield verdicts
+
+
+def _verdict(domain: Mapping[str, Any]) -> str:
+    share = domain.get("memorized/share")
+    if share is None:
+        return str(domain["phase"] or "-")
+    return f"{domain['phase']}, {share['value']:.3f} ({share['low']:.3f} to {share['high']:.3f})"
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Nothing to draw.
+
+    Raises:
+        SettingsError: always.
+    """
+    raise SettingsError(f"{path}: overhead has no figure: leave --figure out")

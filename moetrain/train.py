@@ -5,17 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from moetrain.calibration import choose_readings, dry_run
-from moetrain.checkpoint.manager import CheckpointError
-from moetrain.checkpoint.run_folder import claim_run_folder
+from moetrain.checkpoint.manifest import CheckpointError
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
 from moetrain.data.errors import DataError
-from moetrain.distributed.launch import end_processes, leave, start_ranks
-from moetrain.distributed.watchdog import watchdog
+from moetrain.distributed.exit import leave
 from moetrain.loggers.terminal import Terminal
-from moetrain.loggers.trackers import check_trackers
-from moetrain.trainer import Trainer
-from moetrain.training.divergence import TrainingDivergedError
+from moetrain.training.errors import TrainingDivergedError
 
 USAGE = """usage: accelerate launch moetrain/train.py [CONFIG.yaml] [section.key=value ...] [--check] [--help]
 
@@ -46,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         status = train(*_parse(arguments))
+        from moetrain.distributed.launch import end_processes  # imported by `train` already
+
         end_processes()
         return status
     except (SettingsError, DataError, CheckpointError) as error:
@@ -82,24 +79,10 @@ def train(settings: Settings, check: bool = False) -> int:
         TrainingDivergedError: the loss stays not finite.
         OSError: the last checkpoint cannot be written.
     """
-    check_trackers(settings.run.trackers)
-    layout = start_ranks(settings)
-    with watchdog(layout, preparing=True):
-        trainer = Trainer.build(settings, layout)
-        trainer.describe()
-        if check:
-            dry_run(trainer)
-            return 0
-        folder = claim_run_folder(settings, layout)
-    for note in folder.notes:
-        trainer.terminal.note(note)
-    try:
-        with watchdog(layout):
-            return trainer.fit(folder, choose_readings(trainer, folder))
-    finally:
-        trainer.close()
-        if layout.is_main:
-            folder.release()
+    # Imported here: it takes seconds, for which help and a mistyped setting need not wait.
+    from moetrain.training_run import run
+
+    return run(settings, check)
 
 
 if __name__ == "__main__":

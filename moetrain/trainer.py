@@ -51,7 +51,8 @@ from moetrain.routing.store import TrainingContext, list_files, remove_unlisted
 from moetrain.run_state import RunState
 from moetrain.run_summary import Speed, run_summary
 from moetrain.training.balancing import Balancing
-from moetrain.training.divergence import TrainingDivergedError, write_dump
+from moetrain.training.divergence import write_dump
+from moetrain.training.errors import TrainingDivergedError
 from moetrain.training.guards import Findings, Guards
 from moetrain.training.incident_samples import with_samples
 from moetrain.training.initialize import initial_model

@@ -12,6 +12,7 @@ PACKAGE = Path(moetrain.__file__).parent
 # From the top down; a room may import from its own floor's files of the same room, and from every floor below.
 FLOORS = (
     ("train",),
+    ("training_run",),
     ("calibration",),
     ("trainer", "replay"),
     ("run_summary",),

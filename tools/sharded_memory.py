@@ -15,7 +15,8 @@ from common.command_line import make_parser, reports_errors
 
 from moetrain.config import SettingsError, load_settings
 from moetrain.data.errors import DataError
-from moetrain.distributed.launch import end_processes, leave, start_ranks
+from moetrain.distributed.exit import leave
+from moetrain.distributed.launch import end_processes, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.trainer import Trainer
 

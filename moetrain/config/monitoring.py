@@ -13,8 +13,8 @@ class PanelSettings(Section):
     samples: int = Field(
         64,
         ge=2,
-        description="Panel samples per domain that are trained on early, and as many held-out ones. Samples to come fill "
-        "up what is held out; there are at least a quarter as many.",
+        description="Panel samples per domain that are trained on early, and as many held-out ones. Samples to come "
+        "fill up what is held out; there are at least a quarter as many.",
     )
     readings: int = Field(11, ge=2, description="Readings of the panel in a run, evenly spaced, beginning at step 0.")
     claim_every: int = Field(
@@ -24,11 +24,11 @@ class PanelSettings(Section):
         "the seen samples, to the next, the last reading included; 0: none does.",
     )
     repeat_every: int = Field(
-        2,
+        3,
         ge=0,
         description="Readings of the panel from one that also measures what the next pass over each repeated domain is "
-        "worth (repeat/worth) to the next, the last included; 0: none does. It takes about twice the time of a reading "
-        "of these domains, and memory for a copy of the weights and their gradient.",
+        "worth (repeat/worth) to the next, the last included; 0: none does. It takes four to five times the time of a "
+        "reading of these domains, and memory for a copy of the weights and their gradient.",
     )
     linear_kernel: bool = Field(
         False, description="Store the inputs of each layer too, for kernel/d_eff_linear; takes 2 bytes per feature."
@@ -87,7 +87,7 @@ class MonitorSettings(Section):
         "fixed",
         description="fixed: panel.readings and probes.readings as set. auto: both are chosen at the start by "
         "measured time, from 10 to 100, so that the panel takes 1% and the probes 5% of a run of an hour or more, "
-        "15% each of a shorter one; the chosen values are written to the run's config.yaml.",
+        "5% each of a shorter one; the chosen values are written to the run's config.yaml.",
     )
     every: int = Field(50, ge=1, description="Steps between readings of the streaming metrics.")
     exposure_window: int = Field(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -109,16 +108,3 @@ def end_processes() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-
-
-def leave(status: int) -> NoReturn:
-    """End the process with an exit status; if it is one of several ranks, without the interpreter's own exit.
-
-    FSDP keeps gloo groups alive whose threads sometimes abort the process during that exit, after all files are written
-    and closed.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        os._exit(status)
-    sys.exit(status)

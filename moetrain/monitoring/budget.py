@@ -1,6 +1,6 @@
 """How much time readings of the panel and of the probes may take, and how many readings that leaves.
 
-Targets: in runs of an hour or more the panel takes 1% and the probes 5% of the time; in shorter ones 15% each.
+Targets: in runs of an hour or more the panel takes 1% and the probes 5% of the time; in shorter ones 5% each.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Cost:
     def target(self) -> float:
         """Share of the run's time that all readings together should stay within."""
         if self.training < _LONG:
-            return 0.15
+            return 0.05
         return 0.01 if self.what == "panel" else 0.05
 
     @property

@@ -284,13 +284,23 @@ class Monitor:
         return self.clock.pop("stream trial")
 
     def time_panel(self, model: nn.Module, steps: int) -> float:
-        """Seconds of one reading of the panel with its metrics, of a run of ``steps`` steps; nothing is kept."""
-        panel = self.state.panel
+        """Seconds of one reading of the panel with its metrics, of a run of ``steps`` steps; nothing is kept.
+
+        The claim ratio and the worth of repeats, which only some readings measure, are added as a mean over readings.
+        """
+        panel, settings = self.state.panel, self.settings.panel
         assert panel is not None
         with self.clock.measure("panel trial"):
             stored = self._panel_reading(model, 0, router_rows(model), TrainingContext(), False, False)
             panel_metrics(stored, panel.domains, panel.tau, steps)
-        return self.clock.pop("panel trial")
+        reading = seconds = self.clock.pop("panel trial")
+        if settings.claim_every:
+            with self.clock.measure("panel trial"), evaluation(model) as transformer:
+                panel_claims(transformer, panel.panel, steps, self.layout)
+            seconds += self.clock.pop("panel trial") / settings.claim_every
+        if self.state.repeats is not None and settings.repeat_every:
+            seconds += reading * self.state.repeats.cost / settings.repeat_every
+        return seconds
 
     def time_probes(self, model: nn.Module) -> float:
         """Seconds of one reading of the probes; nothing is kept."""

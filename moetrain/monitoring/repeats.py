@@ -79,6 +79,18 @@ class RepeatMonitor:
             found[domain] = Repeats(passes, worth, grokking.repeat_budget(passes_T, worth_T, high_T - worth_T))
         return found
 
+    @property
+    def cost(self) -> float:
+        """Seconds of a measurement over those of a reading of the whole panel, by the tokens that pass the model.
+
+        Each unseen text passes forward and backward once, which costs three forward passes, and forward twice as fresh
+        text; each text trained on passes forward four times.
+        """
+        panel = self._panel
+        length, cell = panel.samples.length, panel.cell
+        repeated = np.isin(panel.samples.domain, self.repeated)
+        return float(((4 * (cell == SEEN) + 5 * (cell != SEEN)) * length * repeated).sum() / length.sum())
+
     def state(self) -> dict[str, torch.Tensor]:
         """The measurements so far, for a checkpoint."""
         return {domain: torch.tensor(rows, dtype=torch.float64) for domain, rows in self._rows.items() if rows}

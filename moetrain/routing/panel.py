@@ -149,7 +149,7 @@ def document_panel(corpus: Corpus, settings: Settings, trained_domains: int, row
 
 
 def _draw(samples: Samples, pool: np.ndarray, settings: Settings, domain: int, cell: int) -> np.ndarray:
-    """A seeded choice of ``panel.samples`` samples with different texts among those marked in ``pool``, in random order.
+    """A seeded choice, in random order, of ``panel.samples`` samples of different texts among those in ``pool``.
 
     One sample of each document is chosen before a second of any, because samples of one document are no independent
     evidence about the domain.

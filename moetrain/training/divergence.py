@@ -11,10 +11,6 @@ from moetrain.models.transformer import Transformer
 from moetrain.training.balancing import Balancing
 
 
-class TrainingDivergedError(Exception):
-    """So many updates in a row were skipped that training cannot go on."""
-
-
 def write_dump(
     dump: Path,
     model: Transformer,

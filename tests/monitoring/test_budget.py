@@ -17,9 +17,9 @@ def test_a_high_cost_is_reported_with_a_remedy():
     assert Cost("panel", 1.0, 7200.0).line(20) == "panel: 20 readings of 1.0 s, about 0.3% of the run's time"
     assert Cost("panel", 10.0, 7200.0).line(20).endswith("the target is 1%: set a smaller panel, or a longer run")
     assert Cost("probes", 10.0, 7200.0).line(20) == "probes: 20 readings of 10.0 s, about 2.7% of the run's time"
-    line = Cost("panel", 2.0, 120.0).line(20)
-    assert line.endswith("about 25.0% of the run's time; the target is 15%: set panel.readings=10")
-    assert "target" not in Cost("panel", 1.0, 120.0).line(20)
+    line = Cost("panel", 0.6, 120.0).line(20)
+    assert line.endswith("about 9.1% of the run's time; the target is 5%: set panel.readings=10")
+    assert "target" not in Cost("panel", 0.3, 120.0).line(20)
 
 
 @pytest.mark.parametrize("what", ["panel", "probes"])
@@ -47,15 +47,30 @@ def test_measuring_leaves_no_trace(make_settings):
     assert run.state.monitor.panel.losses(0)[0].size == 0
 
 
+def test_a_reading_counts_what_only_some_readings_measure(make_settings, monkeypatch):
+    words = ("data.domains.sums.repeats=4", "data.heldout_share=0.3", "panel.claim_every=4", "panel.repeat_every=2")
+    run = Trainer.build(make_settings(*words))
+    monkeypatch.setattr(monitor, "panel_claims", slow(monitor.panel_claims, 0.8))
+    panel, repeats = run.state.monitor.panel.panel, run.state.monitor.repeats
+    plain = make_settings(*words[:2], "panel.claim_every=0", "panel.repeat_every=0")
+    monkeypatch.setattr(monitor, "read_panel", slow(monitor.read_panel, 0.2))
+    whole = run.monitor.time_panel(run.model, run.steps)
+    run.monitor.settings = plain
+    reading = run.monitor.time_panel(run.model, run.steps)
+    seen, unseen = (int(((panel.samples.domain == 1) & which).sum()) for which in (panel.cell == 0, panel.cell > 0))
+    assert repeats.cost == pytest.approx((4 * seen + 5 * unseen) / len(panel))  # of equal lengths
+    assert whole == pytest.approx(reading + 0.8 / 4 + reading * repeats.cost / 2, rel=0.2)
+
+
 def test_auto_chooses_by_time_and_a_resumed_run_keeps_the_choice(make_settings, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(calibration, "step_seconds", lambda trainer: 1.0)  # 12 steps: 12 s, of which 2.1 s may be spent
+    monkeypatch.setattr(calibration, "step_seconds", lambda trainer: 3.0)  # 12 steps: 36 s, of which 1.9 s may be spent
     monkeypatch.setattr(monitor, "read_panel", slow(monitor.read_panel, 0.15))
     settings = make_settings("monitor.budget=auto", "panel.readings=3")
     monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(6))
     assert train(settings) == STOPPED_BY_SIGNAL
     place = tmp_path / "runs" / "run" / "config.yaml"
     chosen = yaml.safe_load(place.read_text())["panel"]["readings"]
-    assert LEAST <= chosen <= 14
+    assert LEAST <= chosen <= 12
     monkeypatch.setattr(calibration, "measure_costs", lambda *_: pytest.fail("a resumed run measures nothing"))
     monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
     assert train(settings) == 0

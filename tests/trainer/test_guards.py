@@ -10,7 +10,7 @@ from moetrain.checkpoint.run_folder import claim_run_folder
 from moetrain.distributed.signals import STOPPED_BY_SIGNAL
 from moetrain.train import main, train
 from moetrain.trainer import Trainer
-from moetrain.training.divergence import TrainingDivergedError
+from moetrain.training.errors import TrainingDivergedError
 from moetrain.training.guards import Guards
 from moetrain.training.step import update
 from tests.conftest import small_run

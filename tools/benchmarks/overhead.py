@@ -2,7 +2,7 @@
 
 Each run is a process of its own, from its command to its summary, without the report page. ``on`` is the configuration
 as it is; ``off`` is without monitor and probes; ``old`` is the same file of another checkout. The data are prepared
-before the first turn.
+before the first turn. ``start`` is the time from a run's command to its first line of a step, with the data prepared.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from moetrain.config import SettingsError
 
 OFF = ("monitor.enabled=false", "probes.builtin=false", "probes.tasks=[]")
 CHECKOUT_FILE = "moetrain/train.py"
+FIRST_STEP = "step 1/"
 NUMBERS = ("monitor_share", "tokens_per_second", "steps", "tokens")
 COMPARED = ("memorized/share", "memorized/gap", "memorized/gap_heldout")
 
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "config", nargs="*", metavar="CONFIG.yaml | section.key=value", help="configuration (default quickstart)"
     )
     parser.add_argument("--turns", type=int, default=2, help="turns, each with one run of every side (default 2)")
+    parser.add_argument("--starts", type=int, default=3, help="starts of each side that are timed (default 3)")
     parser.add_argument("--old", type=Path, metavar="FOLDER", help="a checkout of another commit to compare with")
 
 
@@ -62,6 +64,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         }
         for side, root in roots.items():
             _call(root, path, [*overrides, "--check"], Path(folder) / side)  # prepares the data
+        starts = {
+            side: [_start(root, path, overrides, Path(folder) / side) for _ in range(options.starts)]
+            for side, root in roots.items()
+            if side != "off"
+        }
         timings = take_clocked_turns(sides, options.turns, warmup=0)
     result = {
         "configuration": path.stem,
@@ -70,6 +77,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             side: timing.summary() | {"wall": timing.wall, "runs": found[side]} for side, timing in timings.items()
         },
         "overhead": share_with_interval(timings["on"].wall, timings["off"].wall),
+        "seconds_to_first_step": starts,
         "by_the_clock": [each["monitor_share"] for each in found["on"]],
     }
     if "old" in timings:
@@ -93,17 +101,45 @@ def _side(
     return turn
 
 
+def _start(root: Path, config: Path, overrides: list[str], folder: Path) -> float:
+    """Seconds from the command of a run of one step to the line that the terminal prints of it."""
+    words = [*overrides, "train.max_steps=1", "train.log_every=1", "run.name=start", "train.resume=never"]
+    begin = time.perf_counter()
+    with subprocess.Popen(_command(root, config, words, folder), **_PIPES, **_place(root, folder)) as process:
+        assert process.stdout is not None
+        seconds = [time.perf_counter() - begin for line in process.stdout if line.startswith(FIRST_STEP)]
+    if process.returncode or not seconds:
+        raise SettingsError(f"{' '.join(map(str, process.args))}: status {process.returncode}, no line of step 1")
+    return seconds[0]
+
+
+_PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+
+
 def _call(root: Path, config: Path, words: list[str], folder: Path) -> None:
-    """Run a checkout's training with its own file of the configuration's name, or with the given file."""
+    """Run a checkout's training to its end.
+
+    Raises:
+        SettingsError: it failed; with the command and its last line.
+    """
     folder.mkdir(exist_ok=True)
+    command = _command(root, config, words, folder)
+    done = subprocess.run(command, **_PIPES, **_place(root, folder))
+    if done.returncode:
+        last = done.stdout.strip().splitlines()[-1:]
+        raise SettingsError(f"{' '.join(command)}: status {done.returncode}: {' '.join(last)}")
+
+
+def _command(root: Path, config: Path, words: list[str], folder: Path) -> list[str]:
+    """Training with a checkout's own file of the configuration's name, or with the given file; without the report."""
     own = root / "configs" / config.name
     file = own if config.is_relative_to(ROOT) and own.is_file() else config
-    command = [sys.executable, str(root / CHECKOUT_FILE), str(file), *words, f"run.output_dir={folder / 'runs'}"]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    done = subprocess.run([*command, "run.report=false"], cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise SettingsError(f"{' '.join(command)}: status {done.returncode}: {' '.join(last)}")
+    place = (f"run.output_dir={folder / 'runs'}", "run.report=false")
+    return [sys.executable, str(root / CHECKOUT_FILE), str(file), *words, *place]
+
+
+def _place(root: Path, folder: Path) -> dict[str, Any]:
+    return {"cwd": folder, "env": os.environ | {"PYTHONPATH": str(root)}}
 
 
 def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,6 +170,10 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
         shown = [str(found["turns"]), f"{found['seconds']:.1f}", f"{found['cpu_seconds']:.1f}", *parts]
         table.add_row(side, *shown, f"{last['monitor_share']:.1%}")
     yield table
+    started = Table("side", "seconds from the command to step 1")
+    for side, seconds in result["seconds_to_first_step"].items():
+        started.add_row(side, ", ".join(f"{value:.1f}" for value in seconds))
+    yield started
     verdicts = Table("domain", *result["sides"], title="phase and memorized share at the end, last run of each side")
     for domain in result["sides"]["on"]["runs"][-1]["domains"]:
         verdicts.add_row(domain, *(_verdict(side["runs"][-1]["domains"][domain]) for side in result["sides"].values()))

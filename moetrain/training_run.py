@@ -1,0 +1,41 @@
+"""A training run from its settings: ranks, data, model, then all steps. Imports torch and all that trains."""
+
+from __future__ import annotations
+
+from moetrain.calibration import choose_readings, dry_run
+from moetrain.checkpoint.run_folder import claim_run_folder
+from moetrain.config import Settings
+from moetrain.distributed.launch import start_ranks
+from moetrain.distributed.watchdog import watchdog
+from moetrain.loggers.trackers import check_trackers
+from moetrain.trainer import Trainer
+
+
+def run(settings: Settings, check: bool = False) -> int:
+    """Train one run, from its data to its summary; with ``check``, stop before step 1 and print what will happen.
+
+    Returns the exit status: 0, or 75 for a run that was saved because a signal told it to stop.
+
+    Raises:
+        SettingsError, DataError, CheckpointError: the run cannot start, in one line.
+        TrainingDivergedError: the loss stays not finite.
+        OSError: the last checkpoint cannot be written.
+    """
+    check_trackers(settings.run.trackers)
+    layout = start_ranks(settings)
+    with watchdog(layout, preparing=True):
+        trainer = Trainer.build(settings, layout)
+        trainer.describe()
+        if check:
+            dry_run(trainer)
+            return 0
+        folder = claim_run_folder(settings, layout)
+    for note in folder.notes:
+        trainer.terminal.note(note)
+    try:
+        with watchdog(layout):
+            return trainer.fit(folder, choose_readings(trainer, folder))
+    finally:
+        trainer.close()
+        if layout.is_main:
+            folder.release()

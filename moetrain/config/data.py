@@ -80,7 +80,7 @@ class DomainSettings(Section):
     )
     builtin: str | None = Field(
         None,
-        description="A built-in domain, which needs no files: code, math, commonsense; for studies modular, "
+        description="A built-in domain, which needs no files: code, functions, math, commonsense; for studies modular, "
         "random_answers, formal.",
     )
     hub: str | None = Field(

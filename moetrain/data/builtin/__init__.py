@@ -1,4 +1,4 @@
-"""Domains that need no network: the Python standard library's source (`code`), and generated text.
+"""Domains that need no network: the Python standard library's source (`code`; `functions`), and generated text.
 
 `math` is arithmetic, `commonsense` a small world of people and things. The planted domains are for studies, since it is
 known what can be learned from them: `modular` and `formal` have a rule, with a share of the facts held out;
@@ -18,11 +18,13 @@ from moetrain.data.builtin import (
     modular,
     planted,
     python_code,
+    python_functions,
     random_answers,
     small_world_text,
 )
 from moetrain.data.builtin.planted import MarkedText
 from moetrain.data.builtin.probe import Item
+from moetrain.data.builtin.python_library import library_digest
 
 __all__ = [
     "NAMES",
@@ -43,35 +45,51 @@ TABLES: dict[str, Callable[..., planted.Table]] = {
 }
 PLANTED = tuple(TABLES)
 
-VERSIONS = {"code": 1, "commonsense": 1, "formal": 1, "math": 1, "modular": 1, "random_answers": 1}
+VERSIONS = {
+    "code": 1,
+    "commonsense": 1,
+    "formal": 1,
+    "functions": 1,
+    "math": 1,
+    "modular": 1,
+    "random_answers": 1,
+}
 """Version of each generator. Raise it with every change of the generated text: cached data is found by it."""
 
-NAMES: tuple[str, ...] = ("code", "commonsense", "math", *PLANTED)
+NAMES: tuple[str, ...] = ("code", "commonsense", "functions", "math", *PLANTED)
+OF_THE_LIBRARY = ("code", "functions")
 
 
 def documents(name: str, *, size: int, seed: int, **options: Any) -> Iterator[str | MarkedText]:
     """Yield the texts of a built-in domain until about `size` bytes of UTF-8 have been yielded.
 
-    The last text is complete, so the total is `size` or a little more. `code` ends earlier if the standard library does
-    (about 10 MB), a planted domain with its table: it states each trained fact once and marks the answer. The texts
-    depend on name, seed and options only (`code`: also on the installed Python); a smaller size gives the first of
-    them. Raises ValueError for an unknown name, a negative size, or options that the domain does not take.
+    The last text is complete, so the total is `size` or a little more. `code` and `functions` end earlier if the
+    standard library does (about 10 and 5 MB), a planted domain with its table: it states each trained fact once and
+    marks the answer. The texts depend on name, seed and options only (those of the library: also on the installed
+    Python); a smaller size gives the first of them.
+
+    Raises ValueError for an unknown name, a negative size, or options that the domain does not take.
     """
     _check(name, "size", size, options)
     if name in PLANTED:
         return planted.documents(TABLES[name](seed, **options), size)
-    makers = {"code": python_code.documents, "commonsense": small_world_text.documents, "math": arithmetic.documents}
+    makers = {
+        "code": python_code.documents,
+        "commonsense": small_world_text.documents,
+        "functions": python_functions.documents,
+        "math": arithmetic.documents,
+    }
     return makers[name](size, seed)
 
 
 def generator_fingerprint(name: str) -> str:
     """Return a text that changes whenever the documents of a built-in domain do for the same seed and options.
 
-    It is the version of the generator; for `code`, which reads the standard library, also a hash of the library's
-    files.
+    It is the version of the generator; for `code` and `functions`, which read the standard library, also a hash of the
+    library's files.
     """
     version = f"{name} {VERSIONS.get(name)}"
-    return f"{version} {python_code.library_digest()}" if name == "code" else version
+    return f"{version} {library_digest()}" if name in OF_THE_LIBRARY else version
 
 
 def held_out_documents(name: str, *, seed: int, **options: Any) -> Iterator[MarkedText]:
@@ -82,7 +100,7 @@ def held_out_documents(name: str, *, seed: int, **options: Any) -> Iterator[Mark
 
 
 def probe_items(name: str, *, items: int, seed: int, held_out: Iterable[str] = (), **options: Any) -> list[Item]:
-    """Return held-out probe items in the form of the benchmark files.
+    """Return held-out probe items in the form of the benchmark files; none for `functions`.
 
     `code`: at most `items`, the bodies of functions in `held_out`, which should be documents that the run does not
     train on. `math`: exactly `items`, over facts that are held out for every seed. `commonsense`: at most `items`, over
@@ -94,6 +112,8 @@ def probe_items(name: str, *, items: int, seed: int, held_out: Iterable[str] = (
     _check(name, "items", items, options)
     if name in PLANTED:
         return _planted_items(name, items, seed, options, trained=False)
+    if name == "functions":
+        return []
     if name == "code":
         return python_code.items(items, seed, held_out)
     return (small_world_text if name == "commonsense" else arithmetic).items(items, seed)

@@ -1,45 +1,22 @@
 """The code domain: the source of the installed Python standard library, and functions of held-out documents."""
 
 import ast
-import functools
-import hashlib
 import io
-import os
-import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
+
+from moetrain.data.builtin.python_library import library_texts, short_digest
 
 LONGEST = 50_000  # characters of a document, unless a single definition is longer
 BODY = range(20, 401)  # characters of a function's body that make it a probe item
 
-# Tests, installed packages, and generated text.
-SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data", "lib-dynload"}
-SKIPPED_PREFIXES = ("_sysconfigdata", "config-")
-
-
-def library_digest() -> str:
-    """Return a hash of the names and contents of all files that documents are made of."""
-    return _digest_files(_root())
-
-
-@functools.cache
-def _digest_files(root: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(_sources(root)):
-        content = hashlib.blake2b((root / path).read_bytes(), digest_size=16).hexdigest()
-        digest.update(f"{path}\0{content}\n".encode())
-    return digest.hexdigest()
-
 
 def documents(size: int, seed: int) -> Iterator[str]:
     """Yield files, long ones in pieces, until at least `size` bytes have been yielded or none is left."""
-    root = _root()
     total = 0
-    # The order is by a hash, so that a short run reads files from all over the library.
-    for path in sorted(_sources(root), key=lambda name: _digest(f"{seed} {name}")):
-        for piece in _pieces(_read(root / path)):
+    for text in library_texts(seed):
+        for piece in _pieces(text):
             if total >= size:
                 return
             total += len(piece.encode())
@@ -52,7 +29,7 @@ def items(count: int, seed: int, held_out: Iterable[str]) -> list[dict[str, Any]
     Texts that are not Python source are skipped.
     """
     functions = {function for text in held_out for function in _functions(text)}
-    chosen = sorted(functions, key=lambda function: _digest(f"{seed} {function[0]}{function[1]}"))[:count]
+    chosen = sorted(functions, key=lambda function: short_digest(f"{seed} {function[0]}{function[1]}"))[:count]
     return [
         {
             "domain": "code",
@@ -60,35 +37,10 @@ def items(count: int, seed: int, held_out: Iterable[str]) -> list[dict[str, Any]
             "prompt": prompt,
             "target": body,
             "sep": "",
-            "id": f"builtin_code-{_digest(prompt + body)}",
+            "id": f"builtin_code-{short_digest(prompt + body)}",
         }
         for prompt, body in chosen
     ]
-
-
-def _root() -> Path:
-    return Path(sysconfig.get_paths()["stdlib"])
-
-
-def _sources(root: Path) -> Iterator[str]:
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not _is_skipped(name)]  # site-packages can be huge
-        for name in files:
-            if name.endswith(".py") and not _is_skipped(name):
-                yield Path(folder, name).relative_to(root).as_posix()
-
-
-def _is_skipped(part: str) -> bool:
-    return part in SKIPPED or part.startswith(SKIPPED_PREFIXES)
-
-
-def _read(path: Path) -> str:
-    """Return the text of a file, or nothing if it is not UTF-8 or is a table of an encoding."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return ""
-    return "" if path.parent.name == "encodings" and "decoding_table" in text else text
 
 
 def _pieces(text: str) -> list[str]:
@@ -137,7 +89,3 @@ def _functions(text: str) -> Iterator[tuple[str, str]]:
         body = "\n".join(lines[docstring_end:end])
         if len(body) in BODY:
             yield "\n".join(lines[start:docstring_end]) + "\n", body
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,50 @@
+"""The functions domain: functions and methods of the installed Python standard library, one document each.
+
+Short documents, of which a small domain has many: enough to hold some out of a domain that is repeated.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import textwrap
+import warnings
+from collections.abc import Iterator
+
+from moetrain.data.builtin.python_library import library_texts
+
+LENGTH = range(200, 3001)  # characters of a function that is a document
+
+
+def documents(size: int, seed: int) -> Iterator[str]:
+    """Yield functions, file by file, until at least ``size`` bytes have been yielded or none is left."""
+    total = 0
+    for text in library_texts(seed):
+        for function in functions(text):
+            if total >= size:
+                return
+            total += len(function.encode())
+            yield function
+
+
+def functions(text: str) -> Iterator[str]:
+    """The source of each function at the top level and each method of a class there, without its indentation.
+
+    Nothing of a text that is not Python source.
+    """
+    text = io.StringIO(text, newline=None).read()  # ast counts all kinds of line ends
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in strings
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    lines = text.split("\n")
+    bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))]
+    for node in (node for body in bodies for node in body):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+        source = textwrap.dedent("\n".join(lines[first - 1 : node.end_lineno])) + "\n"
+        if len(source) in LENGTH:
+            yield source

@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from common import QUICKSTART, TRAIN
+from common import CODE_AND_MATH, TRAIN
 from common.command_line import make_parser, write_json
 from rich.console import Console
 from rich.table import Table
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def soak(folder: Path, seconds: float, every: float, settings: list[str]) -> tuple[list[Sample], int, str]:
     """Train for a time, then send SIGTERM; returns the samples, the exit status, and the end of the output."""
-    command = [sys.executable, str(TRAIN), str(QUICKSTART), *_SETTINGS, f"run.output_dir={folder}", *settings]
+    command = [sys.executable, str(TRAIN), str(CODE_AND_MATH), *_SETTINGS, f"run.output_dir={folder}", *settings]
     log = folder / "log"
     with open(log, "w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
         while process.poll() is None and not any(folder.glob("soak/events.jsonl")):

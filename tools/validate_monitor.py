@@ -6,7 +6,8 @@
 
 `--study text` does the same for the study on natural text, which needs MOETRAIN_DATA. `worth --study text` continues
 its runs from their checkpoints, to compare what a repeat is worth. `run --only 13_base 16_text` trains some of the
-runs; `tables --row "leave-one-out accuracy"` gives one row per table. configs/study/plan.yaml and
+runs; `tables --row "leave-one-out accuracy"` gives one row per table. `frequencies` adds the loss under
+token frequencies to readings from before runs recorded it. configs/study/plan.yaml and
 configs/study_text/plan.yaml list the runs, tools/results/validity.md and validity_text.md have the results.
 """
 
@@ -41,7 +42,7 @@ SUMMARY = RESULTS.with_suffix(".json")
 def main(arguments: list[str] | None = None) -> int:
     """Train, measure or print; returns the exit status: 0 done, 2 an invalid request or a failed run."""
     parser = make_parser(__doc__)
-    parser.add_argument("what", choices=("run", "measure", "worth", "tables"))
+    parser.add_argument("what", choices=("run", "measure", "frequencies", "worth", "tables"))
     parser.add_argument("--study", choices=tuple(STUDIES), default="planted", help="planted facts, or natural text")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/validity"), metavar="FOLDER", help="folder of the runs"
@@ -62,6 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
         _text(options, runs, output, results, terminal)
     elif options.what == "worth":
         raise StudyError("worth: only the study on natural text repeats domains by number: give --study text")
+    elif options.what == "frequencies":
+        tables = readings.load(results)
+        readings.save(
+            tables | {"readings": readings.with_frequencies(tables["readings"], runs, terminal.preparing)}, results
+        )
     elif options.what == "measure":
         tables = readings.renew(readings.measure(runs, output, terminal.preparing), results)
         readings.save(tables, results)
@@ -81,6 +87,8 @@ def _text(
     options: argparse.Namespace, runs: Sequence[Planned], output: Path, results: Path, terminal: Terminal
 ) -> None:
     """Measure the runs on natural text, or the truth of the worth of their repeats, or print their tables."""
+    if options.what == "frequencies":
+        raise StudyError("frequencies: only the study of planted facts marks answers: leave --study text out")
     if options.what == "worth":
         from validity import repeat_truth
 

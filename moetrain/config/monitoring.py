@@ -129,7 +129,11 @@ class PhaseSettings(Section):
         description="Share of its value before the training by which the loss must have fallen for a verdict.",
     )
     learned_answers: float = Field(
-        0.8, gt=0, lt=1, description="Likewise where the documents mark answers, which can be learned completely."
+        0.6,
+        gt=0,
+        lt=1,
+        description="Likewise where the documents mark answers, of the loss under the frequencies of tokens "
+        "(loss/panel_frequencies): answers can be learned completely.",
     )
     memorized: float = Field(
         0.09,

@@ -157,6 +157,13 @@ class Stream:
         """Steps of the whole stream; the last one may end in empty rows."""
         return -(-len(self.rows) // self.batch_rows)
 
+    def full_rows(self, step: int) -> int:
+        """Rows of a step (0 the first) that hold samples, over all ranks; 1 at least, which may be empty.
+
+        A forward pass needs no more rows; training keeps the empty rows of its last step, to have one shape.
+        """
+        return max(1, min(self.batch_rows, len(self.rows) - step * self.batch_rows))
+
     def predicted_tokens(self, step: int) -> int:
         """Tokens predicted in a step (0 the first), over all ranks."""
         return self.real_tokens(step) - self._step_samples(step).size

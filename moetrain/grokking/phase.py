@@ -7,7 +7,8 @@ earlier ones only. The rule, with the default thresholds:
 
 1. **Undecided** with fewer than 8 documents trained on, or fewer than 8 not trained on.
 2. **Not learned yet**: the loss of the seen samples has not fallen by 10% of its value before the training (where the
-   documents mark answers: by 80%, because an answer can be learned completely). The domain is **learning** if the
+   documents mark answers: by 60% of its value under the frequencies of tokens, because an answer can be learned
+   completely, and to know the form of answers is not to know one). The domain is **learning** if the
    loss still falls, and **undecided** if not.
 3. **Memorizing**: the memorized share is at least 9% (where the documents mark answers: 21%), and the lower end of its
    interval at least four fifths of that.
@@ -62,7 +63,7 @@ class PhaseThresholds:
     trend: int = 5  # readings of the line through a loss
     steep: float = 0.05  # fall over them, as a share of the fall so far, from which on a loss falls
     learned: float = 0.1  # fall of the loss, as a share of its value before the training: plain text is learned
-    learned_answers: float = 0.8  # likewise where documents mark answers
+    learned_answers: float = 0.6  # fall below the loss under token frequencies, where documents mark answers
     memorized: float = 0.09  # memorized share from which on plain text is memorizing
     memorized_answers: float = 0.21  # likewise where documents mark answers
     sure: float = 0.8  # lower end of the share's interval, relative to the threshold, that memorizing needs
@@ -119,6 +120,7 @@ class History:
     loss_seen: Curve  # mean loss of the samples trained on, nats per predicted token
     loss_unseen: Curve  # of those not trained on
     share: Curve  # memorized share
+    loss_frequencies: Curve | None = None  # of the samples trained on, under the frequencies of tokens in the domain
     context: Mapping[str, Curve] = field(
         default_factory=dict
     )  # other curves: recorded in verdicts, not used by the rule
@@ -128,6 +130,8 @@ class History:
         for name in counts:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int64))
         curves = {name: getattr(self, name) for name in ("loss_seen", "loss_unseen", "share")} | dict(self.context)
+        if self.loss_frequencies is not None:
+            curves["loss_frequencies"] = self.loss_frequencies
         lengths = {name: len(getattr(self, name)) for name in counts}
         lengths |= {name: len(part.value) for name, part in curves.items()}
         if len(set(lengths.values())) > 1:
@@ -241,20 +245,21 @@ def _decide(
     recent = _recent_fall(history.loss_seen, history, rule, t, initial, seen, "loss_seen")
     evidence.append(recent)
     marked = bool(history.answers[: t + 1].any())
+    start, what = _start(history, t, initial) if marked else (initial, "its value before the training")
     needed = rule.learned_answers if marked else rule.learned
-    if not initial > 0:
+    if not start > 0:
         return Phase.UNDECIDED, "the loss has no reading above 0"
-    fallen = (initial - _newest(history.loss_seen, t)) / initial
+    fallen = (start - _newest(history.loss_seen, t)) / start
     if not fallen >= needed:
-        return _decide_unlearned(recent, fallen, needed)
+        return _decide_unlearned(recent, fallen, needed, what)
     return _decide_learned(history, rule, t, generalizing_for, initial, evidence)
 
 
-def _decide_unlearned(recent: Evidence, fallen: float, needed: float) -> tuple[Phase, str]:
+def _decide_unlearned(recent: Evidence, fallen: float, needed: float, what: str) -> tuple[Phase, str]:
     """Part 2 of the rule."""
     if recent.readings < LEAST_READINGS:
         return Phase.UNDECIDED, f"too few readings of the loss: {recent.readings} of {LEAST_READINGS}"
-    so_far = f"the loss has fallen by {max(fallen, 0.0):.0%} of its value before the training, less than {needed:.0%}"
+    so_far = f"the loss has fallen by {max(fallen, 0.0):.0%} of {what}, less than {needed:.0%}"
     if recent.vote:
         return Phase.LEARNING, f"{so_far}, and still falls"
     return Phase.UNDECIDED, f"{so_far}, and no longer falls"
@@ -296,6 +301,17 @@ def _initial(history: History, t: int) -> float:
     readings = [*history.loss_seen.value[: t + 1], *history.loss_unseen.value[:1]]
     finite = [float(value) for value in readings if math.isfinite(value)]
     return max(finite, default=math.nan)
+
+
+def _start(history: History, t: int, initial: float) -> tuple[float, str]:
+    """The loss of answers of which nothing is known but how often each token occurs, and its name.
+
+    It does not depend on the size of the vocabulary, as the loss before the training does.
+    """
+    known = math.nan if history.loss_frequencies is None else float(history.loss_frequencies.value[t])
+    if math.isfinite(known) and known < initial:
+        return known, "its value under the frequencies of tokens"
+    return initial, "its value before the training"
 
 
 def _newest(part: Curve, t: int) -> float:

@@ -23,6 +23,12 @@ def _mean_loss(cell: Cell) -> Estimate:
     return grokking.mean_over_documents(cell.losses, cell.documents)
 
 
+def _frequency_loss(cell: Cell) -> Estimate | None:
+    if not np.isfinite(cell.difficulty).all():
+        return None  # a reading of an earlier version
+    return grokking.mean_over_documents(cell.difficulty, cell.documents)
+
+
 def _gap(cell: Cell) -> Estimate | None:
     """Between the first and the last tenth of the run, when one cell is trained on and the other is not yet."""
     tenth = max(1, cell.steps // 10)
@@ -116,6 +122,10 @@ METRICS: tuple[Metric, ...] = (
            evidence=2,
            text="Mean loss of the panel samples that the run has not trained on by now, in nats per token: held-out "
            "samples, and the samples to come before they come."),
+    Metric("loss_frequencies", "loss/panel_frequencies", "Loss of samples trained on, by token frequencies",
+           (SEEN,), _frequency_loss, least=1, evidence=16,
+           text="Mean loss of the panel samples that the run has trained on under the frequencies of tokens in their "
+           "domain, in nats per token: what is known of a text before anything in it is used to predict the rest."),
     Metric("share", "memorized/share", "Share of what was learned that is memory", (SEEN,), _memorized_share, least=1,
            evidence=3, compared=True, chart="memorized share (0 carries over to other texts, 1 is memory)"),
     Metric("claim_ratio", "memorized/claim_ratio", "Claim ratio", (SEEN,), _claim_ratio, evidence=4, compared=True,

@@ -170,7 +170,8 @@ def _falls(
                 for parameter, weight, direction in zip(parameters, before, directions, strict=True):
                     if direction is not None:
                         parameter.copy_(weight.add(direction, alpha=-sign * _MOVE / own))
-            moved.append([_losses(model, panel, group, layout) for group in groups])
+            loss = _losses(model, panel, np.concatenate(groups), layout)
+            moved.append(np.split(loss, np.cumsum([len(group) for group in groups])[:-1]))
     finally:
         with torch.no_grad():
             for parameter, weight in zip(parameters, before, strict=True):
@@ -185,7 +186,7 @@ def _gradient(model: nn.Module, panel: Panel, members: np.ndarray, layout: Paral
     tokens = sum(stream.predicted_tokens(step) for step in range(stream.steps))
     for step in range(stream.steps):
         layout.progress.mark()
-        batch = stream.batch(step, 0, stream.batch_rows).to(layout.device)
+        batch = stream.batch(step, 0, stream.full_rows(step)).to(layout.device)
         with torch.enable_grad():
             loss = inner_model(model)(batch.model_input(by_sample=False)).loss_sum / tokens
         if isinstance(model, FSDPModule):
@@ -207,7 +208,7 @@ def _losses(model: nn.Module, panel: Panel, members: np.ndarray, layout: Paralle
     with evaluation(model) as transformer:
         for step in range(stream.steps):
             layout.progress.mark()
-            batch = stream.batch(step, 0, stream.batch_rows)
+            batch = stream.batch(step, 0, stream.full_rows(step))
             output = transformer(batch.to(layout.device).model_input(by_sample=False))
             sums, tokens = batch.sum_by_sample(output.loss_BT.double().cpu().numpy())
             there = batch.samples_BS.numpy() >= 0

@@ -1,7 +1,7 @@
 """Routing of answers: the router's probabilities at each token from which a token of a marked answer is predicted.
 
-A forward pass returns sums per sample, not single tokens. Rows with marked answers are therefore passed through the
-model a second time, with a slot for each answer token. A panel without marked answers needs no second pass.
+A forward pass returns sums per sample, not single tokens. Samples whose answers are compared are therefore passed
+through the model a second time, in rows of their own, with a slot for each answer token.
 
 Suffixes: A answer tokens of all samples, L layers, E experts; B rows of T tokens, S samples per row.
 """
@@ -62,21 +62,18 @@ def short_answers(stream: Stream) -> np.ndarray:
 
 
 @torch.no_grad()
-def read_answers(
-    model: Transformer, batch: Batch, stream: Stream, chosen: np.ndarray, layout: ParallelLayout
-) -> AnswerRouting:
-    """The answer tokens of the samples of a batch, by a separate forward pass; none without ``chosen`` samples.
+def read_answers(model: Transformer, batch: Batch, stream: Stream, layout: ParallelLayout) -> AnswerRouting:
+    """The answer tokens of the samples of a batch, by a forward pass.
 
     A collective where the model is sharded.
 
     Args:
         model: the model.
-        batch: packed rows.
-        stream: the stream of the batch. Of the chosen samples only the answer is a prediction target.
-        chosen: bool [samples], see `short_answers`.
+        batch: packed rows; none where this rank has no rows left.
+        stream: the stream of the batch. All its samples have a short answer, which is all that is predicted of them.
     """
     samples_BS = batch.samples_BS.numpy()
-    chosen_BS = (samples_BS >= 0) & chosen[samples_BS]
+    chosen_BS = samples_BS >= 0
     if not layout.passes(int(chosen_BS.any())):
         return no_answers(model.settings.num_hidden_layers, model.settings.num_experts)
     recorded_BT, slots = batch.record_per_token(torch.from_numpy(chosen_BS))

@@ -268,10 +268,9 @@ def read_panel(
     even, odd = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     counts = np.zeros(shape, np.uint16)
     pooled = np.zeros((size, shape[1], settings.hidden_size if inputs else 0), np.float32)
-    answers, answered = [no_answers(*shape[1:])], short_answers(panel.stream)
     for number in layout.share(panel.stream.steps):
         layout.progress.mark()
-        batch = panel.stream.batch(number, 0, panel.stream.batch_rows)
+        batch = panel.stream.batch(number, 0, panel.stream.full_rows(number))
         output = model(batch.to(layout.device).model_input(), record_layer_inputs=inputs)
         assert output.routing is not None
         sums, tokens = batch.sum_by_sample(output.loss_BT.cpu().numpy())
@@ -285,12 +284,23 @@ def read_panel(
             pooled[records.sample] = _mean_inputs(
                 output.routing.inputs_LBRD, batch.compared_BS, records.even_SLE, records.odd_SLE
             )
-        answers.append(read_answers(model, batch, panel.stream, answered, layout))
-    own = PanelReading(
-        step=step, loss=loss, even=even, odd=odd, counts=counts, inputs=pooled, answers=join_answers(answers)
-    )
+    answers = _read_answers(model, panel, layout)
+    own = PanelReading(step=step, loss=loss, even=even, odd=odd, counts=counts, inputs=pooled, answers=answers)
     joined = _joined(layout.all_gather_objects(own))
     return replace(joined, even=_mean(joined.even), odd=_mean(joined.odd))
+
+
+def _read_answers(model: Transformer, panel: Panel, layout: ParallelLayout) -> AnswerRouting:
+    """The answer tokens of this rank's share of the seen samples that mark a short answer; all ranks must call."""
+    chosen = np.flatnonzero(short_answers(panel.stream) & (panel.cell == SEEN))
+    found = [no_answers(model.settings.num_hidden_layers, model.settings.num_experts)]
+    if len(chosen):
+        stream = panel.stream.select(chosen)
+        for number in layout.share(stream.steps):
+            layout.progress.mark()
+            found.append(read_answers(model, stream.batch(number, 0, stream.full_rows(number)), stream, layout))
+    answers = join_answers(found)
+    return replace(answers, member=chosen[answers.member].astype(np.int32))
 
 
 def _joined(parts: Sequence[PanelReading]) -> PanelReading:

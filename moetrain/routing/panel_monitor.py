@@ -233,6 +233,7 @@ class PanelMonitor:
                 loss_seen=curves.pop("loss_seen"),
                 loss_unseen=curves.pop("loss_unseen"),
                 share=curves.pop("share"),
+                loss_frequencies=curves.pop("loss_frequencies"),
                 context=curves,
             )
             judged = grokking.phases(so_far, self.thresholds)

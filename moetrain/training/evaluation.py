@@ -43,7 +43,7 @@ def heldout_losses(
     for number, stream in enumerate(streams.values()):
         for step in layout.share(stream.steps):  # rows beyond the stream are empty
             layout.progress.mark()
-            batch = stream.batch(step, 0, stream.batch_rows).to(layout.device)
+            batch = stream.batch(step, 0, stream.full_rows(step)).to(layout.device)
             output = model(batch.model_input(by_sample=False))
             predicted = batch.targets_BT[batch.targets_BT != IGNORED]
             sums[number, 0] += output.loss_BT.double().sum()

@@ -45,9 +45,9 @@ def test_the_quickstart_takes_its_first_steps(tmp_path):
     small = [
         "train.max_steps=2",
         "train.eval_tokens=1000",
-        "data.domains.code.size=400000",
-        "data.domains.math.size=100000",
+        "data.domains.code.size=200000",
+        "data.domains.repeated_code.size=300000",
     ]
-    where = [f"run.output_dir={tmp_path}", f"data.cache_dir={tmp_path / 'cache'}", "data.heldout_share=0.2"]
+    where = [f"run.output_dir={tmp_path}", f"data.cache_dir={tmp_path / 'cache'}"]
     assert main([str(CONFIGS / "quickstart.yaml"), *small, *where]) == 0
     assert (tmp_path / "quickstart" / "summary.json").exists()

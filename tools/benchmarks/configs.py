@@ -6,13 +6,13 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from common import QUICKSTART, ROOT
+from common import CODE_AND_MATH, QUICKSTART, ROOT
 
 from moetrain.config import Settings, SettingsError, load_settings
 from moetrain.trainer import Trainer
 
 KNOWN = {name: ROOT / "tools" / "benchmarks" / f"{name}.yaml" for name in ("peers", "wide_routing", "olmoe_shape")}
-KNOWN["quickstart"] = QUICKSTART
+KNOWN |= {"quickstart": QUICKSTART, "code_and_math": CODE_AND_MATH}
 
 
 def add_configs(parser: argparse.ArgumentParser, *defaults: str) -> None:

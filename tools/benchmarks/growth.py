@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from common import QUICKSTART
+from common import CODE_AND_MATH
 from common.figures import new_figure, save
 from rich.table import Table
 
@@ -103,7 +103,7 @@ def overrides(shape: dict[str, int]) -> list[str]:
 
 def measure(shape: dict[str, int], steps: int, readings: int) -> dict[str, Any]:
     """Median seconds of a step, of recording its routing, and of a panel reading until it is logged; tokens/s."""
-    settings = load_settings(QUICKSTART, overrides(shape))
+    settings = load_settings(CODE_AND_MATH, overrides(shape))
     with open_run(settings, 3 + steps + readings) as made, logging(made):
         panel = made.state.monitor.panel
         assert panel is not None

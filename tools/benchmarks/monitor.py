@@ -30,7 +30,7 @@ _WARMUP = 100  # steps within which the window of every domain must be full
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_configs(parser, "quickstart", "wide_routing")
+    add_configs(parser, "code_and_math", "wide_routing")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default all)")
     parser.add_argument("--pairs", type=int, default=4, help="pairs of blocks with and without the monitor (default 4)")
     parser.add_argument("--steps", type=int, default=50, help="steps per block (default 50)")

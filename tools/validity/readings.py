@@ -17,10 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import moetrain
+from moetrain.config import load_settings
+from moetrain.data.corpus import prepare_corpus
+from moetrain.data.stream import run_steps, training_stream
 from moetrain.grokking import share
 from moetrain.report.open_run import OpenedRun
+from moetrain.routing.panel import SEEN, draw_panel
 from moetrain.routing.panel_metrics import panel_metrics
-from validity.plan import FINISHED, Planned, StudyError
+from validity.plan import FINISHED, STUDIES, Planned, StudyError
 
 TABLES = ("readings", "correlations", "delays", "onsets", "layers")
 _OPEN = ("_open", "_open_trained")  # tasks with free answers, not multiple choice
@@ -92,6 +96,7 @@ def load(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 SHARE = "memorized/share"
+FREQUENCIES = "loss/panel_frequencies"
 
 
 def with_share(readings: pd.DataFrame) -> pd.DataFrame:
@@ -115,6 +120,28 @@ def with_share(readings: pd.DataFrame) -> pd.DataFrame:
     for column in ("value", "low", "high"):
         share[column] = share[column] / np.where(learned > 0, learned, np.nan)
     return pd.concat([readings, share.reset_index()[readings.columns]], ignore_index=True)
+
+
+def with_frequencies(
+    readings: pd.DataFrame, runs: Sequence[Planned], progress: Callable[[str, int, int], None] = lambda *_: None
+) -> pd.DataFrame:
+    """The readings with the loss of the seen samples under token frequencies, for runs from before it was recorded.
+
+    The panel is drawn again from the plan; nothing is trained.
+    """
+    missing = set(readings["run"]) - set(readings.loc[readings["metric"] == FREQUENCIES, "run"])
+    parts = [readings]
+    for number, planned in enumerate(run for run in runs if run.name in missing):
+        progress(planned.name, number, len(missing))
+        settings = load_settings(STUDIES[planned.study] / "base.yaml", planned.overrides)
+        corpus = prepare_corpus(settings)
+        stream = training_stream(corpus, settings)
+        panel = draw_panel(corpus, stream, settings, run_steps(stream, settings), settings.train.batch_rows)
+        for domain, name in enumerate(settings.data.domains):
+            own = readings[(readings["run"] == planned.name) & (readings["domain"] == name)]
+            added = own[own["metric"] == "loss/panel_seen"].assign(metric=FREQUENCIES, low=np.nan, high=np.nan)
+            parts.append(added.assign(value=panel.difficulty[panel.members(domain, SEEN)].mean()))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _panel(run: OpenedRun) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from moetrain.grokking import History, Phase, PhaseThresholds, curve, phases, share
-from validity.readings import SHARE
+from validity.readings import FREQUENCIES, SHARE
 from validity.units import GENERALIZES, MEMORIZED
 
 GENERALIZING_PHASES = (Phase.GENERALIZING, Phase.SETTLED)
@@ -47,10 +47,11 @@ def history_of(own: pd.DataFrame) -> History:
     by_metric = {str(metric): rows.set_index("step").reindex(steps) for metric, rows in own.groupby("metric")}
     nothing = pd.DataFrame({"value": np.nan, "low": np.nan, "high": np.nan, "n": 0}, index=steps)
     unseen = "loss/panel_unseen" if "loss/panel_unseen" in by_metric else "loss/panel_heldout"  # as older runs have it
-    parts = [by_metric.get(metric, nothing) for metric in ("loss/panel_seen", unseen, "kernel/left_out", SHARE)]
+    names = ("loss/panel_seen", unseen, "kernel/left_out", SHARE, FREQUENCIES)
+    parts = [by_metric.get(metric, nothing) for metric in names]
     counts = [part["n"].fillna(0).to_numpy(np.int64) for part in parts[:3]]
-    seen, heldout, _, share = (curve(part[["value", "low", "high"]].to_numpy(float)) for part in parts)
-    return History(steps, steps + 1, counts[0], counts[1], counts[2], seen, heldout, share)
+    seen, heldout, _, share, frequencies = (curve(part[["value", "low", "high"]].to_numpy(float)) for part in parts)
+    return History(steps, steps + 1, counts[0], counts[1], counts[2], seen, heldout, share, frequencies)
 
 
 def confusion(judged: pd.DataFrame) -> pd.DataFrame:

@@ -105,11 +105,12 @@ def _start(root: Path, config: Path, overrides: list[str], folder: Path) -> floa
     """Seconds from the command of a run of one step to the line that the terminal prints of it."""
     words = [*overrides, "train.max_steps=1", "train.log_every=1", "run.name=start", "train.resume=never"]
     begin = time.perf_counter()
-    with subprocess.Popen(_command(root, config, words, folder), **_PIPES, **_place(root, folder)) as process:
+    command = _command(root, config, words, folder)
+    with subprocess.Popen(command, **_PIPES, **_place(root, folder)) as process:
         assert process.stdout is not None
         seconds = [time.perf_counter() - begin for line in process.stdout if line.startswith(FIRST_STEP)]
     if process.returncode or not seconds:
-        raise SettingsError(f"{' '.join(map(str, process.args))}: status {process.returncode}, no line of step 1")
+        raise SettingsError(f"{' '.join(command)}: status {process.returncode}, no line of step 1")
     return seconds[0]
 
 

@@ -38,6 +38,7 @@ _DOCUMENTS = {
     "empty": "empty",
     "filtered": "filtered",
     "bad": "bad",
+    "left_out": "files left out",
 }
 _TOKENS = {
     "tokens": "tokens",
@@ -164,6 +165,8 @@ def main(arguments: list[str] | None = None) -> int:
     for domain in corpus.domains:
         for place in domain.report.bad_places:
             terminal.note(f"skipped {place}")
+        for line in domain.report.left_out_files:
+            terminal.note(f"{domain.name}: left out {line}")
     for name, values in found.items():
         if not values["heldout_documents"]:
             terminal.note(f"training will refuse {nothing_held_out(name, values['documents'], settings)}")

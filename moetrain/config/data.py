@@ -74,9 +74,10 @@ class DomainSettings(Section):
 
     path: str | list[str] | None = Field(
         None,
-        description="Files or patterns. The end of the name decides how a file is read: .jsonl, .json, .parquet, or "
-        "plain text and source code (.txt, .md, .py, ...: one document per file), all but .parquet also with .gz. A "
-        "folder stands for all such files below it. Relative to data.root.",
+        description="Files, folders or patterns. The end of the name decides how a file is read: .jsonl, .json, "
+        ".parquet, .arrow, or plain text and source code (.txt, .md, .py, ...: one document per file); those of JSON "
+        "and text also with .gz, .bz2, .xz or .zst. A folder, named or matched, stands for the files below it, links "
+        "followed; what of it is left out is counted and named. Relative to data.root.",
     )
     builtin: str | None = Field(
         None,
@@ -84,7 +85,9 @@ class DomainSettings(Section):
         "random_answers, formal.",
     )
     hub: str | None = Field(
-        None, description="A data set for `datasets`: a name on the Hugging Face hub, or a local folder."
+        None,
+        description="A data set for `datasets`: a name on the Hugging Face hub, or a local folder, also one that "
+        "save_to_disk wrote.",
     )
     hub_config: str | None = Field(None, description="Configuration (subset) of the hub data set.")
     hub_revision: str | None = Field(None, description="Commit or tag of the hub data set; null: the newest.")
@@ -95,12 +98,14 @@ class DomainSettings(Section):
         "given.",
     )
     text_field: str = Field(
-        "text", description="Field of a JSON line, or column of a Parquet file or hub data set, that holds the text."
+        "text",
+        description="Field of a JSON object, or column of a Parquet file or hub data set, that holds the text; a.b is "
+        "field b of field a. A list of texts is one document, each on a line of its own.",
     )
     filter: str | None = Field(
         None,
-        description="Use only rows that pass this condition on their fields: names, constants, comparisons, and, or, "
-        "not, len(), e.g. language == 'en' and score >= 3.",
+        description="Use only rows that pass this condition on their fields: names (a.b: field b of field a), "
+        "constants, comparisons, and, or, not, len(), e.g. language == 'en' and score >= 3.",
     )
     limit: int | None = Field(
         None,

@@ -26,6 +26,7 @@ from moetrain.data.documents import (
     check_report,
     document_id,
     fingerprint,
+    note_left_out,
     portions,
 )
 from moetrain.data.errors import DataError
@@ -108,8 +109,12 @@ class _Preparation:
             folder = self.cache / f"corpus-{key}"
             if not (folder / "corpus.json").exists():
                 _tokenize(self, tokenizer, path, folder)
-        names = list(self.settings.data.domains)
-        return Corpus([_open_domain(folder, name) for name in names], tokenizer, key)
+        domains = []
+        for name, domain in self.settings.data.domains.items():
+            domains.append(_open_domain(folder, name))
+            # Files that are not read may come and go without a new corpus, so they are not stored in it.
+            note_left_out(domains[-1].report, domain, self.settings.data.root)
+        return Corpus(domains, tokenizer, key)
 
     def tokenizer(self) -> tuple[Tokenizer, Path]:
         chosen = self.settings.tokenizer

@@ -19,7 +19,8 @@ from moetrain.data.dedup import SeenIds
 from moetrain.data.digests import content_digest
 from moetrain.data.errors import DataError as DataError
 from moetrain.data.sources import Row, Wanted, hub, read_file
-from moetrain.data.sources.files import kind_of, named_files
+from moetrain.data.sources.files import Listing, kind_of, list_files
+from moetrain.data.sources.opening import COMPRESSIONS
 
 BUILTIN_SIZE = 4_000_000
 PORTION_BYTES = 4 * 2**20
@@ -38,7 +39,7 @@ class Document:
 
 @dataclass
 class DomainReport:
-    """Counts of what reading a domain found."""
+    """Counts of what reading a domain found, and of what it left out."""
 
     domain: str
     rows: int = 0
@@ -50,6 +51,8 @@ class DomainReport:
     filtered: int = 0
     bad: int = 0
     bad_places: list[str] = field(default_factory=list)
+    left_out: int = 0  # files and folders that a path, pattern or local data set holds but that are not read
+    left_out_files: list[str] = field(default_factory=list)  # of each reason a line, with the first of them
 
     def note_bad(self, place: str) -> None:
         self.bad += 1
@@ -59,7 +62,7 @@ class DomainReport:
     def add(self, other: DomainReport) -> None:
         """Add the counts of a later part of the source."""
         for each in fields(self):
-            if each.name not in ("domain", "bad_places"):
+            if each.name not in ("domain", "bad_places", "left_out", "left_out_files"):
                 setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
         self.bad_places = (self.bad_places + other.bad_places)[:_MAX_BAD_PLACES]
 
@@ -126,16 +129,37 @@ def source_files(name: str, domain: DomainSettings, root: str) -> list[Path]:
     """The files of a domain that is read from disk, in the order they are read.
 
     Raises:
-        DataError: a path or pattern matches no file.
+        DataError: a path or pattern matches no file that can be read.
     """
+    listings = _listings(name, domain, root)
+    return list(dict.fromkeys(path for listing in listings for path in listing.files))
+
+
+def _listings(name: str, domain: DomainSettings, root: str) -> list[Listing]:
     key = f"data.domains.{name}.path"
     patterns = [domain.path] if isinstance(domain.path, str) else list(domain.path or [])
     start = expand(root, "data.root")
-    return list(
-        dict.fromkeys(
-            path for pattern in patterns for path in named_files(os.path.join(start, expand(pattern, key)), key)
-        )
-    )
+    return [list_files(os.path.join(start, expand(pattern, key)), key) for pattern in patterns]
+
+
+def note_left_out(report: DomainReport, domain: DomainSettings, root: str) -> None:
+    """Count and name in a report what the domain's path, pattern or local data set holds but is not read.
+
+    Raises:
+        DataError: as `source_files`, or a local data set cannot be loaded.
+    """
+    found = Listing([], {})
+    if domain.path is not None:
+        listings = _listings(report.domain, domain, root)
+        read = {path for listing in listings for path in listing.files}
+        for listing in listings:
+            for reason, paths in listing.left_out.items():
+                known = found.left_out.setdefault(reason, [])
+                known.extend(path for path in paths if path not in read and path not in known)
+    elif domain.hub is not None and (paths := hub.left_out(report.domain, domain, root)):
+        found.left_out["in no split of it"] = paths
+    report.left_out = sum(map(len, found.left_out.values()))
+    report.left_out_files = found.left_out_lines()
 
 
 def portions(name: str, domain: DomainSettings, root: str) -> list[Portion]:
@@ -170,8 +194,9 @@ def fingerprint(name: str, domain: DomainSettings, data: DataSettings, seed: int
         return digest.hexdigest()
     if domain.path is not None:
         files = source_files(name, domain, data.root)
-        names = [f"{kind_of(path)}{path.suffix == '.gz'}" for path in files]  # how the file is read
+        names = [_how_read(path) for path in files]
     else:
+        digest.update(_WITH_ANSWERS.encode())
         folder = hub.local_folder(name, domain, data.root)
         if folder is None:
             digest.update(f"{domain.hub} {hub.revision(name, domain, data.root)}".encode())
@@ -183,6 +208,17 @@ def fingerprint(name: str, domain: DomainSettings, data: DataSettings, seed: int
         for file_name, content in zip(names, pool.map(lambda path: content_digest(path, cache), files), strict=True):
             digest.update(f"{file_name}\0{content}\n".encode())
     return digest.hexdigest()
+
+
+_WITH_ANSWERS = " with answers"
+"""Marks what was prepared since marked answers are read from tables too."""
+
+
+def _how_read(path: Path) -> str:
+    kind = kind_of(path)
+    if kind in ("parquet", "arrow"):
+        return f"{kind}{_WITH_ANSWERS}"
+    return f"{kind}{path.suffix if path.suffix in COMPRESSIONS[1:] else path.suffix == '.gz'}"
 
 
 def read_documents(
@@ -197,6 +233,7 @@ def read_documents(
     Raises:
         DataError: no documents, or a larger share of unusable rows than ``data.max_bad_share``.
     """
+    note_left_out(report, domain, data.root)
     for portion in portions(name, domain, data.root):
         yield from PortionReader(portion, domain, data, seed, seen, report)
     check_report(report, domain, data)
@@ -206,9 +243,11 @@ def check_report(report: DomainReport, domain: DomainSettings, data: DataSetting
     """Raise DataError if a domain has no documents or too large a share of unusable rows."""
     key = f"data.domains.{report.domain}"
     if report.bad > data.max_bad_share * max(report.rows, 1):
+        remedy = f"correct them, or allow more by data.max_bad_share (now {data.max_bad_share})"
+        if report.bad == report.rows:
+            remedy = f"correct them, or leave out files that hold something else ({key})"
         raise DataError(
-            f"{key}: {report.bad} of {report.rows} lines cannot be used, first {report.bad_places[0]}: "
-            f"correct them, or allow more by data.max_bad_share (now {data.max_bad_share})"
+            f"{key}: {report.bad} of {report.rows} lines cannot be used, first {report.bad_places[0]}: {remedy}"
         )
     if report.documents == 0:
         why = f", whose {report.filtered} rows the filter drops" if report.filtered else ""

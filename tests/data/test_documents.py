@@ -62,7 +62,10 @@ def test_another_field_can_hold_the_text(tmp_path):
         ('{"other": "x"}', "no field 'text' (fields: other; set text_field)"),
         ('{"text": 5}', "is a int, not text"),
         ('{"text": null}', "field 'text' is null"),
-        ('{"text": ["a"]}', "is a list, not text"),
+        ('{"text": ["a", 5]}', "is a list, not text"),
+        ('{"text": {"a": "b"}}', "is a dict, not text"),
+        ('{"n": 1}', "no field 'text' (fields: n; none of them is text)"),
+        ('{"data": {"body": "x"}}', "no field 'text' (fields: data.body; set text_field)"),
         ('{"text": "a\\ud800b"}', "a lone surrogate at character 1"),
     ],
 )

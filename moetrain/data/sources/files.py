@@ -1,19 +1,19 @@
-"""The files that a path names, their kind, and how they are opened."""
+"""The files that a path names, their kind, and what is left out of a folder."""
 
 from __future__ import annotations
 
 import glob
-import gzip
 import os
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal, NamedTuple
 
 from moetrain.data.errors import DataError
+from moetrain.data.sources import saved
+from moetrain.data.sources.opening import COMPRESSIONS, NAMES, ending_by_content
 
-Kind = Literal["jsonl", "parquet", "text"]
+Kind = Literal["jsonl", "parquet", "arrow", "text"]
 
 _JSONL = ("jsonl", "json", "ndjson")
 _PLAIN = ("txt", "text", "md", "markdown", "rst", "tex", "org")
@@ -26,58 +26,188 @@ _CODE = """
 KINDS: dict[str, Kind] = {
     **dict.fromkeys(_JSONL, "jsonl"),
     "parquet": "parquet",
+    **dict.fromkeys(("arrow", "feather"), "arrow"),
     **dict.fromkeys((*_PLAIN, *_CODE.split()), "text"),
 }
+_PACKED = (".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".br", ".sz", ".lzma", ".z")
+_TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".orc", ".avro", ".h5", ".hdf5", ".db", ".sqlite", ".pkl", ".pickle")
+_PAPERS = ("readme", "license", "licence", "copying", "notice", "citation", "changelog", "authors", "contributing")
 
-broken = (EOFError, gzip.BadGzipFile, zlib.error)
-"""Exceptions of reading a truncated or corrupt .gz file."""
+_HIDDEN = "hidden"
+_UNKNOWN = "of a kind that is not read"
+_NO_FILE = "broken links and the like"
+_LOOP = "links to a folder that is read already or holds this one"
+_TEXT_BESIDE = "text beside files of rows"
+_JSON_BESIDE = ".json beside other files, which may describe them"
+
+
+class Listing(NamedTuple):
+    """What a path or pattern stands for.
+
+    Attributes:
+        files: to be read, in order.
+        left_out: files and folders that are not, by the reason.
+    """
+
+    files: list[Path]
+    left_out: dict[str, list[Path]]
+
+    def left_out_lines(self) -> list[str]:
+        """One line per reason, with how many and the first three."""
+        return [f"{len(paths)} {reason} ({_first(paths)})" for reason, paths in self.left_out.items()]
+
+
+def plain_name(path: Path) -> str:
+    """The name of a file without the ending of its compression."""
+    return path.name.removesuffix(path.suffix) if path.suffix in COMPRESSIONS else path.name
 
 
 def kind_of(path: Path) -> Kind | None:
     """How a file is read, by the end of its name; None if unknown."""
-    name = path.name.removesuffix(".gz")
+    name = plain_name(path)
     kind = KINDS.get(name.rpartition(".")[2].lower()) if "." in name else None
-    return None if kind == "parquet" and path.suffix == ".gz" else kind
+    return None if kind in ("parquet", "arrow") and name != path.name else kind
 
 
 def named_files(pattern: str, key: str) -> list[Path]:
-    """The files of a path or pattern, sorted; of a folder all files below it of a known kind, except hidden ones.
+    """The files of a path or pattern; see `list_files`."""
+    return list_files(pattern, key).files
+
+
+def list_files(pattern: str, key: str) -> Listing:
+    """The files of a path or pattern, sorted. A folder, named or matched, stands for the files below it.
+
+    Links are followed. Of folders and of what a pattern matches, Parquet, Arrow and JSON Lines files come first: where
+    there are any, text files are left out; where there are Parquet, Arrow or text files, .json files are.
 
     Raises:
-        DataError: no file, or a file given by name is of unknown kind; the message begins with ``key``.
+        DataError: no file, a file given by name is of unknown kind, or a folder of several splits; the message begins
+            with ``key``.
     """
-    found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern]
-    files: list[Path] = []
-    for path in map(Path, found):
-        if path.is_dir() and not glob.has_magic(pattern):
-            files.extend(sorted(_below(path)))
-        elif path.is_file():
-            if kind_of(path) is None:
-                raise DataError(
-                    f"{key}: {path} ends in none of .jsonl, .json, .parquet (not .gz) and those of text and source "
-                    "code: rename it, or give other files"
-                )
-            files.append(path)
-    if not files:
-        raise DataError(f"{key}: no file at {pattern}: correct the path, or data.root it starts from")
-    return files
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(parent, name)
-            if not name.startswith(".") and kind_of(path) is not None and path.is_file():
-                yield path
-
-
-@contextmanager
-def open_plain(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
-    """The bytes of a file, decompressed if it ends in .gz, and a function that returns the bytes read from disk."""
-    with open(path, "rb") as raw:
-        if path.suffix == ".gz":
-            with gzip.open(raw, "rb") as file:
-                yield file, raw.tell  # type: ignore[misc]
+    if os.path.lexists(pattern) and not os.path.isdir(pattern):
+        path = Path(pattern)
+        if not path.is_file():
+            raise DataError(f"{key}: {path} is a broken link or no file: correct it, or give another")
+        if kind_of(path) is None:
+            raise DataError(f"{key}: {_unread(path)}")
+        return Listing([path], {})
+    matched = [pattern] if os.path.isdir(pattern) else sorted(glob.glob(pattern, recursive=True))
+    files: set[Path] = set()
+    left_out: defaultdict[str, list[Path]] = defaultdict(list)
+    seen: set[tuple[int, int]] = set()
+    for path in map(Path, matched):
+        if path.is_dir():
+            files.update(_below(path, key, left_out, seen))
+        elif not path.is_file():
+            left_out[_NO_FILE].append(path)
         else:
-            yield raw, raw.tell
+            files.add(path)
+    listing = Listing(_chosen(sorted(files), left_out), dict(left_out))
+    if not listing.files:
+        if not left_out:
+            raise DataError(f"{key}: no file at {pattern}: correct the path, or data.root it starts from")
+        remedy = next((_unread(path) for path in left_out.get(_UNKNOWN, [])), "give others")
+        raise DataError(f"{key}: no file at {pattern} can be read: {', '.join(listing.left_out_lines())}: {remedy}")
+    return listing
+
+
+def _below(
+    folder: Path, key: str, left_out: defaultdict[str, list[Path]], seen: set[tuple[int, int]]
+) -> Iterator[Path]:
+    """All files below a folder; ``seen`` holds the folders read already, by device and inode."""
+    above = {(state.st_dev, state.st_ino) for state in (parent.stat() for parent in folder.resolve().parents)}
+    waiting = [folder]
+    while waiting:
+        parent = waiting.pop()
+        state = parent.stat()
+        place = (state.st_dev, state.st_ino)
+        if place in above | seen:
+            if parent.is_symlink():
+                left_out[_LOOP].append(parent)
+            continue
+        seen.add(place)
+        if (names := saved.splits(parent)) is not None:
+            raise DataError(
+                f"{key}: {parent} holds the splits {', '.join(names)} of one data set: give the folder of one, or hub: "
+                "with split:"
+            )
+        saved_files = saved.data_files(parent)
+        if saved_files is not None:
+            yield from saved_files
+            continue
+        try:
+            entries = sorted(parent.iterdir())
+        except OSError as error:
+            raise DataError(f"{key}: {parent} cannot be listed ({error.strerror}): allow it, or move it") from None
+        for path in entries:
+            if path.name.startswith("."):
+                left_out[_HIDDEN].append(path)
+            elif path.is_dir():
+                waiting.append(path)
+            elif path.is_file():
+                yield path
+            else:
+                left_out[_NO_FILE].append(path)
+
+
+def _chosen(files: list[Path], left_out: defaultdict[str, list[Path]]) -> list[Path]:
+    """Of files found together those that are data, see `list_files`; a data set's own papers are not."""
+    kinds = {path: kind_of(path) for path in files}
+    left_out[_UNKNOWN].extend(path for path in files if kinds[path] is None)
+    tables = [path for path in files if kinds[path] in ("parquet", "arrow")]
+    json = [path for path in files if kinds[path] == "jsonl" and _is_json(path)]
+    rows = [path for path in files if kinds[path] == "jsonl" and not _is_json(path)]
+    text = [path for path in files if kinds[path] == "text"]
+    data_json = [path for path in json if path.name not in saved.PAPERS]
+    if tables or rows or (data_json and all(path.name.lower().startswith(_PAPERS) for path in text)):
+        left_out[_TEXT_BESIDE].extend(text)
+        text = []
+    if tables or text or not data_json:
+        left_out[_JSON_BESIDE].extend(json)
+        json = []
+    else:
+        left_out[_JSON_BESIDE].extend(path for path in json if path not in data_json)
+        json = data_json
+    for reason in [reason for reason, paths in left_out.items() if not paths]:
+        del left_out[reason]
+    kept = {*tables, *rows, *json, *text}
+    return [path for path in files if path in kept]
+
+
+def _is_json(path: Path) -> bool:
+    return plain_name(path).lower().endswith(".json")
+
+
+def _unread(path: Path) -> str:
+    """Why a file of unknown kind is not read, and what helps."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if any(suffix in _PACKED for suffix in suffixes):
+        return f"{path} is packed in a way that is not read: unpack it ({', '.join(COMPRESSIONS)} are read)"
+    if any(suffix in _TABLES for suffix in suffixes):
+        return f"{path} is a table that is not read: write it as Parquet or JSON Lines"
+    if kind_of(path.with_name(plain_name(path))) is not None:
+        return f"{path}: Parquet and Arrow files are not read if compressed as a whole: decompress it"
+    if path.suffix in COMPRESSIONS:
+        return f"{path} does not say what it holds: rename it, for instance to NAME.jsonl{path.suffix}"
+    found = ending_by_content(path)
+    if found is not None:
+        return f"{path} holds {NAMES[found]} data: rename it to end in {found}"
+    known = "none of .jsonl, .json, .parquet, .arrow and those of text and source code"
+    if _is_text(path):
+        return f"{path} ends in {known}, but holds text: rename it to end in .jsonl (one object a line) or .txt"
+    return f"{path} ends in {known}: convert it to JSON Lines or Parquet"
+
+
+def _is_text(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        return error.start > len(head) - 4  # a character cut at the end
+    return b"\x00" not in head
+
+
+def _first(paths: list[Path]) -> str:
+    shown = ", ".join(str(path) for path in paths[:3])
+    return shown + (", ..." if len(paths) > 3 else "")

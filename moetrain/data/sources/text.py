@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moetrain.data.errors import DataError
-from moetrain.data.sources.files import broken, open_plain
+from moetrain.data.sources.opening import broken, open_plain
 from moetrain.data.sources.rows import Row, Wanted
 
 LONGEST = 2**20  # bytes of a document

@@ -123,10 +123,11 @@ class _Preparation:
             try:
                 tokenizer = load_tokenizer(path, chosen.begin_token, chosen.end_token)
                 check_lossless(tokenizer)
-            except (OSError, RuntimeError, ValueError) as error:
-                raise DataError(
-                    f"tokenizer.model: {path} cannot be used ({error}): give a SentencePiece .model or a tokenizer.json"
-                ) from None
+            except ValueError as error:
+                raise DataError(f"tokenizer.model: {path} cannot be used: {error}") from None
+            except (OSError, RuntimeError) as error:
+                remedy = "give a SentencePiece .model or a tokenizer.json" + (" in it" if path.is_dir() else "")
+                raise DataError(f"tokenizer.model: {path} cannot be used ({error}): {remedy}") from None
             return tokenizer, path
         parts = [str(FORMAT), str(chosen.vocab_size), str(chosen.sample_bytes), *self._fingerprints.values()]
         path = self.cache / f"tokenizer-{_hash(parts)}" / "tokenizer.model"

@@ -12,19 +12,14 @@ from moetrain.loggers.terminal import Terminal
 from moetrain.models.transformer import Transformer
 from moetrain.version import __version__
 
-DATA_COLUMNS = (
-    "domain",
-    "docs",
-    "held out",
-    "twice",
-    "bad",
-    "left out",
-    "train tokens",
-    "bytes/token",
-    "long",
-    "copies",
-    "unused",
-)
+_COUNTED = {
+    "documents": "docs",
+    "heldout_documents": "held out",
+    "duplicates_dropped": "twice",
+    "bad_dropped": "bad",
+    "left_out": "left out",
+    "train_tokens": "train tokens",
+}
 
 
 def print_preview(
@@ -46,7 +41,7 @@ def print_preview(
         for line in domain.report.left_out_files:
             terminal.note(f"{domain.name}: left out {line}")
     summary = data_summary(corpus, stream, steps, settings)
-    terminal.table("data", DATA_COLUMNS, data_rows(summary))
+    terminal.table("data", *data_table(summary))
     for line in short_lines(summary, settings):
         terminal.note(line)
 
@@ -91,10 +86,10 @@ def data_summary(corpus: Corpus, stream: Stream, steps: int, settings: Settings)
     return found
 
 
-def data_rows(summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The rows of the table under `DATA_COLUMNS`."""
-    counted = ("documents", "heldout_documents", "duplicates_dropped", "bad_dropped", "left_out", "train_tokens")
-    return [
+def data_table(summary: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The headings and rows of the table of the data; files left out have a column where there are any."""
+    counted = [key for key in _COUNTED if key != "left_out" or any(domain[key] for domain in summary.values())]
+    rows = [
         [
             name,
             *(f"{domain[key]:,}" for key in counted),
@@ -105,6 +100,7 @@ def data_rows(summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         ]
         for name, domain in summary.items()
     ]
+    return ["domain", *(_COUNTED[key] for key in counted), "bytes/token", "long", "copies", "unused"], rows
 
 
 def short_lines(summary: Mapping[str, Mapping[str, Any]], settings: Settings) -> list[str]:

@@ -13,7 +13,7 @@ from moetrain.data.corpus import prepare_corpus
 from moetrain.data.documents import DataError, DomainReport, read_documents
 from moetrain.data.sources.files import list_files
 from moetrain.data.stream import training_stream
-from moetrain.loggers.preview import DATA_COLUMNS, data_rows, data_summary
+from moetrain.loggers.preview import data_summary, data_table
 
 
 def read(folder, path, *overrides):
@@ -239,12 +239,15 @@ def test_the_summary_counts_and_names_what_is_left_out_as_it_is_now(tmp_path):
     first, found = summary()
     assert found["d"]["left_out"] == 1
     assert found["d"]["left_out_files"] == [f"1 of a kind that is not read ({tmp_path}/d/b.csv)"]
-    ((_, *cells),) = data_rows(found)
-    assert dict(zip(DATA_COLUMNS[1:], cells, strict=True))["left out"] == "1"
+    headings, (cells,) = data_table(found)
+    assert dict(zip(headings, cells, strict=True))["left out"] == "1"
     files(tmp_path, "d/c.csv")
     second, found = summary()
     assert second == first  # nothing that is read has changed
     assert found["d"]["left_out"] == 2
+    for name in "bc":
+        (tmp_path / "d" / f"{name}.csv").unlink()
+    assert "left out" not in data_table(summary()[1])[0]
 
 
 def test_a_local_data_set_names_the_files_that_datasets_leaves_out(tmp_path, monkeypatch):

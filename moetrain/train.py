@@ -10,6 +10,7 @@ from moetrain.checkpoint.manager import CheckpointError
 from moetrain.checkpoint.run_folder import claim_run_folder
 from moetrain.config import Settings, SettingsError, describe_settings, load_settings
 from moetrain.data.errors import DataError
+from moetrain.data.split import split_domains
 from moetrain.distributed.launch import end_processes, leave, start_ranks
 from moetrain.distributed.watchdog import watchdog
 from moetrain.loggers.terminal import Terminal
@@ -45,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
             terminal.console.print(shown, markup=False)
         return 0
     try:
-        status = train(*_parse(arguments))
+        settings, check = _parse(arguments)
+        status = train(split_domains(settings), check)
         end_processes()
         return status
     except (SettingsError, DataError, CheckpointError) as error:

@@ -27,6 +27,7 @@ from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.errors import DataError
 from moetrain.data.items import Item, read_all_items
 from moetrain.data.packing import cut_samples
+from moetrain.data.split import split_domains
 from moetrain.data.stream import nothing_held_out
 from moetrain.loggers.terminal import Terminal
 from moetrain.probes.tasks import read_task_items
@@ -154,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--contaminated-json", type=Path, metavar="FILE", help="list the items found in this file")
     options = parser.parse_intermixed_args(arguments)
     terminal = Terminal()
-    settings = load_settings(options.config, options.overrides)
+    settings = split_domains(load_settings(options.config, options.overrides), terminal.preparing)
     items = read_all_items(options.probes) if options.probes else read_task_items(settings)
     if options.contaminated_json and not items:
         raise SettingsError("--contaminated-json needs probe items: give --probes FILE, or set probes.tasks")

@@ -107,6 +107,15 @@ class DomainSettings(Section):
         description="Use only rows that pass this condition on their fields: names (a.b: field b of field a), "
         "constants, comparisons, and, or, not, len(), e.g. language == 'en' and score >= 3.",
     )
+    by: str | None = Field(
+        None,
+        description="Split the source into domains NAME_VALUE, one for each value of this field (source, meta.subset, "
+        "language, ...). The other settings hold for each of them. The source is read once more for each.",
+    )
+    value: str | None = Field(
+        None, description="With by: use only rows of this value. Set in the domains that by makes."
+    )
+    most_domains: int = Field(16, ge=1, description="Domains that by may make; more values are an error.")
     limit: int | None = Field(
         None,
         ge=1,
@@ -155,6 +164,13 @@ class DomainSettings(Section):
             raise ValueError("path or hub is empty: give a file, a folder, a pattern or a data set")
         if self.builtin is not None and self.filter is not None:
             raise ValueError("filter has no effect on a built-in domain, which has no columns: remove it")
+        if self.by is not None and (self.builtin is not None or self.streaming):
+            where = (
+                "on a built-in domain, which has no fields" if self.builtin else "with streaming, it reads many times"
+            )
+            raise ValueError(f"by cannot be used {where}: remove one of them")
+        if self.by is None and (self.value is not None or self.most_domains != 16):
+            raise ValueError("value and most_domains have no effect without by: remove them, or give by")
         if self.repeats_within < 1 and self.repeats == 1:
             raise ValueError("repeats_within has no effect with repeats: 1: remove it, or raise repeats")
         if self.hub is None:
@@ -246,6 +262,12 @@ class DataSettings(Section):
     def _phases_follow_each_other(self) -> DataSettings:
         if self.phases and self.mixture != "weights":
             raise ValueError("phases have no effect with by_size: set data.mixture=weights and each domain's weight")
+        split = [name for name, domain in self.domains.items() if domain.by is not None and domain.value is None]
+        if self.phases and split:
+            raise ValueError(
+                f"phases cannot weigh the domains that data.domains.{split[0]}.by makes: name them in domains of their "
+                "own, with by and value"
+            )
         starts = [phase.from_tokens for phase in self.phases]
         if starts != sorted(set(starts)):
             raise ValueError(f"phases begin at {starts} tokens: put them in increasing order")

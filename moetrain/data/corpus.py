@@ -71,7 +71,8 @@ def prepare_corpus(settings: Settings, progress: Progress = lambda what, done, t
         DataError: the data cannot be used.
         SettingsError: a path holds an environment variable that is not set.
     """
-    return _Preparation(settings, progress).corpus()
+    _refuse_unsplit(settings)
+    return Preparation(settings, progress).corpus()
 
 
 def prepare_tokenizer(
@@ -82,13 +83,27 @@ def prepare_tokenizer(
     Raises:
         DataError, SettingsError: as `prepare_corpus`.
     """
-    preparation = _Preparation(settings, progress)
+    _refuse_unsplit(settings)
+    preparation = Preparation(settings, progress)
     with preparation.lock():
         return preparation.tokenizer()
 
 
-class _Preparation:
-    """The steps from sources to token files, and the state they share."""
+def _refuse_unsplit(settings: Settings) -> None:
+    for name, domain in settings.data.domains.items():
+        if domain.by is not None and domain.value is None:
+            raise DataError(
+                f"data.domains.{name}.by: not split yet: give the settings to moetrain.data.split.split_domains first"
+            )
+
+
+class Preparation:
+    """The steps from sources to token files, and the state they share.
+
+    Attributes:
+        cache: the folder where results are kept.
+        portions: of all domains, in order.
+    """
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
         self.settings, self.progress = settings, progress
@@ -195,10 +210,14 @@ class _Preparation:
             wanted = 1 if is_small else available_cpus()
         return min(wanted, len(self.portions))
 
+    def key(self) -> str:
+        """A hash of the content of the sources, and of how they are read."""
+        return _hash(list(self._fingerprints.values()))
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the lock on preparing these sources, so that two simultaneous runs do not do the same work."""
-        name = _hash(list(self._fingerprints.values()))
+        name = self.key()
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
             opened = open(self.cache / f"preparing-{name}.lock", "wb")  # noqa: SIM115
@@ -214,7 +233,7 @@ class _Preparation:
             yield
 
 
-def _tokenize(preparation: _Preparation, tokenizer: Tokenizer, path: Path, folder: Path) -> None:
+def _tokenize(preparation: Preparation, tokenizer: Tokenizer, path: Path, folder: Path) -> None:
     """Fill the folder of a corpus: shards from worker processes, then one token file and one index per domain."""
     settings = preparation.settings
     shards = folder.with_name(folder.name + ".parts")

@@ -186,6 +186,8 @@ def fingerprint(name: str, domain: DomainSettings, data: DataSettings, seed: int
     digest = hashlib.blake2b(digest_size=16)
     read = {"text_field", "filter", "limit", "builtin", "hub_config", "split", "size", "repeats", "facts", "shuffled"}
     described = domain.model_dump(include=read) | {"repeats": domain.copies}
+    if domain.by is not None:
+        described |= {"by": domain.by, "value": domain.value}
     digest.update(json.dumps([name, described, data.heldout_share], sort_keys=True).encode())
     if domain.shuffled:
         digest.update(f"order {seed}".encode())
@@ -289,9 +291,11 @@ class PortionReader:
 
     def __iter__(self) -> Iterator[Document]:
         limit = self._domain.limit
-        for row in self._rows():
+        for row in self.rows():
             report = self.report  # the writer of shards replaces it for each shard
             report.rows += 1
+            if row.elsewhere:
+                continue
             if row.text is None:
                 if row.problem is None:
                     report.filtered += 1
@@ -330,14 +334,16 @@ class PortionReader:
             return True
         return domain.size is not None and domain.builtin is None and taken + size > domain.size
 
-    def _rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
+        """All rows of the portion, with those that are no documents."""
         start = self.place.rows
         if self._domain.builtin is not None:
             yield from self._tracked(0, 0, islice(self._generated(), start, None))
         elif self._domain.hub is not None:
             yield from self._tracked(0, 0, hub.read(self._portion.domain, self._domain, self._data.root, start))
         else:
-            wanted = Wanted.of(self._domain.text_field, self._domain.filter)
+            domain = self._domain
+            wanted = Wanted.of(domain.text_field, domain.filter, domain.by, domain.value)
             for number in range(self.place.file, len(self._portion.files)):
                 source = self._portion.files[number]
                 bytes_before = sum(other.size for other in self._portion.files[:number])

@@ -84,7 +84,7 @@ def read(name: str, domain: DomainSettings, root: str, start: int) -> Iterator[R
     Raises:
         DataError: the data set cannot be loaded or read to its end, or lacks a column.
     """
-    wanted = Wanted.of(domain.text_field, domain.filter)
+    wanted = Wanted.of(domain.text_field, domain.filter, domain.by, domain.value)
     folder = local_folder(name, domain, root)
     files = saved.files_of_split(folder, domain.split) if folder is not None else None
     yield from _loaded(name, domain, folder, wanted, start) if files is None else _saved(files, wanted, start)

@@ -20,6 +20,8 @@ class Row(NamedTuple):
     problem: str | None = None  # why it cannot be used
     answer: tuple[int, int] | None = None  # range of characters marked as the answer
     heldout: bool | None = None  # set if the source decides whether the text is held out
+    group: str | None = None  # value of the field that the domain is split by
+    elsewhere: bool = False  # belongs to another domain of the same source
 
 
 ANSWER = "answer"
@@ -32,16 +34,20 @@ class Wanted:
 
     text_field: str
     filter: Filter | None = None
+    by: str | None = None
+    value: str | None = None
 
     @classmethod
-    def of(cls, text_field: str, filter_text: str | None) -> Wanted:
-        return cls(text_field, parse_filter(filter_text) if filter_text is not None else None)
+    def of(cls, text_field: str, filter_text: str | None, by: str | None = None, value: str | None = None) -> Wanted:
+        """The fields that settings of these names ask for."""
+        return cls(text_field, parse_filter(filter_text) if filter_text is not None else None, by, value)
 
     @property
     def columns(self) -> dict[str, str]:
-        """The fields that must be there, each with the setting that names it."""
-        named = {self.text_field: "text_field"}
-        return named | {name: "filter" for name in (self.filter.columns if self.filter else ()) if name not in named}
+        """The fields that must be there, each with what helps if it is not."""
+        by = {self.by: "correct by"} if self.by is not None else {}
+        filtered = dict.fromkeys(self.filter.columns if self.filter else (), "correct the filter")
+        return {self.text_field: "set text_field"} | by | filtered | {self.text_field: "set text_field"}
 
     def pick(self, record: Mapping[str, Any], place: str, number: int, position: int) -> Row:
         """Make a row of a record."""
@@ -57,6 +63,17 @@ class Wanted:
                 return bad(f"no field {error} for the filter (fields: {', '.join(field_names(record)) or 'none'})")
             except TypeError as error:
                 return bad(f"the filter cannot be applied ({error})")
+        group = None
+        if self.by is not None:
+            try:
+                value = field_value(record, self.by)
+            except KeyError:
+                return bad(f"no field {self.by!r} for by (fields: {', '.join(field_names(record)) or 'none'})")
+            group = group_name(value)
+            if group is None:
+                return bad(f"field {self.by!r}, which by names, is {_kind(value)}: leave such rows out by filter")
+            if self.value not in (None, group):
+                return Row(None, place, number, position, elsewhere=True)
         try:
             text = field_value(record, self.text_field)
         except KeyError:
@@ -68,10 +85,21 @@ class Wanted:
         if isinstance(text, list) and all(isinstance(part, str) for part in text):
             text = "\n".join(text)
         if isinstance(text, str):
-            return _with_answer(text, record.get(ANSWER), place, number, position)
+            return _with_answer(text, record.get(ANSWER), place, number, position)._replace(group=group)
         if text is None:
             return bad(f"field {self.text_field!r} is null")
         return bad(f"field {self.text_field!r} is a {type(text).__name__}, not text")
+
+
+def group_name(value: Any) -> str | None:
+    """A value that rows are split by, as text; None if it is null, empty or no text, whole number or truth value."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return (str(value) or None) if isinstance(value, str | int) else None
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else "empty" if value == "" else f"a {type(value).__name__}"
 
 
 def field_names(record: Mapping[str, Any], kind: type = object) -> list[str]:

@@ -19,9 +19,8 @@ def fetched(place: str, schema: pa.Schema, wanted: Wanted) -> list[str]:
     Raises:
         DataError: a column is missing, or the text column is not text; the message begins with ``place``.
     """
-    for name, setting in wanted.columns.items():
+    for name, remedy in wanted.columns.items():
         if _type_of(schema, name) is None:
-            remedy = "set text_field" if setting == "text_field" else f"correct the {setting}"
             raise DataError(f"{place}: no column {name!r} (columns: {_listed(_names(schema))}): {remedy}")
     kind = _type_of(schema, wanted.text_field)
     if not _is_text(kind):

@@ -22,7 +22,9 @@ def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
     """
     others = [column for column in wanted.columns if column != wanted.text_field]
     if others:
-        raise DataError(f"{path}: a text file has no column {others[0]!r} to filter on: only {wanted.text_field!r}")
+        raise DataError(
+            f"{path}: a text file has no column {others[0]!r} to filter on or split by: only {wanted.text_field!r}"
+        )
     number = begin = 0
     rest = b""
     with open_plain(path) as (file, position):

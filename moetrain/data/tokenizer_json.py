@@ -141,14 +141,14 @@ def _keeping_all(model: bytes, marks: tuple[str, str]) -> bytes:
 
 
 def _without_nfc(normalizer: Any) -> Any:
-    """A normalizer without its steps of NFC; None if nothing is left of it."""
+    """A normalizer without its steps of NFC; None if there is none, or nothing is left of it."""
     if not isinstance(normalizer, dict) or normalizer.get("type") == "NFC":
         return None
-    if normalizer.get("type") != "Sequence":
+    steps = normalizer.get("normalizers")
+    if normalizer.get("type") != "Sequence" or not steps:
         return normalizer
-    steps = [_without_nfc(step) for step in normalizer.get("normalizers") or []]
-    steps = [step for step in steps if step is not None]
-    return normalizer | {"normalizers": steps} if steps else None
+    kept = [step for step in map(_without_nfc, steps) if step is not None]
+    return normalizer | {"normalizers": kept} if kept else None
 
 
 def _configured_marks(path: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import bz2
 import datetime
 import gzip
+import io
 import json
 import lzma
 
@@ -425,6 +426,23 @@ def test_dates_are_told_from_text_in_parquet(tmp_path):
     with pytest.raises(DataError, match=r"column 'text' is date32\[day\], not text: set text_field to body"):
         read(tmp_path, "path=a.parquet")
     assert len(read(tmp_path, "path=a.parquet", "text_field=body")[0]) == 2
+
+
+def test_zstd_as_its_own_tools_write_it_is_read(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    whole = zstandard.ZstdCompressor(level=19, write_checksum=True).compress(LINES)
+    skipped = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"size"  # as pzstd puts before each frame
+    stream = io.BytesIO()
+    with zstandard.ZstdCompressor().stream_writer(stream, closefd=False) as file:  # without the size of its content
+        file.write(LINES)
+    for content in (whole, skipped + whole, stream.getvalue(), stream.getvalue() + whole):
+        (tmp_path / "a.jsonl.zst").write_bytes(content)
+        documents, report = read(tmp_path, "path=a.jsonl.zst")
+        assert len(documents) == 40
+        assert report.rows in (40, 80)
+    (tmp_path / "a.jsonl.zst").write_bytes(whole[:-1])  # its checksum
+    with pytest.raises(DataError, match="the file ends or breaks"):
+        read(tmp_path, "path=a.jsonl.zst")
 
 
 def test_zstd_in_a_local_data_set_needs_a_package_or_is_read_whole(tmp_path, monkeypatch):

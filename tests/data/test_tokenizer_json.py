@@ -210,7 +210,9 @@ def test_normalization_to_nfc_within_a_sequence_is_left_out_too(tmp_path, steps)
 
     path = tmp_path / "tokenizer.json"
     byte_level(normalizer=normalizer(steps)).save(str(path))
-    check_lossless(load_tokenizer(path))
+    tokenizer = load_tokenizer(path)
+    check_lossless(tokenizer)
+    assert (tokenizer.model == path.read_bytes()) == (steps == [])
     byte_level(normalizer=normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])).save(str(path))
     with pytest.raises(ValueError, match="it is not lossless"):
         check_lossless(load_tokenizer(path))

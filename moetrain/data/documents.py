@@ -18,6 +18,7 @@ from moetrain.data.builtin import MarkedText
 from moetrain.data.dedup import SeenIds
 from moetrain.data.digests import content_digest
 from moetrain.data.errors import DataError as DataError
+from moetrain.data.errors import cannot_read
 from moetrain.data.sources import Row, Wanted, hub, read_file
 from moetrain.data.sources.files import Listing, kind_of, list_files
 from moetrain.data.sources.opening import COMPRESSIONS
@@ -95,7 +96,7 @@ class SourceFile:
         try:
             stat = path.stat()
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}): restore it") from None
+            raise cannot_read(path, error) from None
         return cls(path, stat.st_size, stat.st_mtime_ns)
 
     def check(self) -> None:
@@ -252,9 +253,12 @@ def check_report(report: DomainReport, domain: DomainSettings, data: DataSetting
             f"{key}: {report.bad} of {report.rows} lines cannot be used, first {report.bad_places[0]}: {remedy}"
         )
     if report.documents == 0:
-        why = f", whose {report.filtered} rows the filter drops" if report.filtered else ""
-        why = why or (", as earlier domains hold all of them" if report.duplicates else "")
-        raise DataError(f"{key}: no documents in {_source_name(domain)}{why}: give one that holds text")
+        why, remedy = "", "give one that holds text"
+        if report.filtered:
+            why, remedy = f", whose {report.filtered} rows the filter drops", "correct the filter"
+        elif report.duplicates:
+            why, remedy = ", as earlier domains hold all of them", "leave this domain out, or give another"
+        raise DataError(f"{key}: no documents in {_source_name(domain)}{why}: {remedy}")
 
 
 def _source_name(domain: DomainSettings) -> str:

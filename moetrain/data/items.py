@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moetrain.data.errors import DataError
+from moetrain.data.errors import DataError, cannot_read
 from moetrain.data.sources.files import kind_of
 from moetrain.data.sources.opening import broken, open_plain
 
@@ -60,7 +60,7 @@ def read_lines(path: Path, what: str) -> Iterator[tuple[int, Any]]:
     except broken as error:
         raise DataError(f"{path}:{line + 1}: cannot be decompressed ({error}): restore the file") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}): restore it") from None
+        raise cannot_read(path, error) from None
     if not found:
         raise DataError(f"{path}: holds no {what}s: give a file with one per line, or leave it out")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from moetrain.data.errors import DataError
+from moetrain.data.errors import DataError, cannot_read
 from moetrain.data.sources import json_values, jsonl, text
 from moetrain.data.sources.files import kind_of, plain_name
 from moetrain.data.sources.rows import Row, Wanted
@@ -36,4 +36,4 @@ def read_file(path: Path, wanted: Wanted, start: int = 0) -> Iterator[Row]:
             case None:
                 raise DataError(f"{path}: files of this kind cannot be read")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}): restore it") from None
+        raise cannot_read(path, error) from None

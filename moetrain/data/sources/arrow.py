@@ -40,9 +40,7 @@ def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
                     yield from tabular.rows(piece, wanted, str(path), number + first + 1, position)
                 number += len(batch)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        where = f"{path}, row {number + 1}" if number else f"{path}"
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"{where}: the file ends or breaks here ({reason}): fetch it again") from None
+        raise tabular.broken(path, number, error) from None
 
 
 def _roots(columns: list[str], schema: Any) -> list[str]:

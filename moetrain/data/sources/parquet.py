@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moetrain.data.errors import DataError
 from moetrain.data.sources import tabular
 from moetrain.data.sources.opening import check_content
 from moetrain.data.sources.rows import Row, Wanted
@@ -43,6 +42,4 @@ def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
                     yield from tabular.rows(batch.slice(skipped), wanted, str(path), number + skipped + 1, position)
                 number += len(batch)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        where = f"{path}, row {number + 1}" if number else f"{path}"
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"{where}: the file ends or breaks here ({reason}): fetch it again") from None
+        raise tabular.broken(path, number, error) from None

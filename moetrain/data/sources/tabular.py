@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -44,6 +45,15 @@ def rows(batch: pa.RecordBatch, wanted: Wanted, place: str, number: int, positio
             yield Row(None, f"{place}, row {at}", at, position, problem=problem)
         else:
             yield wanted.pick(dict(zip(batch.schema.names, values, strict=True)), f"{place}, row {at}", at, position)
+
+
+def broken(path: Path, number: int, error: Exception) -> DataError:
+    """The error for a table that cannot be read on after ``number`` rows."""
+    where = f"{path}, row {number + 1}" if number else f"{path}"
+    reason = str(error).partition("\n")[0]
+    if isinstance(error, pa.ArrowNotImplementedError):
+        return DataError(f"{where}: pyarrow {pa.__version__} cannot read it ({reason}): write it in a simpler form")
+    return DataError(f"{where}: the file ends or breaks here ({reason}): fetch it again")
 
 
 def _values(column: Any) -> list[Any]:

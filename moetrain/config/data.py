@@ -77,7 +77,8 @@ class DomainSettings(Section):
         description="Files, folders or patterns. The end of the name decides how a file is read: .jsonl, .json, "
         ".parquet, .arrow, or plain text and source code (.txt, .md, .py, ...: one document per file); those of JSON "
         "and text also with .gz, .bz2, .xz or .zst. A folder, named or matched, stands for the files below it, links "
-        "followed; what of it is left out is counted and named. Relative to data.root.",
+        "followed; what of it is left out is counted and named. Relative to data.root. URLs (s3://, hf://, https://) "
+        "are fetched once into data.cache_dir.",
     )
     builtin: str | None = Field(
         None,
@@ -156,6 +157,11 @@ class DomainSettings(Section):
         """Copies of each training document that the stream holds at the start."""
         return self.most_repeats if self.repeats == "auto" else self.repeats
 
+    @property
+    def paths(self) -> list[str]:
+        """The entries of ``path``."""
+        return [self.path] if isinstance(self.path, str) else list(self.path or [])
+
     @model_validator(mode="after")
     def _one_source(self) -> DomainSettings:
         if sum(source is not None for source in (self.path, self.builtin, self.hub)) != 1:
@@ -212,7 +218,7 @@ class DataSettings(Section):
         default_factory=dict, description="The domains by name, each with its source (data.domains.NAME.KEY)."
     )
     root: str = Field(
-        "", description="Folder that paths of domains are relative to; environment variables are expanded."
+        "", description="Folder or URL that paths of domains are relative to; environment variables are expanded."
     )
     cache_dir: str = Field(
         "~/.cache/moetrain",

@@ -31,6 +31,7 @@ from moetrain.data.documents import (
 )
 from moetrain.data.errors import DataError
 from moetrain.data.sample import Sample, sample_portion
+from moetrain.data.sources.remote import is_url
 from moetrain.data.token_shards import INDEX, TokenizerFile, join_shards, token_dtype, write_shards
 from moetrain.data.tokenizer import Tokenizer, check_lossless, load_tokenizer, train_tokenizer
 from moetrain.data.workers import available_cpus, run_tasks
@@ -109,10 +110,10 @@ class Preparation:
         self.settings, self.progress = settings, progress
         data = settings.data
         self.cache = Path(expand(data.cache_dir, "data.cache_dir"))
+        if any(is_url(place) for domain in data.domains.values() for place in (data.root, *domain.paths)):
+            self.progress("fetching files that are not in the cache", 0, None)
         # The state of files is noted before they are hashed, so that later changes are noticed when they are read.
-        self.portions = [
-            portion for name, domain in data.domains.items() for portion in portions(name, domain, data.root)
-        ]
+        self.portions = [portion for name, domain in data.domains.items() for portion in portions(name, domain, data)]
         self._fingerprints = {
             name: fingerprint(name, domain, data, settings.run.seed) for name, domain in data.domains.items()
         }
@@ -128,7 +129,7 @@ class Preparation:
         for name, domain in self.settings.data.domains.items():
             domains.append(_open_domain(folder, name))
             # Files that are not read may come and go without a new corpus, so they are not stored in it.
-            note_left_out(domains[-1].report, domain, self.settings.data.root)
+            note_left_out(domains[-1].report, domain, self.settings.data)
         return Corpus(domains, tokenizer, key)
 
     def tokenizer(self) -> tuple[Tokenizer, Path]:

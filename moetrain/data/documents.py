@@ -19,7 +19,7 @@ from moetrain.data.dedup import SeenIds
 from moetrain.data.digests import content_digest
 from moetrain.data.errors import DataError as DataError
 from moetrain.data.errors import cannot_read
-from moetrain.data.sources import Row, Wanted, hub, read_file
+from moetrain.data.sources import Row, Wanted, hub, read_file, remote
 from moetrain.data.sources.files import Listing, kind_of, list_files
 from moetrain.data.sources.opening import COMPRESSIONS
 
@@ -126,24 +126,31 @@ class Portion:
         return sum(file.size for file in self.files)
 
 
-def source_files(name: str, domain: DomainSettings, root: str) -> list[Path]:
+def source_files(name: str, domain: DomainSettings, data: DataSettings) -> list[Path]:
     """The files of a domain that is read from disk, in the order they are read.
 
     Raises:
         DataError: a path or pattern matches no file that can be read.
     """
-    listings = _listings(name, domain, root)
+    listings = _listings(name, domain, data)
     return list(dict.fromkeys(path for listing in listings for path in listing.files))
 
 
-def _listings(name: str, domain: DomainSettings, root: str) -> list[Listing]:
+def _listings(name: str, domain: DomainSettings, data: DataSettings) -> list[Listing]:
     key = f"data.domains.{name}.path"
-    patterns = [domain.path] if isinstance(domain.path, str) else list(domain.path or [])
-    start = expand(root, "data.root")
-    return [list_files(os.path.join(start, expand(pattern, key)), key) for pattern in patterns]
+    start = expand(data.root, "data.root")
+    listings = []
+    for pattern in domain.paths:
+        expanded = expand(pattern, key)
+        place = expanded if remote.is_url(expanded) else os.path.join(start, expanded)
+        if remote.is_url(place):
+            listings.append(remote.fetch_files(place, key, Path(expand(data.cache_dir, "data.cache_dir"))))
+        else:
+            listings.append(list_files(place, key))
+    return listings
 
 
-def note_left_out(report: DomainReport, domain: DomainSettings, root: str) -> None:
+def note_left_out(report: DomainReport, domain: DomainSettings, data: DataSettings) -> None:
     """Count and name in a report what the domain's path, pattern or local data set holds but is not read.
 
     Raises:
@@ -151,19 +158,19 @@ def note_left_out(report: DomainReport, domain: DomainSettings, root: str) -> No
     """
     found = Listing([], {})
     if domain.path is not None:
-        listings = _listings(report.domain, domain, root)
+        listings = _listings(report.domain, domain, data)
         read = {path for listing in listings for path in listing.files}
         for listing in listings:
             for reason, paths in listing.left_out.items():
                 known = found.left_out.setdefault(reason, [])
                 known.extend(path for path in paths if path not in read and path not in known)
-    elif domain.hub is not None and (paths := hub.left_out(report.domain, domain, root)):
+    elif domain.hub is not None and (paths := hub.left_out(report.domain, domain, data.root)):
         found.left_out["in no split of it"] = paths
     report.left_out = sum(map(len, found.left_out.values()))
     report.left_out_files = found.left_out_lines()
 
 
-def portions(name: str, domain: DomainSettings, root: str) -> list[Portion]:
+def portions(name: str, domain: DomainSettings, data: DataSettings) -> list[Portion]:
     """The source of a domain in reading order, split between files so that several workers can read it.
 
     Small files are grouped. A domain with a ``size`` or ``limit`` is one portion, because where it ends depends on
@@ -171,7 +178,7 @@ def portions(name: str, domain: DomainSettings, root: str) -> list[Portion]:
     """
     if domain.path is None:
         return [Portion(name, 0)]
-    files = [SourceFile.at(path) for path in source_files(name, domain, root)]
+    files = [SourceFile.at(path) for path in source_files(name, domain, data)]
     if domain.size is not None or domain.limit is not None:
         return [Portion(name, 0, tuple(files))]
     groups: list[list[SourceFile]] = [[]]
@@ -196,7 +203,7 @@ def fingerprint(name: str, domain: DomainSettings, data: DataSettings, seed: int
         digest.update(f"{seed} {builtin.generator_fingerprint(domain.builtin)}".encode())
         return digest.hexdigest()
     if domain.path is not None:
-        files = source_files(name, domain, data.root)
+        files = source_files(name, domain, data)
         names = [_how_read(path) for path in files]
     else:
         digest.update(_WITH_ANSWERS.encode())
@@ -236,8 +243,8 @@ def read_documents(
     Raises:
         DataError: no documents, or a larger share of unusable rows than ``data.max_bad_share``.
     """
-    note_left_out(report, domain, data.root)
-    for portion in portions(name, domain, data.root):
+    note_left_out(report, domain, data)
+    for portion in portions(name, domain, data):
         yield from PortionReader(portion, domain, data, seed, seen, report)
     check_report(report, domain, data)
 

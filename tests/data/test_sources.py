@@ -330,7 +330,7 @@ def test_small_files_share_a_portion_and_large_ones_do_not(tmp_path):
 
     def of(*overrides):
         chosen = load_settings(None, ["data.domains.d.path=*.txt", f"data.root={tmp_path}", *overrides])
-        return [[int(f.path.stem) for f in p.files] for p in portions("d", chosen.data.domains["d"], chosen.data.root)]
+        return [[int(f.path.stem) for f in p.files] for p in portions("d", chosen.data.domains["d"], chosen.data)]
 
     assert of() == [[0, 1], [2], [3, 4], [5]]
     assert of("data.domains.d.limit=3") == [[0, 1, 2, 3, 4, 5]]

@@ -33,7 +33,9 @@ _PACKED = (".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".br", ".sz", ".lzma",
 _TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".orc", ".avro", ".h5", ".hdf5", ".db", ".sqlite", ".pkl", ".pickle")
 _PAPERS = ("readme", "license", "licence", "copying", "notice", "citation", "changelog", "authors", "contributing")
 
-_HIDDEN = "hidden"
+_KNOWN = "none of .jsonl, .json, .parquet, .arrow and those of text and source code"
+
+HIDDEN = "hidden"
 _UNKNOWN = "of a kind that is not read"
 _NO_FILE = "broken links and the like"
 _LOOP = "links to a folder that is read already or holds this one"
@@ -102,7 +104,7 @@ def list_files(pattern: str, key: str) -> Listing:
             left_out[_NO_FILE].append(path)
         else:
             files.add(path)
-    listing = Listing(_chosen(sorted(files), left_out), dict(left_out))
+    listing = Listing(chosen_files(sorted(files), left_out), dict(left_out))
     if not listing.files:
         if not left_out:
             raise DataError(f"{key}: no file at {pattern}: correct the path, or data.root it starts from")
@@ -141,7 +143,7 @@ def _below(
             raise DataError(f"{key}: {parent} cannot be listed ({error.strerror}): allow it, or move it") from None
         for path in entries:
             if path.name.startswith("."):
-                left_out[_HIDDEN].append(path)
+                left_out[HIDDEN].append(path)
             elif path.is_dir():
                 waiting.append(path)
             elif path.is_file():
@@ -150,7 +152,7 @@ def _below(
                 left_out[_NO_FILE].append(path)
 
 
-def _chosen(files: list[Path], left_out: defaultdict[str, list[Path]]) -> list[Path]:
+def chosen_files(files: list[Path], left_out: defaultdict[str, list[Path]]) -> list[Path]:
     """Of files found together those that are data, see `list_files`; a data set's own papers are not."""
     kinds = {path: kind_of(path) for path in files}
     left_out[_UNKNOWN].extend(path for path in files if kinds[path] is None)
@@ -179,7 +181,20 @@ def _is_json(path: Path) -> bool:
 
 
 def _unread(path: Path) -> str:
-    """Why a file of unknown kind is not read, and what helps."""
+    """Why a file of unknown kind is not read, and what helps, by its name and content."""
+    by_name = unread_name(path)
+    if not by_name.startswith(f"{path} ends in {_KNOWN}"):
+        return by_name
+    found = ending_by_content(path)
+    if found is not None:
+        return f"{path} holds {NAMES[found]} data: rename it to end in {found}"
+    if _is_text(path):
+        return f"{path} ends in {_KNOWN}, but holds text: rename it to end in .jsonl (one object a line) or .txt"
+    return by_name
+
+
+def unread_name(path: Path) -> str:
+    """Why a file of unknown kind is not read, and what helps, by its name."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if any(suffix in _PACKED for suffix in suffixes):
         return f"{path} is packed in a way that is not read: unpack it ({', '.join(COMPRESSIONS)} are read)"
@@ -189,13 +204,7 @@ def _unread(path: Path) -> str:
         return f"{path}: Parquet and Arrow files are not read if compressed as a whole: decompress it"
     if path.suffix in COMPRESSIONS:
         return f"{path} does not say what it holds: rename it, for instance to NAME.jsonl{path.suffix}"
-    found = ending_by_content(path)
-    if found is not None:
-        return f"{path} holds {NAMES[found]} data: rename it to end in {found}"
-    known = "none of .jsonl, .json, .parquet, .arrow and those of text and source code"
-    if _is_text(path):
-        return f"{path} ends in {known}, but holds text: rename it to end in .jsonl (one object a line) or .txt"
-    return f"{path} ends in {known}: convert it to JSON Lines or Parquet"
+    return f"{path} ends in {_KNOWN}: convert it to JSON Lines or Parquet"
 
 
 def _is_text(path: Path) -> bool:

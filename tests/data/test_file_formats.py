@@ -18,7 +18,7 @@ from moetrain.config import load_settings
 from moetrain.data.documents import DataError, DomainReport, read_documents
 from moetrain.data.sources import json_values, read_file
 from moetrain.data.sources.rows import Wanted
-from tests.fuzz.inputs import check_refusal, fuzz
+from tests.fuzz.inputs import check_refusal, damaged, fuzz
 
 RECORDS = [
     {
@@ -314,6 +314,24 @@ def test_a_corrupt_arrow_file_gives_rows_or_one_error(tmp_path_factory, data, st
         check_refusal(error, path)
         return
     assert len(rows) <= 40
+
+
+@given(st.data(), st.sampled_from(["list", "objects", *COMPRESS]), st.integers(0, 3))
+@fuzz
+def test_damaged_json_and_compressed_files_give_rows_or_one_error(tmp_path_factory, data, form, start):
+    content = {
+        "list": json.dumps(RECORDS[:4], indent=1).encode(),
+        "objects": "\n".join(json.dumps(record, indent=1) for record in RECORDS[:4]).encode(),
+    }.get(form)
+    content = content or COMPRESS[form](LINES[:600])
+    path = tmp_path_factory.getbasetemp() / ("damaged.json" if form in ("list", "objects") else f"damaged.jsonl{form}")
+    path.write_bytes(data.draw(damaged(content)))
+    try:
+        rows = list(read_file(path, Wanted("text"), start))
+    except DataError as error:
+        check_refusal(error, path)
+        return
+    assert all((row.text is None) != (row.problem is None) and row.place.startswith(str(path)) for row in rows)
 
 
 # JSON that is not one object a line

@@ -1,5 +1,6 @@
 """What a folder or pattern holds is read, or left out with a count and a name, or refused with a remedy that helps."""
 
+import gzip
 import json
 import os
 import zipfile
@@ -53,6 +54,30 @@ def test_linked_files_and_folders_are_read_once(tmp_path):
     texts, report = read(tmp_path, "folder")
     assert sorted(texts) == ["elsewhere/c.jsonl", "elsewhere/deep/b.jsonl", "folder/a.jsonl"]
     assert report.duplicates == 1  # z.jsonl, a file of its own name
+
+
+def test_of_a_folder_of_all_sorts_all_that_can_be_read_is_read(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    for number, part in enumerate(("folder/0", "folder/1", "elsewhere/2")):
+        lines(tmp_path / f"{part}.jsonl", *(f"text {number} {n}" for n in range(40)))
+    (tmp_path / "folder" / "2.csv").write_text("text\n" + "row\n" * 40)
+    (tmp_path / "folder" / "linked").symlink_to("../elsewhere")
+    plain, packed = ((tmp_path / "folder" / f"{n}.jsonl").read_bytes() for n in (0, 1))
+    (tmp_path / "folder" / "0.jsonl.gz").write_bytes(gzip.compress(plain))
+    (tmp_path / "folder" / "1.jsonl.zst").write_bytes(pa.compress(packed, codec="zstd", asbytes=True))
+    for name in "01":
+        (tmp_path / "folder" / f"{name}.jsonl").unlink()
+    texts, report = read(tmp_path, "folder")
+    assert len(texts) == 120
+    assert report.left_out_files == [f"1 of a kind that is not read ({tmp_path}/folder/2.csv)"]
+    pytest.importorskip("zstandard")
+    chosen = load_settings(None, [f"data.root={tmp_path}", "data.domains.d.hub=folder"])
+    report = DomainReport("d")
+    found = [d.text for d in read_documents("d", chosen.data.domains["d"], chosen.data, 0, set(), report)]
+    assert sorted(found) == sorted(texts[:80])
+    assert report.left_out_files == [f"2 in no split of it ({tmp_path}/folder/2.csv, {tmp_path}/folder/linked)"]
 
 
 def test_links_that_lead_round_in_a_circle_are_counted(tmp_path):

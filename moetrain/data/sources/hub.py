@@ -54,7 +54,7 @@ def revision(name: str, domain: DomainSettings, root: str) -> str:
 
 
 def left_out(name: str, domain: DomainSettings, root: str) -> list[Path]:
-    """Files of a local folder that are in no split, which `datasets` leaves out without a word; none on the hub.
+    """What of a local folder is in no split, which `datasets` leaves out without a word; nothing on the hub.
 
     Raises:
         DataError: as `read`.
@@ -68,14 +68,16 @@ def left_out(name: str, domain: DomainSettings, root: str) -> list[Path]:
         builder = datasets.load_dataset_builder(str(folder), domain.hub_config)
     read = {Path(path).resolve() for files in (builder.config.data_files or {}).values() for path in files}
     card = ("README.md", *saved.PAPERS)
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and path.resolve() not in read
-        and path.relative_to(folder).as_posix() not in card
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+
+    def is_left_out(path: Path) -> bool:
+        inside = path.relative_to(folder)
+        if inside.as_posix() in card or any(part.startswith(".") for part in inside.parts):
+            return False
+        if path.is_dir():  # datasets does not follow links to folders
+            return path.is_symlink() and not any(file.is_relative_to(path.resolve()) for file in read)
+        return path.resolve() not in read
+
+    return [path for path in sorted(folder.rglob("*")) if is_left_out(path)]
 
 
 def read(name: str, domain: DomainSettings, root: str, start: int) -> Iterator[Row]:

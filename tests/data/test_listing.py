@@ -103,14 +103,15 @@ def test_what_is_left_out_of_a_folder_is_counted_and_named(tmp_path):
         "d/LICENSE",
     )
     (tmp_path / "d" / "gone.jsonl").symlink_to("nowhere")
+    (tmp_path / "d" / "itself").symlink_to("itself")
     os.mkfifo(tmp_path / "d" / "pipe.jsonl")
     texts, report = read(tmp_path, "d")
     assert texts == ["d/a.jsonl"]
-    assert report.left_out == 9
+    assert report.left_out == 10
     folder = tmp_path / "d"
     assert set(report.left_out_files) == {
         f"2 hidden ({folder}/.cache, {folder}/.hidden)",
-        f"2 broken links and the like ({folder}/gone.jsonl, {folder}/pipe.jsonl)",
+        f"3 broken links and the like ({folder}/gone.jsonl, {folder}/itself, {folder}/pipe.jsonl)",
         f"5 of a kind that is not read ({folder}/LICENSE, {folder}/b.csv, {folder}/c.csv, ...)",
     }
 
@@ -171,14 +172,14 @@ def test_what_one_path_reads_another_does_not_leave_out(tmp_path):
 
 def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
     files(tmp_path, "d/a.jsonl", "d/locked/b.jsonl")
-    real = type(tmp_path).iterdir
+    real = os.scandir
 
-    def iterdir(path):
+    def scandir(path):
         if path.name == "locked":
             raise PermissionError(13, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(type(tmp_path), "iterdir", iterdir)
+    monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match=r"locked cannot be listed \(Permission denied\)"):
         read(tmp_path, "d")
 

@@ -123,30 +123,35 @@ def _below(
         parent = waiting.pop()
         state = parent.stat()
         place = (state.st_dev, state.st_ino)
-        if place in above | seen:
+        if place in above or place in seen:
             if parent.is_symlink():
                 left_out[_LOOP].append(parent)
             continue
         seen.add(place)
-        if (names := saved.splits(parent)) is not None:
-            raise DataError(
-                f"{key}: {parent} holds the splits {', '.join(names)} of one data set: give the folder of one, or hub: "
-                "with split:"
-            )
-        saved_files = saved.data_files(parent)
+        try:
+            with os.scandir(parent) as found:  # which knows folders from files without asking for each
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"{key}: {parent} cannot be listed ({error.strerror}): allow it, or move it") from None
+        saved_files = None
+        if any(entry.name in saved.PAPERS for entry in entries):
+            if (names := saved.splits(parent)) is not None:
+                raise DataError(
+                    f"{key}: {parent} holds the splits {', '.join(names)} of one data set: give the folder of one, or "
+                    "hub: with split:"
+                )
+            saved_files = saved.data_files(parent)
         if saved_files is not None:
             yield from saved_files
             continue
-        try:
-            entries = sorted(parent.iterdir())
-        except OSError as error:
-            raise DataError(f"{key}: {parent} cannot be listed ({error.strerror}): allow it, or move it") from None
-        for path in entries:
-            if path.name.startswith("."):
+        for entry in entries:
+            path = parent / entry.name
+            known = path if entry.is_symlink() else entry  # a link to itself is an error to an entry
+            if entry.name.startswith("."):
                 left_out[HIDDEN].append(path)
-            elif path.is_dir():
+            elif known.is_dir():
                 waiting.append(path)
-            elif path.is_file():
+            elif known.is_file():
                 yield path
             else:
                 left_out[_NO_FILE].append(path)

@@ -119,24 +119,39 @@ def test_what_is_left_out_of_a_folder_is_counted_and_named(tmp_path):
 @pytest.mark.parametrize(
     ("names", "read_ones"),
     [
-        (["a.jsonl", "b.parquet", "README.md", "notes.txt"], ["a.jsonl", "b.parquet"]),
+        (["a.jsonl", "b.parquet", "README.md", "load.py"], ["a.jsonl", "b.parquet"]),
         (["b.parquet", "dataset_info.json", "meta.json", "README.md"], ["b.parquet"]),
         (["a.jsonl", "b.json", "dataset_infos.json"], ["a.jsonl", "b.json"]),
         (["b.json", "README.md", "LICENSE.txt"], ["b.json"]),
         (["README.md"], ["README.md"]),
         (["main.py", "package.json", "README.md"], ["README.md", "main.py"]),
+        (["large.py", "package.json", "README.md", "fixture.parquet", "some.jsonl"], ["README.md", "large.py"]),
         (["README.md", "dataset_info.json"], ["README.md"]),
     ],
 )
 def test_a_data_set_s_own_papers_are_not_read_as_data(tmp_path, names, read_ones):
     files(tmp_path / "d", *names)
+    if "large.py" in names:
+        (tmp_path / "d" / "large.py").write_text("large.py".ljust(100_000))
     for path in ("d", "d/*", "d/**/*"):
         texts, report = read(tmp_path, path)
-        assert texts == read_ones
+        assert [text.strip() for text in texts] == read_ones
         assert report.left_out == len(names) - len(read_ones)
     for name in names:
         if "dataset_info" not in name:
-            assert read(tmp_path, f"d/{name}")[0] == [name]
+            assert [text.strip() for text in read(tmp_path, f"d/{name}")[0]] == [name]
+
+
+def test_a_folder_of_both_rows_and_text_is_refused_and_the_patterns_help(tmp_path):
+    files(tmp_path, "d/a.jsonl", "d/sub/b.jsonl", "d/notes.txt", "d/more.txt")
+    with pytest.raises(
+        DataError, match=r"d holds rows \(.*a\.jsonl, .*\) and text \(.*more\.txt.*: give a pattern"
+    ) as e:
+        read(tmp_path, "d")
+    assert str(e.value).endswith("such as FOLDER/**/*.jsonl or FOLDER/**/*.txt")
+    assert read(tmp_path, "d/**/*.jsonl")[0] == ["d/a.jsonl", "d/sub/b.jsonl"]
+    assert read(tmp_path, "d/**/*.txt")[0] == ["d/more.txt", "d/notes.txt"]
+    assert len(read(tmp_path, "[d/**/*.txt, d/**/*.jsonl]")[0]) == 4
 
 
 def test_folders_that_a_pattern_matches_are_read_like_named_ones(tmp_path):
@@ -163,8 +178,8 @@ def test_a_name_with_signs_of_patterns_is_taken_as_it_is_where_there_is_such_a_f
 
 
 def test_what_one_path_reads_another_does_not_leave_out(tmp_path):
-    files(tmp_path, "d/a.jsonl", "d/notes.txt", "d/more.txt")
-    chosen = load_settings(None, [f"data.root={tmp_path}", "data.domains.d.path=[d, d/notes.txt]"])
+    files(tmp_path, "d/a.jsonl", "d/README.txt", "d/LICENSE.txt")
+    chosen = load_settings(None, [f"data.root={tmp_path}", "data.domains.d.path=[d, d/README.txt]"])
     report = DomainReport("d")
     list(read_documents("d", chosen.data.domains["d"], chosen.data, 0, set(), report))
     assert (report.documents, report.left_out) == (2, 1)

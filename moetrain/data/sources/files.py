@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -40,7 +40,11 @@ _UNKNOWN = "of a kind that is not read"
 _NO_FILE = "broken links and the like"
 _LOOP = "links to a folder that is read already or holds this one"
 _TEXT_BESIDE = "text beside files of rows"
+_ROWS_BESIDE = "files of rows beside text"
 _JSON_BESIDE = ".json beside other files, which may describe them"
+
+_FEW = 0.05
+"""Bytes of text per byte of rows, or the reverse, up to which they are no data but describe or test it."""
 
 
 class Listing(NamedTuple):
@@ -79,12 +83,12 @@ def named_files(pattern: str, key: str) -> list[Path]:
 def list_files(pattern: str, key: str) -> Listing:
     """The files of a path or pattern, sorted. A folder, named or matched, stands for the files below it.
 
-    Links are followed. Of folders and of what a pattern matches, Parquet, Arrow and JSON Lines files come first: where
-    there are any, text files are left out; where there are Parquet, Arrow or text files, .json files are.
+    Links are followed. What is found together is read as rows (Parquet, Arrow, JSON Lines) or as text, if nearly all
+    of it is; of a data set, what describes it (README.md, .json beside tables) is left out.
 
     Raises:
-        DataError: no file, a file given by name is of unknown kind, or a folder of several splits; the message begins
-            with ``key``.
+        DataError: no file, a file given by name is of unknown kind, both rows and text, or several splits of a data
+            set; the message begins with ``key``.
     """
     if os.path.lexists(pattern) and not os.path.isdir(pattern):
         path = Path(pattern)
@@ -104,7 +108,8 @@ def list_files(pattern: str, key: str) -> Listing:
             left_out[_NO_FILE].append(path)
         else:
             files.add(path)
-    listing = Listing(chosen_files(sorted(files), left_out), dict(left_out))
+    sizes = {path: path.stat().st_size for path in sorted(files)}
+    listing = Listing(chosen_files(sizes, left_out, f"{key}: {pattern}"), dict(left_out))
     if not listing.files:
         if not left_out:
             raise DataError(f"{key}: no file at {pattern}: correct the path, or data.root it starts from")
@@ -157,28 +162,49 @@ def _below(
                 left_out[_NO_FILE].append(path)
 
 
-def chosen_files(files: list[Path], left_out: defaultdict[str, list[Path]]) -> list[Path]:
-    """Of files found together those that are data, see `list_files`; a data set's own papers are not."""
-    kinds = {path: kind_of(path) for path in files}
-    left_out[_UNKNOWN].extend(path for path in files if kinds[path] is None)
-    tables = [path for path in files if kinds[path] in ("parquet", "arrow")]
-    json = [path for path in files if kinds[path] == "jsonl" and _is_json(path)]
-    rows = [path for path in files if kinds[path] == "jsonl" and not _is_json(path)]
-    text = [path for path in files if kinds[path] == "text"]
-    data_json = [path for path in json if path.name not in saved.PAPERS]
-    if tables or rows or (data_json and all(path.name.lower().startswith(_PAPERS) for path in text)):
-        left_out[_TEXT_BESIDE].extend(text)
-        text = []
-    if tables or text or not data_json:
-        left_out[_JSON_BESIDE].extend(json)
-        json = []
+def chosen_files(sizes: Mapping[Path, int], left_out: defaultdict[str, list[Path]], place: str) -> list[Path]:
+    """Of files found together, by their bytes, those that are data; the others are added to ``left_out``.
+
+    Raises:
+        DataError: there are both rows and text, and neither is but a few; the message begins with ``place``.
+    """
+    found: defaultdict[Kind | None, list[Path]] = defaultdict(list)
+    for path in sizes:
+        found[kind_of(path)].append(path)
+    tables, text = found["parquet"] + found["arrow"], found["text"]
+    lines = [path for path in found["jsonl"] if not _is_json(path)]
+    json = [path for path in found["jsonl"] if _is_json(path) and path.name not in saved.PAPERS]
+    rows, own_text = tables + lines, [path for path in text if not path.name.lower().startswith(_PAPERS)]
+    if rows and own_text:
+        row_bytes, text_bytes = (sum(sizes[path] for path in paths) for paths in (rows, own_text))
+        if text_bytes <= _FEW * row_bytes:
+            own_text = []
+        elif row_bytes <= _FEW * text_bytes:
+            rows = []
+        else:
+            patterns = " or ".join(f"FOLDER/**/*{_ending(paths[0])}" for paths in (rows, own_text))
+            raise DataError(
+                f"{place} holds rows ({_first(rows)}) and text ({_first(own_text)}): give a pattern for what is data, "
+                f"such as {patterns}"
+            )
+    if rows:
+        chosen = rows if tables else rows + json
+    elif json and not own_text:
+        chosen = json
     else:
-        left_out[_JSON_BESIDE].extend(path for path in json if path not in data_json)
-        json = data_json
-    for reason in [reason for reason, paths in left_out.items() if not paths]:
-        del left_out[reason]
-    kept = {*tables, *rows, *json, *text}
-    return [path for path in files if path in kept]
+        chosen = text
+    reasons = {None: _UNKNOWN, "text": _TEXT_BESIDE, "jsonl": _JSON_BESIDE}
+    kept = set(chosen)
+    for kind, paths in found.items():
+        for path in paths:
+            if path not in kept:
+                beside = _ROWS_BESIDE if path in tables or path in lines else reasons[kind]
+                left_out[beside].append(path)
+    return [path for path in sizes if path in kept]
+
+
+def _ending(path: Path) -> str:
+    return "".join(path.suffixes[-2:] if path.suffix in COMPRESSIONS else path.suffixes[-1:])
 
 
 def _is_json(path: Path) -> bool:

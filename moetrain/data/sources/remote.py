@@ -66,13 +66,13 @@ def fetch_files(url: str, key: str, cache: Path) -> Listing:
     left_out: defaultdict[str, list[Path]] = defaultdict(list)
     start = _folder(path)
     left_out[HIDDEN] = [each.path for each in found if _is_hidden(each.name, start)]
-    paths = [each.path for each in found if not _is_hidden(each.name, start)]
+    sizes = {each.path: each.info.get("size") or 0 for each in found if not _is_hidden(each.name, start)}
     if len(found) == 1 and found[0].name == path:
-        if kind_of(paths[0]) is None:
-            raise DataError(f"{key}: {unread_name(paths[0])}")
-        chosen = set(paths)
+        if kind_of(found[0].path) is None:
+            raise DataError(f"{key}: {unread_name(found[0].path)}")
+        chosen = set(sizes)
     else:
-        chosen = set(chosen_files(paths, left_out))
+        chosen = set(chosen_files(sizes, left_out, f"{key}: {url}"))
     listing = Listing([], {reason: names for reason, names in left_out.items() if names})
     if not chosen:
         why = f" can be read: {', '.join(listing.left_out_lines())}" if listing.left_out else ""

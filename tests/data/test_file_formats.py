@@ -446,6 +446,25 @@ def test_dates_are_told_from_text_in_parquet(tmp_path):
     assert len(read(tmp_path, "path=a.parquet", "text_field=body")[0]) == 2
 
 
+def test_a_column_that_is_missing_or_changes_in_a_later_file_is_told_with_the_file(tmp_path):
+    pq.write_table(table(), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"body": ["a"]}), tmp_path / "1.parquet")
+    with pytest.raises(DataError, match=r"1\.parquet: no column 'text' \(columns: body\): set text_field"):
+        read(tmp_path, "path=*.parquet")
+    pq.write_table(pa.table({"text": [1], "body": ["a"]}), tmp_path / "1.parquet")
+    with pytest.raises(DataError, match=r"1\.parquet: column 'text' is int64, not text: set text_field to body"):
+        read(tmp_path, "path=*.parquet")
+    (tmp_path / "a.jsonl").write_bytes(LINES + b'{"text": 7}\n')
+    with pytest.raises(DataError, match=r"1 of 41 lines .*a\.jsonl:41: field 'text' is a int, not text"):
+        read(tmp_path, "path=a.jsonl")
+    pq.write_table(pa.table({"n": [1]}), tmp_path / "1.parquet")
+    with pytest.raises(
+        DataError, match=r"1\.parquet: no column 'text' \(columns: n\): leave it out, no column is text"
+    ):
+        read(tmp_path, "path=*.parquet")
+    assert len(read(tmp_path, "path=0.parquet")[0]) == 40
+
+
 def test_zstd_as_its_own_tools_write_it_is_read(tmp_path):
     zstandard = pytest.importorskip("zstandard")
     whole = zstandard.ZstdCompressor(level=19, write_checksum=True).compress(LINES)

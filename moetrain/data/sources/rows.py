@@ -45,9 +45,12 @@ class Wanted:
     @property
     def columns(self) -> dict[str, str]:
         """The fields that must be there, each with what helps if it is not."""
-        by = {self.by: "correct by"} if self.by is not None else {}
-        filtered = dict.fromkeys(self.filter.columns if self.filter else (), "correct the filter")
-        return {self.text_field: "set text_field"} | by | filtered | {self.text_field: "set text_field"}
+        found = {self.text_field: "set text_field"}
+        if self.by is not None:
+            found.setdefault(self.by, "correct by")
+        for name in self.filter.columns if self.filter is not None else ():
+            found.setdefault(name, "correct the filter")
+        return found
 
     def pick(self, record: Mapping[str, Any], place: str, number: int, position: int) -> Row:
         """Make a row of a record."""

@@ -20,12 +20,13 @@ def fetched(place: str, schema: pa.Schema, wanted: Wanted) -> list[str]:
     Raises:
         DataError: a column is missing, or the text column is not text; the message begins with ``place``.
     """
+    texts = _names(schema, text=True)
     for name, remedy in wanted.columns.items():
         if _type_of(schema, name) is None:
+            remedy = remedy if texts else "leave it out, no column is text"
             raise DataError(f"{place}: no column {name!r} (columns: {_listed(_names(schema))}): {remedy}")
     kind = _type_of(schema, wanted.text_field)
     if not _is_text(kind):
-        texts = _names(schema, text=True)
         remedy = f"set text_field to {_listed(texts)}" if texts else "give a source with a column of text"
         raise DataError(f"{place}: column {wanted.text_field!r} is {kind}, not text: {remedy}")
     columns = [_column(schema, name) for name in wanted.columns]

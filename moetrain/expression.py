@@ -1,7 +1,7 @@
 """Filters on the columns of a data set, such as ``language == "en" and score >= 3``. Parsed, never run as code.
 
-Allowed: column names, constants, comparisons (also chained, ``in`` and ``not in``), ``and``, ``or``, ``not`` and
-``len()``. A comparison by order (``< <= > >=``) with null is false.
+Allowed: column names (``meta.score`` is field score of column meta), constants, comparisons (also chained, ``in`` and
+``not in``), ``and``, ``or``, ``not`` and ``len()``. A comparison by order (``< <= > >=``) with null is false.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ def _first_line(error: BaseException) -> str:
 def _parse_term(node: ast.expr, columns: dict[str, None]) -> _Term:
     """The function of a row that a node stands for; ``columns`` collects the columns it reads."""
     match node:
-        case ast.Name(id=name):
+        case ast.Name() | ast.Attribute() if (name := _field_name(node)) is not None:
             columns[name] = None
-            return lambda row: row[name]
+            return lambda row: field_value(row, name)
         case ast.Constant(value=value) if isinstance(value, str | int | float | type(None)):
             return lambda row: value
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)) if type(value) in (int, float):
@@ -110,6 +110,43 @@ def _parse_term(node: ast.expr, columns: dict[str, None]) -> _Term:
         f"{ast.unparse(node)!r} is not allowed in a filter: use column names, constants, comparisons, "
         "and, or, not, len()"
     )
+
+
+def _field_name(node: ast.expr) -> str | None:
+    """``a`` or ``a.b`` of a node that names a field; None if it is something else."""
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.Attribute(value=inner, attr=name) if (outer := _field_name(inner)) is not None:
+            return f"{outer}.{name}"
+    return None
+
+
+def field_value(record: Mapping[str, Any], name: str) -> Any:
+    """A field of a record, or of a record inside it by ``a.b``; of a list of records, the list of their fields.
+
+    Raises:
+        KeyError: there is no such field.
+    """
+    if name in record:
+        return record[name]
+    outer, _, inner = name.partition(".")
+    if not inner or outer not in record:
+        raise KeyError(name)
+    try:
+        return _inner_value(record[outer], inner)
+    except KeyError:
+        raise KeyError(name) from None
+
+
+def _inner_value(value: Any, name: str) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return [_inner_value(each, name) for each in value]
+    if isinstance(value, Mapping):
+        return field_value(value, name)
+    raise KeyError(name)
 
 
 def _length(value: Any) -> int:

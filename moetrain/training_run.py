@@ -5,6 +5,7 @@ from __future__ import annotations
 from moetrain.calibration import choose_readings, dry_run
 from moetrain.checkpoint.run_folder import claim_run_folder
 from moetrain.config import Settings
+from moetrain.data.split import split_domains
 from moetrain.distributed.launch import start_ranks
 from moetrain.distributed.watchdog import watchdog
 from moetrain.loggers.trackers import check_trackers
@@ -22,6 +23,7 @@ def run(settings: Settings, check: bool = False) -> int:
         OSError: the last checkpoint cannot be written.
     """
     check_trackers(settings.run.trackers)
+    settings = split_domains(settings)
     layout = start_ranks(settings)
     with watchdog(layout, preparing=True):
         trainer = Trainer.build(settings, layout)

@@ -27,6 +27,7 @@ from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.errors import DataError
 from moetrain.data.items import Item, read_all_items
 from moetrain.data.packing import cut_samples
+from moetrain.data.split import split_domains
 from moetrain.data.stream import nothing_held_out
 from moetrain.loggers.terminal import Terminal
 from moetrain.probes.tasks import read_task_items
@@ -38,6 +39,7 @@ _DOCUMENTS = {
     "empty": "empty",
     "filtered": "filtered",
     "bad": "bad",
+    "left_out": "files left out",
 }
 _TOKENS = {
     "tokens": "tokens",
@@ -153,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--contaminated-json", type=Path, metavar="FILE", help="list the items found in this file")
     options = parser.parse_intermixed_args(arguments)
     terminal = Terminal()
-    settings = load_settings(options.config, options.overrides)
+    settings = split_domains(load_settings(options.config, options.overrides), terminal.preparing)
     items = read_all_items(options.probes) if options.probes else read_task_items(settings)
     if options.contaminated_json and not items:
         raise SettingsError("--contaminated-json needs probe items: give --probes FILE, or set probes.tasks")
@@ -164,6 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
     for domain in corpus.domains:
         for place in domain.report.bad_places:
             terminal.note(f"skipped {place}")
+        for line in domain.report.left_out_files:
+            terminal.note(f"{domain.name}: left out {line}")
     for name, values in found.items():
         if not values["heldout_documents"]:
             terminal.note(f"training will refuse {nothing_held_out(name, values['documents'], settings)}")

@@ -26,6 +26,7 @@ from moetrain.checkpoint.manager import CheckpointError, list_checkpoints
 from moetrain.checkpoint.restore import find_checkpoint
 from moetrain.config import ModelSettings, Settings, SettingsError, TokenizerSettings, load_settings
 from moetrain.data.errors import DataError
+from moetrain.data.split import split_domains
 from moetrain.distributed.launch import start_ranks
 from moetrain.loggers.summary import summary_rows
 from moetrain.loggers.terminal import Terminal
@@ -94,8 +95,10 @@ def _replay(words: list[str], overrides: list[str], options: argparse.Namespace,
         steps = options.steps or [None] * len(external)
         models = [transformers_model(name, step) for name, step in zip(external, steps, strict=True)]
         models += [own_model(folder) for folder in checkpoints]
-        settings = for_models(load_settings(options.data, overrides), run, external)
-        unseen = for_models(load_settings(options.unseen, overrides), run, external) if options.unseen else None
+        settings = for_models(split_domains(load_settings(options.data, overrides)), run, external)
+        unseen = None
+        if options.unseen:
+            unseen = for_models(split_domains(load_settings(options.unseen, overrides)), run, external)
         layout = start_ranks(settings)
         texts = texts_of_documents(settings, unseen, max(model.step for model in models), terminal)
     summary = replay(models, texts, options.output, layout, terminal)

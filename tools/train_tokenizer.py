@@ -20,6 +20,7 @@ from moetrain.data.corpus import prepare_tokenizer
 from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import DomainReport, read_documents
 from moetrain.data.errors import DataError
+from moetrain.data.split import split_domains
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.loggers.terminal import Terminal
 
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     options = parser.parse_intermixed_args(arguments)
     terminal = Terminal()
-    settings = load_settings(options.config, options.overrides)
+    settings = split_domains(load_settings(options.config, options.overrides), terminal.preparing)
     start = time.monotonic()
     tokenizer, path = prepare_tokenizer(settings, terminal.preparing)
     seconds = time.monotonic() - start

@@ -74,9 +74,11 @@ class DomainSettings(Section):
 
     path: str | list[str] | None = Field(
         None,
-        description="Files or patterns. The end of the name decides how a file is read: .jsonl, .json, .parquet, or "
-        "plain text and source code (.txt, .md, .py, ...: one document per file), all but .parquet also with .gz. A "
-        "folder stands for all such files below it. Relative to data.root.",
+        description="Files, folders or patterns. The end of the name decides how a file is read: .jsonl, .json, "
+        ".parquet, .arrow, or plain text and source code (.txt, .md, .py, ...: one document per file); those of JSON "
+        "and text also with .gz, .bz2, .xz or .zst. A folder, named or matched, stands for the files below it, links "
+        "followed; what of it is left out is counted and named. Relative to data.root. URLs (s3://, hf://, https://) "
+        "are fetched once into data.cache_dir.",
     )
     builtin: str | None = Field(
         None,
@@ -84,7 +86,9 @@ class DomainSettings(Section):
         "random_answers, formal.",
     )
     hub: str | None = Field(
-        None, description="A data set for `datasets`: a name on the Hugging Face hub, or a local folder."
+        None,
+        description="A data set for `datasets`: a name on the Hugging Face hub, or a local folder, also one that "
+        "save_to_disk wrote.",
     )
     hub_config: str | None = Field(None, description="Configuration (subset) of the hub data set.")
     hub_revision: str | None = Field(None, description="Commit or tag of the hub data set; null: the newest.")
@@ -95,13 +99,24 @@ class DomainSettings(Section):
         "given.",
     )
     text_field: str = Field(
-        "text", description="Field of a JSON line, or column of a Parquet file or hub data set, that holds the text."
+        "text",
+        description="Field of a JSON object, or column of a Parquet file or hub data set, that holds the text; a.b is "
+        "field b of field a. A list of texts is one document, each on a line of its own.",
     )
     filter: str | None = Field(
         None,
-        description="Use only rows that pass this condition on their fields: names, constants, comparisons, and, or, "
-        "not, len(), e.g. language == 'en' and score >= 3.",
+        description="Use only rows that pass this condition on their fields: names (a.b: field b of field a), "
+        "constants, comparisons, and, or, not, len(), e.g. language == 'en' and score >= 3.",
     )
+    by: str | None = Field(
+        None,
+        description="Split the source into domains NAME_VALUE, one for each value of this field (source, meta.subset, "
+        "language, ...). The other settings hold for each of them. The source is read once more for each.",
+    )
+    value: str | None = Field(
+        None, description="With by: use only rows of this value. Set in the domains that by makes."
+    )
+    most_domains: int = Field(16, ge=1, description="Domains that by may make; more values are an error.")
     limit: int | None = Field(
         None,
         ge=1,
@@ -142,6 +157,11 @@ class DomainSettings(Section):
         """Copies of each training document that the stream holds at the start."""
         return self.most_repeats if self.repeats == "auto" else self.repeats
 
+    @property
+    def paths(self) -> list[str]:
+        """The entries of ``path``."""
+        return [self.path] if isinstance(self.path, str) else list(self.path or [])
+
     @model_validator(mode="after")
     def _one_source(self) -> DomainSettings:
         if sum(source is not None for source in (self.path, self.builtin, self.hub)) != 1:
@@ -150,6 +170,13 @@ class DomainSettings(Section):
             raise ValueError("path or hub is empty: give a file, a folder, a pattern or a data set")
         if self.builtin is not None and self.filter is not None:
             raise ValueError("filter has no effect on a built-in domain, which has no columns: remove it")
+        if self.by is not None and (self.builtin is not None or self.streaming):
+            where = (
+                "on a built-in domain, which has no fields" if self.builtin else "with streaming, it reads many times"
+            )
+            raise ValueError(f"by cannot be used {where}: remove one of them")
+        if self.by is None and (self.value is not None or self.most_domains != 16):
+            raise ValueError("value and most_domains have no effect without by: remove them, or give by")
         if self.repeats_within < 1 and self.repeats == 1:
             raise ValueError("repeats_within has no effect with repeats: 1: remove it, or raise repeats")
         if self.hub is None:
@@ -191,7 +218,7 @@ class DataSettings(Section):
         default_factory=dict, description="The domains by name, each with its source (data.domains.NAME.KEY)."
     )
     root: str = Field(
-        "", description="Folder that paths of domains are relative to; environment variables are expanded."
+        "", description="Folder or URL that paths of domains are relative to; environment variables are expanded."
     )
     cache_dir: str = Field(
         "~/.cache/moetrain",
@@ -241,6 +268,12 @@ class DataSettings(Section):
     def _phases_follow_each_other(self) -> DataSettings:
         if self.phases and self.mixture != "weights":
             raise ValueError("phases have no effect with by_size: set data.mixture=weights and each domain's weight")
+        split = [name for name, domain in self.domains.items() if domain.by is not None and domain.value is None]
+        if self.phases and split:
+            raise ValueError(
+                f"phases cannot weigh the domains that data.domains.{split[0]}.by makes: name them in domains of their "
+                "own, with by and value"
+            )
         starts = [phase.from_tokens for phase in self.phases]
         if starts != sorted(set(starts)):
             raise ValueError(f"phases begin at {starts} tokens: put them in increasing order")

@@ -26,10 +26,12 @@ from moetrain.data.documents import (
     check_report,
     document_id,
     fingerprint,
+    note_left_out,
     portions,
 )
 from moetrain.data.errors import DataError
 from moetrain.data.sample import Sample, sample_portion
+from moetrain.data.sources.remote import is_url
 from moetrain.data.token_shards import INDEX, TokenizerFile, join_shards, token_dtype, write_shards
 from moetrain.data.tokenizer import Tokenizer, check_lossless, load_tokenizer, train_tokenizer
 from moetrain.data.workers import available_cpus, run_tasks
@@ -70,7 +72,8 @@ def prepare_corpus(settings: Settings, progress: Progress = lambda what, done, t
         DataError: the data cannot be used.
         SettingsError: a path holds an environment variable that is not set.
     """
-    return _Preparation(settings, progress).corpus()
+    _refuse_unsplit(settings)
+    return Preparation(settings, progress).corpus()
 
 
 def prepare_tokenizer(
@@ -81,22 +84,36 @@ def prepare_tokenizer(
     Raises:
         DataError, SettingsError: as `prepare_corpus`.
     """
-    preparation = _Preparation(settings, progress)
+    _refuse_unsplit(settings)
+    preparation = Preparation(settings, progress)
     with preparation.lock():
         return preparation.tokenizer()
 
 
-class _Preparation:
-    """The steps from sources to token files, and the state they share."""
+def _refuse_unsplit(settings: Settings) -> None:
+    for name, domain in settings.data.domains.items():
+        if domain.by is not None and domain.value is None:
+            raise DataError(
+                f"data.domains.{name}.by: not split yet: give the settings to moetrain.data.split.split_domains first"
+            )
+
+
+class Preparation:
+    """The steps from sources to token files, and the state they share.
+
+    Attributes:
+        cache: the folder where results are kept.
+        portions: of all domains, in order.
+    """
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
         self.settings, self.progress = settings, progress
         data = settings.data
         self.cache = Path(expand(data.cache_dir, "data.cache_dir"))
+        if any(is_url(place) for domain in data.domains.values() for place in (data.root, *domain.paths)):
+            self.progress("fetching files that are not in the cache", 0, None)
         # The state of files is noted before they are hashed, so that later changes are noticed when they are read.
-        self.portions = [
-            portion for name, domain in data.domains.items() for portion in portions(name, domain, data.root)
-        ]
+        self.portions = [portion for name, domain in data.domains.items() for portion in portions(name, domain, data)]
         self._fingerprints = {
             name: fingerprint(name, domain, data, settings.run.seed) for name, domain in data.domains.items()
         }
@@ -108,8 +125,12 @@ class _Preparation:
             folder = self.cache / f"corpus-{key}"
             if not (folder / "corpus.json").exists():
                 _tokenize(self, tokenizer, path, folder)
-        names = list(self.settings.data.domains)
-        return Corpus([_open_domain(folder, name) for name in names], tokenizer, key)
+        domains = []
+        for name, domain in self.settings.data.domains.items():
+            domains.append(_open_domain(folder, name))
+            # Files that are not read may come and go without a new corpus, so they are not stored in it.
+            note_left_out(domains[-1].report, domain, self.settings.data)
+        return Corpus(domains, tokenizer, key)
 
     def tokenizer(self) -> tuple[Tokenizer, Path]:
         chosen = self.settings.tokenizer
@@ -118,10 +139,11 @@ class _Preparation:
             try:
                 tokenizer = load_tokenizer(path, chosen.begin_token, chosen.end_token)
                 check_lossless(tokenizer)
-            except (OSError, RuntimeError, ValueError) as error:
-                raise DataError(
-                    f"tokenizer.model: {path} cannot be used ({error}): give a SentencePiece .model or a tokenizer.json"
-                ) from None
+            except ValueError as error:
+                raise DataError(f"tokenizer.model: {path} cannot be used: {error}") from None
+            except (OSError, RuntimeError) as error:
+                remedy = "give a SentencePiece .model or a tokenizer.json" + (" in it" if path.is_dir() else "")
+                raise DataError(f"tokenizer.model: {path} cannot be used ({error}): {remedy}") from None
             return tokenizer, path
         parts = [str(FORMAT), str(chosen.vocab_size), str(chosen.sample_bytes), *self._fingerprints.values()]
         path = self.cache / f"tokenizer-{_hash(parts)}" / "tokenizer.model"
@@ -189,10 +211,14 @@ class _Preparation:
             wanted = 1 if is_small else available_cpus()
         return min(wanted, len(self.portions))
 
+    def key(self) -> str:
+        """A hash of the content of the sources, and of how they are read."""
+        return _hash(list(self._fingerprints.values()))
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the lock on preparing these sources, so that two simultaneous runs do not do the same work."""
-        name = _hash(list(self._fingerprints.values()))
+        name = self.key()
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
             opened = open(self.cache / f"preparing-{name}.lock", "wb")  # noqa: SIM115
@@ -208,7 +234,7 @@ class _Preparation:
             yield
 
 
-def _tokenize(preparation: _Preparation, tokenizer: Tokenizer, path: Path, folder: Path) -> None:
+def _tokenize(preparation: Preparation, tokenizer: Tokenizer, path: Path, folder: Path) -> None:
     """Fill the folder of a corpus: shards from worker processes, then one token file and one index per domain."""
     settings = preparation.settings
     shards = folder.with_name(folder.name + ".parts")

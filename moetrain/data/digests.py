@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from moetrain.atomic_io import file_hash
-from moetrain.data.errors import DataError
+from moetrain.data.errors import cannot_read
 
 LARGE = 2**26
 """Bytes from which the hash of a file is cached. Smaller files are fast to read again."""
@@ -46,7 +46,7 @@ def content_digest(path: Path, cache: Path) -> str:
                 os.replace(partial, cached)
         return digest
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}): restore it") from None
+        raise cannot_read(path, error) from None
 
 
 def _state(path: Path) -> dict[str, int]:

@@ -18,8 +18,10 @@ from moetrain.data.builtin import MarkedText
 from moetrain.data.dedup import SeenIds
 from moetrain.data.digests import content_digest
 from moetrain.data.errors import DataError as DataError
-from moetrain.data.sources import Row, Wanted, hub, read_file
-from moetrain.data.sources.files import kind_of, named_files
+from moetrain.data.errors import cannot_read
+from moetrain.data.sources import Row, Wanted, hub, read_file, remote
+from moetrain.data.sources.files import Listing, kind_of, list_files
+from moetrain.data.sources.opening import COMPRESSIONS
 
 BUILTIN_SIZE = 4_000_000
 PORTION_BYTES = 4 * 2**20
@@ -38,7 +40,7 @@ class Document:
 
 @dataclass
 class DomainReport:
-    """Counts of what reading a domain found."""
+    """Counts of what reading a domain found, and of what it left out."""
 
     domain: str
     rows: int = 0
@@ -50,6 +52,8 @@ class DomainReport:
     filtered: int = 0
     bad: int = 0
     bad_places: list[str] = field(default_factory=list)
+    left_out: int = 0  # files and folders that a path, pattern or local data set holds but that are not read
+    left_out_files: list[str] = field(default_factory=list)  # of each reason a line, with the first of them
 
     def note_bad(self, place: str) -> None:
         self.bad += 1
@@ -59,7 +63,7 @@ class DomainReport:
     def add(self, other: DomainReport) -> None:
         """Add the counts of a later part of the source."""
         for each in fields(self):
-            if each.name not in ("domain", "bad_places"):
+            if each.name not in ("domain", "bad_places", "left_out", "left_out_files"):
                 setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
         self.bad_places = (self.bad_places + other.bad_places)[:_MAX_BAD_PLACES]
 
@@ -92,7 +96,7 @@ class SourceFile:
         try:
             stat = path.stat()
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}): restore it") from None
+            raise cannot_read(path, error) from None
         return cls(path, stat.st_size, stat.st_mtime_ns)
 
     def check(self) -> None:
@@ -122,23 +126,51 @@ class Portion:
         return sum(file.size for file in self.files)
 
 
-def source_files(name: str, domain: DomainSettings, root: str) -> list[Path]:
+def source_files(name: str, domain: DomainSettings, data: DataSettings) -> list[Path]:
     """The files of a domain that is read from disk, in the order they are read.
 
     Raises:
-        DataError: a path or pattern matches no file.
+        DataError: a path or pattern matches no file that can be read.
     """
+    listings = _listings(name, domain, data)
+    return list(dict.fromkeys(path for listing in listings for path in listing.files))
+
+
+def _listings(name: str, domain: DomainSettings, data: DataSettings) -> list[Listing]:
     key = f"data.domains.{name}.path"
-    patterns = [domain.path] if isinstance(domain.path, str) else list(domain.path or [])
-    start = expand(root, "data.root")
-    return list(
-        dict.fromkeys(
-            path for pattern in patterns for path in named_files(os.path.join(start, expand(pattern, key)), key)
-        )
-    )
+    start = expand(data.root, "data.root")
+    listings = []
+    for pattern in domain.paths:
+        expanded = expand(pattern, key)
+        place = expanded if remote.is_url(expanded) else os.path.join(start, expanded)
+        if remote.is_url(place):
+            listings.append(remote.fetch_files(place, key, Path(expand(data.cache_dir, "data.cache_dir"))))
+        else:
+            listings.append(list_files(place, key))
+    return listings
 
 
-def portions(name: str, domain: DomainSettings, root: str) -> list[Portion]:
+def note_left_out(report: DomainReport, domain: DomainSettings, data: DataSettings) -> None:
+    """Count and name in a report what the domain's path, pattern or local data set holds but is not read.
+
+    Raises:
+        DataError: as `source_files`, or a local data set cannot be loaded.
+    """
+    found = Listing([], {})
+    if domain.path is not None:
+        listings = _listings(report.domain, domain, data)
+        read = {path for listing in listings for path in listing.files}
+        for listing in listings:
+            for reason, paths in listing.left_out.items():
+                known = found.left_out.setdefault(reason, [])
+                known.extend(path for path in paths if path not in read and path not in known)
+    elif domain.hub is not None and (paths := hub.left_out(report.domain, domain, data.root)):
+        found.left_out["in no split of it"] = paths
+    report.left_out = sum(map(len, found.left_out.values()))
+    report.left_out_files = found.left_out_lines()
+
+
+def portions(name: str, domain: DomainSettings, data: DataSettings) -> list[Portion]:
     """The source of a domain in reading order, split between files so that several workers can read it.
 
     Small files are grouped. A domain with a ``size`` or ``limit`` is one portion, because where it ends depends on
@@ -146,7 +178,7 @@ def portions(name: str, domain: DomainSettings, root: str) -> list[Portion]:
     """
     if domain.path is None:
         return [Portion(name, 0)]
-    files = [SourceFile.at(path) for path in source_files(name, domain, root)]
+    files = [SourceFile.at(path) for path in source_files(name, domain, data)]
     if domain.size is not None or domain.limit is not None:
         return [Portion(name, 0, tuple(files))]
     groups: list[list[SourceFile]] = [[]]
@@ -162,6 +194,8 @@ def fingerprint(name: str, domain: DomainSettings, data: DataSettings, seed: int
     digest = hashlib.blake2b(digest_size=16)
     read = {"text_field", "filter", "limit", "builtin", "hub_config", "split", "size", "repeats", "facts", "shuffled"}
     described = domain.model_dump(include=read) | {"repeats": domain.copies}
+    if domain.by is not None:
+        described |= {"by": domain.by, "value": domain.value}
     digest.update(json.dumps([name, described, data.heldout_share], sort_keys=True).encode())
     if domain.shuffled:
         digest.update(f"order {seed}".encode())
@@ -169,9 +203,10 @@ def fingerprint(name: str, domain: DomainSettings, data: DataSettings, seed: int
         digest.update(f"{seed} {builtin.generator_fingerprint(domain.builtin)}".encode())
         return digest.hexdigest()
     if domain.path is not None:
-        files = source_files(name, domain, data.root)
-        names = [f"{kind_of(path)}{path.suffix == '.gz'}" for path in files]  # how the file is read
+        files = source_files(name, domain, data)
+        names = [_how_read(path) for path in files]
     else:
+        digest.update(_WITH_ANSWERS.encode())
         folder = hub.local_folder(name, domain, data.root)
         if folder is None:
             digest.update(f"{domain.hub} {hub.revision(name, domain, data.root)}".encode())
@@ -183,6 +218,17 @@ def fingerprint(name: str, domain: DomainSettings, data: DataSettings, seed: int
         for file_name, content in zip(names, pool.map(lambda path: content_digest(path, cache), files), strict=True):
             digest.update(f"{file_name}\0{content}\n".encode())
     return digest.hexdigest()
+
+
+_WITH_ANSWERS = " with answers"
+"""Marks what was prepared since marked answers are read from tables too."""
+
+
+def _how_read(path: Path) -> str:
+    kind = kind_of(path)
+    if kind in ("parquet", "arrow"):
+        return f"{kind}{_WITH_ANSWERS}"
+    return f"{kind}{path.suffix if path.suffix in COMPRESSIONS[1:] else path.suffix == '.gz'}"
 
 
 def read_documents(
@@ -197,7 +243,8 @@ def read_documents(
     Raises:
         DataError: no documents, or a larger share of unusable rows than ``data.max_bad_share``.
     """
-    for portion in portions(name, domain, data.root):
+    note_left_out(report, domain, data)
+    for portion in portions(name, domain, data):
         yield from PortionReader(portion, domain, data, seed, seen, report)
     check_report(report, domain, data)
 
@@ -206,14 +253,19 @@ def check_report(report: DomainReport, domain: DomainSettings, data: DataSetting
     """Raise DataError if a domain has no documents or too large a share of unusable rows."""
     key = f"data.domains.{report.domain}"
     if report.bad > data.max_bad_share * max(report.rows, 1):
+        remedy = f"correct them, or allow more by data.max_bad_share (now {data.max_bad_share})"
+        if report.bad == report.rows:
+            remedy = f"correct them, or leave out files that hold something else ({key})"
         raise DataError(
-            f"{key}: {report.bad} of {report.rows} lines cannot be used, first {report.bad_places[0]}: "
-            f"correct them, or allow more by data.max_bad_share (now {data.max_bad_share})"
+            f"{key}: {report.bad} of {report.rows} lines cannot be used, first {report.bad_places[0]}: {remedy}"
         )
     if report.documents == 0:
-        why = f", whose {report.filtered} rows the filter drops" if report.filtered else ""
-        why = why or (", as earlier domains hold all of them" if report.duplicates else "")
-        raise DataError(f"{key}: no documents in {_source_name(domain)}{why}: give one that holds text")
+        why, remedy = "", "give one that holds text"
+        if report.filtered:
+            why, remedy = f", whose {report.filtered} rows the filter drops", "correct the filter"
+        elif report.duplicates:
+            why, remedy = ", as earlier domains hold all of them", "leave this domain out, or give another"
+        raise DataError(f"{key}: no documents in {_source_name(domain)}{why}: {remedy}")
 
 
 def _source_name(domain: DomainSettings) -> str:
@@ -250,9 +302,11 @@ class PortionReader:
 
     def __iter__(self) -> Iterator[Document]:
         limit = self._domain.limit
-        for row in self._rows():
+        for row in self.rows():
             report = self.report  # the writer of shards replaces it for each shard
             report.rows += 1
+            if row.elsewhere:
+                continue
             if row.text is None:
                 if row.problem is None:
                     report.filtered += 1
@@ -291,14 +345,16 @@ class PortionReader:
             return True
         return domain.size is not None and domain.builtin is None and taken + size > domain.size
 
-    def _rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
+        """All rows of the portion, with those that are no documents."""
         start = self.place.rows
         if self._domain.builtin is not None:
             yield from self._tracked(0, 0, islice(self._generated(), start, None))
         elif self._domain.hub is not None:
             yield from self._tracked(0, 0, hub.read(self._portion.domain, self._domain, self._data.root, start))
         else:
-            wanted = Wanted.of(self._domain.text_field, self._domain.filter)
+            domain = self._domain
+            wanted = Wanted.of(domain.text_field, domain.filter, domain.by, domain.value)
             for number in range(self.place.file, len(self._portion.files)):
                 source = self._portion.files[number]
                 bytes_before = sum(other.size for other in self._portion.files[:number])

@@ -1,4 +1,4 @@
-"""Benchmark items: read from .jsonl or .jsonl.gz files, one per line, and checked."""
+"""Benchmark items: read from .jsonl files, plain or compressed, one per line, and checked."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moetrain.data.errors import DataError
-from moetrain.data.sources.files import broken, kind_of, open_plain
+from moetrain.data.errors import DataError, cannot_read
+from moetrain.data.sources.files import kind_of
+from moetrain.data.sources.opening import broken, open_plain
 
 Item = Mapping[str, Any]
 """domain, task, id, prompt, sep, and either choices with answer (its index from 0) or target; optionally solution."""
@@ -48,7 +49,7 @@ def read_lines(path: Path, what: str) -> Iterator[tuple[int, Any]]:
         DataError: the file or a line cannot be read, or there are no lines.
     """
     if kind_of(path) != "jsonl":
-        raise DataError(f"{path}: {what}s are read from .jsonl or .jsonl.gz: convert it, or give another file")
+        raise DataError(f"{path}: {what}s are read from .jsonl, plain or compressed: convert it, or give another file")
     line, found = 0, False
     try:
         with open_plain(path) as (file, _):
@@ -59,7 +60,7 @@ def read_lines(path: Path, what: str) -> Iterator[tuple[int, Any]]:
     except broken as error:
         raise DataError(f"{path}:{line + 1}: cannot be decompressed ({error}): restore the file") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}): restore it") from None
+        raise cannot_read(path, error) from None
     if not found:
         raise DataError(f"{path}: holds no {what}s: give a file with one per line, or leave it out")
 

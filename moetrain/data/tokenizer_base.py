@@ -13,6 +13,9 @@ import numpy as np
 SPACE_SYMBOL = "\u2581"
 """SentencePiece writes a space as this character. The character itself must not come back as a space."""
 
+ANOTHER = "give another, or leave tokenizer.model out: one is then trained"
+"""What helps if a tokenizer cannot be used."""
+
 
 class Tokenizer(ABC):
     """Lossless conversion between text and token ids.
@@ -72,6 +75,10 @@ class Tokenizer(ABC):
     def _decode(self, ids: list[int]) -> str:
         """The text of token ids without marks."""
 
+    def own_pieces(self) -> list[str]:
+        """Pieces that are found in a text as a whole, before anything else: added tokens, user-defined symbols."""
+        return []
+
     @abstractmethod
     def token_bytes(self) -> np.ndarray:
         """Bytes of text that each id stands for, int32 [V]; 0 for marks."""
@@ -119,18 +126,18 @@ SAMPLE_TEXTS = (
 
 
 def check_lossless(tokenizer: Tokenizer) -> None:
-    """Encode and decode a few texts that tokenizers often change.
+    """Encode and decode a few texts that tokenizers often change, and each of its own pieces within text and spaces.
 
     Raises:
         ValueError: a text does not come back from its ids, or a text encodes to a mark.
     """
-    for text in SAMPLE_TEXTS:
-        ids = tokenizer.encode(text)
+    texts = [*SAMPLE_TEXTS, *(f"in{piece}text  {piece} \n{piece}\t\n {piece}" for piece in tokenizer.own_pieces())]
+    for text, ids in zip(texts, tokenizer.encode_all(texts), strict=True):
         if tokenizer.begin_id in ids or tokenizer.end_id in ids:
-            raise ValueError(f"it writes its marks as part of the text {text!r}")
+            raise ValueError(f"it writes its marks as part of the text {text!r}: {ANOTHER}")
         decoded = tokenizer.decode(ids)
         if decoded != text:
-            raise ValueError(f"it is not lossless: {text!r} comes back as {decoded!r}")
+            raise ValueError(f"it is not lossless: {text!r} comes back as {decoded!r}: {ANOTHER}")
 
 
 def refuse_surrogates(text: str) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from moetrain.atomic_io import write_file
-from moetrain.data.tokenizer_base import SPACE_SYMBOL, Tokenizer
+from moetrain.data.tokenizer_base import ANOTHER, SPACE_SYMBOL, Tokenizer
 
-# Tried in this order if neither the settings nor a tokenizer_config.json in the same folder name a mark.
+# Tried in this order if neither the settings nor the files beside the tokenizer name a mark.
 _BEGINS = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "<BOS_TOKEN>", "[BOS]", "[CLS]")
 _ENDS = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "<EOS_TOKEN>", "[EOS]", "[SEP]")
 
@@ -26,11 +26,11 @@ class JsonTokenizer(Tokenizer):
     def __init__(self, model: bytes, begin_token: str, end_token: str) -> None:
         import tokenizers
 
-        self.model = model = _without_nfc(model)
+        self.model = model = _keeping_all(model, (begin_token, end_token))
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(model.decode("utf-8"))
         except Exception as error:  # the package raises no narrower class
-            raise ValueError(f"not a tokenizer.json: {error}") from None
+            raise ValueError(f"not a tokenizer.json ({error}): {ANOTHER}") from None
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -45,11 +45,13 @@ class JsonTokenizer(Tokenizer):
             pieces = [f"<0x{byte:02X}>" for byte in SPACE_SYMBOL.encode()]
             self._space_symbol_ids = [vocabulary[piece] for piece in pieces if piece in vocabulary]
         if not self._byte_level and not self._space_symbol_ids:
-            raise ValueError("it is neither byte-level nor has byte fallback, so it cannot encode every text")
+            raise ValueError(
+                f"it is neither byte-level nor has byte fallback, so it cannot encode every text: {ANOTHER}"
+            )
 
     @classmethod
     def read(cls, path: Path, begin_token: str | None, end_token: str | None) -> JsonTokenizer:
-        """The tokenizer of a file; marks as named, else from ``tokenizer_config.json`` in its folder, else common ones.
+        """The tokenizer of a file; marks as named, else from the files in its folder that name them, else common ones.
 
         Raises:
             OSError: it cannot be read.
@@ -63,14 +65,15 @@ class JsonTokenizer(Tokenizer):
         try:
             tree = json.loads(model)
             tree["model"]  # what every tokenizer.json has
-            added = [token["content"] for token in tree.get("added_tokens") or [] if token.get("special")]
+            tokens = tree.get("added_tokens") or []
+            added = [token["content"] for token in sorted(tokens, key=lambda token: not token.get("special"))]
         except (ValueError, AttributeError, KeyError, TypeError):
-            raise ValueError("not a tokenizer.json") from None
+            raise ValueError(f"not a tokenizer.json: {ANOTHER}") from None
         configured = _configured_marks(path)
         end = end_token or configured.get("eos_token") or next((token for token in _ENDS if token in added), None)
         if end is None:
             some = ", ".join(added[:8]) or "none"
-            raise ValueError(f"no end mark is known: set tokenizer.end_token (its special tokens: {some})")
+            raise ValueError(f"no end mark is known: set tokenizer.end_token (its added tokens: {some})")
         begin = begin_token or configured.get("bos_token") or next((token for token in _BEGINS if token in added), None)
         return cls(model, begin or end, end)  # GPT-2 and others have one mark for both
 
@@ -91,6 +94,10 @@ class JsonTokenizer(Tokenizer):
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return text
+
+    def own_pieces(self) -> list[str]:
+        added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        return list(dict.fromkeys([*added, *self._marks]))
 
     def save_in(self, folder: Path) -> Path:
         # The marks are written to the same folder, so that they are found without the settings that named them.
@@ -114,27 +121,47 @@ class JsonTokenizer(Tokenizer):
         return sizes
 
 
-def _without_nfc(model: bytes) -> bytes:
-    """The same tokenizer without Unicode normalization to NFC, which OLMoE's has and which is not lossless.
+def _keeping_all(model: bytes, marks: tuple[str, str]) -> bytes:
+    """The same tokenizer, but what it takes from a text without a trace is kept.
 
-    Text that is in NFC already, as nearly all text is, keeps its ids.
+    Unicode normalization to NFC, which OLMoE's has, is left out: text in NFC, as nearly all text is, keeps its ids. An
+    added token that takes the white space beside it leaves it there. A mark that counts as ordinary text becomes a
+    special token, so that its letters within a text are encoded as text.
     """
     tree = json.loads(model)
-    if tree.get("normalizer") != {"type": "NFC"}:
+    added = [
+        token
+        | {"lstrip": False, "rstrip": False, "special": bool(token.get("special")) or token.get("content") in marks}
+        for token in tree.get("added_tokens") or []
+    ]
+    kept = {"normalizer": _without_nfc(tree.get("normalizer")), "added_tokens": added}
+    if kept == {"normalizer": tree.get("normalizer"), "added_tokens": tree.get("added_tokens") or []}:
         return model
-    return json.dumps(tree | {"normalizer": None}, ensure_ascii=False).encode()
+    return json.dumps(tree | kept, ensure_ascii=False).encode()
+
+
+def _without_nfc(normalizer: Any) -> Any:
+    """A normalizer without its steps of NFC; None if there is none, or nothing is left of it."""
+    if not isinstance(normalizer, dict) or normalizer.get("type") == "NFC":
+        return None
+    steps = normalizer.get("normalizers")
+    if normalizer.get("type") != "Sequence" or not steps:
+        return normalizer
+    kept = [step for step in map(_without_nfc, steps) if step is not None]
+    return normalizer | {"normalizers": kept} if kept else None
 
 
 def _configured_marks(path: Path) -> dict[str, str]:
-    """The marks that tokenizer_config.json in the same folder names."""
-    try:
-        tree = json.loads((path.parent / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    found = {}
-    for key in ("bos_token", "eos_token"):
-        token = tree.get(key) if isinstance(tree, dict) else None
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str):
-            found[key] = token
+    """The marks that tokenizer_config.json in the same folder names, or else special_tokens_map.json."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        try:
+            tree = json.loads((path.parent / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        for key in ("bos_token", "eos_token"):
+            token = tree.get(key) if isinstance(tree, dict) else None
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                found[key] = token
     return found

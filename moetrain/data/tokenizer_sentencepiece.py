@@ -51,6 +51,14 @@ class SentencePieceTokenizer(Tokenizer):
         text: str = self._processor.decode(ids)
         return text
 
+    def own_pieces(self) -> list[str]:
+        from sentencepiece import sentencepiece_model_pb2
+
+        kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+        own = (kinds.USER_DEFINED, kinds.CONTROL)
+        pieces = sentencepiece_model_pb2.ModelProto.FromString(self.model).pieces
+        return [piece.piece.replace(SPACE_SYMBOL, " ") for piece in pieces if piece.type in own]
+
     def save_in(self, folder: Path) -> Path:
         return write_file(folder / self.FILE, self.model)
 

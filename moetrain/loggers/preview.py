@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
@@ -11,7 +12,14 @@ from moetrain.loggers.terminal import Terminal
 from moetrain.models.transformer import Transformer
 from moetrain.version import __version__
 
-DATA_COLUMNS = ("domain", "docs", "held out", "twice", "bad", "train tokens", "bytes/token", "long", "copies", "unused")
+_COUNTED = {
+    "documents": "docs",
+    "heldout_documents": "held out",
+    "duplicates_dropped": "twice",
+    "bad_dropped": "bad",
+    "left_out": "left out",
+    "train_tokens": "train tokens",
+}
 
 
 def print_preview(
@@ -30,8 +38,10 @@ def print_preview(
     for domain in corpus.domains:
         for place in domain.report.bad_places:
             terminal.note(f"skipped {place}")
+        for line in domain.report.left_out_files:
+            terminal.note(f"{domain.name}: left out {line}")
     summary = data_summary(corpus, stream, steps, settings)
-    terminal.table("data", DATA_COLUMNS, data_rows(summary))
+    terminal.table("data", *data_table(summary))
     for line in short_lines(summary, settings):
         terminal.note(line)
 
@@ -50,10 +60,10 @@ def model_line(model: Transformer) -> str:
     return f"{size}, {settings.num_hidden_layers} layers, {mlp}, {dtype}"
 
 
-def data_summary(corpus: Corpus, stream: Stream, steps: int, settings: Settings) -> dict[str, dict[str, float | int]]:
-    """Per domain: documents read and dropped, tokens trained on and unused, copies; for ``summary.json``."""
+def data_summary(corpus: Corpus, stream: Stream, steps: int, settings: Settings) -> dict[str, dict[str, Any]]:
+    """Per domain: documents read and dropped, files left out, tokens met and unused, copies; for ``summary.json``."""
     trained_tokens = stream_tokens(stream, len(corpus.domains), 0, steps)
-    found: dict[str, dict[str, float | int]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for number, domain in enumerate(corpus.domains):
         length = stream.samples.length[stream.samples.domain == number]
         report, index = domain.report, domain.index
@@ -64,6 +74,8 @@ def data_summary(corpus: Corpus, stream: Stream, steps: int, settings: Settings)
             "duplicates_dropped": report.duplicates,
             "bad_dropped": report.bad,
             "empty_dropped": report.empty,
+            "left_out": report.left_out,
+            "left_out_files": report.left_out_files,
             "train_tokens": int(length.sum()),
             "met_tokens": int(trained_tokens[number]),
             "unused_share": 1 - float(trained_tokens[number]) / float(length.sum()),
@@ -74,10 +86,10 @@ def data_summary(corpus: Corpus, stream: Stream, steps: int, settings: Settings)
     return found
 
 
-def data_rows(summary: Mapping[str, Mapping[str, float | int]]) -> list[list[str]]:
-    """The rows of the table under `DATA_COLUMNS`."""
-    counted = ("documents", "heldout_documents", "duplicates_dropped", "bad_dropped", "train_tokens")
-    return [
+def data_table(summary: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The headings and rows of the table of the data; files left out have a column where there are any."""
+    counted = [key for key in _COUNTED if key != "left_out" or any(domain[key] for domain in summary.values())]
+    rows = [
         [
             name,
             *(f"{domain[key]:,}" for key in counted),
@@ -88,9 +100,10 @@ def data_rows(summary: Mapping[str, Mapping[str, float | int]]) -> list[list[str
         ]
         for name, domain in summary.items()
     ]
+    return ["domain", *(_COUNTED[key] for key in counted), "bytes/token", "long", "copies", "unused"], rows
 
 
-def short_lines(summary: Mapping[str, Mapping[str, float | int]], settings: Settings) -> list[str]:
+def short_lines(summary: Mapping[str, Mapping[str, Any]], settings: Settings) -> list[str]:
     """One line per domain whose samples are all too short to be compared."""
     return [
         f"{name}: no sample has {settings.panel_tokens(name)} tokens, so none is compared: lower panel.tokens or "

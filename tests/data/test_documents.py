@@ -62,7 +62,10 @@ def test_another_field_can_hold_the_text(tmp_path):
         ('{"other": "x"}', "no field 'text' (fields: other; set text_field)"),
         ('{"text": 5}', "is a int, not text"),
         ('{"text": null}', "field 'text' is null"),
-        ('{"text": ["a"]}', "is a list, not text"),
+        ('{"text": ["a", 5]}', "is a list, not text"),
+        ('{"text": {"a": "b"}}', "is a dict, not text"),
+        ('{"n": 1}', "no field 'text' (fields: n; none of them is text)"),
+        ('{"data": {"body": "x"}}', "no field 'text' (fields: data.body; set text_field)"),
         ('{"text": "a\\ud800b"}', "a lone surrogate at character 1"),
     ],
 )
@@ -93,6 +96,27 @@ def test_an_empty_domain_and_a_missing_path_are_errors_of_one_line(tmp_path):
         read(tmp_path, pattern="none.jsonl")
     with pytest.raises(SettingsError, match=r"data\.domains\.d\.path: environment variable NO_SUCH_ONE is not set"):
         read(tmp_path, pattern="$NO_SUCH_ONE/x")
+
+
+def test_a_domain_of_which_nothing_is_left_says_why_and_the_remedy_helps(tmp_path):
+    lines(tmp_path / "a.jsonl", {"text": "one", "n": 1})
+    with pytest.raises(DataError, match=r"no documents in a\.jsonl, whose 1 rows the filter drops: correct the filter"):
+        read(tmp_path, "data.domains.d.filter=n > 1", pattern="a.jsonl")
+    assert len(read(tmp_path, "data.domains.d.filter=n > 0", pattern="a.jsonl")[0]) == 1
+    settings = load_settings(None, [f"data.root={tmp_path}", "data.domains.d.path=a.jsonl"])
+    with pytest.raises(DataError, match=r"as earlier domains hold all of them: leave this domain out, or give another"):
+        list(read_documents("d", settings.data.domains["d"], settings.data, 0, {document_id("one")}, DomainReport("d")))
+
+
+def test_a_file_that_may_not_be_read_says_so(tmp_path, monkeypatch):
+    lines(tmp_path / "a.jsonl", {"text": "one"})
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("moetrain.data.sources.opening._head", refuse)
+    with pytest.raises(DataError, match=r"a\.jsonl: cannot be read \(Permission denied\): allow reading it"):
+        read(tmp_path, pattern="a.jsonl")
 
 
 def test_size_takes_documents_up_to_that_many_bytes(tmp_path):

@@ -223,15 +223,18 @@ def test_unusable_parquet_is_an_error_of_one_line(same_records, tmp_path):
     whole = (same_records / "a.parquet").read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "hole.parquet").write_bytes(whole[:4] + bytes(200) + whole[204:])
-    pq.write_table(pa.table({"text": [["nested"]], "n": [1]}), tmp_path / "nested.parquet")
+    pq.write_table(pa.table({"text": [[1]], "n": [1], "data": [{"body": "a", "n": 1}]}), tmp_path / "nested.parquet")
+    pq.write_table(pa.table({"text": [1.5]}), tmp_path / "numbers.parquet")
     for name, message in {
         "cut.parquet": r"cut\.parquet: the file ends or breaks here",
         "hole.parquet": r"hole\.parquet: the file ends or breaks here",
-        "nested.parquet": r"nested\.parquet: column 'text' is list<.*>, not text: set text_field",
+        "nested.parquet": r"nested\.parquet: column 'text' is list<.*>, not text: set text_field to data\.body",
+        "numbers.parquet": r"column 'text' is double, not text: give a source with a column of text",
     }.items():
         with pytest.raises(DataError, match=message) as caught:
             read(tmp_path, f"path={name}")
         assert "\n" not in str(caught.value)
+    assert texts(tmp_path, "path=nested.parquet", "text_field=data.body") == ["a"]
     with pytest.raises(DataError, match=r"no column 'body' \(columns: text, language, score\): set text_field"):
         read(tmp_path, "path=a.parquet", "text_field=body")
     with pytest.raises(DataError, match=r"no column 'scor' .*: correct the filter"):
@@ -327,7 +330,7 @@ def test_small_files_share_a_portion_and_large_ones_do_not(tmp_path):
 
     def of(*overrides):
         chosen = load_settings(None, ["data.domains.d.path=*.txt", f"data.root={tmp_path}", *overrides])
-        return [[int(f.path.stem) for f in p.files] for p in portions("d", chosen.data.domains["d"], chosen.data.root)]
+        return [[int(f.path.stem) for f in p.files] for p in portions("d", chosen.data.domains["d"], chosen.data)]
 
     assert of() == [[0, 1], [2], [3, 4], [5]]
     assert of("data.domains.d.limit=3") == [[0, 1, 2, 3, 4, 5]]

@@ -126,6 +126,111 @@ def test_text_is_not_normalized_to_nfc(tmp_path):
     assert load_from_folder(tmp_path).fingerprint == tokenizer.fingerprint
 
 
+def with_added(*contents, **kind):
+    """A byte-level tokenizer with more added tokens."""
+    made = byte_level()
+    made.add_tokens([tokenizers.AddedToken(content, **kind) for content in contents])
+    return made
+
+
+@pytest.mark.parametrize("kind", [{}, {"lstrip": True}, {"rstrip": True}, {"lstrip": True, "rstrip": True}])
+@pytest.mark.parametrize("special", [False, True])
+def test_white_space_beside_added_tokens_is_kept(tmp_path, kind, special):
+    path = tmp_path / "tokenizer.json"
+    with_added("<|user|>", "<|said|>", special=special, **kind).save(str(path))
+    tokenizer = load_tokenizer(path)
+    check_lossless(tokenizer)
+    for text in ("a \n<|user|>\t b", " <|user|> <|said|>\n\n", "<|user|><|said|>"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
+        assert (tokenizer._tokenizer.token_to_id("<|user|>") in ids) == (not special)
+    assert with_added("<|user|>", special=special).encode("a<|user|>b").ids[-1] == tokenizer.encode("b")[-1]
+
+
+def test_an_added_token_that_marks_documents_is_plain_text_within_one(tmp_path):
+    """As in Phi-3, whose end mark is no special token."""
+    path = tmp_path / "tokenizer.json"
+    with_added("<|end|>", "<|other|>", rstrip=True).save(str(path))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
+    tokenizer = load_tokenizer(path)
+    check_lossless(tokenizer)
+    for text in ("chat <|end|> \nends", "<|end|>", "<|end|><|endoftext|><|other|>  "):
+        ids = tokenizer.encode(text)
+        assert tokenizer.end_id not in ids
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.token_bytes()[tokenizer.end_id] == 0
+    (tmp_path / "run").mkdir()
+    tokenizer.save_in(tmp_path / "run")
+    again = load_from_folder(tmp_path / "run")
+    assert (again.fingerprint, again.end_id) == (tokenizer.fingerprint, tokenizer.end_id)
+
+
+def test_a_mark_that_text_encodes_to_is_refused(tmp_path):
+    """Its pieces merge to the mark, which is no added token."""
+    made = byte_level(["<pad>"])
+    model = json.loads(made.to_str())
+    vocabulary, size = model["model"]["vocab"], len(model["model"]["vocab"])
+    model["model"]["vocab"] = vocabulary | {"</": size, "</>": size + 1}
+    model["model"]["merges"] += [["<", "/"], ["</", ">"]]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(model))
+    with pytest.raises(ValueError, match="it writes its marks as part of the text"):
+        check_lossless(load_tokenizer(path, None, "</>"))
+    check_lossless(load_tokenizer(path, None, "<pad>"))
+
+
+def test_marks_may_be_named_in_special_tokens_map_alone(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    made = byte_level(["<|x|>", "<|y|>", "<|z|>"])
+    made.save(str(path))
+    with pytest.raises(ValueError, match="no end mark is known: set tokenizer"):
+        load_tokenizer(path)
+    named = {"bos_token": "<|x|>", "eos_token": {"content": "<|y|>", "lstrip": False}}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
+    tokenizer = load_tokenizer(path)
+    assert [made.id_to_token(i) for i in (tokenizer.begin_id, tokenizer.end_id)] == ["<|x|>", "<|y|>"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|z|>"}))
+    tokenizer = load_tokenizer(path)
+    assert [made.id_to_token(i) for i in (tokenizer.begin_id, tokenizer.end_id)] == ["<|x|>", "<|z|>"]
+
+
+def test_a_common_end_mark_is_found_among_added_tokens_that_are_not_special(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    made = byte_level(["<pad>"])
+    made.add_tokens(["</s>"])
+    made.save(str(path))
+    assert load_tokenizer(path).end_id == made.token_to_id("</s>")
+
+
+@pytest.mark.parametrize("steps", [["NFC"], ["NFC", "NFC"], [], [["NFC"], "NFC"]])
+def test_normalization_to_nfc_within_a_sequence_is_left_out_too(tmp_path, steps):
+    def normalizer(step):
+        return normalizers.NFC() if step == "NFC" else normalizers.Sequence([normalizer(each) for each in step])
+
+    path = tmp_path / "tokenizer.json"
+    byte_level(normalizer=normalizer(steps)).save(str(path))
+    tokenizer = load_tokenizer(path)
+    check_lossless(tokenizer)
+    assert (tokenizer.model == path.read_bytes()) == (steps == [])
+    byte_level(normalizer=normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])).save(str(path))
+    with pytest.raises(ValueError, match="it is not lossless"):
+        check_lossless(load_tokenizer(path))
+
+
+def test_another_tokenizer_or_none_helps_where_one_is_refused(corpus_folder, tmp_path):
+    base = [f"data.root={corpus_folder}", "data.domains.d.path=stories.jsonl", f"data.cache_dir={tmp_path / 'cache'}"]
+    path = tmp_path / "tokenizer.json"
+    byte_level(normalizer=normalizers.Lowercase()).save(str(path))
+    with pytest.raises(DataError, match=r"give another, or leave tokenizer\.model out: one is then trained"):
+        prepare_corpus(load_settings(None, [*base, f"tokenizer.model={path}"]))
+    assert prepare_corpus(load_settings(None, [*base, "tokenizer.vocab_size=320"])).tokenizer.vocab_size == 320
+    with pytest.raises(DataError, match=r"give a SentencePiece \.model or a tokenizer\.json in it"):
+        prepare_corpus(load_settings(None, [*base, f"tokenizer.model={tmp_path}"]))
+    byte_level().save(str(path))
+    assert prepare_corpus(load_settings(None, [*base, f"tokenizer.model={path}"])).tokenizer.vocab_size > 256
+
+
 def unigram():
     made = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "</s>": 2}, unk_token="[UNK]"))
     made.add_special_tokens(["</s>"])
@@ -138,11 +243,12 @@ def unigram():
         (
             lambda: byte_level(["[PAD]"]),
             [],
-            r"no end mark is known: set tokenizer.end_token \(its special tokens: \[PAD\]\)",
+            r"no end mark is known: set tokenizer.end_token \(its added tokens: \[PAD\]\)",
         ),
         (byte_level, ["tokenizer.end_token=<none>"], r"it has no token '<none>' to mark documents with"),
         (lambda: byte_level(normalizer=normalizers.Lowercase()), [], "it is not lossless: .* comes back as"),
         (lambda: byte_level(normalizer=normalizers.NFKC()), [], "it is not lossless"),
+        (lambda: with_added("ñ"), [], "it is not lossless: 'inñtext.*: give another, or leave tokenizer.model out"),
         (unigram, [], "neither byte-level nor has byte fallback"),
         (None, [], "not a tokenizer.json"),
     ],

@@ -1,13 +1,13 @@
-"""Sources of text: JSON Lines, Parquet, plain text and source code, and data sets of the Hugging Face hub."""
+"""Sources of text: JSON, Parquet, Arrow, plain text and source code, and data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from moetrain.data.errors import DataError
-from moetrain.data.sources import jsonl, text
-from moetrain.data.sources.files import kind_of
+from moetrain.data.errors import DataError, cannot_read
+from moetrain.data.sources import json_values, jsonl, text
+from moetrain.data.sources.files import kind_of, plain_name
 from moetrain.data.sources.rows import Row, Wanted
 
 
@@ -19,6 +19,8 @@ def read_file(path: Path, wanted: Wanted, start: int = 0) -> Iterator[Row]:
     """
     try:
         match kind_of(path):
+            case "jsonl" if plain_name(path).lower().endswith(".json") and not json_values.holds_lines(path):
+                yield from json_values.read(path, wanted, start)
             case "jsonl":
                 yield from jsonl.read(path, wanted, start)
             case "text":
@@ -27,7 +29,11 @@ def read_file(path: Path, wanted: Wanted, start: int = 0) -> Iterator[Row]:
                 from moetrain.data.sources import parquet  # importing pyarrow is slow
 
                 yield from parquet.read(path, wanted, start)
+            case "arrow":
+                from moetrain.data.sources import arrow
+
+                yield from arrow.read(path, wanted, start)
             case None:
                 raise DataError(f"{path}: files of this kind cannot be read")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}): restore it") from None
+        raise cannot_read(path, error) from None

@@ -1,4 +1,4 @@
-"""JSON Lines, plain or gzipped: one object per line."""
+"""JSON Lines, plain or compressed: one object per line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moetrain.data.errors import DataError
-from moetrain.data.sources.files import broken, open_plain
+from moetrain.data.sources.opening import broken, open_plain
 from moetrain.data.sources.rows import Row, Wanted, json_record
 
 
@@ -32,6 +32,8 @@ def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
                 continue
             record = json_record(line)
             if isinstance(record, str):
+                if line.lstrip().startswith(b"["):
+                    record += "; a list of objects is read from a file that ends in .json"
                 yield Row(None, f"{path}:{number}", number, position(), problem=record)
             else:
                 yield wanted.pick(record, f"{path}:{number}", number, position())

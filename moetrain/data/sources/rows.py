@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from moetrain.expression import Filter, parse_filter
+from moetrain.expression import Filter, field_value, parse_filter
 
 
 class Row(NamedTuple):
@@ -20,46 +20,100 @@ class Row(NamedTuple):
     problem: str | None = None  # why it cannot be used
     answer: tuple[int, int] | None = None  # range of characters marked as the answer
     heldout: bool | None = None  # set if the source decides whether the text is held out
+    group: str | None = None  # value of the field that the domain is split by
+    elsewhere: bool = False  # belongs to another domain of the same source
+
+
+ANSWER = "answer"
+"""The field that marks the answer; unlike the others it need not be there."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which column holds the text, and which rows to use."""
+    """The fields to read: which holds the text, and those that choose the rows. ``a.b`` is field b of field a."""
 
     text_field: str
     filter: Filter | None = None
+    by: str | None = None
+    value: str | None = None
 
     @classmethod
-    def of(cls, text_field: str, filter_text: str | None) -> Wanted:
-        return cls(text_field, parse_filter(filter_text) if filter_text is not None else None)
+    def of(cls, text_field: str, filter_text: str | None, by: str | None = None, value: str | None = None) -> Wanted:
+        """The fields that settings of these names ask for."""
+        return cls(text_field, parse_filter(filter_text) if filter_text is not None else None, by, value)
 
     @property
-    def columns(self) -> list[str]:
-        """The columns to read."""
-        return list(dict.fromkeys((self.text_field, *(self.filter.columns if self.filter else ()))))
+    def columns(self) -> dict[str, str]:
+        """The fields that must be there, each with what helps if it is not."""
+        found = {self.text_field: "set text_field"}
+        if self.by is not None:
+            found.setdefault(self.by, "correct by")
+        for name in self.filter.columns if self.filter is not None else ():
+            found.setdefault(name, "correct the filter")
+        return found
 
     def pick(self, record: Mapping[str, Any], place: str, number: int, position: int) -> Row:
         """Make a row of a record."""
+
+        def bad(problem: str) -> Row:
+            return Row(None, place, number, position, problem=problem)
+
         if self.filter is not None:
             try:
                 if not self.filter.keeps(record):
                     return Row(None, place, number, position)
             except KeyError as error:
-                return Row(
-                    None, place, number, position, problem=f"no field {error} for the filter ({_fields(record)})"
-                )
+                return bad(f"no field {error} for the filter (fields: {', '.join(field_names(record)) or 'none'})")
             except TypeError as error:
-                return Row(None, place, number, position, problem=f"the filter cannot be applied ({error})")
-        text = record.get(self.text_field)
+                return bad(f"the filter cannot be applied ({error})")
+        group = None
+        if self.by is not None:
+            try:
+                value = field_value(record, self.by)
+            except KeyError:
+                return bad(f"no field {self.by!r} for by (fields: {', '.join(field_names(record)) or 'none'})")
+            group = group_name(value)
+            if group is None:
+                return bad(f"field {self.by!r}, which by names, is {_kind(value)}: leave such rows out by filter")
+            if self.value not in (None, group):
+                return Row(None, place, number, position, elsewhere=True)
+        try:
+            text = field_value(record, self.text_field)
+        except KeyError:
+            names = field_names(record)
+            return bad(
+                f"no field {self.text_field!r} (fields: {', '.join(names) or 'none'}; "
+                f"{'set text_field' if field_names(record, str) else 'none of them is text'})"
+            )
+        if isinstance(text, list) and all(isinstance(part, str) for part in text):
+            text = "\n".join(text)
         if isinstance(text, str):
-            return _with_answer(text, record.get("answer"), place, number, position)
+            return _with_answer(text, record.get(ANSWER), place, number, position)._replace(group=group)
         if text is None:
-            problem = f"no field {self.text_field!r} ({_fields(record)}; set text_field)"
-            if self.text_field in record:
-                problem = f"field {self.text_field!r} is null"
-        else:
-            problem = f"field {self.text_field!r} is a {type(text).__name__}, not text"
-        return Row(None, place, number, position, problem=problem)
+            return bad(f"field {self.text_field!r} is null")
+        return bad(f"field {self.text_field!r} is a {type(text).__name__}, not text")
+
+
+def group_name(value: Any) -> str | None:
+    """A value that rows are split by, as text; None if it is null, empty or no text, whole number or truth value."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return (str(value) or None) if isinstance(value, str | int) else None
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else "empty" if value == "" else f"a {type(value).__name__}"
+
+
+def field_names(record: Mapping[str, Any], kind: type = object) -> list[str]:
+    """The fields of a record, sorted, with those inside of others as ``a.b``; only those of a kind."""
+    names: list[str] = []
+    for name, value in record.items():
+        if isinstance(value, Mapping) and value:
+            names += [f"{name}.{inner}" for inner in field_names(value, kind)]
+        elif isinstance(value, kind):
+            names.append(str(name))
+    return sorted(names)
 
 
 def _with_answer(text: str, answer: Any, place: str, number: int, position: int) -> Row:
@@ -70,10 +124,6 @@ def _with_answer(text: str, answer: Any, place: str, number: int, position: int)
         problem = f"answer {answer} marks no characters of the text ({len(text)} long): [start, end)"
         return Row(None, place, number, position, problem=problem)
     return Row(text, place, number, position, answer=(answer[0], answer[1]))
-
-
-def _fields(record: Mapping[str, Any]) -> str:
-    return f"fields: {', '.join(sorted(map(str, record))) or 'none'}"
 
 
 def json_record(line: bytes) -> Mapping[str, Any] | str:

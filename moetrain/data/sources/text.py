@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moetrain.data.errors import DataError
-from moetrain.data.sources.files import broken, open_plain
+from moetrain.data.sources.opening import broken, open_plain
 from moetrain.data.sources.rows import Row, Wanted
 
 LONGEST = 2**20  # bytes of a document
@@ -22,7 +22,9 @@ def read(path: Path, wanted: Wanted, start: int) -> Iterator[Row]:
     """
     others = [column for column in wanted.columns if column != wanted.text_field]
     if others:
-        raise DataError(f"{path}: a text file has no column {others[0]!r} to filter on: only {wanted.text_field!r}")
+        raise DataError(
+            f"{path}: a text file has no column {others[0]!r} to filter on or split by: only {wanted.text_field!r}"
+        )
     number = begin = 0
     rest = b""
     with open_plain(path) as (file, position):

@@ -8,6 +8,7 @@ from moetrain.config import SettingsError
 from tests.tools.benchmark import run
 
 
+@pytest.mark.slow  # trains five small runs in processes of their own
 def test_whole_runs_with_and_without_the_monitor(config, tmp_path, capsys):
     result = run(tmp_path, "overhead", *config, "train.max_steps=4", "--turns", "1", "--starts", "1")
     on, off = (result["sides"][side] for side in ("on", "off"))

@@ -9,11 +9,13 @@ streaming windows over a simulated stream and reports the memory they hold.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,8 @@ from benchmarks.configs import open_run
 from benchmarks.monitor import logging
 from benchmarks.subprocess_bench import call_in_subprocess
 from benchmarks.timing import clock
-from moetrain.config import load_settings
+from moetrain.config import Settings, load_settings
+from moetrain.data.builtin import documents
 from moetrain.routing.recorder import SampleRouting
 from moetrain.routing.stream import StreamMonitor
 
@@ -44,7 +47,7 @@ VARIED: dict[str, tuple[int, ...]] = {
     "top-k": (1, 2, 4, 8),
     "sequence length": (128, 256, 512, 1024),
     "domains": (2, 8, 32, 64),
-    "panel samples": (16, 64, 256, 1024),
+    "panel samples": (16, 64, 256),
 }
 COSTS = {"step": "step", "record": "recording, per step", "reading": "panel reading"}
 _COLORS = {"step": "#636363", "record": "#d95f02", "reading": "#3182bd"}
@@ -77,14 +80,27 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def overrides(shape: dict[str, int]) -> list[str]:
-    """The settings of a run of a shape: domains of built-in arithmetic, 2,048 tokens a step."""
-    size = max(60_000, 9_000_000 // shape["domains"])
+def write_texts(shape: dict[str, int], folder: Path) -> None:
+    """A file of arithmetic for each domain, all of different texts."""
+    size = max(30_000, 20_000 * shape["panel samples"] // shape["domains"])
+    texts = documents("math", size=2 * size * shape["domains"], seed=0)
+    for number in range(shape["domains"]):
+        written = 0
+        with (folder / f"d{number}.jsonl").open("w", encoding="utf-8") as file:
+            while written < size:
+                text = str(next(texts))
+                written += len(text)
+                file.write(json.dumps({"text": text}) + "\n")
+
+
+def overrides(shape: dict[str, int], folder: Path) -> list[str]:
+    """The settings of a run of a shape on the texts in a folder, 2,048 tokens a step."""
     return [
         "run.name=growth",
         "data.domains={}",
-        *(f"data.domains.d{number}.builtin=math" for number in range(shape["domains"])),
-        *(f"data.domains.d{number}.size={size}" for number in range(shape["domains"])),
+        f"data.root={folder}",
+        f"data.cache_dir={folder / 'cache'}",
+        *(f"data.domains.d{number}.path=d{number}.jsonl" for number in range(shape["domains"])),
         "data.heldout_share=0.2",
         f"data.seq_len={shape['sequence length']}",
         "tokenizer.vocab_size=512",
@@ -103,8 +119,14 @@ def overrides(shape: dict[str, int]) -> list[str]:
 
 def measure(shape: dict[str, int], steps: int, readings: int) -> dict[str, Any]:
     """Median seconds of a step, of recording its routing, and of a panel reading until it is logged; tokens/s."""
-    settings = load_settings(CODE_AND_MATH, overrides(shape))
-    with open_run(settings, 3 + steps + readings) as made, logging(made):
+    with TemporaryDirectory() as folder:
+        write_texts(shape, Path(folder))
+        settings = load_settings(CODE_AND_MATH, overrides(shape, Path(folder)))
+        return _measure(settings, steps, readings)
+
+
+def _measure(settings: Settings, steps: int, readings: int) -> dict[str, Any]:
+    with open_run(settings, 4 + steps + readings) as made, logging(made):
         panel = made.state.monitor.panel
         assert panel is not None
         seconds: dict[str, list[float]] = {name: [] for name in COSTS}

@@ -47,7 +47,8 @@ def test_every_chart_of_the_monitor_page_shows_known_tags(tmp_path):
     (category,) = layout.category
     assert category.title == "Grokking monitor"
     patterns = [pattern for chart in category.chart for pattern in chart.multiline.tag]
-    assert len(category.chart) == 21
+    assert len(category.chart) == 23
+    assert {"^pathway/consistency/math$", "^memorized/fraction/code$"} <= set(patterns)
     for pattern in patterns:
         tag = pattern.removeprefix("^").removesuffix("$").replace("\\", "")
         assert re.search(pattern, tag)

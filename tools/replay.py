@@ -37,9 +37,9 @@ from moetrain.routing.store import StoreError
 _COLUMNS = {
     "loss/panel_seen": "loss, seen",
     "loss/panel_heldout": "held-out",
-    "pathway/d_path": "D_path",
-    "pathway/cosine": "cosine",
-    "pathway/spread": "spread",
+    "pathway/d_path": "D_path, panel",
+    "pathway/cosine": "cosine, panel",
+    "pathway/spread": "spread, panel",
     "kernel/effective_rank": "rank",
     "kernel/left_out": "leave-one-out",
 }

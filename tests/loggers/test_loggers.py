@@ -98,6 +98,8 @@ def test_metrics_in_the_summary_are_null_where_unknown(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["domains"] == domains
     columns = {"loss": "loss", "d_path": "D_path", "cosine": "cosine"}
     assert summary_rows(domains, columns) == [["math", "2.000", "1.000 ±0.500", "-"]]
+    small = as_metric(Estimate(4.12e-4, 4.0e-4, 4.24e-4, 64, 0))  # a spread
+    assert summary_rows({"math": {"metrics": {"loss": small}}}, {"loss": "loss"}) == [["math", "0.000412 ±0.000012"]]
     (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_summary(tmp_path / "other", {"x": math.inf})
@@ -129,11 +131,11 @@ def test_a_live_display_with_a_table_by_domain():
     shown.preparing("tokenizing code", 5, 10)
     shown.note("a [note] in brackets")
     shown.start_training(2, 10)
-    shown.values("math", {"bits/byte": 1.5})
+    shown.values("math", {"bits/byte": 1.5, "spread, panel": 0.000412})
     shown.training(10, 2.5, 1234.0, {"math": {"loss": 2.25}, "code": {"loss": 3.0}})
     shown.end_training()
     text = shown.console.export_text()
-    for part in ("a [note] in brackets", "10/10", "loss 2.500", "bits/byte", "1.500", "2.250", "-"):
+    for part in ("a [note] in brackets", "10/10", "loss 2.500", "bits/byte", "1.500", "0.000412", "2.250", "-"):
         assert part in text
 
 

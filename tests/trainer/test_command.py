@@ -131,6 +131,7 @@ FIXED = {
             "loss/panel_unseen",
             "phase",
             "memorized/share",
+            "memorized/fraction",
             "memorized/gap",
             "memorized/gap_heldout",
             "pathway/d_path",

@@ -65,4 +65,6 @@ def evidence_says(item: dict[str, Any]) -> str:
     """What a number of the evidence says for the verdict; empty where nothing rests on it."""
     if item["role"] == "loss":
         return "" if item["value"] is None else "falls" if item["vote"] > 0 else "does not count as falling"
-    return {1: "carries over", -1: "memorized"}.get(item["vote"], "") if item["role"] == "deciding" else ""
+    if item["role"] != "deciding" or item["value"] is None:
+        return ""
+    return {1: "carries over", -1: "memorized"}.get(item["vote"], "too uncertain")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from moetrain.atomic_io import write_file
+from moetrain.grokking import PhaseThresholds
 from moetrain.grokking.paper import CORRELATIONS
 from moetrain.loggers.terminal import Terminal
 from moetrain.metrics import table
@@ -114,7 +116,7 @@ def report(run: OpenedRun) -> str:
         titles={metric.name: metric.title for metric in table.METRICS},
         controls=findings.controls(run),
         changes=phase_changes(run),
-        rule={name: run.setting(f"phase.{name}") for name in ("steep", "trend", "memorized", "memorized_answers")},
+        rule={each.name: run.setting(f"phase.{each.name}") for each in fields(PhaseThresholds)},
         data=run.outcome.get("data", {}),
         tasks=task_table(run),
         enough=ENOUGH,

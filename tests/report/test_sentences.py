@@ -160,12 +160,11 @@ def check_reason(run, domain, step, phase, why):
             and fallen < int(found[2]) / 100
             and falls == (found[3] == "still") == (phase == "learning")
         )
-    found = re.fullmatch(
-        r"of what was learned, (-?\d+)% \((-?\d+)% to (-?\d+)%, n=(\d+) documents\) is memory, "
-        r"(at least|less than) (\d+)%; "
-        r"(the loss of unseen texts .*)",
-        why,
-    )
+    share_of = r"(-?\d+)% \((-?\d+)% to (-?\d+)%, n=(\d+) documents\)"
+    if found := re.fullmatch(rf"the memorized share, {share_of}, is too uncertain to compare with (\d+)%: .*", why):
+        return phase == "undecided" and rounded(100 * run.share(domain, step), int(found[1]))
+    verdict = r"is memory, (at least|less than) (\d+)%; (the loss of unseen texts .*)"
+    found = re.fullmatch(f"of what was learned, {share_of} {verdict}", why)
     assert found, f"a reason without a check: {why}"
     share, low, high = (int(found[n]) for n in (1, 2, 3))
     threshold = rule["memorized"]

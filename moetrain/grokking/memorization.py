@@ -19,7 +19,7 @@ MIN_TAIL_IN_RUNS = 3  # readings
 LEAST_CELL = 64  # samples
 LEAST_READINGS = 10
 UNSEEN_BELOW = 0.05  # share of the samples not trained on that lie below the online rule's own eps
-LEAST_UNSEEN = 8  # samples not trained on that this eps needs
+LEAST_UNSEEN = 20  # samples not trained on that this eps needs: one of them lies below
 _NORMAL_95 = 1.959963984540054
 
 
@@ -117,7 +117,7 @@ def online_eps(losses: Arrayish, unseen: Arrayish) -> Floats:
         unseen: [U, T] whether a sample had not been trained on at a reading.
 
     Returns:
-        eps at each reading; NaN where fewer than 8 samples are unseen.
+        eps at each reading; NaN where fewer than 20 samples are unseen.
 
     Raises:
         ValueError: losses that are not finite, or arrays of different shapes.

@@ -160,8 +160,8 @@ def facts(run: OpenedRun) -> list[tuple[str, str]]:
     speed = run.curve("system/tokens_per_second")["value"]
     if len(speed):
         average = run.outcome.get("tokens_per_second")
-        when = "on average" if average else "at the newest point"
-        found.append((short(average or speed.iloc[-1]), f"tokens of text and marks per second of training, {when}"))
+        when = "" if average else ", newest"
+        found.append((short(average or speed.iloc[-1]), f"tokens per second, with marks{when}"))
     if (share := monitor_share(run)) is not None:
         found.append((f"{share:.1%}", f"{_of_the_time(run)} spent on monitoring"))
     return found

@@ -2,6 +2,7 @@ import io
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from rich.console import Console
 from moetrain.grokking import Estimate
 from moetrain.loggers.events import Events
 from moetrain.loggers.heat_map import heat_map
-from moetrain.loggers.summary import summary_rows, write_summary
+from moetrain.loggers.summary import closing_lines, summary_rows, write_summary
 from moetrain.loggers.tensorboard import TensorBoard, cut_run_files, event_file_sizes
 from moetrain.loggers.terminal import Terminal
 from moetrain.metrics import table
@@ -104,6 +105,20 @@ def test_metrics_in_the_summary_are_null_where_unknown(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_summary(tmp_path / "other", {"x": math.inf})
     assert not (tmp_path / "other" / "summary.json").exists()
+
+
+def test_the_last_lines_are_the_summary_in_words():
+    found = {"phase": "settled", "why": "of what was learned, 3% is memory"}
+    summary = {"domains": {"math": found, "code": {"metrics": {}}}, "tokens": 1200, "text_tokens": 1000}
+    summary |= {"measured_tokens": 1200, "tokens_per_second": 31.4, "monitor_share": 0.1234, "peak_memory_bytes": 2**29}
+    first, last = closing_lines(summary, Path("runs/x"))
+    assert first == "math is settled: of what was learned, 3% is memory"
+    assert last == (
+        "1,000 tokens of text and 200 marks; 31 of both per second of training, 12.3% of the time spent on monitoring; "
+        "peak memory 0.50 GiB; all of it is in runs/x"
+    )
+    resumed = closing_lines(summary | {"measured_tokens": 300}, Path("runs/x"))[-1]
+    assert "12.3% of the time spent on monitoring since it was resumed, 300 tokens ago; peak" in resumed
 
 
 def terminal(width=120, is_terminal=False):

@@ -156,7 +156,9 @@ def test_a_row_from_outside_is_a_predictor(folder, extended):
 
 
 def panel_reading(step):
-    reading = a_reading(np.random.default_rng(step), 3, 8, [(0, 0, 5), (1, 0, 5), (0, 2, 9), (1, 2, 9)], [], step=step)
+    reading = a_reading(
+        np.random.default_rng(step), 3, 8, [(0, 0, 5), (1, 0, 5), (0, 2, 21), (1, 2, 21)], [], step=step
+    )
     return replace(reading, training_context=TrainingContext(100 * step))
 
 

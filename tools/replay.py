@@ -37,9 +37,9 @@ from moetrain.routing.store import StoreError
 _COLUMNS = {
     "loss/panel_seen": "loss, seen",
     "loss/panel_heldout": "held-out",
-    "pathway/d_path": "D_path, panel",
-    "pathway/cosine": "cosine, panel",
-    "pathway/spread": "spread, panel",
+    "pathway/d_path": "D_path",
+    "pathway/cosine": "cosine",
+    "pathway/spread": "spread",
     "kernel/effective_rank": "rank",
     "kernel/left_out": "leave-one-out",
 }
@@ -103,7 +103,9 @@ def _replay(words: list[str], overrides: list[str], options: argparse.Namespace,
         texts = texts_of_documents(settings, unseen, max(model.step for model in models), terminal)
     summary = replay(models, texts, options.output, layout, terminal)
     rows = summary_rows(summary["domains"], _COLUMNS)
-    terminal.table(f"step {max(map(int, summary['models']))}", ["domain", *_COLUMNS.values()], rows)
+    terminal.table(
+        f"step {max(map(int, summary['models']))}, over samples of the panel", ["domain", *_COLUMNS.values()], rows
+    )
     terminal.note(f"{len(summary['models'])} readings of {len(texts.panel.panel)} samples: {options.output}")
 
 

@@ -239,17 +239,15 @@ def _of_verdicts(run: OpenedRun) -> Iterator[str]:
     for each in verdicts(run):
         if not each.accuracy:
             continue
-        share = f"{plain(each.accuracy.value, 2)} of its probe items are correct, chance {plain(each.chance, 2)}"
-        if each.phase == "memorizing" and each.accuracy.low > each.chance:
-            yield (
-                f"Verdict and probes point to different things in {each.domain}: memorizing by its losses, but "
-                f"{share}. What it learns of its texts may carry over in part."
-            )
-        if each.phase in ("generalizing", "settled") and not each.accuracy.low > each.chance:
-            yield (
-                f"Verdict and probes point to different things in {each.domain}: {each.phase} by its losses, but "
-                f"{share}. The verdict is about other texts of the domain, not about benchmarks."
-            )
+        accuracy = f"accuracy on its probes, {plain(each.accuracy.value, 2)}"
+        chance = f"above chance, {plain(each.chance, 2)}, by its interval"
+        above = each.accuracy.low > each.chance
+        verdict = f"{each.phase} by its losses, but {accuracy},"
+        both = f"Verdict and probes point to different things in {each.domain}: {verdict}"
+        if each.phase == "memorizing" and above:
+            yield f"{both} is {chance}. What is learned of its texts may carry over in part."
+        if each.phase in ("generalizing", "settled") and not above:
+            yield f"{both} is not {chance}. The verdict is about other texts of the domain, not about benchmarks."
 
 
 def _of_sizes(run: OpenedRun) -> Iterator[str]:

@@ -188,7 +188,11 @@ def test_controls_detect_a_change_that_held_out_samples_share(finished_run, seen
 
 @pytest.mark.parametrize(
     ("phase", "accuracy", "said"),
-    [(2, 0.9, "memorizing by its losses, but 0.90"), (3, 0.25, "generalizing by its losses, but 0.25"), (3, 0.9, "")],
+    [
+        (2, 0.9, "memorizing by its losses, but accuracy on its probes, 0.90, is above chance"),
+        (3, 0.25, "generalizing by its losses, but accuracy on its probes, 0.25, is not above chance"),
+        (3, 0.9, ""),
+    ],
 )
 def test_a_verdict_that_the_probes_contradict_is_reported(finished_run, phase, accuracy, said):
     run = with_curves(open_run.open_run(finished_run), **{"phase/sums": [phase]})
@@ -269,6 +273,17 @@ def test_an_unfinished_run_has_a_report(finished_run, tmp_path, capsys):
     assert "The run is not finished: these are its newest numbers." in text
     assert "Groups are paired at the end of a run." in text
     assert "recording and streaming metrics" in text
+
+
+def test_the_times_of_a_resumed_run_are_since_it_was_resumed(finished_run, tmp_path):
+    def resumed(copy):
+        with open(copy / "events.jsonl", "a") as file:
+            file.write(json.dumps({"type": "resume", "step": 5}) + "\n")
+
+    run = altered(finished_run, tmp_path / "resumed", resumed)
+    text = Page(report.report(run)).text
+    assert f"{run.outcome['monitor_share']:.1%} of the time since step 5, where it was resumed, spent on" in text
+    assert "Shares of the time since step 5, where it was resumed. Panel, probes," in text
 
 
 def test_a_run_without_router_panel_and_probes_has_a_report(corpus_folder, tmp_path, tmp_path_factory):

@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import yaml
+from scipy.stats import binomtest
 
 from moetrain import grokking
 from moetrain.config import load_settings
@@ -377,12 +378,16 @@ def test_the_notes_are_those_that_apply(run, said):
     notes = [text for section, _, tag, text in said.parts if (section, tag) == ("notes", "li")]
     verdict = [text for text in notes if text.startswith("Verdict and probes point to different things")]
     for text in verdict:
-        found = re.search(
-            r"in (\w+): (\w+) by its losses, but ([\d.]+) of its probe items are correct, chance ([\d.]+)\.", text
+        claim = (
+            r"in (\w+): (\w+) by its losses, but accuracy on its probes, ([\d.]+), is (not )?above chance, ([\d.]+), by"
         )
+        found = re.search(claim, text)
         rows = run.probes[max(run.probes)]
         own = rows[(rows["domain"] == found[1]) & rows["correct"].notna()]
         assert float(found[3]) == pytest.approx(own["correct"].mean(), abs=0.006)
+        wilson = binomtest(int(own["correct"].sum()), len(own)).proportion_ci(method="wilson")
+        assert bool(found[4]) == (wilson.low <= float(found[5]))
+        assert bool(found[4]) == (found[2] in ("generalizing", "settled"))
         assert run.summary.get("domains", {}).get(found[1], {"phase": found[2]})["phase"] == found[2]
     others = [text for text in notes if text not in verdict]
     expected = expected_notes(run)

@@ -106,7 +106,7 @@ def verdict_now(run: OpenedRun, domain: str) -> Verdict | None:
     own = run.loss_curves[run.loss_curves["domain"] == domain]
     by_metric = {
         name: own[own["metric"] == name].set_index("step").reindex(steps)
-        for name in ("loss/panel_seen", "loss/panel_unseen", "memorized/share")
+        for name in ("loss/panel_seen", "loss/panel_unseen", "loss/panel_frequencies", "memorized/share")
     }
     left_out = run.left_out[run.left_out["domain"] == domain].set_index("step").reindex(steps)
     curves = {name: grokking.curve(rows[["value", "low", "high"]].to_numpy(float)) for name, rows in by_metric.items()}
@@ -120,6 +120,7 @@ def verdict_now(run: OpenedRun, domain: str) -> Verdict | None:
         loss_seen=curves["loss/panel_seen"],
         loss_unseen=curves["loss/panel_unseen"],
         share=curves["memorized/share"],
+        loss_frequencies=curves["loss/panel_frequencies"],
     )
     thresholds = PhaseThresholds(**{each.name: run.setting(f"phase.{each.name}") for each in fields(PhaseThresholds)})
     return grokking.phases(history, thresholds)[-1]

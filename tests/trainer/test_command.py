@@ -129,6 +129,7 @@ FIXED = {
             "loss/panel_to_come",
             "loss/panel_heldout",
             "loss/panel_unseen",
+            "loss/panel_frequencies",
             "phase",
             "memorized/share",
             "memorized/fraction",

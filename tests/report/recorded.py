@@ -87,21 +87,26 @@ class Recorded:
         return float(np.nanmax(found))
 
     def falls(self, domain: str, step: int, name: str) -> bool | None:
-        """Whether a loss falls at a reading, by the line through the last readings; None with fewer than three."""
+        """Whether a loss falls at a reading, by the rule; None with fewer than three readings."""
+        fall, surely, readings = self.fall(domain, step, name)
+        return None if readings < 3 else fall >= self.config["phase"]["steep"] and surely
+
+    def fall(self, domain: str, step: int, name: str) -> tuple[float, bool, int]:
+        """The fall of the line through the last readings, of the fall so far; if its interval is above 0; readings."""
         rule = self.config["phase"]
         steps = [each for each in sorted(self.panel) if each <= step]
         last = steps[-rule["trend"] :]
         y = np.array([self.mean_loss(domain, each, name) for each in last])
         known = np.isfinite(y)
         if known.sum() < 3:
-            return None
+            return np.nan, False, int(known.sum())
         line = linregress(np.array(last)[known], y[known])
         every = np.array([self.mean_loss(domain, each, name) for each in steps])
         before = self.before(domain, step)
         newest = np.median(every[np.isfinite(every)][-3:])
         fall = -line.slope * (last[-1] - last[0]) / max(before - newest, before / 5)
         surely = line.slope + student.ppf(0.975, known.sum() - 2) * line.stderr < 0
-        return bool(fall >= rule["steep"] and surely)
+        return fall, bool(surely), int(known.sum())
 
     def seen_losses(self, domain: str) -> np.ndarray:
         """[S, T] of all samples of the seen cell."""

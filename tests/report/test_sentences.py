@@ -154,14 +154,14 @@ def check_reason(run, domain, step, phase, why):
     if found := re.fullmatch(r"too few readings of the loss: (\d) of 3", why):
         return phase == "undecided" and int(found[1]) == len(_known(run, domain, step)) < 3
     fallen_by = r"the loss has fallen by (\d+)% of its value before the training, less than (\d+)%, "
-    if found := re.fullmatch(fallen_by + "and (still|no longer) falls", why):
-        falls = run.falls(domain, step, "seen")
+    if found := re.fullmatch(fallen_by + "and (.*)", why):
         return (
             rounded(100 * max(fallen, 0), int(found[1]))
             and fallen < int(found[2]) / 100
-            and falls == (found[3] == "still") == (phase == "learning")
+            and found[3] == course(run, *run.fall(domain, step, "seen"))
+            and run.falls(domain, step, "seen") == (phase == "learning")
         )
-    share_of = r"(-?\d+)% \((-?\d+)% to (-?\d+)%, n=(\d+) documents\)"
+    share_of = r"(\d+)% \((\d+)% to (\d+)%, n=(\d+) documents\)"
     if found := re.fullmatch(rf"the memorized share, {share_of}, is too uncertain to compare with (\d+)%: .*", why):
         return phase == "undecided" and rounded(100 * run.share(domain, step), int(found[1]))
     verdict = r"is memory, (at least|less than) (\d+)%; (the loss of unseen texts .*)"
@@ -171,7 +171,7 @@ def check_reason(run, domain, step, phase, why):
     threshold = rule["memorized"]
     true_share = run.share(domain, step)
     return (
-        rounded(100 * true_share, share)
+        rounded(100 * np.clip(true_share, 0, 1), share)
         and low <= share <= high
         and int(found[4]) == seen + unseen
         and int(found[6]) == round(100 * threshold)
@@ -182,8 +182,20 @@ def check_reason(run, domain, step, phase, why):
 
 def check_fall(run, domain, step, phase, words):
     """What a reason says of the loss of unseen texts."""
-    falls = run.falls(domain, step, "unseen")
-    return ("still falls" in words) == bool(falls) and (phase != "settled" or not falls)
+    if phase == "settled" and run.falls(domain, step, "unseen"):
+        return False
+    return words == f"the loss of unseen texts {course(run, *run.fall(domain, step, 'unseen'))}"
+
+
+def course(run, fall, surely, readings):
+    """Whether a loss falls, in words, from the fall of a line through some readings, and if its interval is above 0."""
+    if readings < 3:
+        return f"has too few readings to say whether it falls, {readings} of 3"
+    steep = run.config["phase"]["steep"]
+    if surely:
+        slow = f"falls by less than {steep:.0%} of its fall so far in the last {readings} readings"
+        return "still falls" if fall >= steep else slow
+    return "no longer falls" if fall <= 0 else "does not measurably fall"
 
 
 def _known(run, domain, step):
@@ -234,6 +246,9 @@ def test_the_reasons_in_events_hold_at_their_readings(run):
         if event["type"] == "phase":
             assert check_reason(run, event["domain"], event["step"], event["after"], event["why"]), event
             unseen = [item for item in event["evidence"] if item["name"] == "loss_unseen"]
+            improving = unseen and run.falls(event["domain"], event["step"], "unseen")
+            assert ("they still improve:" in event["sentence"]) == bool(improving and event["after"] == "generalizing")
+            assert "may be worth more" not in event["sentence"]
             if unseen and unseen[0]["value"] is not None:
                 assert (unseen[0]["vote"] > 0) == run.falls(event["domain"], event["step"], "unseen")
 

@@ -26,6 +26,7 @@ from moetrain.data.stream import Stream, run_steps, training_stream, validation_
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.distributed.launch import compute_dtype
 from moetrain.distributed.mesh import ParallelLayout
+from moetrain.grokking.memorization import LEAST_READINGS
 from moetrain.loggers.run_logger import RunLogger
 from moetrain.loggers.summary import write_summary
 from moetrain.loggers.terminal import Terminal
@@ -199,6 +200,8 @@ def replay(
     repeated = [b for a, b in pairwise(series) if a.step == b.step]
     if repeated:
         raise SettingsError(f"{repeated[0].name}: a second model of step {repeated[0].step}: give each step once")
+    if texts.initial is not None and (warning := few_checkpoints(series, texts.settings)):
+        terminal.note(warning)
     folder.mkdir(parents=True)
     write_file(folder / "config.yaml", texts.settings.to_yaml())
     tasks = texts.probes.prepared.tasks if texts.probes is not None else []
@@ -232,6 +235,21 @@ def replay(
     if texts.settings.run.report:
         report_or_say_why(folder, terminal)
     return summary
+
+
+def few_checkpoints(series: Sequence[SavedModel], settings: Settings) -> str:
+    """What to do where a run kept too few checkpoints to see anything over time; empty where it kept enough."""
+    newest, readings = max(model.step for model in series), len(series) + 1  # and the model before the first step
+    if readings >= LEAST_READINGS:
+        return ""
+    every = settings.train.checkpoint_every or newest
+    written = -(-newest // every)
+    enough = max(1, newest // LEAST_READINGS)
+    return (
+        f"{len(series)} of the run's {written} checkpoints are kept, so the panel is read {readings} times: fewer than "
+        f"{LEAST_READINGS} are too few for onsets and trends. The next run keeps enough with "
+        f"train.checkpoint_every={enough} train.keep_every={enough}"
+    )
 
 
 class _Reader:

@@ -17,14 +17,16 @@ from moetrain.version import __version__
 
 @dataclass(frozen=True)
 class Speed:
-    """What a run took.
+    """What a run took, since its start or, where it was resumed, since then.
 
     Attributes:
+        measured_tokens: of text and marks, trained on in this time.
         tokens_per_second: of the time spent training alone.
         monitor_share: share of all measured time spent on monitoring.
         seconds: per purpose.
     """
 
+    measured_tokens: int
     tokens_per_second: float
     monitor_share: float
     peak_memory_bytes: int
@@ -45,12 +47,17 @@ def run_summary(
     parameters: tuple[int, int],
     speed: Speed,
 ) -> dict[str, Any]:
-    """All of ``summary.json`` of a finished run; ``parameters``: all, and active for one token."""
+    """All of ``summary.json`` of a finished run; ``parameters``: all, and active for one token.
+
+    ``tokens`` are those of text and the marks of beginning and end, ``text_tokens`` those of text alone.
+    """
+    data = data_summary(corpus, stream, steps, settings)
     return {
         **metrics_summary(state.monitor.latest),
-        "data": data_summary(corpus, stream, steps, settings),
+        "data": data,
         "steps": steps,
         "tokens": state.tokens_trained,
+        "text_tokens": sum(int(domain["met_tokens"]) for domain in data.values()),
         "parameters": dict(zip(("all", "active"), parameters, strict=True)),
         "rows_full": stream.fullness(),
         "skipped_updates": state.guards.skipped,

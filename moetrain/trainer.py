@@ -30,9 +30,9 @@ from moetrain.distributed.launch import compute_dtype, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import evaluation, inner_model, replicate, unsharded_copy
 from moetrain.distributed.signals import STOPPED_BY_SIGNAL, StopAgreement, StopSignals
-from moetrain.loggers.preview import print_preview, stream_line
+from moetrain.loggers.preview import PROBES_LEGEND, print_preview, stream_line
 from moetrain.loggers.run_logger import RunLogger
-from moetrain.loggers.summary import RESULT_COLUMNS, summary_rows, write_summary
+from moetrain.loggers.summary import RESULT_COLUMNS, closing_lines, summary_rows, write_summary
 from moetrain.loggers.terminal import Terminal
 from moetrain.loggers.trackers import start_trackers
 from moetrain.models.backends import choose_backends
@@ -149,6 +149,7 @@ class Trainer:
         print_preview(self.terminal, model, self.layout.world_size, self.corpus, self.stream, self.steps, self.settings)
         if probes := self.state.monitor.probes:
             self.terminal.table("probes", COLUMNS, probes.rows())
+            self.terminal.note(PROBES_LEGEND)
         self.terminal.note(stream_line(self.stream, self.steps, self.settings))
         if warning := warmup_warning(self.steps, self.settings.optim):
             self.terminal.note(warning)
@@ -416,7 +417,8 @@ class Trainer:
         if self.logger is None:
             return
         state, clock = self.state, self.clock
-        speed = Speed(clock.rate(), clock.share(*CLOCKED), peak_memory(self.layout.device), dict(clock.seconds))
+        memory, seconds = peak_memory(self.layout.device), dict(clock.seconds)
+        speed = Speed(clock.tokens, clock.rate(), clock.share(*CLOCKED), memory, seconds)
         parameters = inner_model(self.model).parameter_counts()
         summary = run_summary(state, self.corpus, self.stream, self.steps, self.settings, parameters, speed)
         folder = self.logger.folder
@@ -424,13 +426,7 @@ class Trainer:
         write_summary(folder, summary)
         rows = summary_rows(state.monitor.latest.domains, RESULT_COLUMNS)
         self.terminal.table("result", ["domain", *RESULT_COLUMNS.values()], rows)
-        for domain, found in state.monitor.latest.domains.items():
-            if "phase" in found:
-                self.terminal.note(f"{domain} is {found['phase']}: {found['why']}")
-        self.terminal.note(
-            f"{state.tokens_trained:,} tokens, {speed.tokens_per_second:,.0f} tokens/s, monitoring "
-            f"{speed.monitor_share:.2%} of the time, peak memory {speed.peak_memory_bytes / 2**30:.2f} GiB; "
-            f"all of it is in {folder}"
-        )
+        for line in closing_lines(summary, folder):
+            self.terminal.note(line)
         if self.settings.run.report:
             report_or_say_why(folder, self.terminal)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from moetrain.metrics import table
 from moetrain.routing.recorder import SampleRouting
 from moetrain.routing.stream import StreamMonitor
 
@@ -24,6 +25,16 @@ def test_tools_and_configurations_in_commands_exist():
     named = set(re.findall(r"\b(?:tools|configs)/\w+\.(?:py|yaml)", README))
     assert len(named) > 5
     assert [place for place in named if not (ROOT / place).exists()] == []
+
+
+def test_every_curve_is_in_the_list_of_metrics():
+    rows = README[README.index("## Metrics") : README.index("## Interpretation")].splitlines()
+    missing = []
+    for metric in table.METRICS:
+        group, _, leaf = re.sub(r"exposure_\d+", "exposure_K", metric.tag).rpartition("/")
+        if group and not any(f"`{group}/" in row and re.search(rf"[`/]{leaf}[`/]", row) for row in rows):
+            missing.append(metric.tag)
+    assert missing == []
 
 
 def test_the_training_loop_example_runs(capsys):

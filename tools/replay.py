@@ -103,7 +103,9 @@ def _replay(words: list[str], overrides: list[str], options: argparse.Namespace,
         texts = texts_of_documents(settings, unseen, max(model.step for model in models), terminal)
     summary = replay(models, texts, options.output, layout, terminal)
     rows = summary_rows(summary["domains"], _COLUMNS)
-    terminal.table(f"step {max(map(int, summary['models']))}", ["domain", *_COLUMNS.values()], rows)
+    terminal.table(
+        f"step {max(map(int, summary['models']))}, over samples of the panel", ["domain", *_COLUMNS.values()], rows
+    )
     terminal.note(f"{len(summary['models'])} readings of {len(texts.panel.panel)} samples: {options.output}")
 
 

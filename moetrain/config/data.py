@@ -142,8 +142,9 @@ class DomainSettings(Section):
     eps: float | None = Field(
         None,
         gt=0,
-        description="Loss in nats at or below which a panel sample counts as memorized during the run; take it from "
-        "the summary of an earlier run. null: no memorized/fraction.",
+        description="Loss in nats at or below which a panel sample counts as memorized during the run "
+        "(memorized/fraction), for instance from the summary of an earlier run. null: at each reading the loss that "
+        "95% of the domain's samples not trained on exceed.",
     )
     facts: FactSettings | None = Field(None, description="Facts of a planted built-in domain.")
     shuffled: bool = Field(

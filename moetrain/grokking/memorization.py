@@ -3,19 +3,24 @@
 Losses are in nats per predicted token. Suffixes: S samples, T readings of the panel, in order of time.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import count as count_from
 
 import numpy as np
 
-from ._arrays import Arrayish, Bools, Floats, Ints, finite
+from ._arrays import Arrayish, Bools, Floats, Ints, finite, to_float64
 from ._onsets import NEVER, first_true, from_then_on, group_by_onset, uncensored
+from .estimate import Estimate
 
 DELTA = 0.05  # nats
 WINDOW = 3  # readings
 MIN_TAIL_IN_RUNS = 3  # readings
 LEAST_CELL = 64  # samples
 LEAST_READINGS = 10
+UNSEEN_BELOW = 0.05  # share of the samples not trained on that lie below the online rule's own eps
+LEAST_UNSEEN = 20  # samples not trained on that this eps needs: one of them lies below
+_NORMAL_95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,37 @@ def choose_eps(
     return next(eps for eps in on_grid if eps >= least)
 
 
-def memorized_now(losses: Arrayish, eps: float, delta: float = DELTA, window: int = WINDOW) -> Bools:
+def online_eps(losses: Arrayish, unseen: Arrayish) -> Floats:
+    """[T] eps of the online rule where none is set: the loss that 95% of the samples not trained on exceed (ours).
+
+    At each reading it is the 5% quantile of the losses, at this reading, of the samples that have not been trained on
+    by then. So a twentieth of texts like these lie below it without having been trained on. It uses no later reading.
+
+    Args:
+        losses: [U, T] of samples of the domain that were held out, or are still to come, in nats.
+        unseen: [U, T] whether a sample had not been trained on at a reading.
+
+    Returns:
+        eps at each reading; NaN where fewer than 20 samples are unseen.
+
+    Raises:
+        ValueError: losses that are not finite, or arrays of different shapes.
+    """
+    losses_UT, unseen_UT = to_float64(losses), np.asarray(unseen, dtype=np.bool_)
+    if losses_UT.ndim != 2 or losses_UT.shape != unseen_UT.shape:
+        raise ValueError(f"losses {losses_UT.shape} and unseen {unseen_UT.shape}: pass [samples, readings] of both")
+    if not losses_UT.size:
+        return np.full(losses_UT.shape[1], np.nan)
+    finite(losses_UT, "losses", "samples, readings")
+    enough_T = unseen_UT.sum(axis=0) >= LEAST_UNSEEN
+    each = (
+        np.quantile(losses_U[unseen_U], UNSEEN_BELOW) if enough else np.nan
+        for losses_U, unseen_U, enough in zip(losses_UT.T, unseen_UT.T, enough_T, strict=True)
+    )
+    return np.array(list(each), dtype=np.float64)
+
+
+def memorized_now(losses: Arrayish, eps: Arrayish, delta: float = DELTA, window: int = WINDOW) -> Bools:
     """[S] whether each sample counts as memorized at the newest reading: the online rule (ours).
 
     True where the last `window` losses are all <= eps and within delta of the newest, so a later reading may undo it.
@@ -109,6 +144,7 @@ def memorized_now(losses: Arrayish, eps: float, delta: float = DELTA, window: in
 
     Args:
         losses: [S, T] up to now.
+        eps: nats, one number, or one for each reading [T]; no loss is <= NaN.
 
     Raises:
         ValueError: as `memorized_onsets`, and for a window below 1.
@@ -118,8 +154,27 @@ def memorized_now(losses: Arrayish, eps: float, delta: float = DELTA, window: in
         raise ValueError(f"window is {window}: a number of readings, 1 or more")
     if losses_ST.shape[1] < window:
         return np.zeros(len(losses_ST), dtype=np.bool_)
-    newest_ST = losses_ST[:, -window:]
-    return from_then_on((newest_ST <= eps) & _near_last(newest_ST, delta))[:, 0]
+    newest_ST, eps_T = losses_ST[:, -window:], np.broadcast_to(to_float64(eps), losses_ST.shape[1:])[-window:]
+    return from_then_on((newest_ST <= eps_T) & _near_last(newest_ST, delta))[:, 0]
+
+
+def memorized_fraction(memorized: Arrayish, documents: np.ndarray) -> Estimate:
+    """Share of samples that are memorized, with Wilson's 95% interval for as many trials as there are documents.
+
+    Samples of one document count as one trial, as if they all depended on each other: the interval is too wide rather
+    than too narrow.
+
+    Args:
+        memorized: bool [S].
+        documents: [S] ids of their documents; `samples` counts them.
+    """
+    memorized_S, n = np.asarray(memorized, dtype=np.bool_), len(np.unique(documents))
+    if not len(memorized_S):
+        return Estimate.undefined()
+    share, z = float(memorized_S.mean()), _NORMAL_95
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n, 0)
 
 
 def online_agreement(

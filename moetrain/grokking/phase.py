@@ -193,10 +193,15 @@ ADVICE = {
         "continue training."
     ),
     Phase.SETTLED: (
-        "What the model has learned of these texts carries over, but other texts of the domain no longer improve: its "
-        "share of the mixture may be worth more to domains whose texts do."
+        "What the model has learned of these texts carries over, but the loss of other texts of the domain hardly "
+        "falls. Accuracy may still rise: look at probes of the domain before its tokens go to another."
     ),
 }
+_NOT_SURE = (
+    "What the model learns of these texts carries over to other texts of the domain. Whether they still improve is not "
+    "sure by now: continue training, and look at the next readings."
+)
+"""The advice for a generalizing domain whose unseen texts do not measurably improve."""
 
 
 def phases(history: History, thresholds: PhaseThresholds | None = None) -> list[Verdict]:
@@ -215,7 +220,9 @@ def phases(history: History, thresholds: PhaseThresholds | None = None) -> list[
             value, low, high = float(part.value[t]), float(part.low[t]), float(part.high[t])
             evidence.append(Evidence(name, "beside", "level", value, low, high, 1, int(history.seen[t])))
         step, tokens = int(history.steps[t]), int(history.tokens[t])
-        verdicts.append(Verdict(phase, step, tokens, why, ADVICE[phase], tuple(evidence)))
+        improving = any(item.vote > 0 for item in evidence if item.name == "loss_unseen")
+        sentence = _NOT_SURE if phase == Phase.GENERALIZING and not improving else ADVICE[phase]
+        verdicts.append(Verdict(phase, step, tokens, why, sentence, tuple(evidence)))
     return verdicts
 
 
@@ -251,18 +258,19 @@ def _decide(
         return Phase.UNDECIDED, "the loss has no reading above 0"
     fallen = (start - _newest(history.loss_seen, t)) / start
     if not fallen >= needed:
-        return _decide_unlearned(recent, fallen, needed, what)
+        return _decide_unlearned(recent, rule, fallen, needed, what)
     return _decide_learned(history, rule, t, generalizing_for, initial, evidence)
 
 
-def _decide_unlearned(recent: Evidence, fallen: float, needed: float, what: str) -> tuple[Phase, str]:
+def _decide_unlearned(
+    recent: Evidence, rule: PhaseThresholds, fallen: float, needed: float, what: str
+) -> tuple[Phase, str]:
     """Part 2 of the rule."""
     if recent.readings < LEAST_READINGS:
         return Phase.UNDECIDED, f"too few readings of the loss: {recent.readings} of {LEAST_READINGS}"
     so_far = f"the loss has fallen by {max(fallen, 0.0):.0%} of {what}, less than {needed:.0%}"
-    if recent.vote:
-        return Phase.LEARNING, f"{so_far}, and still falls"
-    return Phase.UNDECIDED, f"{so_far}, and no longer falls"
+    phase = Phase.LEARNING if recent.vote else Phase.UNDECIDED
+    return phase, f"{so_far}, and {_course(recent, rule)}"
 
 
 def _decide_learned(
@@ -281,19 +289,36 @@ def _decide_learned(
     evidence.append(unseen)
     if not vote:
         return Phase.UNDECIDED, "the memorized share has no value at this reading"
-    number = f"{share:.0%} ({low:.0%} to {high:.0%}, n={documents} documents)"
+    ends = f"{_percent(low)} to {_percent(high)}" if math.isfinite(low) else "no interval"
+    number = f"{_percent(share)} ({ends}, n={documents} documents)"
     if unclear:
         return Phase.UNDECIDED, (
             f"the memorized share, {number}, is too uncertain to compare with {threshold:.0%}: more documents are "
             "needed, trained on or held out" + (", or a further rise" if unsure else "")
         )
-    falls = "still falls" if unseen.vote else "no longer falls"
-    why = f"of what was learned, {number} is memory, {{}} {threshold:.0%}; the loss of unseen texts {falls}"
+    course = _course(unseen, rule)
+    why = f"of what was learned, {number} is memory, {{}} {threshold:.0%}; the loss of unseen texts {course}"
     if vote < 0:
         return Phase.MEMORIZING, why.format("at least")
     if generalizing_for >= rule.window and not unseen.vote:
         return Phase.SETTLED, why.format("less than")
     return Phase.GENERALIZING, why.format("less than")
+
+
+def _course(fall: Evidence, rule: PhaseThresholds) -> str:
+    """Whether a loss falls, as its evidence says; the rule takes only the first as falling."""
+    if fall.vote:
+        return "still falls"
+    if fall.readings < LEAST_READINGS:
+        return f"has too few readings to say whether it falls, {fall.readings} of {LEAST_READINGS}"
+    if fall.low > 0:
+        return f"falls by less than {rule.steep:.0%} of its fall so far in the last {fall.readings} readings"
+    return "no longer falls" if fall.value <= 0 else "does not measurably fall"
+
+
+def _percent(share: float) -> str:
+    """A share of what was learned: estimates below 0 and above 1 are no shares, and count as 0 and 1."""
+    return f"{min(max(share, 0.0), 1.0):.0%}"
 
 
 def _initial(history: History, t: int) -> float:

@@ -18,8 +18,12 @@ _COUNTED = {
     "duplicates_dropped": "twice",
     "bad_dropped": "bad",
     "left_out": "left out",
-    "train_tokens": "train tokens",
+    "train_tokens": "text tokens",
 }
+PROBES_LEGEND = (
+    "items: asked, of those that exist; in training text: left out unless probes.contaminated=keep; cut: too long for "
+    "the model's context"
+)
 
 
 def print_preview(
@@ -42,6 +46,7 @@ def print_preview(
             terminal.note(f"{domain.name}: left out {line}")
     summary = data_summary(corpus, stream, steps, settings)
     terminal.table("data", *data_table(summary))
+    terminal.note(data_legend(summary))
     for line in short_lines(summary, settings):
         terminal.note(line)
 
@@ -100,7 +105,16 @@ def data_table(summary: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], lis
         ]
         for name, domain in summary.items()
     ]
-    return ["domain", *(_COUNTED[key] for key in counted), "bytes/token", "long", "copies", "unused"], rows
+    return ["domain", *(_COUNTED[key] for key in counted), "bytes/tok", "long", "copies", "unused"], rows
+
+
+def data_legend(summary: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the headings of the table of the data mean."""
+    files = "left out: files; " if any(domain["left_out"] for domain in summary.values()) else ""
+    return (
+        f"docs: read, held-out ones among them; twice, bad: dropped; {files}text tokens: of the stream, all copies; "
+        "long: share of its samples long enough for the panel; unused: share of its text that the run does not reach"
+    )
 
 
 def short_lines(summary: Mapping[str, Mapping[str, Any]], settings: Settings) -> list[str]:

@@ -24,6 +24,14 @@ from moetrain.routing.stream import StreamReading
 from moetrain.training.evaluation import HeldOutLoss
 from moetrain.training.incidents import Incident
 
+_STREAM = {"d_path": "D_path", "cosine": "cosine"}
+_PANEL = {
+    "memorized/share": "memorized share",
+    "memorized/gap_heldout": "gap to held-out",
+    "pathway/spread": "spread, panel",
+}
+"""Metrics of the live display, with their titles."""
+
 
 class RunLogger:
     """Writes what a run measured to every place that shows it.
@@ -79,7 +87,7 @@ class RunLogger:
             for metric, estimate in reading.metrics.items():
                 if estimate.mean == estimate.mean:
                     self._scalar(f"stream/{metric}/{reading.domain}", estimate.mean, step)
-            shown = {"D_path": reading.metrics["d_path"].mean, "cosine": reading.metrics["cosine"].mean}
+            shown = {f"{title}, stream": reading.metrics[name].mean for name, title in _STREAM.items()}
             self._terminal.values(reading.domain, shown)
 
     def metrics(self, step: int, estimates: Mapping[str, Estimate]) -> None:
@@ -97,8 +105,8 @@ class RunLogger:
         for tag, estimate in points.metrics.items():
             self._scalar(tag, estimate.mean, points.step)
             metric, _, domain = tag.rpartition("/")
-            if metric in ("memorized/gap_heldout", "pathway/spread"):
-                self._terminal.values(domain, {metric.rpartition("/")[2]: estimate.mean})
+            if metric in _PANEL:
+                self._terminal.values(domain, {_PANEL[metric]: estimate.mean})
         for tag, matrix in points.matrices.items():
             self._board.image(tag, heat_map(matrix.values, 0.0, matrix.top), points.step)
         for tag, values in points.distributions.items():
@@ -107,9 +115,7 @@ class RunLogger:
             self._scalar(f"phase/{domain}", float(verdict.phase), points.step)
         for domain, change in points.changes.items():
             self._events.write("phase", points.step, domain=domain, **as_event(change))
-            self._terminal.note(
-                f"step {points.step}: {domain} is {change.after.name.lower()}: {change.verdict.sentence}"
-            )
+            self._terminal.note(f"step {points.step}: {domain} is {change.after.name.lower()}: {change.verdict.why}")
         if points.broken:
             self.guard(points.step, f"routing or loss of {points.broken} panel samples is not finite: skipped")
         for domain, memorized in points.memorized.items():

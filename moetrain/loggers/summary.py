@@ -1,4 +1,4 @@
-"""Results of a finished run: ``summary.json`` and the table printed at the end."""
+"""Results of a finished run: ``summary.json``, and the table and the lines printed at the end."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from moetrain.atomic_io import write_file
+from moetrain.loggers.terminal import number
 
 RESULT_COLUMNS = {
     "bits_per_byte": "bits/byte",
     "validation_loss": "held-out loss",
     "train_loss": "train loss",
-    "stream/d_path": "D_path",
-    "stream/cosine": "cosine",
+    "stream/d_path": "D_path, stream",
+    "stream/cosine": "cosine, stream",
 }
-"""Metrics of the table at the end of a run, with their titles."""
+"""Metrics of the table at the end of a run, with their titles; "stream": of the newest samples trained on."""
 
 
 def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
@@ -32,5 +33,27 @@ def summary_rows(domains: Mapping[str, Mapping[str, Any]], columns: Mapping[str,
 def _shown(metric: Mapping[str, Any] | None) -> str:
     if metric is None or metric["value"] is None:
         return "-"
-    value = f"{metric['value']:.3f}"
-    return value if metric["low"] is None else f"{value} ±{(metric['high'] - metric['low']) / 2:.3f}"
+    value = number(metric["value"])
+    if metric["low"] is None:
+        return value
+    half = (metric["high"] - metric["low"]) / 2
+    places = len(value.partition(".")[2]) if "e" not in value else None
+    return f"{value} ±{half:.{places}f}" if places is not None else f"{value} ±{half:.1e}"
+
+
+def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
+    """The last lines of a finished run, from its summary: the verdict per domain by the newest reading, and the "
+    "cost."""
+    lines = [
+        f"{domain} is {found['phase']}: {found['why']}"
+        for domain, found in summary["domains"].items()
+        if "why" in found
+    ]
+    tokens, text, measured = (summary[name] for name in ("tokens", "text_tokens", "measured_tokens"))
+    since = "" if measured == tokens else f" since it was resumed, {measured:,} tokens ago"
+    return [
+        *lines,
+        f"{text:,} tokens of text and {tokens - text:,} marks; {summary['tokens_per_second']:,.0f} of both per second "
+        f"of training, {summary['monitor_share']:.1%} of the time spent on monitoring{since}; peak memory "
+        f"{summary['peak_memory_bytes'] / 2**30:.2f} GiB; all of it is in {folder}",
+    ]

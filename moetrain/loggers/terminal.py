@@ -147,5 +147,10 @@ def number_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     for name, row in rows.items():
-        table.add_row(name, *(f"{row[column]:.3f}" if column in row else "-" for column in columns))
+        table.add_row(name, *(number(row[column]) if column in row else "-" for column in columns))
     return table
+
+
+def number(value: float) -> str:
+    """A number with three decimals, or, below a tenth, with three digits that count: a spread of .00042 is not 0."""
+    return f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"

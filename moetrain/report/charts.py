@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -28,6 +29,7 @@ _NAMES += [f"d{n}" for n in range(COLORS)] + [f"phase{n}" for n in range(5)]
 # matplotlib cannot draw CSS variables: each is drawn in a unique color that is replaced afterwards.
 _PLACEHOLDERS = {name: f"#0a{number:02x}f7" for number, name in enumerate(_NAMES)}
 _WIDTH, _HEIGHT = 3.5, 2.1  # inches; an em of the text is 8 points
+_TITLE = 26  # characters of the y axis's title in a line
 _MAP = "viridis"
 _STYLE = {
     "svg.fonttype": "none",  # text stays text
@@ -108,7 +110,13 @@ def short(number: float) -> str:
 
 
 def lines(
-    curves: Sequence[Line], label: str, unit: str, bounds: tuple[float, float] | None = None, log: bool = False
+    curves: Sequence[Line],
+    label: str,
+    unit: str,
+    bounds: tuple[float, float] | None = None,
+    log: bool = False,
+    *,
+    y_title: str,
 ) -> str:
     """Curves over time.
 
@@ -118,6 +126,7 @@ def lines(
         unit: of the x axis.
         bounds: of the y axis; those of the data where None.
         log: whether the y axis is logarithmic.
+        y_title: title of the y axis.
     """
 
     def draw(axes: Any) -> None:
@@ -134,28 +143,37 @@ def lines(
             _logarithmic(axes)
         if bounds is not None:
             axes.set_ylim(*bounds)
+        axes.set_ylabel(textwrap.fill(y_title, _TITLE))
         _time_axis(axes, unit)
 
     return _svg(draw, label)
 
 
-def scatter(clouds: Sequence[Points], label: str, x_unit: str = "", bounds: tuple[float, float] | None = None) -> str:
-    """Points with their trends; ``label`` and ``bounds`` as in `lines`."""
+def scatter(
+    clouds: Sequence[Points], label: str, bounds: tuple[float, float] | None = None, *, x_title: str, y_title: str
+) -> str:
+    """Points with their trends; ``label`` and ``bounds`` as in `lines`.
+
+    The axes are those of the points: far from most of them, the interval of a trend can be much wider than all points
+    together, and is cut off.
+    """
 
     def draw(axes: Any) -> None:
         for each in clouds:
             color = _PLACEHOLDERS[each.color]
-            if each.trend is not None:
-                x, value, low, high = each.trend
-                axes.fill_between(x, low, high, color=color, alpha=0.14, linewidth=0)
-                axes.plot(x, value, color=color, linewidth=1.2)
             for place, (x, y) in enumerate(zip(each.x, each.y, strict=True)):
                 newer = (place + 1) / len(each.x)
                 axes.plot([x], [y], "o", color=color, alpha=0.25 + 0.75 * newer, markersize=3.2, markeredgewidth=0)
-        axes.set_xlabel(x_unit, loc="right", labelpad=1)
-        axes.margins(0.06)
-        if bounds is not None:
-            axes.set_ylim(*bounds)
+        axes.margins(0.1)
+        limits = axes.get_ylim() if bounds is None else bounds
+        for each in clouds:
+            if each.trend is not None:
+                x, value, low, high = each.trend
+                axes.fill_between(x, low, high, color=_PLACEHOLDERS[each.color], alpha=0.14, linewidth=0)
+                axes.plot(x, value, color=_PLACEHOLDERS[each.color], linewidth=1.2)
+        axes.set_ylim(*limits)
+        axes.set_xlabel(x_title, loc="right", labelpad=1)
+        axes.set_ylabel(textwrap.fill(y_title, _TITLE))
         axes.xaxis.set_major_locator(need("matplotlib.ticker", "the report").MaxNLocator(5))
 
     return _svg(draw, label)
@@ -180,7 +198,7 @@ def links(pairs: Sequence[Link], label: str, unit: str) -> str:
     return _svg(draw, label, height=max(1.0, 0.5 + 0.16 * len(pairs)))
 
 
-def heat(grid: Grid, label: str, unit: str) -> str:
+def heat(grid: Grid, label: str, unit: str, *, y_title: str) -> str:
     """A matrix as colored cells, the first row at the bottom."""
 
     def draw(axes: Any) -> None:
@@ -194,6 +212,7 @@ def heat(grid: Grid, label: str, unit: str) -> str:
         shown = range(0, rows, max(1, rows // 8))
         axes.set_yticks(list(shown))
         axes.set_xlim(max(0.0, edges[0]), edges[-1])
+        axes.set_ylabel(textwrap.fill(y_title, _TITLE))
         _time_axis(axes, unit)
 
     return _svg(draw, label)

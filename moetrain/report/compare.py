@@ -20,7 +20,7 @@ from moetrain.metrics import table
 from moetrain.report import charts
 from moetrain.report.charts import Line
 from moetrain.report.open_run import OpenedRun, RunError
-from moetrain.report.page import NOTHING, PHASES, Figure, Group, Legend, Number, counts_tokens, render
+from moetrain.report.page import NOTHING, PHASES, Figure, Group, Legend, Number, counts_tokens, render, short_title
 from moetrain.report.routing_figures import phase_stretches
 from moetrain.version import __version__
 
@@ -221,7 +221,8 @@ def _lines(comparison: Comparison, tag: str) -> list[Line]:
 
 
 def _overlay(comparison: Comparison, name: str, title: str, curves: Sequence[Line]) -> Figure:
-    return Figure(name, charts.lines(curves, f"{name}: {title} in each run", comparison.unit))
+    label = f"{name}: {title} in each run"
+    return Figure(name, charts.lines(curves, label, comparison.unit, y_title=short_title(title)))
 
 
 def _color(number: int) -> str:

@@ -42,12 +42,7 @@ def metrics_at(run: Records, step: int, rows: Iterable[Metric] | None = None) ->
     # With twice the step as the run's length, `memorized/gap` always has a value; whether it was logged decides.
     found = panel_metrics(run.reading(step), run.domains, run.setting("monitor.tau"), 2 * step, rows)
     if rows is None:
-        so_far = run.reading_steps.index(step) + 1
-        for domain in run.domains:
-            eps = run.setting(f"data.domains.{domain}.eps")
-            if eps is not None:
-                now = grokking.memorized_now(seen_losses(run, domain)[1][:, :so_far], eps)
-                found[f"memorized/fraction/{domain}"] = grokking.mean_of_samples(now)
+        found |= {f"memorized/fraction/{domain}": memorized_fraction(run, domain, step) for domain in run.domains}
     logged = set(run.scalars.loc[run.scalars["step"] == step, "tag"])
     return {tag: estimate for tag, estimate in found.items() if tag in logged}
 
@@ -108,8 +103,30 @@ def seen_losses(run: Records, domain: str) -> tuple[pd.DataFrame, np.ndarray]:
     chosen = panel[(panel["domain"] == domain) & (panel["cell"] == SEEN)]
     readings = max(1, chosen["step"].nunique())
     losses_TS = chosen["loss"].to_numpy(np.float32).reshape(readings, -1)  # each reading in the panel's order
-    members = chosen[["document", "piece"]].iloc[: losses_TS.shape[1]]
+    members = chosen[["document", "piece", "first_step"]].iloc[-losses_TS.shape[1] :]  # of the newest reading
     return members, np.where(np.isfinite(losses_TS), losses_TS, np.finfo(np.float32).max).T
+
+
+def memorized_fraction(run: Records, domain: str, step: int) -> Estimate:
+    """Share of a domain's seen samples that the online rule calls memorized at a reading."""
+    members, losses_ST = seen_losses(run, domain)
+    so_far = run.reading_steps.index(step) + 1
+    now = grokking.memorized_now(losses_ST[:, :so_far], online_eps(run, domain)[:so_far])
+    trained = ((members["first_step"] > 0) & (members["first_step"] <= step)).to_numpy()
+    return grokking.memorized_fraction(now[trained], members["document"].to_numpy()[trained])
+
+
+def online_eps(run: Records, domain: str) -> np.ndarray:
+    """The online rule's eps of a domain at each reading [T], nats; NaN where too few samples are unseen."""
+    given, count = run.setting(f"data.domains.{domain}.eps"), len(run.reading_steps)
+    if given is not None:
+        return np.full(count, given)
+    other = run.panel[(run.panel["domain"] == domain) & (run.panel["cell"] != SEEN)]
+    losses_UT, first_UT, step_UT = (
+        other[name].to_numpy().reshape(max(1, count), -1).T for name in ("loss", "first_step", "step")
+    )
+    losses_UT = np.where(np.isfinite(losses_UT), losses_UT, np.finfo(np.float32).max)
+    return grokking.online_eps(losses_UT, (first_UT == 0) | (first_UT > step_UT))
 
 
 def onsets(run: Records) -> Iterator[tuple[Any, ...]]:

@@ -23,7 +23,15 @@ from moetrain.report.open_run import RunError
 from moetrain.routing.store import FOLDER
 
 IGNORED_TAGS = "system/"
-IGNORED_KEYS = ("tokens_per_second", "monitor_share", "peak_memory_bytes", "seconds", "version", "time")
+IGNORED_KEYS = (
+    "tokens_per_second",
+    "monitor_share",
+    "peak_memory_bytes",
+    "seconds",
+    "measured_tokens",  # since the run was resumed
+    "version",
+    "time",
+)
 """Keys of ``summary.json`` and of events, at any depth, that depend on the machine or on the release."""
 
 _SHARED_FILES = ("model.safetensors", "optimizer.safetensors")  # in checkpoints of every format

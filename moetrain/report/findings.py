@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetrain.grokking import Phase
+from moetrain import grokking
+from moetrain.grokking import History, Phase, PhaseThresholds, Verdict
 from moetrain.grokking.memorization import LEAST_CELL
 from moetrain.grokking.memorization import LEAST_READINGS as LEAST_PANEL_READINGS
 from moetrain.metrics import table
-from moetrain.metrics.cell import HELDOUT, SEEN
+from moetrain.metrics.cell import HELDOUT, SEEN, TO_COME
 from moetrain.probes.tasks import ENOUGH
-from moetrain.report.page import NOTHING, Number, plain, time_of
+from moetrain.report.page import NOTHING, Number, listed, plain, short_title, time_of
 from moetrain.report.trend import LEAST_READINGS
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ class DomainVerdict:
     phase: str  # empty where the run does not judge phases
     phase_number: int
     since: float  # tokens at which this phase began; steps where the run counts none
-    why: str
+    step: int  # of the newest reading
+    why: str  # by the newest reading
+    panel: str  # how many samples of how many documents the numbers are over
     loss_seen: Number
     loss_heldout: Number
     share: Number  # memorized
@@ -71,7 +73,9 @@ def verdicts(run: OpenedRun) -> list[DomainVerdict]:
                 phase=Phase(number).name.lower() if number >= 0 else "",
                 phase_number=max(number, 0),
                 since=float(time_of(run, [changes[-1]["step"]])[0]) if changes else 0.0,
-                why=_reason(run, domain, changes) if number >= 0 else "",
+                step=int(phase["step"].iloc[-1]) if len(phase) else 0,
+                why=_reason(run, domain) if number >= 0 else "",
+                panel=panel_in_words(run, domain),
                 loss_seen=metric(run, domain, "loss/panel_seen"),
                 loss_heldout=metric(run, domain, "loss/panel_heldout"),
                 share=metric(run, domain, "memorized/share"),
@@ -85,10 +89,70 @@ def verdicts(run: OpenedRun) -> list[DomainVerdict]:
     return found
 
 
-def _reason(run: OpenedRun, domain: str, changes: Sequence[Mapping[str, Any]]) -> str:
-    """Why the domain has its phase: by the newest reading, or, in an unfinished run, by the last change of phase."""
-    now = run.outcome.get("domains", {}).get(domain, {}).get("why")
-    return now or (changes[-1]["why"] if changes else "no change of phase so far")
+def _reason(run: OpenedRun, domain: str) -> str:
+    """Why the domain has its phase, by the newest reading: as the run says at its end, or from its readings so far."""
+    said = run.outcome.get("domains", {}).get(domain, {}).get("why")
+    if said:
+        return str(said)
+    verdict = verdict_now(run, domain)
+    return "the panel's readings are not stored, so the reason is not known" if verdict is None else verdict.why
+
+
+def verdict_now(run: OpenedRun, domain: str) -> Verdict | None:
+    """The verdict at the newest reading, from the stored readings; None without any."""
+    steps = np.array(run.reading_steps)
+    if not len(steps):
+        return None
+    own = run.loss_curves[run.loss_curves["domain"] == domain]
+    by_metric = {
+        name: own[own["metric"] == name].set_index("step").reindex(steps)
+        for name in ("loss/panel_seen", "loss/panel_unseen", "loss/panel_frequencies", "memorized/share")
+    }
+    left_out = run.left_out[run.left_out["domain"] == domain].set_index("step").reindex(steps)
+    curves = {name: grokking.curve(rows[["value", "low", "high"]].to_numpy(float)) for name, rows in by_metric.items()}
+    counts = {name: rows["n"].fillna(0).to_numpy(int) for name, rows in by_metric.items()}
+    history = History(
+        steps=steps,
+        tokens=steps,  # whose unit does not matter
+        seen=counts["loss/panel_seen"],
+        unseen=counts["loss/panel_unseen"],
+        answers=left_out["n"].fillna(0).to_numpy(int),
+        loss_seen=curves["loss/panel_seen"],
+        loss_unseen=curves["loss/panel_unseen"],
+        share=curves["memorized/share"],
+        loss_frequencies=curves["loss/panel_frequencies"],
+    )
+    thresholds = PhaseThresholds(**{each.name: run.setting(f"phase.{each.name}") for each in fields(PhaseThresholds)})
+    return grokking.phases(history, thresholds)[-1]
+
+
+def newest_panel(run: OpenedRun, domain: str) -> dict[str, tuple[int, int]]:
+    """Samples and documents of each cell of a domain's panel at the newest reading; those trained on by then."""
+    if not run.reading_steps:
+        return {}
+    step = run.reading_steps[-1]
+    own = run.panel[(run.panel["step"] == step) & (run.panel["domain"] == domain)]
+    trained = own["first_step"].between(1, step)
+    cells = {
+        "trained on": own[trained & (own["cell"] == SEEN)],
+        "to come": own[own["cell"] == TO_COME],
+        "held out": own[own["cell"] == HELDOUT],
+    }
+    return {name: (len(rows), rows["document"].nunique()) for name, rows in cells.items()}
+
+
+def panel_in_words(run: OpenedRun, domain: str) -> str:
+    """How many samples of how many documents a domain's numbers are over; empty without a panel."""
+    parts = []
+    for cell, (samples, documents) in newest_panel(run, domain).items():
+        each = "sample" if samples == 1 else "samples"
+        if not samples:
+            parts.append(f"no sample {cell}")
+        elif samples == documents:
+            parts.append(f"{samples} {each} {cell}")
+        else:
+            parts.append(f"{samples} {each} of {documents} {'document' if documents == 1 else 'documents'} {cell}")
+    return ", ".join(parts)
 
 
 def newest_accuracy(run: OpenedRun, domain: str, trained: bool) -> tuple[Number, float]:
@@ -135,7 +199,10 @@ def controls(run: OpenedRun) -> list[Control]:
                 continue
             own, other = ((float(s[both[0]]), float(s[both[-1]])) for s in (seen, heldout))
             change, heldout_change = own[1] - own[0], other[1] - other[0]
-            if not abs(change) > metric(run, domain, row.tag).half:  # also without an interval
+            half = metric(run, domain, row.tag).half
+            if not math.isfinite(half):
+                verdict = "no interval"
+            elif abs(change) <= half:
                 verdict = "no clear change"
             elif change * heldout_change > 0 and abs(heldout_change) >= _SHARED * abs(change):
                 verdict = "same change"
@@ -164,40 +231,69 @@ def _of_the_run(run: OpenedRun) -> Iterator[str]:
             "The run is not finished: these are its newest numbers. Samples count as memorized as if it had ended at "
             "its newest reading, and groups are paired only at the end."
         )
+    if not run.reading_steps:
+        yield "The panel has not been read: there is no verdict, and nothing is measured on fixed samples."
 
 
 def _of_verdicts(run: OpenedRun) -> Iterator[str]:
-    """Verdicts that the probes contradict."""
+    """Verdicts beside which the probes point elsewhere."""
     for each in verdicts(run):
         if not each.accuracy:
             continue
-        share = f"{plain(each.accuracy.value, 2)} of its probe items are correct, chance {plain(each.chance, 2)}"
-        if each.phase == "memorizing" and each.accuracy.low > each.chance:
-            yield f"Verdict and probes disagree on {each.domain}: memorizing by its losses, but {share}."
-        if each.phase in ("generalizing", "settled") and not each.accuracy.low > each.chance:
-            yield f"Verdict and probes disagree on {each.domain}: {each.phase} by its losses, but {share}."
+        accuracy = f"accuracy on its probes, {plain(each.accuracy.value, 2)}"
+        chance = f"above chance, {plain(each.chance, 2)}, by its interval"
+        above = each.accuracy.low > each.chance
+        verdict = f"{each.phase} by its losses, but {accuracy},"
+        both = f"Verdict and probes point to different things in {each.domain}: {verdict}"
+        if each.phase == "memorizing" and above:
+            yield f"{both} is {chance}. What is learned of its texts may carry over in part."
+        if each.phase in ("generalizing", "settled") and not above:
+            yield f"{both} is not {chance}. The verdict is about other texts of the domain, not about benchmarks."
 
 
 def _of_sizes(run: OpenedRun) -> Iterator[str]:
-    sizes = {domain: metric(run, domain, "loss/panel_seen").n for domain in run.domains}
-    few = [f"{domain} ({size:.0f})" for domain, size in sizes.items() if size < LEAST_CELL]
-    if few:
-        yield f"Fewer than {LEAST_CELL} documents trained on in the panel: {', '.join(few)}. Intervals are wide."
-    none = [domain for domain, size in sizes.items() if not size > 0]
-    if none and run.reading_steps:
-        yield f"No panel sample has been trained on yet: {', '.join(none)}."
-    if 0 < len(run.reading_steps) < LEAST_PANEL_READINGS:
-        yield (
-            f"Only {len(run.reading_steps)} readings of the panel, fewer than {LEAST_PANEL_READINGS}: too few for "
-            "onsets and trends."
-        )
+    if run.reading_steps:
+        yield from _of_panel_sizes(run)
     items = run.probes.groupby("task", observed=True)["item"].nunique()
     small = [f"{task} ({count})" for task, count in items.items() if count < ENOUGH]
     if small:
         yield f"Probes of fewer than {ENOUGH} items are imprecise: {', '.join(small)}."
     readings = run.probes["step"].nunique()
     if 0 < readings < LEAST_READINGS:
-        yield f"Only {readings} readings of the probes: with fewer than {LEAST_READINGS} nothing is correlated."
+        yield f"Only {_readings(readings)} of the probes: with fewer than {LEAST_READINGS} nothing is correlated."
+
+
+def _of_panel_sizes(run: OpenedRun) -> Iterator[str]:
+    cells = {domain: newest_panel(run, domain) for domain in run.domains}
+    seen = {domain: found["trained on"] for domain, found in cells.items()}
+    few = [f"{domain} ({documents})" for domain, (_, documents) in seen.items() if 0 < documents < LEAST_CELL]
+    if few:
+        yield f"Fewer than {LEAST_CELL} documents trained on in the panel: {', '.join(few)}. Intervals are wide."
+    if none := [domain for domain, (samples, _) in seen.items() if not samples]:
+        yield f"No panel sample has been trained on: {', '.join(none)}."
+    if none := [domain for domain, found in cells.items() if not found["held out"][0]]:
+        yield f"No panel sample is held out: {', '.join(none)}."
+    shared = [
+        f"{domain} ({samples} {cell} of {documents} {'document' if documents == 1 else 'documents'})"
+        for domain, found in cells.items()
+        for cell, (samples, documents) in found.items()
+        if samples > documents
+    ]
+    if shared:
+        yield (
+            f"Several panel samples are of one document: {', '.join(shared)}. Intervals of losses, gaps and shares are "
+            "over documents. Those of routing metrics are over samples: they are too narrow here."
+        )
+    readings = len(run.reading_steps)
+    if readings < LEAST_PANEL_READINGS:
+        yield (
+            f"Only {_readings(readings)} of the panel: with fewer than {LEAST_PANEL_READINGS}, onsets are known only "
+            f"roughly; with fewer than {LEAST_READINGS}, no trend is drawn."
+        )
+
+
+def _readings(count: int) -> str:
+    return f"{count} {'reading' if count == 1 else 'readings'}"
 
 
 def _of_memorization(run: OpenedRun) -> Iterator[str]:
@@ -205,17 +301,24 @@ def _of_memorization(run: OpenedRun) -> Iterator[str]:
     if without:
         yield (
             "No loss threshold makes a fifth of the samples count as memorized by the paper's rule: "
-            f"{', '.join(without)}. Use the loss gaps as measures of memorization there."
+            f"{', '.join(without)}. Use the memorized share and the gaps there."
         )
+    to_come = {domain: newest_panel(run, domain).get("to come", (0, 0))[0] for domain in run.domains}
     gapless = [
         domain
         for domain in run.domains
         if metric(run, domain, "memorized/gap_heldout") and not metric(run, domain, "memorized/gap")
     ]
-    if gapless:
+    if never := [domain for domain in gapless if not to_come[domain]]:
         yield (
-            f"No gap to samples to come in {', '.join(gapless)}: no text there is first trained on in the last tenth "
-            "of the run. The gap to held-out samples also includes how these texts differ in kind."
+            f"No gap to samples to come in {', '.join(never)}: no text long enough for the panel is first trained on "
+            "in the last tenth of the run there. The gap to held-out samples also includes how these texts differ in "
+            "kind."
+        )
+    if unread := [domain for domain in gapless if to_come[domain]]:
+        yield (
+            f"No gap to samples to come in {', '.join(unread)}: it is measured between the first and the last tenth of "
+            "the run, and no reading there has samples trained on."
         )
 
 
@@ -224,16 +327,17 @@ def _of_controls(run: OpenedRun) -> Iterator[str]:
     for each in controls(run):
         if each.shared:
             titles.setdefault(each.domain, []).append(_within_a_sentence(each.title))
-    for shared, domains in _grouped({domain: _listed(names) for domain, names in titles.items()}).items():
+    for shared, domains in _grouped({domain: listed(names) for domain, names in titles.items()}).items():
         yield (
-            f"Controls show the same change in {_listed(domains)}: {shared} changed on held-out samples as on samples "
-            "trained on, so the change is not caused by training on these samples."
+            f"Controls show the same change in {listed(domains)}: {shared} changed on held-out samples in the "
+            "direction of samples trained on, and by at least half as much. That part is not caused by training on "
+            "these samples."
         )
     noise = [domain for domain in run.domains if metric(run, domain, "pathway/individuality").low <= 0]
     if noise:
         yield (
-            f"Individuality of {', '.join(noise)} is not distinguishable from 0: samples differ no more than the two "
-            "halves of one sample, so distances between pathways measure sampling noise."
+            f"Individuality of {', '.join(noise)} is not above 0 by its interval: as far as can be told, samples "
+            "differ no more than the two halves of one sample, and distances between pathways measure sampling noise."
         )
     dead, experts = run.curve("experts/dead/worst")["value"], run.setting("model.num_experts")
     if len(dead) and dead.iloc[-1] >= _DEAD * experts:
@@ -247,13 +351,22 @@ def _of_probes(run: OpenedRun) -> Iterator[str]:
     if not len(run.probes):
         yield "No probes were read: nothing here shows whether benchmarks improve."
         return
+    foreign = {task: domain for task, domain in zip(run.tasks["task"], run.tasks["domain"], strict=True)}
+    foreign = {task: domain for task, domain in foreign.items() if domain not in run.domains}
+    if foreign:
+        asked = ", ".join(f"{task} (of {domain})" for task, domain in foreign.items())
+        example = f"{next(iter(foreign))}: {run.domains[0]}"
+        yield (
+            f"Probes of no domain of this run: {asked}. They are in no figure and no correlation of a domain; "
+            f"probes.task_domains maps them, such as {{{example}}}."
+        )
     rows = run.correlations
     for note, own in rows[(rows["predictor"] == "") & (rows["note"] != "")].groupby("note", sort=False):
         yield f"Not correlated in {', '.join(own['domain'])}: {note}."
-    trending = {domain: _listed(_trending(rows[rows["domain"] == domain])) for domain in run.domains}
+    trending = {domain: listed(_trending(rows[rows["domain"] == domain])) for domain in run.domains}
     for predictors, domains in _grouped({domain: names for domain, names in trending.items() if names}).items():
         yield (
-            f"In {_listed(domains)} accuracy correlates strongly with {predictors} in the raw series only, not in the "
+            f"In {listed(domains)} accuracy correlates strongly with {predictors} in the raw series only, not in the "
             "changes from reading to reading. Any two series with a trend correlate in this way."
         )
 
@@ -279,12 +392,8 @@ def _grouped(by_domain: dict[str, str]) -> dict[str, list[str]]:
 
 def _within_a_sentence(title: str) -> str:
     """A title without its remarks, beginning in lower case."""
-    title = re.split(r"[,:(]", title)[0].strip()
+    title = short_title(title)
     return title[0].lower() + title[1:]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _of_training(run: OpenedRun) -> Iterator[str]:

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moetrain import grokking
+from moetrain.grokking.memorization import MIN_TAIL_IN_RUNS
 from moetrain.metrics import table
 from moetrain.report import charts
 from moetrain.report.charts import Line, Link, Points
-from moetrain.report.page import Figure, Group, Legend, color, counts_tokens, domain_legend, time_of, two, unit
+from moetrain.report.findings import metric
+from moetrain.report.page import (
+    TREND_TEXT,
+    Figure,
+    Group,
+    Legend,
+    Number,
+    color,
+    counts_tokens,
+    curve_lines,
+    domain_legend,
+    listed,
+    plain,
+    short_title,
+    time_of,
+    two,
+    unit,
+    within,
+)
 from moetrain.report.trend import trend
 
 if TYPE_CHECKING:
@@ -20,7 +40,8 @@ if TYPE_CHECKING:
     from moetrain.report.open_run import OpenedRun
 
 _SHARE = (-0.03, 1.03)
-_NO_PANEL = "The run has no panel."
+_NO_PANEL = "The panel has not been read."
+_KNOWN = 2.0  # perplexity; text with a larger one is not known by heart
 
 
 def _interval_line(
@@ -35,31 +56,115 @@ def _interval_line(
 
 def memorization(run: OpenedRun) -> Group:
     """Share of samples memorized, accuracy (as Figure 1 of the paper) and leave-one-out accuracy over time."""
-    figures = []
+    paper = Legend("memorized by the paper's rule", "accent")
+    online = Legend("memorized by the online rule", "accent", "dashed")
+    right = Legend("accuracy", "ink")
+    trained_right = Legend("accuracy on trained facts", "ink", "dashed")
+    by_chance = Legend("chance", "faint", "dotted")
+    left_out = Legend("leave-one-out accuracy, from routing alone", "second")
+    figures, shown = [], set()
     for domain in run.domains:
         steps, share = memorized_share(run, domain)
-        curves = [Line(time_of(run, steps), share, "accent")] if len(steps) else []
-        curves += _interval_line(run, run.left_out[run.left_out["domain"] == domain], "second")
+        by_rule = run.curve(f"memorized/fraction/{domain}")
         own = run.accuracy[run.accuracy["domain"] == domain]
         heldout, trained = own[~own["trained"]], own[own["trained"]]
+        drawn: dict[Legend, list[Line]] = {
+            paper: [Line(time_of(run, steps), share, "accent")] if len(steps) else [],
+            online: curve_lines(run, f"memorized/fraction/{domain}", "accent", dash="dashed"),
+            left_out: _interval_line(run, run.left_out[run.left_out["domain"] == domain], "second"),
+            right: _interval_line(run, heldout, "ink", column="accuracy"),
+            trained_right: _interval_line(run, trained, "ink", "dashed", column="accuracy"),
+        }
         if len(heldout):
-            x = time_of(run, heldout["step"])
-            curves += _interval_line(run, heldout, "ink", column="accuracy")
-            curves.append(Line(x[[0, -1]], np.full(2, heldout["chance"].iloc[0]), "faint", "dotted"))
-        if len(trained):
-            curves.append(Line(time_of(run, trained["step"]), trained["accuracy"].to_numpy(), "ink", "dashed"))
+            ends = time_of(run, heldout["step"])[[0, -1]]
+            drawn[by_chance] = [Line(ends, np.full(2, heldout["chance"].iloc[0]), "faint", "dotted")]
+        curves = [line for lines in drawn.values() for line in lines]
         if curves:
-            label = f"{domain}: share of samples memorized, accuracy and leave-one-out accuracy over the run"
-            caption = "" if len(steps) else "Nothing counts as memorized: see the notes."
-            figures.append(Figure(domain, charts.lines(curves, label, unit(run), _SHARE), caption))
-    legend = [
-        Legend("samples memorized", "accent"),
-        Legend("accuracy", "ink"),
-        *([Legend("leave-one-out accuracy, from routing alone", "second")] if len(run.left_out) else []),
-        *([Legend("accuracy on trained facts", "ink", "dashed")] if run.accuracy["trained"].any() else []),
-        *([Legend("chance", "faint", "dotted")] if len(run.accuracy) else []),
-    ]
-    return Group(figures, legend, "" if figures else "Nothing counts as memorized, and no probe was read.")
+            shown |= {entry for entry, lines in drawn.items() if lines}
+            names = listed([entry.label for entry, lines in drawn.items() if lines])
+            svg = charts.lines(curves, f"{domain}: {names} over the run", unit(run), _SHARE, y_title="share")
+            caption = f"{_eps_in_words(run, domain)} {_online_in_words(run, domain, by_rule)}".strip()
+            figures.append(Figure(domain, svg, caption))
+    entries = [paper, online, left_out, right, trained_right, by_chance]
+    legend = [entry for entry in entries if entry in shown]
+    return Group(
+        figures, legend, _why_nothing_is_drawn(run) if not figures else "", text=_on_memorization(shown, entries)
+    )
+
+
+def _on_memorization(shown: set[Legend], entries: Sequence[Legend]) -> str:
+    """What the curves of `memorization` are, of those that are drawn."""
+    paper, online, left_out, right, trained_right, _ = (entry in shown for entry in entries)
+    said = []
+    if paper:
+        said.append(
+            "By the paper's rule a panel sample is memorized from the reading on at which its loss stays at or below "
+            "eps, and within 0.05 nats of its last value. eps is the least that counts a fifth of a domain's samples: "
+            "so at least a fifth counts, whatever was memorized: the texts with the lowest losses that no longer "
+            "move, known by heart or just predictable, as much natural text is. How much was memorized is shown "
+            "further below, as a share of what was learned."
+        )
+    if online:
+        said.append(
+            "The online rule uses readings so far: the loss of a sample trained on is settled below the loss of 95% "
+            "of the samples not trained on, or below the eps that is set. Without a set eps it is near .05 or less "
+            "where nothing is memorized."
+        )
+    if right or trained_right:
+        said.append("Accuracy is over the domain's probe items, with Wilson's 95% interval.")
+    if right and (paper or online):
+        said.append(
+            "Where generalization follows memorization, accuracy rises when the share is already high; where there is "
+            "only memorization, the share rises alone."
+        )
+    if left_out:
+        said.append("Leave-one-out accuracy is over samples trained on, with Wilson's 95% interval.")
+    return " ".join(said)
+
+
+def _eps_in_words(run: OpenedRun, domain: str) -> str:
+    """The eps of the paper's rule, and what it means for a text."""
+    own = run.onsets[run.onsets["domain"] == domain]
+    if not len(own):
+        return "The panel has no sample trained on."
+    eps = float(own["eps"].iloc[0])
+    if not np.isfinite(eps):
+        readings, least = len(run.reading_steps), MIN_TAIL_IN_RUNS + 1
+        if readings < least:
+            return (
+                f"Nothing counts as memorized by the paper's rule: it takes {least} readings, and there are {readings}."
+            )
+        return "Nothing counts as memorized by the paper's rule: no eps counts a fifth of the samples."
+    perplexity = float(np.exp(eps))
+    said = f"eps = {eps:g} nats per token, a perplexity of {plain(perplexity)}"
+    known = ": far from text known by heart, whose perplexity is near 1." if perplexity > _KNOWN else "."
+    return f"{said}{known} Of {len(own)} samples {int((own['step'] >= 0).sum())} count."
+
+
+def _online_in_words(run: OpenedRun, domain: str, curve: pd.DataFrame) -> str:
+    """The newest share by the online rule."""
+    if not len(curve):
+        return ""
+    number = metric(run, domain, "memorized/fraction")
+    value, ends = within(number)
+    said = f"Online rule: {value}{f' {ends}' if ends else ''} at step {int(curve['step'].iloc[-1]):,}"
+    given = run.setting(f"data.domains.{domain}.eps")
+    return said + (f", with the eps of {given:g} that is set." if given is not None else ".")
+
+
+def _why_nothing_is_drawn(run: OpenedRun) -> str:
+    """Why `memorization` has no curve."""
+    memorized = "nothing counts as memorized" if run.reading_steps else "the panel has not been read"
+    return f"There is no curve: {memorized}, and {without_accuracy(run)}."
+
+
+def without_accuracy(run: OpenedRun) -> str:
+    """Why no domain has an accuracy, as part of a sentence."""
+    if not len(run.probes):
+        return "no probe was read"
+    steps, tasks = run.probes["step"].nunique(), run.tasks["task"].tolist()
+    read = f"{steps} {'reading' if steps == 1 else 'readings'} of {listed(tasks)}"
+    return f"{read} gave no accuracy for a domain of this run: not answered right or wrong, or of another domain"
 
 
 def memorized_share(run: OpenedRun, domain: str) -> tuple[np.ndarray, np.ndarray]:
@@ -79,18 +184,23 @@ def losses(run: OpenedRun) -> Group:
         "loss/panel_to_come": Legend("to come", "second", "dashed"),
         "loss/panel_heldout": Legend("held out", "accent"),
     }
-    return _loss_curves(run, cells, "loss of the panel's samples over the run")
+    return _loss_curves(run, cells, "loss of the panel's samples over the run", "loss, nats per token")
 
 
 def shares(run: OpenedRun) -> Group:
     """The memorized share, per domain."""
     kinds = {"memorized/share": Legend("memorized share", "accent")}
-    return _loss_curves(run, kinds, "share of what was learned that is memory", zero=True)
+    missing = (
+        "No reading has a memorized share: it needs samples trained on and others of the domain, and a loss that has "
+        "fallen by 5%."
+    )
+    return _loss_curves(run, kinds, "share of what was learned that is memory", "memorized share", missing, zero=True)
 
 
 def repeats(run: OpenedRun) -> Group:
     """The worth of the next pass over the passes made, per repeated domain, with the forecast."""
     figures = []
+    forecast_drawn = False
     for domain in run.domains:
         passes, worth = (
             run.curve(f"repeat/{name}/{domain}").set_index("step")["value"] for name in ("passes", "worth")
@@ -99,20 +209,37 @@ def repeats(run: OpenedRun) -> Group:
         if not len(both):
             continue
         x, y = passes[both].to_numpy(), worth[both].to_numpy()
-        curves = [Line(x, y, "accent")]
+        number = metric(run, domain, "repeat/worth")
+        curves = [Line(x, y, "accent", last=(number.low, number.high))]
         budget = run.curve(f"repeat/budget/{domain}")["value"]
-        caption = f"{x[-1]:.1f} passes; the next is worth {y[-1]:.2f} of fresh text."
+        caption = f"{x[-1]:.1f} passes; the next is worth {y[-1]:.2f} of fresh text{_between(number)}."
         if len(budget):
+            forecast_drawn = True
             along = np.linspace(0, max(x[-1], float(budget.iloc[-1])), 50)
             forecast = np.exp(-((along / budget.iloc[-1]) ** 2) * np.log(2))
             curves.append(Line(along, forecast, "ink", "dashed"))
-            caption += f" Half of it after {budget.iloc[-1]:.1f} passes."
+            after = metric(run, domain, "repeat/budget")
+            caption += f" Forecast: worth half of it after {budget.iloc[-1]:.1f} passes{_between(after, 1)}."
         curves.append(Line(np.array([0, max(curve.x[-1] for curve in curves)]), np.ones(2), "faint", "dotted"))
-        figures.append(
-            Figure(domain, charts.lines(curves, f"{domain}: worth of the next pass over passes", "passes"), caption)
-        )
-    legend = [Legend("worth of the next pass", "accent"), Legend("fitted forecast", "ink", "dashed")]
-    return Group(figures, legend, "" if figures else "No domain is repeated, or none has been measured.")
+        label = f"{domain}: worth of the next pass over passes"
+        svg = charts.lines(curves, label, "passes", y_title="worth of the next pass")
+        figures.append(Figure(domain, svg, caption))
+    legend = [Legend("measured, with the interval of the newest", "accent"), Legend("fresh text", "faint", "dotted")]
+    if forecast_drawn:
+        legend.insert(1, Legend("forecast, from all readings", "ink", "dashed"))
+    repeated = [name for name in run.domains if run.setting(f"data.domains.{name}.repeats") != 1]
+    missing = "No domain is repeated."
+    if repeated:
+        missing = f"Nothing has been measured yet that tells what a pass over {listed(repeated)} is worth."
+    return Group(figures, legend, "" if figures else missing)
+
+
+def _between(number: Number, places: int = 2) -> str:
+    """The ends of an interval in words, in brackets; empty without one."""
+    if not math.isfinite(number.low):
+        return ""
+    high = f"{number.high:.{places}f}" if math.isfinite(number.high) else "more than can be told"
+    return f" ({number.low:.{places}f} to {high})"
 
 
 def gaps(run: OpenedRun) -> Group:
@@ -121,23 +248,32 @@ def gaps(run: OpenedRun) -> Group:
         "memorized/gap": Legend("to samples to come", "second"),
         "memorized/gap_heldout": Legend("to held-out samples", "accent"),
     }
-    return _loss_curves(run, kinds, "loss of samples not trained on minus loss of samples trained on", zero=True)
+    label = "loss of samples not trained on minus loss of samples trained on"
+    missing = "No reading has samples trained on and others of the domain."
+    return _loss_curves(run, kinds, label, "gap, nats per token", missing, zero=True)
 
 
-def _loss_curves(run: OpenedRun, metrics: dict[str, Legend], label: str, zero: bool = False) -> Group:
+def _loss_curves(
+    run: OpenedRun, metrics: dict[str, Legend], label: str, y_title: str, missing: str = _NO_PANEL, zero: bool = False
+) -> Group:
     """One chart per domain of rows of `OpenedRun.loss_curves`; with ``zero``, also a line at 0."""
-    figures = []
+    figures, shown = [], set()
     for domain in run.domains:
         own = run.loss_curves[run.loss_curves["domain"] == domain]
         curves = []
         for name, style in metrics.items():
-            curves += _interval_line(run, own[own["metric"] == name], style.color, style.dash)
+            lines = _interval_line(run, own[own["metric"] == name], style.color, style.dash)
+            curves += lines
+            shown |= {name} if lines else set()
         if curves and zero:
             ends = np.array([min(c.x[0] for c in curves), max(c.x[-1] for c in curves)])
             curves.append(Line(ends, np.zeros(2), "faint", "dotted"))
         if curves:
-            figures.append(Figure(domain, charts.lines(curves, f"{domain}: {label}", unit(run))))
-    return Group(figures, list(metrics.values()), "" if figures else _NO_PANEL)
+            figures.append(Figure(domain, charts.lines(curves, f"{domain}: {label}", unit(run), y_title=y_title)))
+    legend = [style for name, style in metrics.items() if name in shown]
+    if zero and figures:
+        legend.append(Legend("0", "faint", "dotted"))
+    return Group(figures, legend, "" if figures else missing if run.reading_steps else _NO_PANEL)
 
 
 def pairs(run: OpenedRun) -> Group:
@@ -154,23 +290,44 @@ def pairs(run: OpenedRun) -> Group:
             Link(*numbers, color(run, domain))
             for numbers in zip(start, end, paired["samples"], paired["items"], reach, strict=True)
         ]
-        mean, blur = (np.average(paired[f"{name}_steps"], weights=paired["items"]) for name in ("delay", "resolution"))
-        caption = (
-            f"{len(paired)} pairs, {paired['samples'].sum()} samples, {paired['items'].sum()} items. On average, "
-            f"generalization follows {abs(mean):,.0f} steps {'after' if mean > 0 else 'before'} memorization, with a "
-            f"resolution of {blur:,.0f} steps."
+        figures.append(
+            Figure(domain, charts.links(linked, f"{domain}: pairs of groups", unit(run)), _delay_in_words(paired))
         )
-        figures.append(Figure(domain, charts.links(linked, f"{domain}: pairs of groups", unit(run)), caption))
     if not len(run.delays):
-        notes = ["Groups are paired at the end of a run that reads probes."]
-    return Group(figures, (), " ".join(notes))
+        notes = ["Groups are paired at the end of a run."] if not run.finished else [f"None: {_why_unpaired(run)}."]
+    legend = [
+        Legend("samples memorized, by the paper's rule", "faint", "hollow"),
+        Legend("items answered correctly", "faint", "filled"),
+        Legend("resolution of the delay", "faint", "band"),
+    ]
+    return Group(figures, legend, " ".join(notes))
+
+
+def _why_unpaired(run: OpenedRun) -> str:
+    return "the panel was not read" if not run.reading_steps else "no probe was read"
+
+
+def _delay_in_words(paired: pd.DataFrame) -> str:
+    """The mean delay of a domain's pairs, weighted by items, with its resolution."""
+    mean, blur = (np.average(paired[f"{name}_steps"], weights=paired["items"]) for name in ("delay", "resolution"))
+    count = f"{len(paired)} {'pair' if len(paired) == 1 else 'pairs'}"
+    found = f"{count}, {paired['samples'].sum()} samples, {paired['items'].sum()} items. On average "
+    if abs(mean) <= blur:
+        return (
+            f"{found}generalization and memorization lie {abs(mean):,.0f} steps apart, no more than the resolution of "
+            f"{blur:,.0f} steps: which came first cannot be told."
+        )
+    order = "follows" if mean > 0 else "precedes"
+    return (
+        f"{found}generalization {order} memorization by {abs(mean):,.0f} steps, with a resolution of {blur:,.0f} steps."
+    )
 
 
 def accuracy(run: OpenedRun) -> Group:
     """Accuracy over the values of each predictor (as Figure 7 of the paper)."""
     rows = run.correlations
     related = [name for name in run.domains if (rows.loc[rows["domain"] == name, "predictor"] != "").any()]
-    figures = []
+    figures, trends = [], False
     for name in table.predictors():
         clouds = []
         for domain in related:
@@ -180,11 +337,24 @@ def accuracy(run: OpenedRun) -> Group:
             if known.any():
                 clouds.append(Points(x[known], y[known], color(run, domain), trend(x, y)))
         if clouds:
+            trends |= any(cloud.trend is not None for cloud in clouds)
             title = table.find(name).title
-            svg = charts.scatter(clouds, f"accuracy against {title}", bounds=_SHARE)
+            titles = {"x_title": short_title(title), "y_title": "accuracy"}
+            svg = charts.scatter(clouds, f"accuracy against {title}", _SHARE, **titles)
             figures.append(Figure(title, svg, _in_words(run, name, related)))
-    missing = "Accuracy has not exceeded chance in any domain, or no probe was read: there is nothing to correlate."
-    return Group(figures, domain_legend(run, related), "" if figures else missing)
+    missing = "" if figures else _why_uncorrelated(run)
+    text = TREND_TEXT if trends else ""
+    return Group(figures, domain_legend(run, related, "filled"), missing, text=text)
+
+
+def _why_uncorrelated(run: OpenedRun) -> str:
+    if not (run.accuracy["domain"].isin(run.domains) & ~run.accuracy["trained"]).any():
+        said = without_accuracy(run)
+        return f"{said[0].upper()}{said[1:]}: there is nothing to correlate."
+    return (
+        "Accuracy has exceeded chance by two standard errors at three readings in a row in no domain: there is "
+        "nothing to correlate."
+    )
 
 
 def _above_chance(rows: pd.DataFrame) -> pd.DataFrame:

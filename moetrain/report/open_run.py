@@ -119,7 +119,8 @@ class OpenedRun(Records):
         The curves ``loss/panel_*``, ``memorized/gap*`` and ``memorized/share`` of TensorBoard with their intervals,
         from the readings.
         """
-        names = ("loss_seen", "loss_to_come", "loss_heldout", "gap", "gap_heldout", "share")
+        losses = ("loss_seen", "loss_to_come", "loss_heldout", "loss_unseen", "loss_frequencies")
+        names = (*losses, "gap", "gap_heldout", "share")
         return frame(derived.panel_curves(self, names), _CURVE)
 
     @cached_property

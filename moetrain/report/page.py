@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,9 @@ import numpy as np
 import yaml
 
 from moetrain.grokking import Phase
-from moetrain.metrics import table
 from moetrain.report import charts
 from moetrain.report.records import need
+from moetrain.report.trend import LEAST_READINGS
 
 if TYPE_CHECKING:
     from moetrain.report.open_run import OpenedRun
@@ -56,7 +57,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Legend:
-    """The meaning of a color and a dash."""
+    """The meaning of a color and a mark: a line (solid, dashed, dotted), a circle (filled, hollow), or a band."""
 
     label: str
     color: str
@@ -71,6 +72,7 @@ class Group:
     legend: Sequence[Legend] = ()
     missing: str = ""  # why there are no figures, or not all
     scale: Sequence[float] = field(default_factory=tuple)  # of heat maps: smallest and largest value
+    text: str = ""  # what the figures show; empty where the page's own text is enough
 
     @property
     def drawn(self) -> list[Legend]:
@@ -78,15 +80,23 @@ class Group:
         return [entry for entry in self.legend if any(f"var(--{entry.color})" in each.svg for each in self.figures)]
 
 
+TREND_TEXT = (
+    "Lines are least-squares trends with a 95% interval by block resampling of the readings; a trend is drawn from "
+    f"{LEAST_READINGS} readings on."
+)
 _NONE = "–"
+_MOST_PLACES = 5  # decimal places of a number; smaller numbers have an exponent
 PHASES = [Legend(phase.name.lower(), f"phase{int(phase)}") for phase in Phase]
 
 
-def evidence_title(name: str) -> str:
-    """What the report calls a number of a verdict's evidence."""
-    if name == "loss_seen":
-        return "Fall of the loss over the last readings"
-    return next((metric.title for metric in table.METRICS if metric.name == name), name)
+def short_title(title: str) -> str:
+    """A metric's title without its remarks, for an axis."""
+    return re.split(r"[,:(]", title)[0].strip()
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names within a sentence: a, b and c."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def color(run: OpenedRun, domain: str) -> str:
@@ -94,9 +104,9 @@ def color(run: OpenedRun, domain: str) -> str:
     return f"d{run.domains.index(domain) % charts.COLORS}"
 
 
-def domain_legend(run: OpenedRun, domains: Sequence[str] | None = None) -> list[Legend]:
+def domain_legend(run: OpenedRun, domains: Sequence[str] | None = None, mark: str = "solid") -> list[Legend]:
     """The colors of some domains; of all where None."""
-    return [Legend(domain, color(run, domain)) for domain in (run.domains if domains is None else domains)]
+    return [Legend(domain, color(run, domain), mark) for domain in (run.domains if domains is None else domains)]
 
 
 def counts_tokens(run: OpenedRun) -> bool:
@@ -109,13 +119,15 @@ def time_of(run: OpenedRun, steps: Any) -> np.ndarray:
     return run.tokens(steps) if counts_tokens(run) else np.asarray(list(steps), float)
 
 
-def curve_lines(run: OpenedRun, tag: str, hue: str, last: tuple[float, float] | None = None) -> list[charts.Line]:
+def curve_lines(
+    run: OpenedRun, tag: str, hue: str, last: tuple[float, float] | None = None, dash: str = "solid"
+) -> list[charts.Line]:
     """The curve of a tag over time, with the interval of its last value if given; empty where the run has none."""
     curve = run.curve(tag)
     if not len(curve):
         return []
     x = curve["tokens" if counts_tokens(run) else "step"].to_numpy(float)
-    return [charts.Line(x, curve["value"].to_numpy(), hue, last=last)]
+    return [charts.Line(x, curve["value"].to_numpy(), hue, dash, last=last)]
 
 
 def unit(run: OpenedRun) -> str:
@@ -139,7 +151,9 @@ def within(number: Number) -> tuple[str, str]:
     if not number or not math.isfinite(number.half):
         return plain(number.value), ""
     half = number.half or 1.0  # 0 where all samples agree
-    places = min(4, max(0 if half >= 10 else 2, -math.floor(math.log10(half))))
+    places = max(0 if half >= 10 else 2, -math.floor(math.log10(half)))
+    if places > _MOST_PLACES:
+        return plain(number.value), f"[{plain(number.low)}, {plain(number.high)}]"
     return _minus(f"{number.value:.{places}f}"), _minus(_ends(number, places))
 
 

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from moetrain.atomic_io import write_file
+from moetrain.grokking import PhaseThresholds
 from moetrain.grokking.paper import CORRELATIONS
 from moetrain.loggers.terminal import Terminal
 from moetrain.metrics import table
+from moetrain.probes.tasks import ENOUGH
 from moetrain.report import findings, learning_figures, routing_figures
 from moetrain.report.charts import map_colors, short
+from moetrain.report.evidence import phase_changes
 from moetrain.report.open_run import MissingPackageError, OpenedRun, Progress, open_run
 from moetrain.report.page import (
     PHASES,
@@ -23,10 +27,8 @@ from moetrain.report.page import (
     Number,
     color,
     counts_tokens,
-    evidence_title,
     in_yaml,
     render,
-    time_of,
     unit,
 )
 from moetrain.version import __version__
@@ -114,10 +116,13 @@ def report(run: OpenedRun) -> str:
         titles={metric.name: metric.title for metric in table.METRICS},
         controls=findings.controls(run),
         changes=phase_changes(run),
+        rule={each.name: run.setting(f"phase.{each.name}") for each in fields(PhaseThresholds)},
         data=run.outcome.get("data", {}),
         tasks=task_table(run),
+        enough=ENOUGH,
         settings=changed_settings(run),
         costs=costs(run),
+        costs_in_words=costs_in_words(run),
         problems=run.events_of("guard"),
         resumes=run.events_of("resume"),
     )
@@ -154,11 +159,26 @@ def facts(run: OpenedRun) -> list[tuple[str, str]]:
         found.append((f"{now['step']:,}", "steps"))
     speed = run.curve("system/tokens_per_second")["value"]
     if len(speed):
-        found.append((short(run.outcome.get("tokens_per_second", speed.iloc[-1])), "tokens per second"))
-    share = run.curve("system/monitor_share")["value"]
-    if len(share):
-        found.append((f"{run.outcome.get('monitor_share', share.iloc[-1]):.1%}", "of the time spent on monitoring"))
+        average = run.outcome.get("tokens_per_second")
+        when = "" if average else ", newest"
+        found.append((short(average or speed.iloc[-1]), f"tokens per second, with marks{when}"))
+    if (share := monitor_share(run)) is not None:
+        found.append((f"{share:.1%}", f"{_of_the_time(run)} spent on monitoring"))
     return found
+
+
+def monitor_share(run: OpenedRun) -> float | None:
+    """The share of the time spent on monitoring: of the whole run at its end, else at the newest point."""
+    share = run.curve("system/monitor_share")["value"]
+    return float(run.outcome.get("monitor_share", share.iloc[-1])) if len(share) else None
+
+
+def _of_the_time(run: OpenedRun) -> str:
+    """The time that shares of it are of: a resumed run measures that of its newest process."""
+    resumes = run.events_of("resume")
+    if resumes:
+        return f"of the time since step {resumes[-1]['step']:,}, where it was resumed,"
+    return "of the run's time" if run.finished else "of the time so far"
 
 
 def correlation_table(run: OpenedRun) -> dict[str, dict[str, dict[tuple[str, str], dict[str, Any]]]]:
@@ -171,27 +191,6 @@ def correlation_table(run: OpenedRun) -> dict[str, dict[str, dict[tuple[str, str
             kind = row["series"], row["method"]
             by_domain.setdefault(row["domain"], {})[kind] = {"number": number, "p": row["p"], "note": row["note"]}
     return {name: found[name] for name in table.predictors() if name in found}
-
-
-def phase_changes(run: OpenedRun) -> dict[str, list[dict[str, Any]]]:
-    """Changes of phase per domain, the newest first, each with its time and its evidence."""
-    found: dict[str, list[dict[str, Any]]] = {domain: [] for domain in run.domains}
-    for event in reversed(run.events_of("phase")):
-        evidence = [
-            {**item, "shown": _evidence(item), "title": evidence_title(item["name"])} for item in event["evidence"]
-        ]
-        at = float(time_of(run, [event["step"]])[0])
-        found.setdefault(event["domain"], []).append({**event, "evidence": evidence, "at": at})
-    return {domain: changes for domain, changes in found.items() if changes}
-
-
-def _evidence(item: dict[str, Any]) -> str:
-    """A number of the evidence with its interval and unit."""
-    if item["value"] is None:
-        return "no value"
-    form, what = ("{:.0%}", " of the fall so far") if item["unit"] == "share" else ("{:.3g}", "")
-    ends = "" if item["low"] is None else f" [{form.format(item['low'])}, {form.format(item['high'])}]"
-    return (form.format(item["value"]) + ends).replace("-", "−") + what
 
 
 def task_table(run: OpenedRun) -> list[dict[str, Any]]:
@@ -227,3 +226,12 @@ def costs(run: OpenedRun) -> list[tuple[str, float]]:
         title = _COSTS.get(name, name)
         found[title] = found.get(title, 0.0) + spent / sum(seconds.values())
     return sorted(found.items(), key=lambda item: -item[1])
+
+
+def costs_in_words(run: OpenedRun) -> str:
+    """What the shares of `costs` are of, and which of them are the share of monitoring."""
+    share = monitor_share(run)
+    if share is None:
+        return ""
+    shares = f"Shares {_of_the_time(run).rstrip(',')}"
+    return f"{shares}. Panel, probes, and recording and streaming metrics are monitoring: {share:.1%} in all."

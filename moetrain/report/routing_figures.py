@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,13 +18,30 @@ from moetrain.metrics.metric import Metric
 from moetrain.report import charts
 from moetrain.report.charts import Grid, Points
 from moetrain.report.findings import metric
-from moetrain.report.page import Figure, Group, Legend, color, curve_lines, domain_legend, time_of, unit
+from moetrain.report.page import (
+    TREND_TEXT,
+    Figure,
+    Group,
+    Legend,
+    color,
+    curve_lines,
+    domain_legend,
+    listed,
+    short_title,
+    time_of,
+    unit,
+)
 from moetrain.report.trend import Trend, trend
 
 if TYPE_CHECKING:
     from moetrain.report.open_run import OpenedRun
 
-_TOO_EARLY = "There are fewer than two readings of panel samples trained on."
+_NO_PANEL = "The panel has not been read."
+
+
+def _missing(run: OpenedRun, readings: str) -> str:
+    """Why there is no figure: routing is compared between samples, at least two of them."""
+    return f"No domain has had two panel samples trained on {readings}." if run.reading_steps else _NO_PANEL
 
 
 def sign(row: Metric) -> str:
@@ -67,16 +86,62 @@ def distance_and_loss(run: OpenedRun) -> Group:
         both = distance.index.intersection(loss.index)
         if len(both) > 1:
             clouds[domain] = loss[both].to_numpy(), distance[both].to_numpy()
+    titled = partial(charts.scatter, x_title="loss, nats per token", y_title="pathway distance, edits")
+    own = {domain: trend(x, y) for domain, (x, y) in clouds.items()}
     figures = []
     if len(clouds) > 1:
         points = [Points(*cloud, color(run, domain)) for domain, cloud in clouds.items()]
-        points.append(Points(np.zeros(0), np.zeros(0), "ink", _trend_of_all(list(clouds.values()))))
-        svg = charts.scatter(points, "pathway distance against loss, all domains", "loss, nats")
-        figures.append(Figure("All domains", svg))
+        pooled = _trend_of_all(list(clouds.values()))
+        points.append(Points(np.zeros(0), np.zeros(0), "ink", pooled))
+        svg = titled(points, "pathway distance against loss, all domains")
+        figures.append(Figure("All domains", svg, _trends_in_words(pooled, own)))
     for domain, (x, y) in clouds.items():
-        points = [Points(x, y, color(run, domain), trend(x, y))]
-        figures.append(Figure(domain, charts.scatter(points, f"{domain}: pathway distance against loss", "loss, nats")))
-    return Group(figures, domain_legend(run, list(clouds)), "" if figures else _TOO_EARLY)
+        points = [Points(x, y, color(run, domain), own[domain])]
+        svg = titled(points, f"{domain}: pathway distance against loss")
+        figures.append(Figure(domain, svg, _trend_in_words(own[domain])))
+    legend = domain_legend(run, list(clouds), "filled")
+    text = ""
+    if any(each is not None for each in own.values()):
+        text = f"{TREND_TEXT} The axes are those of the points: an interval that is wider is cut off."
+        if len(clouds) > 1:
+            legend.append(Legend("trend over all domains", "ink"))
+    return Group(figures, legend, "" if figures else _missing(run, "at two readings"), text=text)
+
+
+def slope(line: Trend) -> float:
+    """The slope of a trend."""
+    at, value, _, _ = line
+    return float((value[-1] - value[0]) / (at[-1] - at[0]))
+
+
+def _trend_in_words(line: Trend | None) -> str:
+    """Which way the distance goes as the loss falls, by the trend of one domain."""
+    if line is None:
+        return "Too few readings for a trend."
+    return f"As the loss falls, the distance {'falls' if slope(line) > 0 else 'rises'}, by the trend."
+
+
+def _trends_in_words(pooled: Trend | None, own: Mapping[str, Trend | None]) -> str:
+    """How the trend over all domains agrees with those of each: pooling can reverse them (Simpson's paradox)."""
+    if pooled is None:
+        return "Too few readings for a trend."
+    known = {domain: slope(line) for domain, line in own.items() if line is not None}
+    against = [domain for domain, each in known.items() if each * slope(pooled) < 0]
+    said = f"Over all domains, {_direction(slope(pooled))}."
+    if not known:
+        return f"{said} No domain has readings enough for a trend of its own."
+    if len(against) == len(known):
+        return (
+            f"{said} Within every domain it is the other way: the pooled trend shows how domains differ from each "
+            "other, not what training does."
+        )
+    if against:
+        return f"{said} Within {listed(against)} it is the other way: domains also differ from each other."
+    return f"{said} So it is within every domain with a trend of its own."
+
+
+def _direction(rise: float) -> str:
+    return "a lower loss goes with a smaller distance" if rise > 0 else "a lower loss goes with a larger distance"
 
 
 def _trend_of_all(clouds: Sequence[tuple[np.ndarray, np.ndarray]]) -> Trend | None:
@@ -90,13 +155,13 @@ def _trend_of_all(clouds: Sequence[tuple[np.ndarray, np.ndarray]]) -> Trend | No
 def routing(run: OpenedRun) -> Group:
     """The routing metrics of samples trained on over time, one chart per metric."""
     figures = _over_time(run, "routing")
-    return Group(figures, domain_legend(run), "" if figures else _TOO_EARLY)
+    return Group(figures, domain_legend(run), "" if figures else _missing(run, "at any reading"))
 
 
 def consistency(run: OpenedRun) -> Group:
     """Pathway consistency and the cosine of consecutive layers (as Figure 6 of the paper)."""
     figures = _over_time(run, "consistency")
-    return Group(figures, domain_legend(run), "" if figures else _TOO_EARLY)
+    return Group(figures, domain_legend(run), "" if figures else _missing(run, "at any reading"))
 
 
 def _over_time(run: OpenedRun, group: str) -> list[Figure]:
@@ -111,8 +176,11 @@ def _over_time(run: OpenedRun, group: str) -> list[Figure]:
                 for line in curve_lines(run, f"{row.tag}/{domain}", color(run, domain), last=ends[domain])
             ]
             if curves:
-                svg = charts.lines(curves, f"{row.title} by domain", unit(run), row.bounds, row.log)
-                figures.append(Figure(row.title, svg, sign(row)))
+                label, title = f"{row.title} by domain", short_title(row.title)
+                svg = charts.lines(curves, label, unit(run), row.bounds, row.log, y_title=title)
+                barred = [domain for domain, each in newest.items() if math.isfinite(each.half)]
+                bars = "" if barred else " There are too few samples for an interval."
+                figures.append(Figure(row.title, svg, sign(row) + bars))
     return figures
 
 
@@ -127,24 +195,27 @@ def by_layer(run: OpenedRun) -> Group:
         if own["step"].nunique() > 1:
             values = own.pivot_table(index="layer", columns="step", values="d_path")
             grid = Grid(time_of(run, values.columns), values.to_numpy(), *scale)
-            figures.append(Figure(domain, charts.heat(grid, f"{domain}: distance by layer over the run", unit(run))))
-    return Group(figures, (), "" if figures else _TOO_EARLY, scale)
+            svg = charts.heat(grid, f"{domain}: distance by layer over the run", unit(run), y_title="layer")
+            figures.append(Figure(domain, svg))
+    return Group(figures, (), "" if figures else _missing(run, "at two readings"), scale if figures else ())
 
 
 def control(run: OpenedRun) -> Group:
     """What else changes routing: the distance of held-out samples, load of the experts, learning rate."""
     distance = table.find("d_path_norm")
-    figures = []
+    figures: list[Figure] = []
     for domain in run.domains:
         seen, heldout = (f"{distance.tag_on(cell)}/{domain}" for cell in (SEEN, HELDOUT))
         curves = [*curve_lines(run, seen, "ink"), *curve_lines(run, heldout, "accent")]
         if len(curves) > 1:
-            svg = charts.lines(curves, f"{domain}: distance of samples trained on and held-out samples", unit(run))
+            label, title = f"{domain}: distance of samples trained on and held-out samples", short_title(distance.title)
+            svg = charts.lines(curves, label, unit(run), y_title=title)
             figures.append(Figure(domain, svg, distance.title + "."))
+    legend = [Legend("trained on", "ink"), Legend("held out", "accent")] if figures else []
     figures += _over_time(run, "controls")
     figures += [*_of_the_model(run, "load_cv"), *_of_the_model(run, "learning_rate")]
-    legend = [Legend("trained on", "ink"), Legend("held out", "accent"), *domain_legend(run)]
-    return Group(figures, legend, "" if figures else "The run has no panel.")
+    missing = "" if run.reading_steps else _NO_PANEL
+    return Group(figures, [*legend, *domain_legend(run)], missing)
 
 
 def training(run: OpenedRun) -> Group:
@@ -155,7 +226,8 @@ def training(run: OpenedRun) -> Group:
         tag = table.find(name).tag
         curves = [line for d in run.domains for line in curve_lines(run, f"{tag}/{d}", color(run, d))]
         if curves:
-            figures.append(Figure(title, charts.lines(curves, f"{title}, by domain", unit(run))))
+            svg = charts.lines(curves, f"{title}, by domain", unit(run), y_title=title.rpartition(", ")[2])
+            figures.append(Figure(title, svg))
     figures += _of_the_model(run, "tokens_per_second", ", training alone")
     return Group(figures, domain_legend(run), "" if figures else "Nothing has been logged yet.")
 
@@ -163,4 +235,4 @@ def training(run: OpenedRun) -> Group:
 def _of_the_model(run: OpenedRun, name: str, remark: str = "") -> list[Figure]:
     title = table.find(name).title + remark
     curves = curve_lines(run, table.find(name).tag, "ink")
-    return [Figure(title, charts.lines(curves, title, unit(run)))] if curves else []
+    return [Figure(title, charts.lines(curves, title, unit(run), y_title=short_title(title)))] if curves else []

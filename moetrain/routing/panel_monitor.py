@@ -14,7 +14,7 @@ from moetrain.grokking import Estimate, History, PhaseChange, PhaseThresholds, V
 from moetrain.metrics import table
 from moetrain.metrics.cell import MODEL
 from moetrain.metrics.cell import SEEN as SEEN_CELL
-from moetrain.routing.panel import SEEN, Panel
+from moetrain.routing.panel import HELDOUT, SEEN, TO_COME, Panel
 from moetrain.routing.panel_metrics import Cells, expert_load, expert_load_by_domain, metrics_of, panel_cells
 from moetrain.routing.store import StoredReading, TrainingContext
 
@@ -52,7 +52,7 @@ class Memorized:
     eps: float
     newly: list[str]
     undone: list[str]
-    fraction: float  # of the seen samples, memorized now
+    fraction: float  # of the seen samples trained on by now, memorized now
 
 
 class PanelMonitor:
@@ -63,7 +63,8 @@ class PanelMonitor:
         domains: names by number.
         tau: share of the routing weight that a pathway covers.
         steps: steps of the run.
-        eps: loss in nats below which the online rule counts a sample as memorized, per domain; None: no such rule.
+        eps: loss in nats below which the online rule counts a sample as memorized, per domain; None: taken at each
+            reading from the samples not trained on, see `grokking.online_eps`.
         thresholds: of the phase rule.
 
     Attributes:
@@ -163,7 +164,7 @@ class PanelMonitor:
         metrics = metrics_of(cells)
         memorized = {}
         for number, domain in enumerate(self.domains):
-            change = self._memorized(number, metrics)
+            change = self._memorized(number, stored.step, metrics)
             if change is not None:
                 memorized[domain] = change
         verdicts, changed = self._judge(metrics, stored.training_context)
@@ -193,21 +194,34 @@ class PanelMonitor:
                 found[f"{metric.tag}_by_layer/{domain}"] = HeatMap(np.stack(readings, axis=1), metric.top)
         return found
 
-    def _memorized(self, number: int, metrics: dict[str, Estimate]) -> Memorized | None:
+    def online_eps(self, domain: int) -> np.ndarray:
+        """The online rule's eps of a domain at each reading [T], nats; NaN where too few samples are unseen."""
+        given = self.eps[self.domains[domain]]
+        if given is not None:
+            return np.full(len(self._read_at), given)
+        members = np.concatenate([self.panel.members(domain, cell) for cell in (TO_COME, HELDOUT)])
+        first_U1 = self.panel.first_step[members][:, None]
+        unseen_UT = (first_U1 == 0) | (first_U1 > np.array(self._read_at))
+        return grokking.online_eps(np.stack(self._losses, axis=1)[members], unseen_UT)
+
+    def _memorized(self, number: int, step: int, metrics: dict[str, Estimate]) -> Memorized | None:
         """Add a domain's memorized fraction to the metrics, if there is one; returns what changed, if anything did."""
-        _, losses_ST = self.losses(number)
-        eps = self.eps[self.domains[number]]
-        if eps is None or not losses_ST.size or losses_ST.shape[1] < grokking.memorization.WINDOW:
+        steps_T, losses_ST = self.losses(number)
+        eps_T = self.online_eps(number)
+        members = self.panel.members(number, SEEN)
+        first_S = self.panel.first_step[members]
+        trained_S, before_S = ((first_S > 0) & (first_S <= by) for by in (step, steps_T[-2:][0]))
+        window = grokking.memorization.WINDOW
+        if not trained_S.any() or len(eps_T) < window or not np.isfinite(eps_T[-window:]).all():
             return None
-        now = grokking.memorized_now(losses_ST, eps)
-        fraction = grokking.mean_of_samples(now)
+        now = grokking.memorized_now(losses_ST, eps_T) & trained_S
+        fraction = grokking.memorized_fraction(now[trained_S], self.panel.samples.document[members][trained_S])
         metrics[f"memorized/fraction/{self.domains[number]}"] = fraction
-        before = grokking.memorized_now(losses_ST[:, :-1], eps)
+        before = grokking.memorized_now(losses_ST[:, :-1], eps_T[:-1]) & before_S
         if np.array_equal(now, before):
             return None
-        members = self.panel.members(number, SEEN)
         newly, undone = (self.panel.names(members[which]) for which in (now & ~before, before & ~now))
-        return Memorized(eps, newly, undone, fraction.mean)
+        return Memorized(float(eps_T[-1]), newly, undone, fraction.mean)
 
     def _judge(
         self, metrics: Mapping[str, Estimate], context: TrainingContext

@@ -100,6 +100,59 @@ def test_memorized_now_can_be_undone_and_uses_the_window_only():
     assert g.memorized_now([[*jump[1:], 0.7, 0.7]], eps=1).tolist() == [True]
 
 
+@given(tables_strategy, st.integers(1, 4), st.integers(0, 2**31))
+def test_memorized_now_takes_an_eps_for_each_reading(table, window, seed):
+    eps = np.random.default_rng(seed).choice([0.5, 1.0, 1.5, math.nan], len(table[0]))
+    expected = [
+        len(row) >= window
+        and all(x <= e and abs(x - row[-1]) <= 0.25 for x, e in zip(row[-window:], eps[-window:], strict=True))
+        for row in table
+    ]
+    assert g.memorized_now(table, eps, 0.25, window).tolist() == expected
+
+
+def test_online_eps_is_the_loss_that_19_of_20_unseen_samples_exceed():
+    rng = np.random.default_rng(0)
+    losses = rng.normal(4, 1, (2000, 3))
+    unseen = rng.random((2000, 3)) < 0.5
+    found = g.online_eps(losses, unseen)
+    for t in range(3):
+        own = losses[unseen[:, t], t]
+        assert (own <= found[t]).mean() == pytest.approx(0.05, abs=0.001)
+    few = np.zeros((30, 2), bool)
+    few[:19] = True
+    few[19, 1] = True
+    assert np.isfinite(g.online_eps(losses[:30, :2], few)).tolist() == [False, True]
+    assert np.isnan(g.online_eps(np.zeros((0, 3)), np.zeros((0, 3)))).tolist() == [True] * 3
+
+
+@given(tables_strategy, st.integers(0, 2**31))
+def test_online_eps_uses_no_later_reading(table, seed):
+    losses = np.tile(np.array(table), (30, 1))
+    unseen = np.random.default_rng(seed).random(losses.shape) < 0.8
+    whole = g.online_eps(losses, unseen)
+    for t in range(losses.shape[1]):
+        np.testing.assert_array_equal(g.online_eps(losses[:, : t + 1], unseen[:, : t + 1]), whole[: t + 1])
+
+
+def test_the_memorized_fraction_counts_documents():
+    from scipy.stats import binomtest
+
+    memorized = [True] * 6 + [False] * 14
+    each = g.memorized_fraction(memorized, np.arange(20))
+    wilson = binomtest(6, 20).proportion_ci(method="wilson")
+    assert (each.mean, each.samples) == (0.3, 20)
+    assert (each.low, each.high) == pytest.approx((wilson.low, wilson.high))
+    shared = g.memorized_fraction(memorized, np.repeat(np.arange(5), 4))
+    assert (shared.mean, shared.samples) == (0.3, 5)
+    assert shared.low < each.low
+    assert shared.high > each.high
+    none = g.memorized_fraction(np.zeros(20, bool), np.arange(20))
+    assert (none.mean, none.low) == (0.0, 0.0)
+    assert none.high > 0.1
+    assert math.isnan(g.memorized_fraction([], np.zeros(0)).mean)
+
+
 def test_each_sample_counts_by_itself():
     table = [[3, 0.5, 0.5, 0.5], [3, 0.5, 0.5, 0.9], [3, 2, 2, 2], [0.2, 0.2, 0.2, 0.2]]
     assert g.memorized_now(table, eps=1).tolist() == [True, False, False, True]
@@ -148,6 +201,8 @@ def test_too_few(samples, count, expected):
         (lambda: g.choose_eps([[1.0]], share=0), "share is 0"),
         (lambda: g.choose_eps([[1.0]], grid=0), "grid is 0"),
         (lambda: g.memorized_now([[1.0]], 1.0, window=0), "window is 0"),
+        (lambda: g.online_eps([[1.0]], [[True, False]]), r"losses \(1, 1\) and unseen \(1, 2\)"),
+        (lambda: g.online_eps([[math.nan]], [[True]]), "losses holds NaN"),
     ],
 )
 def test_errors_name_the_argument(call, words):

@@ -69,13 +69,47 @@ def test_plain_text_that_carries_over_generalizes_and_is_settled_once_it_stops()
     assert [(item.name, item.vote, item.samples) for item in deciding] == [("share", 1, 164)]
     assert deciding[0].value == pytest.approx(0.02 / (INITIAL - history().loss_seen.value[-1]))
     assert "is memory, less than" in verdicts[-1].why
-    assert verdicts[-1].why.endswith("the loss of unseen texts no longer falls")
+    assert verdicts[-1].why.endswith(
+        "the loss of unseen texts falls by less than 5% of its fall so far in the last 5 readings"
+    )
+    assert "Accuracy may still rise" in verdicts[-1].sentence
 
 
 def test_text_that_still_improves_is_not_settled():
     falling = decay(30, 3.0, 30)
     assert order(g.phases(history(loss=falling)))[-1] == GENERALIZING
     assert "the loss of unseen texts still falls" in g.phases(history(loss=falling))[-1].why
+
+
+def test_what_is_said_of_a_loss_is_what_its_evidence_says():
+    """The loss of the unseen texts after a fall: on, level, up and down, or hardly; and after too few readings."""
+    level = np.concatenate([decay(25, 3.0, 4)[:25], np.full(5, 3.0)])
+    for last, said in (
+        ([3.0, 2.8, 2.6, 2.4, 2.2], "still falls"),
+        ([3.0] * 5, "no longer falls"),
+        ([3.0, 3.1, 3.2, 3.3, 3.4], "no longer falls"),
+        ([3.0, 2.4, 3.0, 2.3, 2.6], "does not measurably fall"),
+        ([3.0, 2.99, 2.98, 2.97, 2.96], "falls by less than 5% of its fall so far in the last 5 readings"),
+    ):
+        unseen = np.concatenate([level[:25], last])
+        seen = np.concatenate([level[:25], np.array(last) - 0.01])
+        verdict = g.phases(history(loss=seen, unseen_loss=unseen))[-1]
+        assert verdict.why.endswith(f"the loss of unseen texts {said}")
+        (item,) = [item for item in verdict.evidence if item.name == "loss_unseen"]
+        assert (item.vote == 1) == (said == "still falls")
+        if verdict.phase == GENERALIZING:
+            assert ("they still improve:" in verdict.sentence) == (said == "still falls")
+    early = g.phases(history(2, loss=np.array([8.0, 3.0])))[-1]
+    assert early.why.endswith("has too few readings to say whether it falls, 2 of 3")
+    assert "Whether they still improve is not sure" in early.sentence
+
+
+def test_shares_in_words_are_shares():
+    for share, said in ((-0.01, "0% (0% to 4%,"), (1.2, "100% (95% to 100%,")):
+        band = g.curve(np.tile([share, share - 0.25 if share > 1 else -0.06, 0.04 if share < 1 else 1.45], (30, 1)))
+        assert said in g.phases(dataclasses.replace(history(), share=band))[-1].why
+    alone = g.curve(np.tile([0.02, math.nan, math.nan], (30, 1)))
+    assert "2% (no interval, n=" in g.phases(dataclasses.replace(history(), share=alone))[-1].why
 
 
 def test_repeated_text_is_memorizing():
@@ -112,7 +146,7 @@ def test_marked_answers_have_thresholds_of_their_own():
     half = decay(30, 3.0, 4)  # half of the loss is not enough for answers
     verdict = g.phases(history(loss=half, answers=128))[-1]
     assert verdict.phase == UNDECIDED
-    assert "has fallen by 50% of its value before the training, less than 60%, and no longer falls" in verdict.why
+    assert "has fallen by 50% of its value before the training, less than 60%, and falls by less than 5%" in verdict.why
 
 
 def test_to_know_the_form_of_answers_is_not_to_know_them():

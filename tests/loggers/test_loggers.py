@@ -2,6 +2,7 @@ import io
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from rich.console import Console
 from moetrain.grokking import Estimate
 from moetrain.loggers.events import Events
 from moetrain.loggers.heat_map import heat_map
-from moetrain.loggers.summary import summary_rows, write_summary
+from moetrain.loggers.summary import closing_lines, summary_rows, write_summary
 from moetrain.loggers.tensorboard import TensorBoard, cut_run_files, event_file_sizes
 from moetrain.loggers.terminal import Terminal
 from moetrain.metrics import table
@@ -47,7 +48,8 @@ def test_every_chart_of_the_monitor_page_shows_known_tags(tmp_path):
     (category,) = layout.category
     assert category.title == "Grokking monitor"
     patterns = [pattern for chart in category.chart for pattern in chart.multiline.tag]
-    assert len(category.chart) == 21
+    assert len(category.chart) == 23
+    assert {"^pathway/consistency/math$", "^memorized/fraction/code$"} <= set(patterns)
     for pattern in patterns:
         tag = pattern.removeprefix("^").removesuffix("$").replace("\\", "")
         assert re.search(pattern, tag)
@@ -97,10 +99,26 @@ def test_metrics_in_the_summary_are_null_where_unknown(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["domains"] == domains
     columns = {"loss": "loss", "d_path": "D_path", "cosine": "cosine"}
     assert summary_rows(domains, columns) == [["math", "2.000", "1.000 ±0.500", "-"]]
+    small = as_metric(Estimate(4.12e-4, 4.0e-4, 4.24e-4, 64, 0))  # a spread
+    assert summary_rows({"math": {"metrics": {"loss": small}}}, {"loss": "loss"}) == [["math", "0.000412 ±0.000012"]]
     (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_summary(tmp_path / "other", {"x": math.inf})
     assert not (tmp_path / "other" / "summary.json").exists()
+
+
+def test_the_last_lines_are_the_summary_in_words():
+    found = {"phase": "settled", "why": "of what was learned, 3% is memory"}
+    summary = {"domains": {"math": found, "code": {"metrics": {}}}, "tokens": 1200, "text_tokens": 1000}
+    summary |= {"measured_tokens": 1200, "tokens_per_second": 31.4, "monitor_share": 0.1234, "peak_memory_bytes": 2**29}
+    first, last = closing_lines(summary, Path("runs/x"))
+    assert first == "math is settled: of what was learned, 3% is memory"
+    assert last == (
+        "1,000 tokens of text and 200 marks; 31 of both per second of training, 12.3% of the time spent on monitoring; "
+        "peak memory 0.50 GiB; all of it is in runs/x"
+    )
+    resumed = closing_lines(summary | {"measured_tokens": 300}, Path("runs/x"))[-1]
+    assert "12.3% of the time spent on monitoring since it was resumed, 300 tokens ago; peak" in resumed
 
 
 def terminal(width=120, is_terminal=False):
@@ -128,11 +146,11 @@ def test_a_live_display_with_a_table_by_domain():
     shown.preparing("tokenizing code", 5, 10)
     shown.note("a [note] in brackets")
     shown.start_training(2, 10)
-    shown.values("math", {"bits/byte": 1.5})
+    shown.values("math", {"bits/byte": 1.5, "spread, panel": 0.000412})
     shown.training(10, 2.5, 1234.0, {"math": {"loss": 2.25}, "code": {"loss": 3.0}})
     shown.end_training()
     text = shown.console.export_text()
-    for part in ("a [note] in brackets", "10/10", "loss 2.500", "bits/byte", "1.500", "2.250", "-"):
+    for part in ("a [note] in brackets", "10/10", "loss 2.500", "bits/byte", "1.500", "0.000412", "2.250", "-"):
         assert part in text
 
 

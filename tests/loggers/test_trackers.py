@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moetrain import train as training
-from moetrain import trainer
+from moetrain import trainer, training_run
 from moetrain.config import SettingsError, load_settings
 from moetrain.loggers import trackers
 from moetrain.loggers.trackers import Points, check_trackers, plain_settings
@@ -30,7 +30,7 @@ class Kept:
 
 def test_a_tracker_gets_every_point_of_tensorboard(make_settings, monkeypatch):
     kept = Kept()
-    monkeypatch.setattr(training, "check_trackers", lambda names: None)
+    monkeypatch.setattr(training_run, "check_trackers", lambda names: None)
     monkeypatch.setattr(trainer, "start_trackers", lambda settings, folder: {"wandb": kept})
     settings = make_settings("run.trackers=[wandb]")
     assert training.train(settings) == 0

@@ -156,7 +156,9 @@ def test_a_row_from_outside_is_a_predictor(folder, extended):
 
 
 def panel_reading(step):
-    reading = a_reading(np.random.default_rng(step), 3, 8, [(0, 0, 5), (1, 0, 5)], [], step=step)
+    reading = a_reading(
+        np.random.default_rng(step), 3, 8, [(0, 0, 5), (1, 0, 5), (0, 2, 21), (1, 2, 21)], [], step=step
+    )
     return replace(reading, training_context=TrainingContext(100 * step))
 
 
@@ -164,14 +166,14 @@ def test_a_checkpoint_from_before_a_row_was_added_can_be_loaded(monkeypatch):
     before = tuple(metric for metric in table.METRICS if metric is not LARGEST)
     monkeypatch.setattr(table, "METRICS", before)
     relations = filled(RISING, FALLING)
-    monitor = PanelMonitor(FixedPanel(10), ["a", "b"], 0.7, 40, dict.fromkeys("ab"))
+    monitor = PanelMonitor(FixedPanel(), ["a", "b"], 0.7, 40, dict.fromkeys("ab"))
     for step in (1, 2):
         monitor.take(panel_reading(step))
     monkeypatch.setattr(table, "METRICS", (*before, LARGEST))
     correlations = ProbeCorrelations(["math", "code"], relations._history)
     correlations.load_state(relations.state())
     assert correlations.correlations("math")["largest_share"]["raw", "spearman"].note == "too few"
-    later = PanelMonitor(FixedPanel(10), ["a", "b"], 0.7, 40, dict.fromkeys("ab"))
+    later = PanelMonitor(FixedPanel(), ["a", "b"], 0.7, 40, dict.fromkeys("ab"))
     later.load_state(monitor.state())
     assert later.take(panel_reading(3)).metrics["pathway/largest_share/a"].samples == 5
     assert later.state()["largest_share.a"][:, 0].isnan().tolist() == [True, True, False]

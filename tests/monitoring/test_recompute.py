@@ -48,6 +48,8 @@ def stored_panel(reading, domains):
     return SimpleNamespace(
         members=lambda domain, cell: np.flatnonzero((own == domain) & (reading.cell == cell)),
         names=lambda members: [f"{reading.document[m]:016x}/{reading.piece[m]}" for m in members],
+        first_step=reading.first_step,
+        samples=SimpleNamespace(document=reading.document),
     )
 
 

@@ -10,7 +10,18 @@ import yaml
 from moetrain import grokking
 from moetrain.config import load_settings
 from moetrain.grokking.paper import CORRELATIONS
-from moetrain.report import charts, findings, open_run, page, records, report, routing_figures
+from moetrain.report import (
+    charts,
+    derived,
+    evidence,
+    findings,
+    learning_figures,
+    open_run,
+    page,
+    records,
+    report,
+    routing_figures,
+)
 from moetrain.report.charts import Grid, Line, Link, Points
 from moetrain.report.page import Number
 from moetrain.report.trend import trend
@@ -177,13 +188,21 @@ def test_controls_detect_a_change_that_held_out_samples_share(finished_run, seen
 
 @pytest.mark.parametrize(
     ("phase", "accuracy", "said"),
-    [(2, 0.9, "memorizing by its losses, but 0.90"), (3, 0.25, "generalizing by its losses, but 0.25"), (3, 0.9, "")],
+    [
+        (2, 0.9, "memorizing by its losses, but accuracy on its probes, 0.90, is above chance"),
+        (3, 0.25, "generalizing by its losses, but accuracy on its probes, 0.25, is not above chance"),
+        (3, 0.9, ""),
+    ],
 )
 def test_a_verdict_that_the_probes_contradict_is_reported(finished_run, phase, accuracy, said):
     run = with_curves(open_run.open_run(finished_run), **{"phase/sums": [phase]})
     row = run.accuracy["domain"] == "sums"
     run.accuracy.loc[row, ["accuracy", "low", "high"]] = [accuracy, accuracy - 0.1, accuracy + 0.1]
-    shown = [text for text in findings.warnings(run) if text.startswith("Verdict and probes disagree on sums")]
+    shown = [
+        text
+        for text in findings.warnings(run)
+        if text.startswith("Verdict and probes point to different things in sums")
+    ]
     assert len(shown) == bool(said)
     assert all(said in text for text in shown)
 
@@ -252,8 +271,19 @@ def test_an_unfinished_run_has_a_report(finished_run, tmp_path, capsys):
     text = Page((copy / "report.html").read_text(encoding="utf-8")).text
     assert "Not finished: as of step 12." in text
     assert "The run is not finished: these are its newest numbers." in text
-    assert "Groups are paired at the end of a run that reads probes." in text
+    assert "Groups are paired at the end of a run." in text
     assert "recording and streaming metrics" in text
+
+
+def test_the_times_of_a_resumed_run_are_since_it_was_resumed(finished_run, tmp_path):
+    def resumed(copy):
+        with open(copy / "events.jsonl", "a") as file:
+            file.write(json.dumps({"type": "resume", "step": 5}) + "\n")
+
+    run = altered(finished_run, tmp_path / "resumed", resumed)
+    text = Page(report.report(run)).text
+    assert f"{run.outcome['monitor_share']:.1%} of the time since step 5, where it was resumed, spent on" in text
+    assert "Shares of the time since step 5, where it was resumed. Panel, probes," in text
 
 
 def test_a_run_without_router_panel_and_probes_has_a_report(corpus_folder, tmp_path, tmp_path_factory):
@@ -264,7 +294,7 @@ def test_a_run_without_router_panel_and_probes_has_a_report(corpus_folder, tmp_p
     for said in (
         "layers without experts",
         "No probes were read",
-        "The run has no panel",
+        "The panel has not been read",
         "Training loss, nats per token",
     ):
         assert said in text
@@ -308,11 +338,11 @@ def test_charts_use_css_variables_and_have_labels():
     x = np.array([0.0, 1e6, 2e6])
     whole = Line(x, x / 1e6, "d0", "dashed", x * 0, x, (1.9, 2.1))
     drawn = [
-        charts.lines([whole, Line(x[:1], x[:1], "ink")], "<a> & b", "tokens", (0, 3)),
-        charts.lines([Line(x + 1, x + 1, "d7")], "log", "steps", log=True),
-        charts.scatter([Points(x, x, "d1", (x, x, x, x))], "cloud", "loss", (0, 1)),
+        charts.lines([whole, Line(x[:1], x[:1], "ink")], "<a> & b", "tokens", (0, 3), y_title="upwards"),
+        charts.lines([Line(x + 1, x + 1, "d7")], "log", "steps", log=True, y_title="upwards"),
+        charts.scatter([Points(x, x, "d1", (x, x, x, x))], "cloud", (0, 1), x_title="loss", y_title="upwards"),
         charts.links([Link(0.0, 1.0, 3, 4, 0.1, "d2")], "pairs", "tokens"),
-        charts.heat(Grid(x, np.array([[0.1, np.nan, 0.3]]), 0.0, 1.0), "map", "tokens"),
+        charts.heat(Grid(x, np.array([[0.1, np.nan, 0.3]]), 0.0, 1.0), "map", "tokens", y_title="upwards"),
     ]
     for svg in drawn:
         Page(svg)
@@ -320,11 +350,103 @@ def test_charts_use_css_variables_and_have_labels():
         assert "#0a" not in svg
         assert "font-family" not in svg
         assert "mathdefault" not in svg
+    assert ["upwards" in svg for svg in drawn] == [True, True, True, False, True]
     assert 'aria-label="&lt;a&gt; &amp; b"' in drawn[0]
     assert "var(--d0)" in drawn[0]
     assert "2M" in drawn[0]
     assert "var(--d2)" in drawn[3]
     assert len(charts.map_colors(5)) == 5
+
+
+def test_a_trend_far_wider_than_the_points_leaves_them_the_chart():
+    x = np.linspace(0, 1, 10)
+    wide = (x, x, x - 1000, x + 1000)
+    titles = {"x_title": "x", "y_title": "y"}
+    alone, with_trend = (charts.scatter([Points(x, x, "d1", each)], "cloud", **titles) for each in (None, wide))
+
+    def heights(svg):  # of the points, in the picture
+        return [float(y) for y in re.findall(r'<use xlink:href="#\w+" x="[\d.]+" y="([\d.]+)"', svg)]
+
+    assert len(heights(alone)) >= 10
+    assert heights(with_trend)[-10:] == heights(alone)[-10:]
+
+
+def test_a_pooled_trend_that_no_domain_has_is_said(finished_run):
+    """Within each domain the distance rises as the loss falls; the domain of higher loss has the larger distance."""
+    loss = np.linspace(2.0, 1.0, 10)
+    tags = {}
+    for domain, far in (("sums", 0), ("stories", 5)):
+        tags |= {f"loss/panel_seen/{domain}": loss + far, f"pathway/d_path/{domain}": 10 - loss + 4 * far}
+    run = with_curves(open_run.open_run(finished_run), **tags)
+    said = {figure.title: figure.caption for figure in routing_figures.distance_and_loss(run).figures}
+    assert said["All domains"].startswith("Over all domains, a lower loss goes with a smaller distance. Within every")
+    assert said["sums"] == said["stories"] == "As the loss falls, the distance rises, by the trend."
+    tags = {tag: values if "sums" in tag or "loss" in tag else values[::-1] for tag, values in tags.items()}
+    run = with_curves(open_run.open_run(finished_run), **tags)
+    said = {figure.title: figure.caption for figure in routing_figures.distance_and_loss(run).figures}
+    assert "Within sums it is the other way" in said["All domains"]
+
+
+def test_the_reason_of_a_run_without_summary_is_that_of_its_newest_reading(run, finished_run, tmp_path):
+    growing = open_run.open_run(left_unfinished(finished_run, tmp_path / "growing"))
+    for domain in run.domains:
+        why = run.outcome["domains"][domain]["why"]
+        assert findings.verdict_now(growing, domain).why == findings.verdict_now(run, domain).why == why
+    assert [each.why for each in findings.verdicts(growing)] == [each.why for each in findings.verdicts(run)]
+
+
+def test_evidence_is_in_words_of_its_unit():
+    item = {
+        "name": "loss_unseen",
+        "role": "loss",
+        "unit": "share",
+        "low": 0.015,
+        "high": 0.058,
+        "readings": 5,
+        "vote": 0,
+    }
+    shown = evidence.evidence_in_words(item | {"value": 0.0371})
+    assert shown == "3.7% [1.5%, 5.8%] of the fall so far"
+    assert evidence.evidence_title(item) == "Fall of the loss of samples not trained on"
+    assert evidence.evidence_says(item | {"value": 0.0371}) == "does not count as falling"
+    whole = item | {"value": 1.56, "low": -2.0, "high": 1.9, "vote": 1}
+    assert evidence.evidence_in_words(whole) == "100% [less than −100%, 100%] of the fall so far"
+    assert evidence.evidence_says(whole) == "falls"
+    unread = item | {"value": None, "low": None, "high": None, "readings": 1}
+    assert evidence.evidence_in_words(unread) == "no value: 1 of 3 readings"
+    assert evidence.evidence_says(unread) == ""
+    share = {
+        "name": "share",
+        "role": "deciding",
+        "unit": "level",
+        "value": 0.0301,
+        "low": -0.0125,
+        "high": 0.0726,
+        "vote": 1,
+    }
+    assert evidence.evidence_in_words(share) == "3% [−1%, 7%]"
+    assert evidence.evidence_says(share) == "carries over"
+
+
+@pytest.mark.parametrize(
+    ("delays", "said"),
+    [
+        ((40, 40), "generalization follows memorization by 40 steps"),
+        ((-40, -40), "precedes memorization by 40"),
+        ((4, 4), "4 steps apart, no more than the resolution of 10 steps"),
+    ],
+)
+def test_a_delay_is_said_with_its_sign_and_resolution(finished_run, delays, said):
+    run = open_run.open_run(finished_run)
+    rows = [("sums", 4, 8, 0.5, 3, 4, delay, 100.0, 10, 100.0, "") for delay in delays]
+    run.delays = records.frame(rows, derived.DELAY_COLUMNS)
+    group = learning_figures.pairs(run)
+    assert said in group.figures[0].caption
+    assert [entry.dash for entry in group.drawn] == ["hollow", "filled", "band"]
+
+
+def test_small_numbers_are_not_zero():
+    assert page.within(Number(3.2e-5, 2.8e-5, 3.6e-5)) == ("3.20e−05", "[2.80e−05, 3.60e−05]")
 
 
 def test_numbers_are_formatted():

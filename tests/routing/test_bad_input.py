@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,13 +114,13 @@ def test_panel_metrics_of_any_reading(shape, cells, broken, losses, seed):
 
 
 class FixedPanel:
-    """A panel whose seen cell is the first half of its samples, as far as a monitor asks."""
+    """Five seen samples of each domain, then 21 held-out ones of each, as far as a monitor asks."""
 
-    def __init__(self, size):
-        self.size = size
+    first_step = np.repeat([1, 0], [10, 42])
+    samples = SimpleNamespace(document=np.arange(52))
 
     def members(self, domain, cell):
-        return np.arange(self.size // 2) + domain * (self.size // 2) if cell == SEEN else np.arange(0)
+        return {SEEN: np.arange(5) + 5 * domain, HELDOUT: np.arange(21) + 10 + 21 * domain}.get(cell, np.arange(0))
 
     def names(self, members):
         return [str(member) for member in members]
@@ -129,14 +130,14 @@ class FixedPanel:
 @given(shapes, st.lists(bad, min_size=4, max_size=7), st.booleans(), st.integers(0, 9999))
 def test_the_panel_monitor_accepts_any_readings(shape, losses, eps, seed):
     rng = np.random.default_rng(seed)
-    cells = [(0, SEEN, 5), (1, SEEN, 5)]
-    monitor = PanelMonitor(FixedPanel(10), DOMAINS, 0.7, 40, dict.fromkeys(DOMAINS, 0.5 if eps else None))
+    cells = [(0, SEEN, 5), (1, SEEN, 5), (0, HELDOUT, 21), (1, HELDOUT, 21)]
+    monitor = PanelMonitor(FixedPanel(), DOMAINS, 0.7, 40, dict.fromkeys(DOMAINS, 0.5 if eps else None))
     for step, broken in enumerate(losses, start=1):
         stored = a_reading(rng, *shape, cells, broken, broken, step)
         points = monitor.take(replace(stored, training_context=TrainingContext(100 * step)))
         assert all(math.isfinite(estimate.mean) for estimate in points.metrics.values())
         assert set(points.phases) == set(DOMAINS)
-    again = PanelMonitor(FixedPanel(10), DOMAINS, 0.7, 40, dict.fromkeys(DOMAINS, 0.5 if eps else None))
+    again = PanelMonitor(FixedPanel(), DOMAINS, 0.7, 40, dict.fromkeys(DOMAINS, 0.5 if eps else None))
     again.load_state(monitor.state())
     assert again.state().keys() == monitor.state().keys()
 

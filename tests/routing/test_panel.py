@@ -380,7 +380,15 @@ def test_state_restores_the_readings(made):
     ]
     assert [p.step for p in points] == [0, 10, 20, 30]
     assert points[-1].metrics["memorized/fraction/stories"].mean == 1.0  # nothing moved, and 10 nats are easily seen
-    assert not any("fraction/sums" in tag for p in points for tag in p.metrics)
+    # Without eps: below the 5% quantile of the losses of samples not trained on. Nothing moved here.
+    _, stored = reading_of(made, 30)
+    losses = {
+        cell: stored.loss[panel.members(1, cell)].tolist() for cell in (SEEN, TO_COME, HELDOUT)
+    }  # none of "to come" has come by step 30 of 40
+    eps = np.percentile([*losses[TO_COME], *losses[HELDOUT]], 5)
+    expected = np.mean([loss <= eps for loss in losses[SEEN]])
+    assert points[-1].metrics["memorized/fraction/sums"].mean == pytest.approx(expected)
+    assert not any("fraction/sums" in tag for p in points[:2] for tag in p.metrics)  # three readings are needed
     again = PanelMonitor(panel, DOMAINS, 0.7, STEPS, {"stories": 10.0, "sums": None})
     again.load_state(monitor.state())
     assert again.state().keys() == monitor.state().keys()
@@ -389,10 +397,32 @@ def test_state_restores_the_readings(made):
         for mine, theirs in zip(again.losses(domain), monitor.losses(domain), strict=True):
             assert np.array_equal(mine, theirs)
     changes = [point.memorized for point in points]
-    assert [sorted(change) for change in changes] == [[], [], ["stories"], []]
+    assert [[name for name in change if name == "stories"] for change in changes] == [[], [], ["stories"], []]
     seen = panel.members(0, SEEN)
     assert changes[2]["stories"].newly == panel.names(seen)
     assert changes[2]["stories"].undone == []
+
+
+def test_without_eps_memorized_is_what_lies_below_19_of_20_unseen_samples(made):
+    """Losses that fall on the seen samples alone: all become memorized; where all fall alike, hardly any does."""
+    _, _, _, _, panel = made
+    monitor = PanelMonitor(panel, DOMAINS, 0.7, 1000, dict.fromkeys(DOMAINS))
+    stored = reading_of(made, 0)[1]
+    first_step = np.where(stored.cell == SEEN, 1, 0)
+    panel.first_step[:] = first_step
+    points = []
+    for number in range(6):
+        fall = np.where((stored.domain == "stories") & (stored.cell != SEEN), 0.0, 0.01 * number)
+        loss = stored.loss - fall - np.where((stored.domain == "stories") & (stored.cell == SEEN), 2.0, 0.0)
+        reading = replace(stored, step=40 + number, loss=loss.astype(np.float32), first_step=first_step)
+        points.append(monitor.take(replace(reading, training_context=TrainingContext(1000 * number + 1, 1.5, 0.2))))
+    newest = points[-1].metrics
+    assert newest["memorized/fraction/stories"].mean == 1.0
+    assert newest["memorized/fraction/sums"].mean < 0.2
+    documents = len(np.unique(stored.document[(stored.domain == "stories") & (stored.cell == SEEN)]))
+    assert newest["memorized/fraction/stories"].samples == documents
+    (step,) = [point.step for point in points if "stories" in point.memorized]
+    assert step == 42  # the third reading
 
 
 def test_the_thresholds_of_the_phase_rule_are_settings():
@@ -446,7 +476,6 @@ def test_every_logged_panel_metric_can_be_computed_from_the_files(make_settings,
                 "pathway",
                 "kernel/",
                 "memorized/gap",
-                "memorized/fraction",
                 "memorized/share",
                 "memorized/claim",
                 "loss/panel",

@@ -1,5 +1,6 @@
 import json
 import random
+import re
 import shutil
 from dataclasses import fields
 
@@ -108,6 +109,21 @@ def test_a_replay_of_a_run_equals_the_live_metrics_bit_for_bit(run, tmp_path, ca
         assert found or kind == "phase"
     printed = capsys.readouterr().out
     assert "4 readings of" in printed
+
+
+def test_a_run_that_kept_two_checkpoints_is_told_what_keeps_more(corpus_folder, tmp_path, tmp_path_factory, capsys):
+    cache = tmp_path_factory.getbasetemp()
+    assert train(load_settings(None, small_run(corpus_folder, tmp_path, cache))) == 0  # checkpoints of steps 5, 10, 12
+    assert replay.main([str(tmp_path / "runs" / "run"), "--output", str(tmp_path / "few")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of the run's 3 checkpoints are kept, so the panel is read 3 times: fewer than 10 are too few" in said
+    assert len(list(read_readings(tmp_path / "few"))) == 3
+    remedy = re.search(r"with (train\.checkpoint_every=\d+) (train\.keep_every=\d+)", said).groups()
+    again = [*small_run(corpus_folder, tmp_path / "again", cache), *remedy]
+    assert train(load_settings(None, again)) == 0
+    assert replay.main([str(tmp_path / "again" / "runs" / "run"), "--output", str(tmp_path / "enough")]) == 0
+    assert "too few for onsets" not in " ".join(capsys.readouterr().out.split())
+    assert len(list(read_readings(tmp_path / "enough"))) >= 10
 
 
 def test_one_checkpoint_can_be_read_on_another_panel(run, tmp_path):

@@ -199,12 +199,12 @@ def test_settings_that_are_not_split_are_refused_by_the_preparation(folder):
 def test_a_run_trains_on_the_domains_and_says_so(folder, monkeypatch):
     trained = {}
 
-    def train(settings, check):
+    def start_ranks(settings):
         trained.update(settings.data.domains)
-        return 0
+        raise SettingsError("enough")
 
-    monkeypatch.setattr("moetrain.train.train", train)
+    monkeypatch.setattr("moetrain.training_run.start_ranks", start_ranks)
     overrides = [f"data.root={folder}", "data.domains.web.path=lines", BY, f"data.cache_dir={folder / 'cache'}"]
     (folder / "run.yaml").write_text("{}")
-    assert main([str(folder / "run.yaml"), *overrides]) == 0
+    assert main([str(folder / "run.yaml"), *overrides]) == 2
     assert list(trained) == NAMES

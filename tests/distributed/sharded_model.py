@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moetrain.config import load_settings
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream, validation_streams
-from moetrain.distributed.launch import end_processes, leave, start_ranks
+from moetrain.distributed.exit import leave
+from moetrain.distributed.launch import end_processes, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import evaluation, full_tensor, replicate
 from moetrain.optim.builder import make_optimizer

@@ -12,7 +12,7 @@ from moetrain.checkpoint.manager import list_checkpoints, load_checkpoint
 from moetrain.routing.store import list_files
 from tests.trainer.reading import events, states
 
-_TIME_DEPENDENT = ("tokens_per_second", "monitor_share", "seconds", "peak_memory_bytes")
+_TIME_DEPENDENT = ("measured_tokens", "tokens_per_second", "monitor_share", "seconds", "peak_memory_bytes")
 
 
 def left_behind(run: Path) -> dict[str, object]:

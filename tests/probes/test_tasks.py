@@ -39,7 +39,7 @@ def folder(tmp_path):
 
 
 def chosen(folder, *overrides):
-    own = ["data.domains.d.path=text.jsonl", "data.heldout_share=0.05", "tokenizer.vocab_size=400"]
+    own = ["data.domains.d.path=text.jsonl", "data.heldout_share=0.05", "tokenizer.vocab_size=400", "probes.items=200"]
     return load_settings(None, [f"data.root={folder}", f"data.cache_dir={folder}/cache", *own, *overrides])
 
 

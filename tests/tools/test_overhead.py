@@ -64,4 +64,4 @@ def test_costs_are_measured_per_size_and_the_windows_hold_no_more_later(tmp_path
     points = [point["bytes"] for point in result["memory"]["points"]]
     assert len(points) == 10
     assert max(points[5:]) < 1.05 * min(points[5:])
-    assert "readings as steps" in capsys.readouterr().out
+    assert "kB held" in capsys.readouterr().out

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from moetrain.optim.schedule import learning_rate, warmup_warning
 from moetrain.probes.probe_monitor import COLUMNS, load_probes
 from moetrain.probes.tasks import check_tasks
 from moetrain.report.report import report_or_say_why
+from moetrain.routing.near_duplicates import NearDuplicates, near_duplicates
 from moetrain.routing.panel import reading_steps
 from moetrain.routing.store import TrainingContext, list_files, remove_unlisted
 from moetrain.run_state import RunState
@@ -151,6 +153,9 @@ class Trainer:
             self.terminal.table("probes", COLUMNS, probes.rows())
             self.terminal.note(PROBES_LEGEND)
         self.terminal.note(stream_line(self.stream, self.steps, self.settings))
+        for domain, copies in self.near_duplicates.items():
+            if copies.found:
+                self.terminal.note(copies.sentence(domain))
         if warning := warmup_warning(self.steps, self.settings.optim):
             self.terminal.note(warning)
 
@@ -331,6 +336,14 @@ class Trainer:
                     logger.guard(step, f"an old checkpoint was not removed ({error})")
         return saved
 
+    @cached_property
+    def near_duplicates(self) -> dict[str, NearDuplicates]:
+        """Held-out panel samples that the training text holds too; searched for on the main rank."""
+        panel = self.state.monitor.panel
+        if panel is None or not self.layout.is_main:
+            return {}
+        return near_duplicates(panel.panel, self.corpus, self.stream.samples)
+
     @property
     def context(self) -> TrainingContext:
         """What the newest step says of the routers as a whole."""
@@ -421,6 +434,8 @@ class Trainer:
         speed = Speed(clock.tokens, clock.rate(), clock.share(*CLOCKED), memory, seconds)
         parameters = inner_model(self.model).parameter_counts()
         summary = run_summary(state, self.corpus, self.stream, self.steps, self.settings, parameters, speed)
+        for domain, copies in self.near_duplicates.items():
+            summary["data"][domain]["near_duplicates"] = asdict(copies)
         folder = self.logger.folder
         self.logger.close()  # before the summary, which says that everything else is complete
         write_summary(folder, summary)

@@ -140,7 +140,7 @@ class _Runs:
         """(indices of the first words, numbers of the runs) where a text has open runs, by equal hash."""
         if len(word_hashes) < self.length:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        hashes = _run_hashes(word_hashes, self.length)
+        hashes = run_hashes(word_hashes, self.length)
         at = np.flatnonzero(self._table[hashes >> self._shift])
         numbers = np.minimum(self._hashes.searchsorted(hashes[at]), len(self._hashes) - 1)
         hit = (self._hashes[numbers] == hashes[at]) & self.is_open[numbers]
@@ -168,7 +168,7 @@ class _Index:
             self._names.append((item["task"], item["id"]))
             self._phrases.append([(" ".join(words), length, part) for words, length, part in phrases])
             for words, length, _ in phrases:
-                parts.setdefault(length, []).append((_run_hashes(_word_hashes(words), length), number))
+                parts.setdefault(length, []).append((run_hashes(_word_hashes(words), length), number))
         self._runs = [_Runs(length, parts[length]) for length in sorted(parts)]
 
     def search(self, words: list[str], starts: list[int], places: list[str]) -> None:
@@ -240,12 +240,12 @@ def _word_hashes(words: list[str]) -> np.ndarray:
     return np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
 
 
-def _run_hashes(hashes: np.ndarray, length: int) -> np.ndarray:
+def run_hashes(hashes: np.ndarray, length: int) -> np.ndarray:
     """The hash of each run of ``length`` words, uint64 [n - length + 1]: sum of hash[i+k] M^(length-1-k), mod 2^64."""
     if length == 1:
         return hashes
     half = length // 2
-    runs = _run_hashes(hashes, half)
+    runs = run_hashes(hashes, half)
     runs = runs[: len(runs) - half] * np.uint64(pow(_MULTIPLIER, half, 2**64)) + runs[half:]
     if length % 2:
         runs = runs[:-1] * np.uint64(_MULTIPLIER) + hashes[length - 1 :]

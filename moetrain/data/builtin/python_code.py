@@ -1,12 +1,10 @@
 """The code domain: the source of the installed Python standard library, and functions of held-out documents."""
 
 import ast
-import io
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from moetrain.data.builtin.python_library import library_texts, short_digest
+from moetrain.data.builtin.python_library import library_texts, parse, short_digest, take_bytes
 
 LONGEST = 50_000  # characters of a document, unless a single definition is longer
 BODY = range(20, 401)  # characters of a function's body that make it a probe item
@@ -14,13 +12,7 @@ BODY = range(20, 401)  # characters of a function's body that make it a probe it
 
 def documents(size: int, seed: int) -> Iterator[str]:
     """Yield files, long ones in pieces, until at least `size` bytes have been yielded or none is left."""
-    total = 0
-    for text in library_texts(seed):
-        for piece in _pieces(text):
-            if total >= size:
-                return
-            total += len(piece.encode())
-            yield piece
+    return take_bytes((piece for text in library_texts(seed) for piece in _pieces(text)), size)
 
 
 def items(count: int, seed: int, held_out: Iterable[str]) -> list[dict[str, Any]]:
@@ -72,14 +64,10 @@ def _blocks(text: str) -> Iterator[str]:
 
 def _functions(text: str) -> Iterator[tuple[str, str]]:
     """Yield (signature with docstring, body) of each documented function, as in the text."""
-    text = io.StringIO(text, newline=None).read()  # ast counts all kinds of line ends
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in strings
-            tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
+    parsed = parse(text)
+    if parsed is None:
         return
-    lines = text.split("\n")
+    tree, lines = parsed
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or not ast.get_docstring(node):
             continue

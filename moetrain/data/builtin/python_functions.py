@@ -6,25 +6,17 @@ Short documents, of which a small domain has many: enough to hold some out of a 
 from __future__ import annotations
 
 import ast
-import io
 import textwrap
-import warnings
 from collections.abc import Iterator
 
-from moetrain.data.builtin.python_library import library_texts
+from moetrain.data.builtin.python_library import library_texts, parse, take_bytes
 
 LENGTH = range(200, 3001)  # characters of a function that is a document
 
 
 def documents(size: int, seed: int) -> Iterator[str]:
     """Yield functions, file by file, until at least ``size`` bytes have been yielded or none is left."""
-    total = 0
-    for text in library_texts(seed):
-        for function in functions(text):
-            if total >= size:
-                return
-            total += len(function.encode())
-            yield function
+    return take_bytes((function for text in library_texts(seed) for function in functions(text)), size)
 
 
 def functions(text: str) -> Iterator[str]:
@@ -32,14 +24,10 @@ def functions(text: str) -> Iterator[str]:
 
     Nothing of a text that is not Python source.
     """
-    text = io.StringIO(text, newline=None).read()  # ast counts all kinds of line ends
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in strings
-            tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
+    parsed = parse(text)
+    if parsed is None:
         return
-    lines = text.split("\n")
+    tree, lines = parsed
     bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))]
     for node in (node for body in bodies for node in body):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
+import io
 import os
 import sysconfig
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 # Tests, installed packages, and generated text.
@@ -27,6 +30,27 @@ def library_texts(seed: int) -> Iterator[str]:
     root = library_root()
     for path in sorted(_sources(root), key=lambda name: short_digest(f"{seed} {name}")):
         yield _read(root / path)
+
+
+def take_bytes(texts: Iterable[str], size: int) -> Iterator[str]:
+    """The first texts, until at least ``size`` bytes have been yielded or none is left."""
+    total = 0
+    for text in texts:
+        if total >= size:
+            return
+        total += len(text.encode())
+        yield text
+
+
+def parse(text: str) -> tuple[ast.Module, list[str]] | None:
+    """The syntax tree of a text and its lines; None if it is not Python source."""
+    text = io.StringIO(text, newline=None).read()  # ast counts all kinds of line ends
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in strings
+            return ast.parse(text), text.split("\n")
+    except (SyntaxError, ValueError, RecursionError):
+        return None
 
 
 def short_digest(text: str) -> str:

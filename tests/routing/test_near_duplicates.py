@@ -51,7 +51,7 @@ def words(folder, *more):
         "train.max_steps=10",
         "train.threads=1",
         "panel.samples=200",
-        "panel.tokens=30",
+        "panel.tokens=40",
         "panel.readings=2",
         f"run.output_dir={folder / 'runs'}",
         "run.report=false",
@@ -90,7 +90,7 @@ def test_copies_within_other_training_documents_are_found(folder, monkeypatch, c
 
 
 def test_a_run_says_so_and_short_samples_are_not_searched(folder, capsys):
-    said = "held-out texts of the panel share 24 consecutive tokens with the training text"
+    said = "held-out texts of the panel share 32 consecutive tokens with the training text"
     (folder / "run.yaml").write_text("{}")
     assert main([str(folder / "run.yaml"), *words(folder)]) == 0
     assert said in " ".join(capsys.readouterr().out.split())

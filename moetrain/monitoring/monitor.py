@@ -69,7 +69,7 @@ class Monitor:
         self.layout, self.clock = layout, clock
         self.incidents = IncidentLog()
         self.logger: RunLogger | None = None
-        self.background: BackgroundWorker[StreamPoints | PanelPoints] = BackgroundWorker()
+        self.background: BackgroundWorker[StreamPoints | PanelPoints] = BackgroundWorker(layout.device.type != "cpu")
         self._validation, self._panel_domains = validation, panel_domains
         self._token_bytes = torch.from_numpy(corpus.tokenizer.token_bytes()).long().to(layout.device)
         self._folder = Path()
@@ -108,7 +108,7 @@ class Monitor:
         self.logger.validation(step, losses)
 
     def measure_stream(self, model: nn.Module, step: int) -> None:
-        """Log the losses by exposure, and have the streaming metrics of routing computed in the background."""
+        """Log the losses by exposure, and have the streaming metrics of routing computed, on CUDA in the background."""
         self._measure_exposures(step)
         if not self.settings.watches_routing:
             return
@@ -134,7 +134,7 @@ class Monitor:
         self.logger.metrics(step, metrics)
 
     def read_panel(self, model: nn.Module, step: int, context: TrainingContext) -> None:
-        """Read the panel, store the reading, and have its metrics computed in the background."""
+        """Read the panel, store the reading, and have its metrics computed, on CUDA in the background."""
         panel = self.state.panel
         if panel is None:
             return

@@ -50,3 +50,16 @@ def test_a_result_tells_the_time_of_the_thread():
     assert busy > asleep
     assert asleep < 0.05  # sleeping takes no processor
     work.close()
+
+
+def test_without_a_thread_results_are_there_at_once_and_their_time_is_the_callers():
+    work, where = BackgroundWorker(threaded=False), []
+    work.submit(lambda: where.append(threading.current_thread()))
+    assert where == [threading.current_thread()]
+    assert [(done.value, done.seconds) for done in work.results()] == [(None, 0.0)]
+    work.submit(lambda: 1 / 0)
+    work.submit(lambda: 3)
+    with pytest.raises(ZeroDivisionError):
+        work.results()
+    assert [done.value for done in work.results()] == [3]
+    work.close()

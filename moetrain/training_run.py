@@ -13,15 +13,7 @@ from moetrain.trainer import Trainer
 
 
 def run(settings: Settings, check: bool = False) -> int:
-    """Train one run, from its data to its summary; with ``check``, stop before step 1 and print what will happen.
-
-    Returns the exit status: 0, or 75 for a run that was saved because a signal told it to stop.
-
-    Raises:
-        SettingsError, DataError, CheckpointError: the run cannot start, in one line.
-        TrainingDivergedError: the loss stays not finite.
-        OSError: the last checkpoint cannot be written.
-    """
+    """What `moetrain.train.train` does, see there."""
     check_trackers(settings.run.trackers)
     settings = split_domains(settings)
     layout = start_ranks(settings)

@@ -241,7 +241,10 @@ def _word_hashes(words: list[str]) -> np.ndarray:
 
 
 def run_hashes(hashes: np.ndarray, length: int) -> np.ndarray:
-    """The hash of each run of ``length`` words, uint64 [n - length + 1]: sum of hash[i+k] M^(length-1-k), mod 2^64."""
+    """The hash of each run of ``length`` words or tokens, uint64 [n - length + 1], from the hash of each.
+
+    It is the sum of hash[i+k] M^(length-1-k), modulo 2^64.
+    """
     if length == 1:
         return hashes
     half = length // 2

@@ -42,8 +42,7 @@ def _shown(metric: Mapping[str, Any] | None) -> str:
 
 
 def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
-    """The last lines of a finished run, from its summary: the verdict per domain by the newest reading, and the "
-    "cost."""
+    """The last lines of a finished run: the verdict per domain by the newest reading, and the cost."""
     lines = [
         f"{domain} is {found['phase']}: {found['why']}"
         for domain, found in summary["domains"].items()

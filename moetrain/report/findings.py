@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetrain import grokking
-from moetrain.grokking import History, Phase, PhaseThresholds, Verdict
+from moetrain.grokking import Phase, PhaseThresholds, Verdict
 from moetrain.grokking.memorization import LEAST_CELL
 from moetrain.grokking.memorization import LEAST_READINGS as LEAST_PANEL_READINGS
 from moetrain.metrics import table
 from moetrain.metrics.cell import HELDOUT, SEEN, TO_COME
 from moetrain.probes.tasks import ENOUGH
+from moetrain.report.history import history_of
 from moetrain.report.page import NOTHING, Number, listed, plain, short_title, time_of
 from moetrain.report.trend import LEAST_READINGS
 
@@ -100,30 +101,15 @@ def _reason(run: OpenedRun, domain: str) -> str:
 
 def verdict_now(run: OpenedRun, domain: str) -> Verdict | None:
     """The verdict at the newest reading, from the stored readings; None without any."""
-    steps = np.array(run.reading_steps)
+    steps = run.reading_steps
     if not len(steps):
         return None
-    own = run.loss_curves[run.loss_curves["domain"] == domain]
-    by_metric = {
-        name: own[own["metric"] == name].set_index("step").reindex(steps)
-        for name in ("loss/panel_seen", "loss/panel_unseen", "loss/panel_frequencies", "memorized/share")
-    }
-    left_out = run.left_out[run.left_out["domain"] == domain].set_index("step").reindex(steps)
-    curves = {name: grokking.curve(rows[["value", "low", "high"]].to_numpy(float)) for name, rows in by_metric.items()}
-    counts = {name: rows["n"].fillna(0).to_numpy(int) for name, rows in by_metric.items()}
-    history = History(
-        steps=steps,
-        tokens=steps,  # whose unit does not matter
-        seen=counts["loss/panel_seen"],
-        unseen=counts["loss/panel_unseen"],
-        answers=left_out["n"].fillna(0).to_numpy(int),
-        loss_seen=curves["loss/panel_seen"],
-        loss_unseen=curves["loss/panel_unseen"],
-        share=curves["memorized/share"],
-        loss_frequencies=curves["loss/panel_frequencies"],
-    )
+    import pandas as pd
+
+    curves = (run.loss_curves, run.left_out.assign(metric="kernel/left_out"))
+    own = pd.concat([each[each["domain"] == domain] for each in curves], ignore_index=True)
     thresholds = PhaseThresholds(**{each.name: run.setting(f"phase.{each.name}") for each in fields(PhaseThresholds)})
-    return grokking.phases(history, thresholds)[-1]
+    return grokking.phases(history_of(own, steps), thresholds)[-1]
 
 
 def newest_panel(run: OpenedRun, domain: str) -> dict[str, tuple[int, int]]:

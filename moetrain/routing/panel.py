@@ -161,12 +161,16 @@ def _draw(samples: Samples, pool: np.ndarray, settings: Settings, domain: int, c
 
 def _needed_to_come(settings: Settings, heldout: int) -> int:
     """The number of samples to come of a domain with so many held-out ones."""
-    return max(settings.panel.samples - heldout, settings.panel.samples // 4, 1)
+    return max(settings.panel.samples - heldout, _least_to_come(settings.panel.samples))
 
 
 def most_samples(samples: int) -> int:
     """The largest number of panel samples per domain with ``panel.samples`` set to ``samples``."""
-    return 2 * samples + max(samples // 4, 1)
+    return 2 * samples + _least_to_come(samples)
+
+
+def _least_to_come(samples: int) -> int:
+    return max(samples // 4, 1)
 
 
 def _pack(

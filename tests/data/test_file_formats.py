@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetrain.config import load_settings
-from moetrain.data.documents import DataError, DomainReport, read_documents
+from moetrain.data.documents import DataError
 from moetrain.data.sources import json_values, read_file
 from moetrain.data.sources.rows import Wanted
+from tests.data.reading import read
 from tests.fuzz.inputs import check_refusal, damaged, fuzz
 
 RECORDS = [
@@ -40,21 +40,7 @@ COMPRESS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    """`datasets` caches folders in a temporary folder, not in the user's cache."""
-    import datasets
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        yield
-
-
-def read(folder, *overrides):
-    """The documents of a domain, and its report."""
-    chosen = load_settings(None, [f"data.root={folder}", *(f"data.domains.d.{o}" for o in overrides)])
-    report = DomainReport("d")
-    return list(read_documents("d", chosen.data.domains["d"], chosen.data, 0, set(), report)), report
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def table():

@@ -16,24 +16,12 @@ from moetrain.data.documents import DataError, DomainReport, fingerprint, portio
 from moetrain.data.sources import read_file, text
 from moetrain.data.sources.rows import Wanted
 from moetrain.expression import parse_filter
+from tests.data.reading import read
 
 TEXT = Wanted("text")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    """`datasets` caches these folders in a temporary folder, not in the user's cache."""
-    import datasets
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        yield
-
-
-def read(folder, *overrides):
-    chosen = load_settings(None, [f"data.root={folder}", *(f"data.domains.d.{o}" for o in overrides)])
-    report = DomainReport("d")
-    return list(read_documents("d", chosen.data.domains["d"], chosen.data, 0, set(), report)), report
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def texts(folder, *overrides):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from moetrain.grokking import History, Phase, PhaseThresholds, curve, phases, share
-from validity.readings import FREQUENCIES, SHARE
+from moetrain.grokking import History, Phase, PhaseThresholds, phases, share
+from moetrain.report.history import history_of as of_curves
 from validity.units import GENERALIZES, MEMORIZED
 
 GENERALIZING_PHASES = (Phase.GENERALIZING, Phase.SETTLED)
@@ -42,16 +42,10 @@ def judge(readings: pd.DataFrame, units: pd.DataFrame, thresholds: PhaseThreshol
 
 
 def history_of(own: pd.DataFrame) -> History:
-    """A domain's history as the monitor saw it; steps stand for tokens, because all steps have equally many."""
-    steps = np.sort(own["step"].unique())
-    by_metric = {str(metric): rows.set_index("step").reindex(steps) for metric, rows in own.groupby("metric")}
-    nothing = pd.DataFrame({"value": np.nan, "low": np.nan, "high": np.nan, "n": 0}, index=steps)
-    unseen = "loss/panel_unseen" if "loss/panel_unseen" in by_metric else "loss/panel_heldout"  # as older runs have it
-    names = ("loss/panel_seen", unseen, "kernel/left_out", SHARE, FREQUENCIES)
-    parts = [by_metric.get(metric, nothing) for metric in names]
-    counts = [part["n"].fillna(0).to_numpy(np.int64) for part in parts[:3]]
-    seen, heldout, _, share, frequencies = (curve(part[["value", "low", "high"]].to_numpy(float)) for part in parts)
-    return History(steps, steps + 1, counts[0], counts[1], counts[2], seen, heldout, share, frequencies)
+    """A domain's history as the monitor saw it; held-out texts stand for unseen ones in older runs."""
+    if not (own["metric"] == "loss/panel_unseen").any():
+        own = own.replace({"metric": {"loss/panel_heldout": "loss/panel_unseen"}})
+    return of_curves(own, np.sort(own["step"].unique()).tolist())
 
 
 def confusion(judged: pd.DataFrame) -> pd.DataFrame:

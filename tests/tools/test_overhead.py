@@ -26,6 +26,21 @@ def test_whole_runs_with_and_without_the_monitor(config, tmp_path, capsys):
     assert "with over without" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # trains two small runs in processes of their own
+def test_both_sides_at_the_same_time_are_compared_while_both_train(config, tmp_path, capsys):
+    result = run(tmp_path, "overhead", *config, "train.max_steps=40", "--turns", "1", "--together")
+    on, off = (result["sides"][side] for side in ("on", "off"))
+    assert on["runs"][0]["steps"] == off["runs"][0]["steps"] == 40
+    assert off["runs"][0]["monitor_share"] == 0 < on["runs"][0]["monitor_share"]
+    assert result["overhead"]["share"] == pytest.approx(on["seconds_per_step"][0] / off["seconds_per_step"][0] - 1)
+    assert "while both train" in " ".join(capsys.readouterr().out.split())
+
+
+def test_steps_between_two_times_are_interpolated_between_lines():
+    times = [(1, 10.0), (5, 14.0), (10, 24.0)]
+    assert overhead._steps_between(times, 12.0, 19.0) == pytest.approx(7.5 - 3)
+
+
 def test_a_run_that_fails_and_a_folder_that_is_no_checkout_are_named(config, tmp_path):
     for words, message in (
         (["--old", str(tmp_path)], "no checkout of moetrain: moetrain/train.py is missing"),

@@ -3,6 +3,9 @@
 Each run is a process of its own, from its command to its summary, without the report page. ``on`` is the configuration
 as it is; ``off`` is without monitor and probes; ``old`` is the same file of another checkout. The data are prepared
 before the first turn. ``start`` is the time from a run's command to its first line of a step, with the data prepared.
+
+With ``--together``, ``on`` and ``off`` run at the same time, each on one core with one thread, and exchange cores at
+every turn. What slows the machine then slows both. Compared are their steps per second while both train.
 """
 
 from __future__ import annotations
@@ -10,14 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import QUICKSTART, ROOT
 from rich.table import Table
 
@@ -38,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--turns", type=int, default=2, help="turns, each with one run of every side (default 2)")
     parser.add_argument("--starts", type=int, default=3, help="starts of each side that are timed (default 3)")
     parser.add_argument("--old", type=Path, metavar="FOLDER", help="a checkout of another commit to compare with")
+    parser.add_argument(
+        "--together", action="store_true", help="run both sides of a turn at the same time, on a core each (Linux)"
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -51,6 +60,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if len(paths) > 1:
         raise SettingsError(f"{paths[1]}: overhead takes one configuration")
     path = paths[0].resolve()
+    if options.together:
+        return _together(path, overrides, options.turns)
     roots = {"on": ROOT, "off": ROOT}
     if options.old is not None:
         if not (options.old / CHECKOUT_FILE).is_file():
@@ -99,6 +110,75 @@ def _side(
         return wall, cpu
 
     return turn
+
+
+def _together(config: Path, overrides: list[str], turns: int) -> dict[str, Any]:
+    """Steps per second of ``on`` over those of ``off``, of runs at the same time.
+
+    Raises:
+        SettingsError: a run failed, or fewer than two cores may be used.
+    """
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        raise SettingsError("overhead --together: needs two cores; without --together one is enough")
+    sides: dict[str, dict[str, Any]] = {side: {"seconds_per_step": [], "runs": []} for side in ("on", "off")}
+    with tempfile.TemporaryDirectory() as place:
+        folders = {side: Path(place) / side for side in sides}
+        for folder in folders.values():
+            _call(ROOT, config, [*overrides, "--check"], folder)
+        for number in range(turns):
+            name = f"run.name=turn{number}"
+            words = [*overrides, "train.threads=1", "train.log_every=5", "train.resume=never", name]
+            with ThreadPoolExecutor(max_workers=2) as pool:
+                lines = {
+                    side: pool.submit(
+                        _step_times,
+                        _command(ROOT, config, [*words, *(OFF if side == "off" else ())], folders[side]),
+                        folders[side],
+                        core,
+                    )
+                    for side, core in zip(sides, cores if number % 2 == 0 else cores[::-1], strict=True)
+                }
+                times = {side: line.result() for side, line in lines.items()}
+            begin, end = max(each[0][1] for each in times.values()), min(each[-1][1] for each in times.values())
+            if end <= begin:
+                raise SettingsError("overhead --together: one side ended before the other began: take a longer run")
+            for side, found in sides.items():
+                found["seconds_per_step"].append((end - begin) / _steps_between(times[side], begin, end))
+                summary = json.loads((folders[side] / "runs" / f"turn{number}" / "summary.json").read_text())
+                found["runs"].append(_numbers(summary))
+    on, off = (sides[side]["seconds_per_step"] for side in ("on", "off"))
+    return {
+        "configuration": config.stem,
+        "overrides": overrides,
+        "together": True,
+        "sides": sides,
+        "overhead": share_with_interval(on, off),
+        "by_the_clock": [each["monitor_share"] for each in sides["on"]["runs"]],
+    }
+
+
+def _step_times(command: list[str], folder: Path, core: int) -> list[tuple[int, float]]:
+    """(step, time of its line in seconds) of a run on one core."""
+    begin_of_line = "step "
+    with subprocess.Popen(command, **_PIPES, **_place(ROOT, folder)) as process:
+        os.sched_setaffinity(process.pid, {core})
+        assert process.stdout is not None
+        lines = [(line, time.perf_counter()) for line in process.stdout]
+    steps = [(int(line.split("/")[0][len(begin_of_line) :]), at) for line, at in lines if _STEP_LINE.match(line)]
+    if process.returncode or len(steps) < 2:
+        raise SettingsError(f"{' '.join(command)}: status {process.returncode}, {len(steps)} lines of steps")
+    return steps
+
+
+_STEP_LINE = re.compile(r"step \d+/")
+
+
+def _steps_between(times: list[tuple[int, float]], begin: float, end: float) -> float:
+    """Steps done between two times, interpolated between lines."""
+    steps, seconds = zip(*times, strict=True)
+    first, last = np.interp([begin, end], seconds, steps)
+    return float(last - first)
 
 
 def _start(root: Path, config: Path, overrides: list[str], folder: Path) -> float:
@@ -158,6 +238,9 @@ def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
     """Seconds by side, and the verdicts of each side's last run."""
+    if result.get("together"):
+        yield _table_of_steps(result)
+        return
     share = result["overhead"]
     title = (
         f"{result['configuration']}: with over without {share['share']:.1%} ({share['low']:.1%} to {share['high']:.1%})"
@@ -179,6 +262,18 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
     for domain in result["sides"]["on"]["runs"][-1]["domains"]:
         verdicts.add_row(domain, *(_verdict(side["runs"][-1]["domains"][domain]) for side in result["sides"].values()))
     yield verdicts
+
+
+def _table_of_steps(result: Mapping[str, Any]) -> Table:
+    share, clock = result["overhead"], result["by_the_clock"]
+    title = (
+        f"{result['configuration']}: seconds per step while both train, with over without "
+        f"{share['share']:.1%} ({share['low']:.1%} to {share['high']:.1%}); by the clock {max(clock):.1%}"
+    )
+    table = Table("side", "ms per step, by turn", title=title)
+    for side, found in result["sides"].items():
+        table.add_row(side, ", ".join(f"{1000 * value:.1f}" for value in found["seconds_per_step"]))
+    return table
 
 
 def _verdict(domain: Mapping[str, Any]) -> str:

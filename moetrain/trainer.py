@@ -26,6 +26,7 @@ from moetrain.checkpoint.manager import (
 from moetrain.checkpoint.run_folder import RunFolder
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus, prepare_corpus
+from moetrain.data.prefetch import BatchReader
 from moetrain.data.stream import Batch, Stream, run_steps, stream_tokens, training_stream, validation_streams
 from moetrain.distributed.launch import compute_dtype, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
@@ -58,7 +59,7 @@ from moetrain.training.errors import TrainingDivergedError
 from moetrain.training.guards import Findings, Guards
 from moetrain.training.incident_samples import with_samples
 from moetrain.training.initialize import initial_model
-from moetrain.training.step import StepStatistics, forward_backward, update
+from moetrain.training.step import StepStatistics, forward_backward, step_rows, update
 from moetrain.training.throughput import Clock, matmul_rate, peak_memory
 from moetrain.training.train_metrics import TrainMetrics, expert_load
 
@@ -80,6 +81,7 @@ class Trainer:
     terminal: Terminal
     corpus: Corpus
     stream: Stream
+    reader: BatchReader
     model: nn.Module
     optimizer: Optimizer
     state: RunState
@@ -134,6 +136,7 @@ class Trainer:
             terminal=terminal,
             corpus=corpus,
             stream=stream,
+            reader=BatchReader(stream, *step_rows(layout, settings), layout.device),
             model=model,
             optimizer=make_optimizer(transformer, settings.optim),
             state=state,
@@ -237,6 +240,7 @@ class Trainer:
                 state.balancing,
                 settings,
                 lambda batch, output: outputs.append((batch, output)),
+                self.reader,
             )
             rate = learning_rate(step, self.steps, settings.optim)
             norm, applied = update(
@@ -273,6 +277,7 @@ class Trainer:
             self.terminal.set_steps(self.steps)
 
     def _apply_stop(self, step: int, numbers: Sequence[int]) -> None:
+        self.reader.discard()
         self.stream.stop_repeats(numbers, step)
         self.steps = max(step, run_steps(self.stream, self.settings))
         if (panel := self.state.monitor.panel) is not None:
@@ -353,8 +358,9 @@ class Trainer:
         return TrainingContext(self.state.tokens_trained, float(self.newest.entropy_L.mean()), load_cv)
 
     def close(self) -> None:
-        """End the display and the background thread."""
+        """End the display and the background threads."""
         self.terminal.end_training()
+        self.reader.close()
         self.monitor.close()
 
     def _open(self, folder: Path, checkpoint: Checkpoint | None) -> None:
@@ -395,6 +401,7 @@ class Trainer:
             "system/tokens_per_second": rate,
             "system/mfu": rate * inner_model(self.model).flops_per_token() / self.matmul_rate,
             **self.monitor.overhead(),
+            "system/data_wait": self.reader.seconds_waited / clock.spent("train"),
             "system/memory": float(peak_memory(self.layout.device)),
         }
         self.logger.training(step, points, system)

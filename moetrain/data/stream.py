@@ -5,7 +5,7 @@ Shapes: B rows, T tokens per row, S samples per row (padded), N spans.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -76,12 +76,16 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch with the tensors that the model reads on ``device``; the others stay on the host."""
+        return self._map(lambda tensor: to_device(tensor, device))
+
+    def pin_memory(self) -> Batch:
+        """The batch with the tensors that the model reads in pinned memory, from which a GPU copies beside its work."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         host = ("spans_N2", "samples_BS", "domains_BS", "compared_BS")
-        moved = {
-            f.name: getattr(self, f.name) if f.name in host else to_device(getattr(self, f.name), device)
-            for f in fields(self)
-        }
-        return Batch(**moved)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: tensor if name in host else change(tensor) for name, tensor in tensors.items()})
 
 
 class Stream:

@@ -54,6 +54,8 @@ TRAINER_METRICS: tuple[Metric, ...] = (
     Metric("mfu", "system/mfu", "Model FLOPs utilization", (MODEL,),
            text="Model FLOPs utilization: share of the matmul rate measured at the start, at 6 FLOPs per token and "
            "active parameter. The matmuls of attention scores are not counted."),
+    Metric("data_wait", "system/data_wait", "Share of training time spent waiting for data", (MODEL,),
+           text="Share of training time during which training waited for the next batch."),
     Metric("memory", "system/memory", "Peak memory", (MODEL,),
            text="Peak memory in bytes: of the device on CUDA, else of the process."),
     Metric("monitor_share", "system/monitor_share", "Share of time spent on monitoring", (MODEL,), compared=True,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from moetrain.config import Settings
+from moetrain.data.prefetch import BatchReader
 from moetrain.data.stream import Batch, Stream
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import accumulate
@@ -48,6 +49,7 @@ def forward_backward(
     balancing: Balancing,
     settings: Settings,
     record: Callable[[Batch, Output], None],
+    reader: BatchReader | None = None,
 ) -> StepStatistics:
     """Gradients and statistics of step ``step`` (0 the first), of which this rank reads its own rows.
 
@@ -56,16 +58,16 @@ def forward_backward(
 
     Args:
         record: called with each micro-batch and the model's output for it.
+        reader: reads the micro-batches ahead; None: they are read when needed.
     """
-    first, share = layout.row_range(settings.train.batch_rows)
-    micro = settings.train.micro_batch_rows or share
+    first, share, micro = step_rows(layout, settings)
     predicted, real = stream.predicted_tokens(step), stream.real_tokens(step)
     entropy = settings.monitor.enabled and step % ENTROPY_EVERY == 0
     sums: list[torch.Tensor] = []
     layout.progress.step = step + 1
     for start in range(first, first + share, micro):
         layout.progress.mark()
-        batch = stream.batch(step, start, micro).to(layout.device)
+        batch = reader.batch(step, start, micro) if reader else stream.batch(step, start, micro).to(layout.device)
         layout.progress.mark()
         with accumulate(model, last=start + micro == first + share):
             output: Output = model(batch.model_input(settings.watches_routing), entropy=entropy)
@@ -76,6 +78,12 @@ def forward_backward(
         record(batch, output)
     total = layout.all_reduce_sum(torch.stack(sums).sum(0))
     return _statistics(total, settings, balancing, real)
+
+
+def step_rows(layout: ParallelLayout, settings: Settings) -> tuple[int, int, int]:
+    """This rank's rows of a step, (first, count), and the rows of a micro-batch."""
+    first, share = layout.row_range(settings.train.batch_rows)
+    return first, share, settings.train.micro_batch_rows or share
 
 
 def part_of_loss(output: Output, balancing: Balancing, settings: Settings, predicted: int, real: int) -> torch.Tensor:

@@ -51,6 +51,7 @@ from moetrain.routing.near_duplicates import NearDuplicates, near_duplicates
 from moetrain.routing.panel import reading_steps
 from moetrain.routing.store import TrainingContext, list_files, remove_unlisted
 from moetrain.run_state import RunState
+from moetrain.run_stream import RunStream
 from moetrain.run_summary import Speed, run_summary
 from moetrain.training.balancing import Balancing
 from moetrain.training.divergence import write_dump
@@ -69,7 +70,6 @@ class Trainer:
 
     Attributes:
         state: with the model and the optimizer, all that a checkpoint holds.
-        steps: steps of the whole run.
         matmul_rate: FLOP/s of large matmuls, summed over ranks.
         logged_tokens_D: text tokens of each domain trained on up to ``logged_step``, int64.
         logger: on the main rank, during `fit`.
@@ -79,14 +79,13 @@ class Trainer:
     layout: ParallelLayout
     terminal: Terminal
     corpus: Corpus
-    stream: Stream
+    run_stream: RunStream
     model: nn.Module
     optimizer: Optimizer
     state: RunState
     monitor: Monitor
     recorder: StreamRecorder
     clock: Clock
-    steps: int
     matmul_rate: float
     logged_tokens_D: np.ndarray
     logged_step: int = 0
@@ -133,17 +132,26 @@ class Trainer:
             layout=layout,
             terminal=terminal,
             corpus=corpus,
-            stream=stream,
+            run_stream=RunStream(settings, stream, steps, panel),
             model=model,
             optimizer=make_optimizer(transformer, settings.optim),
             state=state,
             monitor=monitor,
             recorder=StreamRecorder(settings, stream, state.monitor, layout, monitor.incidents),
             clock=clock,
-            steps=steps,
             matmul_rate=layout.world_size * matmul_rate(layout.device, dtype),
             logged_tokens_D=np.zeros(len(domains), np.int64),
         )
+
+    @property
+    def stream(self) -> Stream:
+        """What the run trains on."""
+        return self.run_stream.stream
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.run_stream.steps
 
     def describe(self) -> None:
         """Print what is about to be trained, on what, and how much data stays unused."""
@@ -256,15 +264,12 @@ class Trainer:
 
     def _stop_repeats(self, names: Sequence[str]) -> None:
         """Leave the repeats of some domains out of the rest of the stream, and say what that saves."""
-        step, numbers = self.state.step, [list(self.settings.data.domains).index(name) for name in names]
-        stopped = {number for _, earlier in self.state.stops for number in earlier}
-        numbers = [number for number in numbers if number not in stopped]
+        step, numbers = self.state.step, self.run_stream.to_stop(names)
         if not numbers:
             return
         self.monitor.publish(wait=True)  # readings still being computed belong to the stream as it was
         before = self.steps
-        self.state.stops.append((step, numbers))
-        self._apply_stop(step, numbers)
+        self.run_stream.stop_repeats(step, numbers)
         if self.logger is not None:
             for number in numbers:
                 sentence = f"is not repeated any more; the run has {self.steps:,} steps instead of {before:,}"
@@ -272,19 +277,13 @@ class Trainer:
                 self.logger.repeats(step, name, f"{name}: {sentence}")
             self.terminal.set_steps(self.steps)
 
-    def _apply_stop(self, step: int, numbers: Sequence[int]) -> None:
-        self.stream.stop_repeats(numbers, step)
-        self.steps = max(step, run_steps(self.stream, self.settings))
-        if (panel := self.state.monitor.panel) is not None:
-            panel.steps = self.steps
-            panel.panel.follow(self.stream, self.steps)
-
     def state_dict(self) -> tuple[dict[str, State], dict[str, Any]]:
         """What a checkpoint holds: tensors per part, and a record as JSON. All ranks must call."""
         self.monitor.publish(wait=True)  # readings that are still being computed belong to the state
         model = inner_model(self.model)
         tensors = {"model": model.state_dict(), "optimizer": optimizer_state(model, self.optimizer)}
-        return {**tensors, **self.state.tensors()}, {**self.state.record(), "corpus": self.corpus.fingerprint}
+        record = {**self.state.record(), **self.run_stream.record(), "corpus": self.corpus.fingerprint}
+        return {**tensors, **self.state.tensors()}, record
 
     def load_state_dict(self, checkpoint: Checkpoint) -> None:
         """Restore what `state_dict` returned. All ranks must call.
@@ -300,8 +299,7 @@ class Trainer:
         checkpoint.states.fill("model", model.state_dict())
         if checkpoint.states.names("optimizer"):
             checkpoint.states.fill("optimizer", initial_optimizer_state(model, self.optimizer))
-        for step, numbers in checkpoint.record.get("stops", []):
-            self._apply_stop(step, numbers)  # before the monitor's state, which counts exposures by the stream
+        self.run_stream.load_record(checkpoint.record)  # before the monitor's state, which counts exposures by it
         self.state.load(checkpoint, self.layout)
 
     def save(self, run: Path) -> bool:

@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/muon_trial"), help="folder of the runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of all runs")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides may follow options
     study = loss_study if options.study == "loss" else grokking_study
     found = study(options)
     words = ["python", "tools/muon_trial.py", *(sys.argv[1:] if arguments is None else arguments)]

@@ -59,6 +59,7 @@ from moetrain.training.errors import TrainingDivergedError
 from moetrain.training.guards import Findings, Guards
 from moetrain.training.incident_samples import with_samples
 from moetrain.training.initialize import initial_model
+from moetrain.training.profiling import StepProfiler
 from moetrain.training.step import StepStatistics, forward_backward, update
 from moetrain.training.throughput import Clock, matmul_rate, peak_memory
 from moetrain.training.train_metrics import TrainMetrics, expert_load
@@ -186,7 +187,8 @@ class Trainer:
         panel_steps = reading_steps(self.steps, readings.panel)
         probe_steps = reading_steps(self.steps, readings.probes)
         saved = True
-        with StopSignals() as stop:
+        profiler = StepProfiler(settings.profile, folder.path, self.layout, self.terminal.note)
+        with StopSignals() as stop, profiler:
             agreement = StopAgreement(self.layout)
             self.terminal.start_training(state.step, self.steps)
             if state.step == 0:
@@ -194,7 +196,8 @@ class Trainer:
                 monitor.read_panel(self.model, 0, self.context)
                 monitor.run_probes(self.model, 0, 0)
             while state.step < self.steps:
-                self.train_step(state.step + 1)
+                with profiler.step(state.step + 1):
+                    self.train_step(state.step + 1)
                 step, last = state.step, state.step == self.steps
                 monitor.report_incidents()
                 if state.guards.diverged:

@@ -72,7 +72,7 @@ class Muon:
         dtype: torch.dtype,
         state_dtype: torch.dtype,
     ) -> None:
-        self._matrices = {each.parameter: each for each in matrices}
+        self._matrices: dict[Tensor, MatrixParameter] = {each.parameter: each for each in matrices}
         self._adamw, self._momentum, self._dtype, self._state_dtype = adamw, momentum, dtype, state_dtype
         self._group: dict[str, Any] = {"params": list(self._matrices), "lr": learning_rate}
         self._group["weight_decay"] = weight_decay
@@ -108,7 +108,8 @@ class Muon:
         self._adamw.found_inf = self.found_inf
         self._adamw.step()
         rate, decay = self._group["lr"], self._group["weight_decay"]
-        for parameter, matrix in self._matrices.items():
+        for matrix in self._matrices.values():
+            parameter = matrix.parameter
             if parameter.grad is None:
                 continue
             state = self.state[parameter]

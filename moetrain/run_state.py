@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +25,6 @@ class RunState:
     Attributes:
         step: updates done, skipped ones included.
         tokens_trained: tokens of these steps, marks included.
-        stops: after how many steps the repeats of which domains, by number, were left out of the stream.
         train_metrics: sums since the last logged point.
     """
 
@@ -33,7 +32,6 @@ class RunState:
     guards: Guards
     train_metrics: TrainMetrics
     monitor: MonitorState
-    stops: list[tuple[int, list[int]]] = field(default_factory=list)
     step: int = 0
     tokens_trained: int = 0
 
@@ -51,7 +49,6 @@ class RunState:
             **self.monitor.record(),
             "tokens_trained": self.tokens_trained,
             "guards": self.guards.state(),
-            "stops": self.stops,
         }
 
     def load(self, checkpoint: Checkpoint, layout: ParallelLayout) -> None:
@@ -59,7 +56,6 @@ class RunState:
         tensors, record = checkpoint.states, checkpoint.record
         self.step = checkpoint.step
         self.tokens_trained = record["tokens_trained"]
-        self.stops = [(step, domains) for step, domains in record.get("stops", [])]
         self.balancing.load_state(tensors["balancing"])
         self.train_metrics.load_state(tensors.get("interval", {}), layout.device)
         self.guards.load_state(record["guards"], layout.device)

@@ -52,6 +52,7 @@ from moetrain.routing.near_duplicates import NearDuplicates, near_duplicates
 from moetrain.routing.panel import reading_steps
 from moetrain.routing.store import TrainingContext, list_files, remove_unlisted
 from moetrain.run_state import RunState
+from moetrain.run_stream import RunStream
 from moetrain.run_summary import Speed, run_summary
 from moetrain.training.balancing import Balancing
 from moetrain.training.divergence import write_dump
@@ -59,6 +60,7 @@ from moetrain.training.errors import TrainingDivergedError
 from moetrain.training.guards import Findings, Guards
 from moetrain.training.incident_samples import with_samples
 from moetrain.training.initialize import initial_model
+from moetrain.training.profiling import StepProfiler
 from moetrain.training.step import StepStatistics, forward_backward, step_rows, update
 from moetrain.training.throughput import Clock, matmul_rate, peak_memory
 from moetrain.training.train_metrics import TrainMetrics, expert_load
@@ -70,7 +72,6 @@ class Trainer:
 
     Attributes:
         state: with the model and the optimizer, all that a checkpoint holds.
-        steps: steps of the whole run.
         matmul_rate: FLOP/s of large matmuls, summed over ranks.
         logged_tokens_D: text tokens of each domain trained on up to ``logged_step``, int64.
         logger: on the main rank, during `fit`.
@@ -80,15 +81,13 @@ class Trainer:
     layout: ParallelLayout
     terminal: Terminal
     corpus: Corpus
-    stream: Stream
-    reader: BatchReader
+    run_stream: RunStream
     model: nn.Module
     optimizer: Optimizer
     state: RunState
     monitor: Monitor
     recorder: StreamRecorder
     clock: Clock
-    steps: int
     matmul_rate: float
     logged_tokens_D: np.ndarray
     logged_step: int = 0
@@ -130,23 +129,32 @@ class Trainer:
             monitor=MonitorState.build(settings, panel, probes, layout, stream),
         )
         monitor = Monitor(settings, corpus, layout, state.monitor, validation, domains, clock)
+        reader = BatchReader(stream, *step_rows(layout, settings), layout.device)
         return cls(
             settings=settings,
             layout=layout,
             terminal=terminal,
             corpus=corpus,
-            stream=stream,
-            reader=BatchReader(stream, *step_rows(layout, settings), layout.device),
+            run_stream=RunStream(settings, stream, reader, steps, panel),
             model=model,
             optimizer=make_optimizer(transformer, settings.optim),
             state=state,
             monitor=monitor,
             recorder=StreamRecorder(settings, stream, state.monitor, layout, monitor.incidents),
             clock=clock,
-            steps=steps,
             matmul_rate=layout.world_size * matmul_rate(layout.device, dtype),
             logged_tokens_D=np.zeros(len(domains), np.int64),
         )
+
+    @property
+    def stream(self) -> Stream:
+        """What the run trains on."""
+        return self.run_stream.stream
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.run_stream.steps
 
     def describe(self) -> None:
         """Print what is about to be trained, on what, and how much data stays unused."""
@@ -181,7 +189,8 @@ class Trainer:
         panel_steps = reading_steps(self.steps, readings.panel)
         probe_steps = reading_steps(self.steps, readings.probes)
         saved = True
-        with StopSignals() as stop:
+        profiler = StepProfiler(settings.profile, folder.path, self.layout, self.terminal.note)
+        with StopSignals() as stop, profiler:
             agreement = StopAgreement(self.layout)
             self.terminal.start_training(state.step, self.steps)
             if state.step == 0:
@@ -189,7 +198,8 @@ class Trainer:
                 monitor.read_panel(self.model, 0, self.context)
                 monitor.run_probes(self.model, 0, 0)
             while state.step < self.steps:
-                self.train_step(state.step + 1)
+                with profiler.step(state.step + 1):
+                    self.train_step(state.step + 1)
                 step, last = state.step, state.step == self.steps
                 monitor.report_incidents()
                 if state.guards.diverged:
@@ -240,7 +250,7 @@ class Trainer:
                 state.balancing,
                 settings,
                 lambda batch, output: outputs.append((batch, output)),
-                self.reader,
+                self.run_stream.reader,
             )
             rate = learning_rate(step, self.steps, settings.optim)
             norm, applied = update(
@@ -260,15 +270,12 @@ class Trainer:
 
     def _stop_repeats(self, names: Sequence[str]) -> None:
         """Leave the repeats of some domains out of the rest of the stream, and say what that saves."""
-        step, numbers = self.state.step, [list(self.settings.data.domains).index(name) for name in names]
-        stopped = {number for _, earlier in self.state.stops for number in earlier}
-        numbers = [number for number in numbers if number not in stopped]
+        step, numbers = self.state.step, self.run_stream.to_stop(names)
         if not numbers:
             return
         self.monitor.publish(wait=True)  # readings still being computed belong to the stream as it was
         before = self.steps
-        self.state.stops.append((step, numbers))
-        self._apply_stop(step, numbers)
+        self.run_stream.stop_repeats(step, numbers)
         if self.logger is not None:
             for number in numbers:
                 sentence = f"is not repeated any more; the run has {self.steps:,} steps instead of {before:,}"
@@ -276,20 +283,13 @@ class Trainer:
                 self.logger.repeats(step, name, f"{name}: {sentence}")
             self.terminal.set_steps(self.steps)
 
-    def _apply_stop(self, step: int, numbers: Sequence[int]) -> None:
-        self.reader.discard()
-        self.stream.stop_repeats(numbers, step)
-        self.steps = max(step, run_steps(self.stream, self.settings))
-        if (panel := self.state.monitor.panel) is not None:
-            panel.steps = self.steps
-            panel.panel.follow(self.stream, self.steps)
-
     def state_dict(self) -> tuple[dict[str, State], dict[str, Any]]:
         """What a checkpoint holds: tensors per part, and a record as JSON. All ranks must call."""
         self.monitor.publish(wait=True)  # readings that are still being computed belong to the state
         model = inner_model(self.model)
         tensors = {"model": model.state_dict(), "optimizer": optimizer_state(model, self.optimizer)}
-        return {**tensors, **self.state.tensors()}, {**self.state.record(), "corpus": self.corpus.fingerprint}
+        record = {**self.state.record(), **self.run_stream.record(), "corpus": self.corpus.fingerprint}
+        return {**tensors, **self.state.tensors()}, record
 
     def load_state_dict(self, checkpoint: Checkpoint) -> None:
         """Restore what `state_dict` returned. All ranks must call.
@@ -305,8 +305,7 @@ class Trainer:
         checkpoint.states.fill("model", model.state_dict())
         if checkpoint.states.names("optimizer"):
             checkpoint.states.fill("optimizer", initial_optimizer_state(model, self.optimizer))
-        for step, numbers in checkpoint.record.get("stops", []):
-            self._apply_stop(step, numbers)  # before the monitor's state, which counts exposures by the stream
+        self.run_stream.load_record(checkpoint.record)  # before the monitor's state, which counts exposures by it
         self.state.load(checkpoint, self.layout)
 
     def save(self, run: Path) -> bool:
@@ -360,7 +359,7 @@ class Trainer:
     def close(self) -> None:
         """End the display and the background threads."""
         self.terminal.end_training()
-        self.reader.close()
+        self.run_stream.reader.close()
         self.monitor.close()
 
     def _open(self, folder: Path, checkpoint: Checkpoint | None) -> None:
@@ -401,7 +400,7 @@ class Trainer:
             "system/tokens_per_second": rate,
             "system/mfu": rate * inner_model(self.model).flops_per_token() / self.matmul_rate,
             **self.monitor.overhead(),
-            "system/data_wait": self.reader.seconds_waited / clock.spent("train"),
+            "system/data_wait": self.run_stream.reader.seconds_waited / clock.spent("train"),
             "system/memory": float(peak_memory(self.layout.device)),
         }
         self.logger.training(step, points, system)

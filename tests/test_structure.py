@@ -16,7 +16,7 @@ FLOORS = (
     ("calibration",),
     ("trainer", "replay"),
     ("run_summary",),
-    ("run_state",),
+    ("run_state", "run_stream"),
     ("report", "monitoring"),
     ("loggers",),
     ("probes", "training"),

@@ -26,6 +26,8 @@ _MAY_DIFFER = (
     "run.name",
     "run.report",
     "run.trackers",
+    "profile.start",
+    "profile.steps",
     "data.cache_dir",
     "data.workers",
 )

@@ -3,7 +3,14 @@
 from moetrain.config.data import DataSettings, DomainSettings, FactSettings, TokenizerSettings
 from moetrain.config.loading import Settings, SettingsError, describe_settings, expand, flatten, load_settings
 from moetrain.config.monitoring import MonitorSettings, PanelSettings, PhaseSettings, ProbeSettings
-from moetrain.config.training import GuardSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
+from moetrain.config.training import (
+    GuardSettings,
+    ModelSettings,
+    OptimSettings,
+    ProfileSettings,
+    RunSettings,
+    TrainSettings,
+)
 
 __all__ = [
     "DataSettings",
@@ -16,6 +23,7 @@ __all__ = [
     "PanelSettings",
     "PhaseSettings",
     "ProbeSettings",
+    "ProfileSettings",
     "RunSettings",
     "Settings",
     "SettingsError",

@@ -20,7 +20,15 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from moetrain.config.base import Section
 from moetrain.config.data import DataSettings, DomainSettings, FactSettings, TokenizerSettings
 from moetrain.config.monitoring import MonitorSettings, PanelSettings, PhaseSettings, ProbeSettings
-from moetrain.config.training import RUN_NAME, GuardSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
+from moetrain.config.training import (
+    RUN_NAME,
+    GuardSettings,
+    ModelSettings,
+    OptimSettings,
+    ProfileSettings,
+    RunSettings,
+    TrainSettings,
+)
 
 _MAX_SHOWN = 200  # characters of a value in a message
 
@@ -43,6 +51,7 @@ class Settings(Section):
     panel: PanelSettings = Field(default_factory=PanelSettings)
     phase: PhaseSettings = Field(default_factory=PhaseSettings)
     probes: ProbeSettings = Field(default_factory=ProbeSettings)
+    profile: ProfileSettings = Field(default_factory=ProfileSettings)
 
     @property
     def watches_routing(self) -> bool:

@@ -104,6 +104,11 @@ class ModelSettings(Section):
 
 
 class OptimSettings(Section):
+    name: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="adamw, or muon: Muon for the matrices of attention and experts, AdamW for embeddings, head, "
+        "routers and norms. Updates have the size of AdamW's, so learning_rate and weight_decay serve both.",
+    )
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
     min_learning_rate_ratio: float = Field(0.1, ge=0, le=1, description="Final learning rate as a share of the peak.")
     schedule: Literal["cosine", "wsd", "constant"] = Field(
@@ -115,8 +120,10 @@ class OptimSettings(Section):
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first decay rate.")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's second decay rate.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Muon's momentum (Nesterov).")
     state_precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Dtype of AdamW's two moments; bf16 saves 4 bytes per parameter."
+        "fp32",
+        description="Dtype of AdamW's two moments and of Muon's momentum; bf16 takes half the memory.",
     )
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm; larger gradients are scaled down to it.")
 
@@ -128,6 +135,11 @@ class OptimSettings(Section):
             raise ValueError(
                 f"state_precision bf16 rounds away what a step changes with beta1 {self.beta1} and beta2 {self.beta2}: "
                 "set both to 0.98 or less, or state_precision to fp32"
+            )
+        if self.state_precision == "bf16" and self.name == "muon" and self.momentum > 0.98:
+            raise ValueError(
+                f"state_precision bf16 rounds away what a step changes with momentum {self.momentum}: set it to 0.98 "
+                "or less, or state_precision to fp32"
             )
         return self
 
@@ -207,3 +219,12 @@ class GuardSettings(Section):
     )
     dead_steps: int = Field(100, ge=1, description="Steps without a token after which an expert counts as dead.")
     samples: int = Field(8, ge=0, description="Samples most involved in an incident that its event names.")
+
+
+class ProfileSettings(Section):
+    """A trace of training steps by torch.profiler, in the run's folder ``profile``."""
+
+    start: int | None = Field(
+        None, ge=1, description="First step of the trace, 1 the first of the run; null: no trace."
+    )
+    steps: int = Field(3, ge=1, description="Number of steps in the trace; a few take tens of megabytes.")

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from moetrain.config import OptimSettings
-from moetrain.models.transformer import RMSNorm
+from moetrain.models.transformer import Experts, Linear, RMSNorm, Transformer
 from moetrain.optim.adamw import AdamW
+from moetrain.optim.muon import MatrixParameter, Muon
 
 _UNDECAYED = (RMSNorm, nn.Embedding)
+_GATE_AND_UP = "gate_up_proj"  # in the name of a parameter that holds two matrices, gate above up
 
 
 class Optimizer(Protocol):
@@ -45,26 +47,38 @@ class Optimizer(Protocol):
         """A parameter's state before the first step, with the dtypes and sharding that later steps keep."""
 
 
-def make_optimizer(model: nn.Module, settings: OptimSettings) -> AdamW:
-    """AdamW over the model's parameters, without weight decay on norms and embeddings.
+def make_optimizer(model: Transformer, settings: OptimSettings) -> Optimizer:
+    """The optimizer of ``optim.name`` over the model's parameters, without weight decay on norms and embeddings.
 
-    Its learning rate is a placeholder: training sets that of each step.
+    ``muon`` updates the matrices of attention and experts, and AdamW the embeddings, the head, routers and norms. The
+    learning rate is a placeholder: training sets that of each step.
     """
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
+    matrices: list[MatrixParameter] = []
     seen: set[nn.Parameter] = set()  # a tied output layer has the embeddings' parameter, which comes first
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if parameter not in seen:
-                (undecayed if isinstance(module, _UNDECAYED) else decayed).append(parameter)
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter in seen:
+                continue
             seen.add(parameter)
-    return AdamW(
+            if settings.name == "muon" and isinstance(module, Linear | Experts) and module is not model.lm_head:
+                stacked = 2 if _GATE_AND_UP in f"{path}.{name}" else 1
+                matrices.append(MatrixParameter(parameter, stacked))
+            else:
+                (undecayed if isinstance(module, _UNDECAYED) else decayed).append(parameter)
+    state_dtype = torch.float32 if settings.state_precision == "fp32" else torch.bfloat16
+    adamw = AdamW(
         [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
-        state_dtype=torch.float32 if settings.state_precision == "fp32" else torch.bfloat16,
+        state_dtype=state_dtype,
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
     )
+    if settings.name == "adamw":
+        return adamw
+    rates = settings.learning_rate, settings.weight_decay, settings.momentum
+    return Muon(matrices, adamw, *rates, dtype=model.dtype, state_dtype=state_dtype)
 
 
 def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:

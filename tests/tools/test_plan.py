@@ -97,4 +97,4 @@ def test_predicted_disk_bytes_match_a_reading(config, tmp_path):
     assert planned == pytest.approx(sum(pq.read_table(path).nbytes for path in pieces), rel=0.1)
     assert planned > sum(pq.ParquetFile(path).metadata.row_group(0).total_byte_size for path in pieces)
     full = plan.reading_bytes(settings, 2 * most_samples(settings.panel.samples))
-    assert plan.disk_bytes(settings, 1000, 1e6)["panel"] == settings.panel.readings * full
+    assert plan.disk_bytes(settings, 1000, 8000, 1e6)["panel"] == settings.panel.readings * full

@@ -29,8 +29,8 @@ from moetrain.models import attention, elementwise, experts, loss, transformer
 from moetrain.models.backends import Backends
 from moetrain.models.compilation import uncompiled
 from moetrain.models.transformer import Transformer
+from moetrain.optim.builder import make_optimizer
 
-_MOMENTS = {"fp32": 8, "bf16": 4}  # bytes of AdamW's two moments per parameter
 _FLOAT32 = 4
 _LOGIT_BYTES = 10  # per logit of a chunk of the loss: bf16, float32, and softmax
 
@@ -103,7 +103,7 @@ def predict(
     gathered = layer * _FLOAT32 if sharded else 0
     return Memory(
         parameters=parameters * _FLOAT32 // shards,
-        optimizer=parameters * _MOMENTS[settings.optim.state_precision] // shards,
+        optimizer=optimizer_bytes(settings, vocab_size) // shards,
         # Reduced once per step: until then each device holds those of its micro-batches unsharded.
         gradients=parameters * _FLOAT32 // (shards if rows == micro else 1),
         kept=kept_bytes,
@@ -118,6 +118,15 @@ def count_parameters(settings: Settings, vocab_size: int) -> tuple[int, int]:
         model = Transformer(settings.model, vocab_size, torch.float32)
     every, layer = (sum(p.numel() for p in part.parameters()) for part in (model, model.model.layers[0]))
     return every, layer
+
+
+def optimizer_bytes(settings: Settings, vocab_size: int) -> int:
+    """Bytes of AdamW's two moments and, with Muon, of the momentum that its matrices have instead."""
+    with torch.device("meta"):
+        model = Transformer(settings.model, vocab_size, torch.float32)
+    optimizer = make_optimizer(model, settings.optim)
+    states = [optimizer.initial_state(parameter) for parameter in model.parameters()]
+    return sum(value.nbytes for state in states for value in state.values() if value.ndim)  # not the counts of steps
 
 
 def count_kept(settings: Settings, vocab_size: int, rows: int, dtype: torch.dtype) -> Kept:

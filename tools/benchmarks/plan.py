@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.configs import add_configs, load_configs
 from benchmarks.flops import step_flops
-from benchmarks.memory import Memory, count_parameters, predict
+from benchmarks.memory import Memory, count_parameters, optimizer_bytes, predict
 from moetrain.config import Settings, SettingsError
 from moetrain.models.transformer import Transformer
 from moetrain.routing.panel import most_samples
@@ -147,7 +147,7 @@ def make_plan(
         "one_gpu_tokens_per_second": rate.tokens_per_second,
         "memory": {name: as_dict(part, gpu_memory) for name, part in memory.items()},
         "speed": speed,
-        "disk_bytes": disk_bytes(settings, parameters, tokens),
+        "disk_bytes": disk_bytes(settings, parameters, optimizer_bytes(settings, vocab_size), tokens),
         "panel_share": panel_share(settings, tokens),
         "assumptions": [
             rate.source,
@@ -169,18 +169,21 @@ def as_dict(memory: Memory, gpu_memory: float) -> dict[str, Any]:
     return {**{part: getattr(memory, part) for part in parts}, "fits": memory.peak <= gpu_memory}
 
 
-def disk_bytes(settings: Settings, parameters: int, tokens: float) -> dict[str, int]:
-    """Bytes on disk: panel readings, routing of training samples where it is stored, checkpoints."""
+def disk_bytes(settings: Settings, parameters: int, optimizer: int, tokens: float) -> dict[str, int]:
+    """Bytes on disk: panel readings, routing of training samples where it is stored, checkpoints.
+
+    Args:
+        optimizer: bytes of the optimizer's state.
+    """
     model = settings.model
     layers, experts = model.num_hidden_layers, model.num_experts
     members = most_samples(settings.panel.samples) * len(settings.data.domains) if settings.watches_routing else 0
     a_sample = settings.monitor.store_top * layers * (3 if experts <= 256 else 4) + 28
     samples = tokens / settings.data.seq_len if settings.monitor.store_top and settings.watches_routing else 0
-    state = 4 + {"fp32": 8, "bf16": 4}[settings.optim.state_precision]
     return {
         "panel": settings.panel.readings * reading_bytes(settings, members) if members else 0,
         "samples": round(samples * a_sample),
-        "checkpoints": (settings.train.keep_checkpoints + 1) * state * parameters,
+        "checkpoints": (settings.train.keep_checkpoints + 1) * (4 * parameters + optimizer),
     }
 
 

@@ -1,0 +1,176 @@
+"""Muon for weight matrices, with AdamW for all other parameters.
+
+Muon (Jordan and others 2024) moves a matrix along its momentum with all singular values brought near 1, by a few
+Newton-Schulz iterations. With Moonlight's scale (2502.16982, section 2.2) an update has the root mean square of an
+AdamW update, so one learning rate and one weight decay serve both.
+
+`torch.optim.Muon` has the same update for 2-D parameters, and the tests compare the two. It is not used because it
+cannot skip a step on the device, always iterates in bf16, and communicates at each matmul of a sharded matrix.
+
+Shapes: N matrices of A rows and B columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+from moetrain.optim.adamw import AdamW
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, as in Muon's reference and in torch
+_ITERATIONS = 5
+_LEAST_NORM = 1e-7  # so that a matrix of zeros stays one
+_UPDATE_RMS = 0.2  # root mean square of an AdamW update, as Moonlight measured it
+
+
+@dataclass(frozen=True)
+class MatrixParameter:
+    """A parameter that holds matrices in its last two dimensions.
+
+    Attributes:
+        stacked: matrices that its rows hold one above the other: 2 where a gate and an up projection are one weight.
+    """
+
+    parameter: nn.Parameter
+    stacked: int = 1
+
+    def matrices(self, values: Tensor) -> Tensor:
+        """Values of the parameter's shape, or of some of its experts, as [N, A, B]."""
+        rows, columns = values.shape[-2:]
+        return values.reshape(-1, rows // self.stacked, columns)
+
+
+class Muon:
+    """Muon for matrices, AdamW for the rest; meets `moetrain.optim.builder.Optimizer`.
+
+    Each expert's matrices are orthogonalized by themselves. A sharded parameter that holds whole matrices on each rank,
+    as experts do, needs no communication. Any other is gathered, one parameter at a time, orthogonalized on every rank,
+    and each rank applies its shard: the result is that of one rank.
+
+    Args:
+        matrices: what Muon updates.
+        adamw: the optimizer of all other parameters. Both share one ``state``.
+        dtype: of the iterations' matmuls.
+        state_dtype: of the momentum, 4 or 2 bytes per parameter.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(
+        self,
+        matrices: Sequence[MatrixParameter],
+        adamw: AdamW,
+        learning_rate: float,
+        weight_decay: float,
+        momentum: float,
+        dtype: torch.dtype,
+        state_dtype: torch.dtype,
+    ) -> None:
+        self._matrices: dict[Tensor, MatrixParameter] = {each.parameter: each for each in matrices}
+        self._adamw, self._momentum, self._dtype, self._state_dtype = adamw, momentum, dtype, state_dtype
+        self._group: dict[str, Any] = {"params": list(self._matrices), "lr": learning_rate}
+        self._group["weight_decay"] = weight_decay
+        self.param_groups: list[dict[str, Any]] = [*adamw.param_groups, self._group]
+        self.state = adamw.state
+
+    def initial_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """A parameter's state before the first step."""
+        if parameter not in self._matrices:
+            return self._adamw.initial_state(parameter)
+        return {"momentum_buffer": torch.zeros_like(parameter, dtype=self._state_dtype)}
+
+    @torch.no_grad()
+    def direction(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """What a step along the gradient alone, without earlier momentum, would subtract at a rate of 1."""
+        if parameter not in self._matrices:
+            return self._adamw.direction(parameter, gradient)
+        local = self._orthogonal_update(self._matrices[parameter], _local(gradient))
+        return _like(local, parameter)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients."""
+        self._adamw.zero_grad(set_to_none)
+        for parameter in self._matrices:
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.zero_()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update, skipped on the device where ``found_inf`` is 1."""
+        self._adamw.found_inf = self.found_inf
+        self._adamw.step()
+        rate, decay = self._group["lr"], self._group["weight_decay"]
+        for matrix in self._matrices.values():
+            parameter = matrix.parameter
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state.update(self.initial_state(parameter))
+            weight, gradient, kept = _local(parameter), _local(parameter.grad).float(), _local(state["momentum_buffer"])
+            skipped = torch.zeros((), device=weight.device) if self.found_inf is None else self.found_inf
+            momentum = kept.float().lerp(gradient, 1 - self._momentum)
+            update = self._orthogonal_update(matrix, gradient.lerp(momentum, self._momentum))  # Nesterov
+            weight.mul_(1 - rate * decay * (1 - skipped))
+            weight.sub_(torch.where(skipped > 0, 0.0, rate * update))  # the update may hold NaN
+            kept.copy_(torch.where(skipped > 0, kept.float(), momentum))
+
+    def _orthogonal_update(self, matrix: MatrixParameter, values: Tensor) -> Tensor:
+        """This rank's shard of the scaled update, float32, from this rank's shard of momentum or gradient."""
+        parameter, local = matrix.parameter, values.to(self._dtype)
+        if not isinstance(parameter, DTensor) or _holds_whole_matrices(parameter):
+            return self._scaled(matrix, local)
+        spec = parameter.device_mesh, parameter.placements
+        sharded = DTensor.from_local(local, *spec, shape=parameter.shape, stride=parameter.stride())
+        whole = self._scaled(matrix, sharded.full_tensor())
+        return distribute_tensor(whole, *spec, src_data_rank=None).to_local()
+
+    @staticmethod
+    def _scaled(matrix: MatrixParameter, values: Tensor) -> Tensor:
+        matrices_NAB = matrix.matrices(values)
+        scale = _UPDATE_RMS * math.sqrt(max(matrices_NAB.shape[1:]))
+        return orthogonalize(matrices_NAB).float().mul_(scale).view(values.shape)
+
+
+def orthogonalize(matrices_NAB: Tensor) -> Tensor:
+    """Each matrix with its singular values brought near 1 (0.68 to 1.21), in its own dtype; [N, A, B].
+
+    Newton-Schulz iterations of an odd quintic, which change singular values alone. Those below 2e-3 of the matrix's
+    norm end lower; a matrix of zeros stays zero.
+    """
+    tall = matrices_NAB.shape[1] > matrices_NAB.shape[2]
+    x = matrices_NAB.mT if tall else matrices_NAB  # the Gram matrix of the shorter side is the smaller
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=_LEAST_NORM)
+    a, b, c = _COEFFICIENTS
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return (x.mT if tall else x).contiguous()
+
+
+def _holds_whole_matrices(parameter: DTensor) -> bool:
+    """Whether the parameter is sharded in its leading dimensions alone, by experts."""
+    sharded = [placement for placement in parameter.placements if not isinstance(placement, Replicate)]
+    return parameter.ndim > 2 and all(placement.is_shard(0) for placement in sharded)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds, as a view of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(local: Tensor, parameter: Tensor) -> Tensor:
+    """This rank's shard as a tensor that is sharded as the parameter."""
+    if not isinstance(parameter, DTensor):
+        return local
+    spec = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(local, *spec, shape=parameter.shape, stride=parameter.stride())

@@ -124,7 +124,7 @@ class Trainer:
         state = RunState(
             balancing=Balancing(transformer, settings.model),
             guards=Guards(settings.guard),
-            train_metrics=TrainMetrics(domains),
+            train_metrics=TrainMetrics(domains, layout.expert_ranks),
             monitor=MonitorState.build(settings, panel, probes, layout, stream),
         )
         monitor = Monitor(settings, corpus, layout, state.monitor, validation, domains, clock)

@@ -50,16 +50,20 @@ def make_optimizer(model: nn.Module, settings: OptimSettings) -> AdamW:
 
     Its learning rate is a placeholder: training sets that of each step.
     """
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    # Fused steps need parameters of one mesh: split experts have another than the rest.
+    groups: dict[tuple[bool, Any], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()  # a tied output layer has the embeddings' parameter, which comes first
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if parameter not in seen:
-                (undecayed if isinstance(module, _UNDECAYED) else decayed).append(parameter)
+                key = isinstance(module, _UNDECAYED), getattr(parameter, "device_mesh", None)
+                groups.setdefault(key, []).append(parameter)
             seen.add(parameter)
     return AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
+        [
+            {"params": parameters, "weight_decay": 0.0 if undecayed else settings.weight_decay}
+            for (undecayed, _), parameters in sorted(groups.items(), key=lambda group: group[0][0])
+        ],
         state_dtype=torch.float32 if settings.state_precision == "fp32" else torch.bfloat16,
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),

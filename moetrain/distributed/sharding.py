@@ -162,6 +162,11 @@ def copy_unsharded(tensor: torch.Tensor, value: torch.Tensor) -> None:
     tensor.copy_(value)
 
 
+def local_size(tensor: torch.Tensor) -> int:
+    """The number of elements of a tensor that this rank holds."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel()
+
+
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor that may be sharded; if it is, all ranks must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

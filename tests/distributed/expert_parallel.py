@@ -10,6 +10,7 @@ import os
 import sys
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moetrain.config import load_settings
 from moetrain.data.corpus import prepare_corpus
@@ -18,7 +19,7 @@ from moetrain.distributed.launch import end_processes, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import full_tensor, unsharded_copy
 from moetrain.training.step import forward_backward
-from tests.distributed.sharded_model import CollectiveCounts, Model
+from tests.distributed.sharded_model import Model
 
 VARIANTS = {
     "plain": [],
@@ -29,6 +30,12 @@ VARIANTS = {
     "compiled": ["train.compile=true"],
     "bf16": ["train.precision=bf16"],
     "starved": ["model.num_experts_per_tok=1", "model.balancing=bias", "model.bias_update_rate=0"],
+}
+EXCHANGES = {
+    "plain": [],
+    "accumulated": ["train.micro_batch_rows=2"],
+    "recomputed": ["train.activation_checkpointing=true"],
+    "shared": ["train.activation_checkpointing=true", "model.num_shared_experts=1"],
 }
 STEPS = 3
 
@@ -102,12 +109,32 @@ def compare(variant, overrides, layout, corpus):
     return {key: max(each[key] for each in everyone) for key in worst}
 
 
-def collectives(overrides, layout, corpus):
-    """All-to-all collectives of a step's forward and backward passes, and the bytes that this rank sends in them."""
-    model = Model(load_settings(None, overrides), layout, corpus)
-    with CollectiveCounts() as mode:
-        model.gradients(0)
-    return {name: count for name, count in mode.counts.items() if "alltoall" in name}
+class Exchanges(TorchDispatchMode):
+    """Counts the all-to-all collectives and the bytes that go into them."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = self.bytes = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if "alltoall" in str(operator):
+            self.count += 1
+            self.bytes += args[1].nbytes
+        return operator(*args, **kwargs or {})
+
+
+def exchanges(overrides, layout, corpus):
+    """By setting, the exchanges of a step on each rank, and the bytes that go into them, mean over ranks."""
+    found = {}
+    for name, more in EXCHANGES.items():
+        model = Model(load_settings(None, [*overrides, *more]), layout, corpus)
+        with Exchanges() as mode:
+            model.gradients(0)
+        everyone = layout.all_gather_objects((mode.count, mode.bytes))
+        counts, sizes = zip(*everyone, strict=True)
+        assert len(set(counts)) == 1
+        found[name] = counts[0], sum(sizes) / len(sizes)
+    return found
 
 
 def main():
@@ -117,9 +144,9 @@ def main():
     torch.set_num_threads(1)
     with layout.main_first():
         corpus = prepare_corpus(settings)
-    found = {each: compare(each, overrides, layout, corpus) for each in variants if each != "collectives"}
-    if "collectives" in variants:
-        found["collectives"] = collectives(overrides, layout, corpus)
+    found = {each: compare(each, overrides, layout, corpus) for each in variants if each != "exchanges"}
+    if "exchanges" in variants:
+        found["exchanges"] = exchanges(overrides, layout, corpus)
     if layout.is_main:
         print(json.dumps(found))
     end_processes()

@@ -69,7 +69,7 @@ def predict(
     sharded: bool = False,
     logits_held: int | None = None,
 ) -> Memory:
-    """Memory of a training step on each device.
+    """Memory of a training step on each device, with experts split as ``train.expert_parallel`` says.
 
     Args:
         devices: number of devices that the rows are split over; with ``sharded`` also parameters, gradients and
@@ -88,11 +88,18 @@ def predict(
     layers = model.num_hidden_layers
     parameters, layer = count_parameters(settings, vocab_size)
     shards = devices if sharded else 1
+    elsewhere = routed_parameters(settings) // layers
+    elsewhere -= elsewhere // settings.train.expert_parallel
+    layer -= elsewhere
+    present = parameters - layers * elsewhere  # where they are not sharded
     held = logits_held or loss._CHUNK_LOGITS
     in_the_loss = min(held, tokens * vocab_size) * _LOGIT_BYTES
     # Backward of a layer: gradients of its experts' rows, and of its weights in the dtype of computation.
     routed = tokens * model.num_experts_per_tok
     in_a_layer = routed * (model.hidden_size + 4 * model.intermediate_size) * dtype.itemsize + layer * dtype.itemsize
+    if settings.train.expert_parallel > 1:  # experts keep the rows they are sent, not tokens; assumed to be balanced
+        received = (routed - tokens) * model.hidden_size * dtype.itemsize
+        kept = Kept(kept.layer + received, kept.rest)
     if settings.train.activation_checkpointing:
         inputs = layers * tokens * model.hidden_size * _FLOAT32
         moments = [(inputs + kept.rest, in_the_loss), (inputs + kept.layer, in_a_layer)]
@@ -102,10 +109,10 @@ def predict(
     kept_bytes, passing = max(moments, key=sum)
     gathered = layer * _FLOAT32 if sharded else 0
     return Memory(
-        parameters=parameters * _FLOAT32 // shards,
-        optimizer=parameters * _MOMENTS[settings.optim.state_precision] // shards,
+        parameters=(parameters // shards if sharded else present) * _FLOAT32,
+        optimizer=(parameters // shards if sharded else present) * _MOMENTS[settings.optim.state_precision],
         # Reduced once per step: until then each device holds those of its micro-batches unsharded.
-        gradients=parameters * _FLOAT32 // (shards if rows == micro else 1),
+        gradients=(parameters // shards if sharded and rows == micro else present) * _FLOAT32,
         kept=kept_bytes,
         passing=passing + gathered,
         micro_batches=rows // micro,
@@ -118,6 +125,13 @@ def count_parameters(settings: Settings, vocab_size: int) -> tuple[int, int]:
         model = Transformer(settings.model, vocab_size, torch.float32)
     every, layer = (sum(p.numel() for p in part.parameters()) for part in (model, model.model.layers[0]))
     return every, layer
+
+
+def routed_parameters(settings: Settings) -> int:
+    """Parameters of all routed experts."""
+    model = settings.model
+    a_layer = 3 * model.num_experts * model.intermediate_size * model.hidden_size
+    return 0 if model.experts == "dense" else model.num_hidden_layers * a_layer
 
 
 def count_kept(settings: Settings, vocab_size: int, rows: int, dtype: torch.dtype) -> Kept:

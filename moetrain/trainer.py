@@ -32,7 +32,7 @@ from moetrain.distributed.launch import compute_dtype, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import evaluation, inner_model, replicate, unsharded_copy
 from moetrain.distributed.signals import STOPPED_BY_SIGNAL, StopAgreement, StopSignals
-from moetrain.loggers.preview import PROBES_LEGEND, print_preview, stream_line
+from moetrain.loggers.preview import PROBES_LEGEND, layout_line, print_preview, stream_line
 from moetrain.loggers.run_logger import RunLogger
 from moetrain.loggers.summary import RESULT_COLUMNS, closing_lines, summary_rows, write_summary
 from moetrain.loggers.terminal import Terminal
@@ -125,7 +125,7 @@ class Trainer:
         state = RunState(
             balancing=Balancing(transformer, settings.model),
             guards=Guards(settings.guard),
-            train_metrics=TrainMetrics(domains),
+            train_metrics=TrainMetrics(domains, layout.expert_ranks),
             monitor=MonitorState.build(settings, panel, probes, layout, stream),
         )
         monitor = Monitor(settings, corpus, layout, state.monitor, validation, domains, clock)
@@ -163,6 +163,8 @@ class Trainer:
         if probes := self.state.monitor.probes:
             self.terminal.table("probes", COLUMNS, probes.rows())
             self.terminal.note(PROBES_LEGEND)
+        if line := layout_line(model, self.layout, self.settings):
+            self.terminal.note(line)
         self.terminal.note(stream_line(self.stream, self.steps, self.settings))
         for domain, copies in self.near_duplicates.items():
             if copies.found:

@@ -31,6 +31,8 @@ def test_every_setting_has_a_description_and_a_valid_default():
         ("train.max_steps=0", ["train.max_steps", "greater than or equal to 1"]),
         ("optim.learning_rate=.nan", ["optim.learning_rate", "finite"]),
         ("model.experts=sparse", ["model.experts", "'grouped_mm'"]),
+        ("train.expert_parallel=3", ["num_experts 16 does not split over train.expert_parallel 3", "lower"]),
+        ("train.expert_parallel=0", ["train.expert_parallel", "greater than or equal to 1"]),
         ("model.num_experts_per_tok=99", ["model", "exceeds num_experts 16: lower it"]),
         ("model.hidden_size=250", ["hidden_size 250", "multiple of twice num_attention_heads"]),
         ("train.micro_batch_rows=3", ["batch_rows 16 must be a multiple of micro_batch_rows 3"]),
@@ -67,6 +69,7 @@ def test_a_wrong_setting_is_one_line_with_place_key_and_remedy(override, parts):
         ("- 1\n- 2", ["run.yaml", "holds a list"]),
         ("model: {num_expert: 3}", ["run.yaml: model.num_expert", "did you mean model.num_experts?"]),
         ("data:\n  domains:\n", ["run.yaml", "data.domains"]),
+        ("train: {expert_parallel: 2}\nmodel: {experts: dense}", ["run.yaml: train.expert_parallel 2", "set it to 1"]),
     ],
 )
 def test_an_invalid_file_is_an_error_with_its_place(tmp_path, text, parts):

@@ -22,6 +22,7 @@ _MAY_DIFFER = (
     "train.keep_checkpoints",
     "train.keep_every",
     "train.sharding",
+    "train.expert_parallel",
     "run.output_dir",
     "run.name",
     "run.report",

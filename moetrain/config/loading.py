@@ -76,6 +76,16 @@ class Settings(Section):
                 f"data.domains.{auto[0]}.repeats: auto needs the monitor, a model with routers and "
                 "panel.repeat_every above 0: give a number of repeats, or restore them"
             )
+        if (ranks := self.train.expert_parallel) > 1:
+            if self.model.experts == "dense":
+                raise ValueError(
+                    f"train.expert_parallel {ranks} has no effect on the dense twin, which has no experts: set it to 1"
+                )
+            if self.model.num_experts % ranks:
+                raise ValueError(
+                    f"model.num_experts {self.model.num_experts} does not split over train.expert_parallel {ranks} "
+                    "ranks: make it a multiple, or lower train.expert_parallel"
+                )
         return self
 
     def to_yaml(self) -> str:
@@ -302,6 +312,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(("top_k", "topk", "moe_top_k"), "model.num_experts_per_tok"),
     **dict.fromkeys(("moe_num_experts", "experts_count"), "model.num_experts"),
     **dict.fromkeys(("layers", "n_layers", "num_layers"), "model.num_hidden_layers"),
+    **dict.fromkeys(("ep", "ep_size", "expert_model_parallel_size"), "train.expert_parallel"),
     **dict.fromkeys(("heads", "n_heads", "num_heads"), "model.num_attention_heads"),
     **dict.fromkeys(("dim", "d_model", "n_embd"), "model.hidden_size"),
     **dict.fromkeys(("ffn_hidden_size", "moe_intermediate_size", "ffn_dim"), "model.intermediate_size"),

@@ -158,6 +158,12 @@ class TrainSettings(Section):
         description="Sharding of weights, gradients and moments. none: every rank has all of them; fsdp: sharded "
         "over all ranks; hybrid: sharded over the ranks of a machine, replicated over machines.",
     )
+    expert_parallel: int = Field(
+        1,
+        ge=1,
+        description="Ranks over which the experts of each layer are split; tokens travel to them and back "
+        "(all-to-all). It must divide model.num_experts, and the ranks that share a replica (unsharded: all ranks).",
+    )
     compile: bool = Field(
         False,
         description="Compile each layer with torch.compile: fewer passes over memory on CUDA, a minute longer to "

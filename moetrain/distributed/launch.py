@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from moetrain.config import Settings, SettingsError
 from moetrain.data.workers import available_cpus
-from moetrain.distributed.mesh import ParallelLayout, make_mesh
+from moetrain.distributed.mesh import ParallelLayout, make_expert_mesh, make_mesh
 
 JOIN_TIMEOUT = timedelta(minutes=10)
 """How long ranks wait for each other at the start of a launch."""
@@ -60,9 +60,11 @@ def start_ranks(settings: Settings) -> ParallelLayout:
             f"set train.batch_rows to a multiple of {launched * micro}"
         )
     mesh = None
+    ranks = settings.train.sharding, launched, local_world_size, state.device
     if launched > 1:
-        mesh = make_mesh(settings.train.sharding, launched, local_world_size, state.device)
-    layout = ParallelLayout(state.process_index, launched, local_world_size, state.device, mesh)
+        mesh = make_mesh(*ranks)
+    expert_mesh = make_expert_mesh(settings.train.expert_parallel, *ranks)
+    layout = ParallelLayout(state.process_index, launched, local_world_size, state.device, mesh, expert_mesh)
     layout.set_timeout(_PREPARATION_TIMEOUT)
     return layout
 

@@ -18,9 +18,12 @@ from torch.distributed.tensor import DTensor
 from moetrain.config import SettingsError
 from moetrain.distributed.progress import Progress
 
-Group = Literal["all", "data", "shard"]
+Group = Literal["all", "data", "shard", "expert", "expert_data"]
 """``all``: every rank, each reading rows of its own. ``data``: ranks that hold the same shard of different replicas.
-``shard``: ranks that together hold one replica of the model."""
+``shard``: ranks that together hold one replica of the model. ``expert``: ranks over which the experts of each layer are
+split. ``expert_data``: ranks that hold the same shard of the same experts of different replicas."""
+
+Sharding = Literal["none", "fsdp", "hybrid"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class ParallelLayout:
     local_world_size: int = 1  # ranks on this machine
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     mesh: DeviceMesh | None = None  # named dimensions, see `make_mesh`; None without a process group
+    expert_mesh: DeviceMesh | None = None  # the same ranks as experts see them, see `make_expert_mesh`; None: not split
     progress: Progress = field(default_factory=Progress, compare=False)  # what the watchdog watches
 
     @property
@@ -53,6 +57,16 @@ class ParallelLayout:
         """Replicas of the model over all ranks."""
         return self.world_size // self.shards
 
+    @property
+    def expert_ranks(self) -> int:
+        """Ranks over which the experts of each layer are split."""
+        return 1 if self.expert_mesh is None else self.expert_mesh["expert"].size()
+
+    @property
+    def passes_together(self) -> bool:
+        """Whether a forward pass is a collective, because ranks hold parts of the model for each other."""
+        return self.shards > 1 or self.expert_ranks > 1
+
     def row_range(self, batch_rows: int) -> tuple[int, int]:
         """The rows of a global batch that this rank reads: (first, count)."""
         count = batch_rows // self.world_size
@@ -61,19 +75,20 @@ class ParallelLayout:
     def share(self, count: int) -> range:
         """This rank's share of ``range(count)``.
 
-        Where the model is sharded, all ranks get shares of equal length, since forward passes are collectives: numbers
-        from ``count`` on stand for empty passes.
+        Where forward passes are collectives, all ranks get shares of equal length: numbers from ``count`` on stand for
+        empty passes.
         """
-        if self.shards > 1:
+        if self.passes_together:
             count += -count % self.world_size
         return range(self.rank, count, self.world_size)
 
     def passes(self, count: int) -> int:
         """Forward passes to make for ``count`` batches of this rank, which may be more.
 
-        In a sharded model all ranks make the number of passes of the rank with the most; then this is a collective.
+        Where passes are collectives, all ranks make the number of passes of the rank with the most; then this is a
+        collective too.
         """
-        return int(self.all_reduce_max(count)) if self.shards > 1 else count
+        return int(self.all_reduce_max(count)) if self.passes_together else count
 
     def all_gather_objects(self, value: Any, over: Group = "all") -> list[Any]:
         """The value of each rank of a group, in the order of ranks; values must be picklable."""
@@ -113,28 +128,43 @@ class ParallelLayout:
 
     @torch.no_grad()
     def clip_gradients(self, parameters: Iterable[nn.Parameter], largest_norm: float) -> torch.Tensor:
-        """Scale gradients down to ``largest_norm``; returns their norm before that, over all shards: float32 []."""
-        norm = nn.utils.clip_grad_norm_(parameters, largest_norm)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        """Scale gradients down to ``largest_norm``; returns their norm before that, over all shards: float32 [].
+
+        Each parameter counts once, however many ranks hold it.
+        """
+        by_mesh: dict[DeviceMesh | None, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            by_mesh.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+        norms = []
+        for group in by_mesh.values():
+            norm = nn.utils.get_total_norm([each.grad for each in group if each.grad is not None])
+            norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        for group in by_mesh.values():
+            nn.utils.clip_grads_with_norm_(group, largest_norm, total)
+        return total
 
     def set_timeout(self, timeout: timedelta) -> None:
         """How long a collective of any group may take before it fails."""
         if self.mesh is not None:
-            for group in (None, *self.mesh.get_all_groups()):
+            split = [] if self.expert_mesh is None else self.expert_mesh.get_all_groups()
+            for group in (None, *self.mesh.get_all_groups(), *split):
                 _set_pg_timeout(timeout, group)
 
     def _group(self, over: Group) -> dist.ProcessGroup | None:
         """A process group; None stands for the default one, of all ranks."""
-        return None if over == "all" or self.mesh is None else self.mesh.get_group(over)
+        if over == "all" or self.mesh is None:
+            return None
+        if over in ("expert", "expert_data"):
+            assert self.expert_mesh is not None
+            return self.expert_mesh.get_group(over)
+        return self.mesh.get_group(over)
 
 
-def make_mesh(
-    sharding: Literal["none", "fsdp", "hybrid"], world_size: int, local_world_size: int, device: torch.device
-) -> DeviceMesh:
+def make_mesh(sharding: Sharding, world_size: int, local_world_size: int, device: torch.device) -> DeviceMesh:
     """The ranks by named dimensions: ``data`` (replicas of the model) and ``shard`` (ranks that share one replica).
 
-    ``none`` has a replica on each rank, ``fsdp`` one over all ranks, ``hybrid`` one on each machine. Expert parallelism
-    would be a third dimension here, between the two.
+    ``none`` has a replica on each rank, ``fsdp`` one over all ranks, ``hybrid`` one on each machine.
 
     Raises:
         SettingsError: ``hybrid``, and machines with unequal numbers of ranks.
@@ -144,5 +174,36 @@ def make_mesh(
             f"train.sharding=hybrid: {world_size} processes are not machines of {local_world_size} each: "
             "launch as many on each"
         )
-    shards = {"none": 1, "fsdp": world_size, "hybrid": local_world_size}[sharding]
+    shards = _shards(sharding, world_size, local_world_size)
     return init_device_mesh(device.type, (world_size // shards, shards), mesh_dim_names=("data", "shard"))
+
+
+def make_expert_mesh(
+    expert_parallel: int, sharding: Sharding, world_size: int, local_world_size: int, device: torch.device
+) -> DeviceMesh | None:
+    """The ranks as experts see them: ``expert_data``, ``expert_shard``, ``expert``; None without expert parallelism.
+
+    Consecutive ranks, on one machine where it has enough, split the experts of each layer: ``expert``. Where the model
+    is sharded, each rank's experts are sharded further over those ``expert_shard`` ranks of the replica that hold the
+    same ones. ``expert_data`` are replicas of that.
+
+    Raises:
+        SettingsError: the ranks of a replica, or without sharding all ranks, do not split into groups of that size.
+    """
+    if expert_parallel == 1:
+        return None
+    shards = _shards(sharding, world_size, local_world_size)
+    within, whose = (world_size, "") if sharding == "none" else (shards, " that share a replica of the model")
+    if within % expert_parallel:
+        raise SettingsError(
+            f"train.expert_parallel={expert_parallel} does not divide {within} process{'es' * (within > 1)}{whose}: "
+            f"launch a multiple of {expert_parallel}, or set train.expert_parallel to a divisor of {within}"
+        )
+    expert_shards = max(1, shards // expert_parallel)
+    shape = (world_size // expert_shards // expert_parallel, expert_shards, expert_parallel)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("expert_data", "expert_shard", "expert"))
+
+
+def _shards(sharding: Sharding, world_size: int, local_world_size: int) -> int:
+    """Ranks that share one replica of the model."""
+    return {"none": 1, "fsdp": world_size, "hybrid": local_world_size}[sharding]

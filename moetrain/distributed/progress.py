@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 # Python files whose functions wait for other ranks, or, on a device, for queued work that does.
-_WAITING = ("torch/distributed/", "torch/autograd/", "torch/cuda/", "moetrain/device_transfer.py")
+_WAITING = (
+    "torch/distributed/",
+    "torch/autograd/",
+    "torch/cuda/",
+    "moetrain/device_transfer.py",
+    "moetrain/models/experts_exchange.py",
+)
 _COMPILER = ("torch/_dynamo/convert_frame.py", "torch/_inductor/compile_fx.py")
 
 

@@ -1,5 +1,7 @@
 """Data parallelism: DDP, or FSDP2 (`fully_shard`) with every weight, gradient and moment sharded over ranks.
 
+With expert parallelism (`moetrain.distributed.expert_parallel`) all of this is about the other weights.
+
 Under FSDP2 a layer's weights are gathered while it is computed, in the dtype that matmuls read. Routers and norms read
 float32, so they are gathered separately in float32, and a sharded run computes what an unsharded one does. Gradients
 are reduced in float32.
@@ -17,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from moetrain.distributed.expert_parallel import shard_experts, split_experts
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.router import Router
 from moetrain.models.transformer import RMSNorm, Transformer
@@ -26,10 +29,24 @@ def replicate(model: Transformer, layout: ParallelLayout) -> nn.Module:
     """The model in DDP where each rank holds a replica of it; one that is sharded, or alone, is returned as it is."""
     if layout.mesh is None or layout.shards > 1:
         return model
+    split = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, split)
     with warnings.catch_warnings():  # torch 2.13 has another name for it, which 2.11 does not know
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         # Without device_ids, DDP moves no inputs: those that the model reads on the host stay there.
         return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def parallelize(model: Transformer, layout: ParallelLayout) -> None:
+    """Leave this rank its part of the weights of a model on the meta device, in place.
+
+    Raises:
+        SettingsError: they do not split evenly.
+    """
+    if layout.expert_ranks > 1:
+        split_experts(model, layout)
+    if layout.shards > 1:
+        shard(model, layout)
 
 
 def shard(model: Transformer, layout: ParallelLayout) -> None:
@@ -46,6 +63,8 @@ def shard(model: Transformer, layout: ParallelLayout) -> None:
     # In groups of their own their hooks would run inside the layers, and break the graphs of compiled ones.
     cast_parameters = {p for layer in layers for p in layer.parameters()} - _read_in_float32(layers)
     fully_shard(model, mesh=mesh, mp_policy=exact, ignored_params=cast_parameters)
+    if layout.expert_ranks > 1:
+        shard_experts(model, layout, cast)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=cast, ignored_params=_read_in_float32(layer))
     register_fsdp_forward_method(model, "hidden_states")
@@ -113,20 +132,21 @@ def evaluation(model: nn.Module) -> Iterator[Transformer]:
 
 @contextmanager
 def unsharded_copy(model: nn.Module) -> Iterator[Transformer]:
-    """An unsharded, uncompiled copy of the model on every rank, for forward passes whose number differs between ranks.
+    """An uncompiled copy of the whole model on every rank, for forward passes whose number differs between ranks.
 
-    All ranks must call this. The copy holds the weights in the dtypes in which they are gathered. A model that is not
-    sharded is returned as it is.
+    All ranks must call this. The copy holds the weights in the dtypes in which they are gathered. A model of which each
+    rank has all weights is returned as it is.
     """
-    if not isinstance(model, FSDPModule):
-        yield inner_model(model)
-        return
     sharded = inner_model(model)
+    if not any(isinstance(parameter, DTensor) for parameter in sharded.parameters()):
+        yield sharded
+        return
     groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for group in groups:
         group.unshard()
     try:
-        state = {**dict(sharded.named_parameters(remove_duplicate=False)), **dict(sharded.named_buffers())}
+        gathered = {name: full_tensor(weight) for name, weight in sharded.named_parameters(remove_duplicate=False)}
+        state = {**gathered, **dict(sharded.named_buffers())}
         yield Transformer.from_state(sharded.settings, sharded.lm_head.out_features, sharded.dtype, state)
     finally:
         for group in groups:
@@ -140,6 +160,11 @@ def copy_unsharded(tensor: torch.Tensor, value: torch.Tensor) -> None:
         on_device = value.to(tensor.device)
         value = distribute_tensor(on_device, tensor.device_mesh, tensor.placements, src_data_rank=None)
     tensor.copy_(value)
+
+
+def local_size(tensor: torch.Tensor) -> int:
+    """The number of elements of a tensor that this rank holds."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel()
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:

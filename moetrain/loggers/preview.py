@@ -8,6 +8,8 @@ from typing import Any
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.stream import Stream, stream_tokens
+from moetrain.distributed.mesh import ParallelLayout
+from moetrain.distributed.sharding import local_size
 from moetrain.loggers.terminal import Terminal
 from moetrain.models.transformer import Transformer
 from moetrain.version import __version__
@@ -49,6 +51,22 @@ def print_preview(
     terminal.note(data_legend(summary))
     for line in short_lines(summary, settings):
         terminal.note(line)
+
+
+def layout_line(model: Transformer, layout: ParallelLayout, settings: Settings) -> str | None:
+    """How the model is laid out over ranks, and the memory that its state takes on this one; None where it is whole."""
+    held = sum(local_size(parameter) for parameter in model.parameters())
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    if held == whole:
+        return None
+    parts = [f"layout: {layout.world_size} ranks"]
+    if layout.shards > 1:
+        parts.append(f"the model sharded over {layout.shards}")
+    if (ranks := layout.expert_ranks) > 1:
+        parts.append(f"the experts of each layer split over {ranks}, {settings.model.num_experts // ranks} on each")
+    state = held * (8 + {"fp32": 8, "bf16": 4}[settings.optim.state_precision])
+    size = f"each holds {held / whole:.0%} of the weights; with gradients and moments {state / 2**30:.3f} GiB"
+    return f"{', '.join(parts)}; {size}"
 
 
 def model_line(model: Transformer) -> str:

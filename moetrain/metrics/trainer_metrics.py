@@ -9,6 +9,13 @@ from moetrain.metrics.metric import Metric
 TRAINER_METRICS: tuple[Metric, ...] = (
     Metric("load_cv", "experts/load_cv", "Load of the experts, variation", (MODEL,), evidence=15, compared=True,
            chart="control: load of the experts"),
+    Metric("rank_load_cv", "experts/rank_load_cv", "Load of the ranks that hold experts, variation", (MODEL,),
+           chart="control: load of the experts",
+           text="With `train.expert_parallel`: standard deviation over mean of the rows sent to each of the ranks over "
+           "which a layer's experts are split, summed over the steps since the last point; mean over layers, and the "
+           "worst layer (`/worst`). 0: all ranks have the same work. The rank with the most sets the pace of all: of "
+           "two ranks it has the mean times 1 plus this value. It does not show the load of single experts, as "
+           "`experts/load_cv` does: full and empty experts on one rank balance each other."),
     Metric("entropy", "experts/entropy", "Entropy of the load", (MODEL,), compared=True,
            chart="control: load of the experts"),
     Metric("dead", "experts/dead", "Experts without a token, per layer", (MODEL,), compared=True),

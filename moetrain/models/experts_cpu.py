@@ -87,7 +87,7 @@ class _CPUExperts(torch.autograd.Function):
             kept.append(gate_up_R2F)
         ctx.save_for_backward(x_ND, weight_M1, gate_up_E2FD, down_EDF, row_NK, token_M, *kept)
         ctx.tiles, ctx.weight_dtype = tiles, weight_NK.dtype
-        return _sum_choices(output_MD, row_NK)
+        return sum_choices(output_MD, row_NK)
 
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
@@ -110,10 +110,10 @@ class _CPUExperts(torch.autograd.Function):
             grad_gate_up[experts] = grouped_matmul(grad_R2F.T, x_ND.index_select(0, token_M[rows]), ends_C)
             grad_rows_MD[rows] = grouped_matmul(grad_R2F, gate_up_E2FD[experts], ends_C)
         grad_weight_NK = gather_weights(grad_weight_M, row_NK, ctx.weight_dtype)
-        return _sum_choices(grad_rows_MD, row_NK), grad_weight_NK, grad_gate_up, grad_down, None
+        return sum_choices(grad_rows_MD, row_NK), grad_weight_NK, grad_gate_up, grad_down, None
 
 
-def _sum_choices(rows_MD: Tensor, row_NK: Tensor) -> Tensor:
+def sum_choices(rows_MD: Tensor, row_NK: Tensor) -> Tensor:
     """The sum of each token's rows, [N, D], accumulated in float32."""
     # One pass. Measured (4,096 x 256, top 4, bf16): 0.7 ms; a gather and a sum take 4.7 ms.
     return F.embedding_bag(row_NK, rows_MD, mode="sum")

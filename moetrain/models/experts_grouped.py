@@ -30,13 +30,14 @@ def grouped_experts(
     x_ND: Tensor, index_NK: Tensor, weight_NK: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor
 ) -> Tensor:
     """See `moetrain.models.experts.experts`."""
-    arranged = _arrange(index_NK, len(gate_up_E2FD))
+    arranged = arrange(index_NK, len(gate_up_E2FD))
     return _GroupedExperts.apply(
         x_ND, weight_NK, gate_up_E2FD, down_EDF, arranged.row_NK, arranged.token_M, arranged.ends_E
     )
 
 
-def _arrange(index_NK: Tensor, num_experts: int) -> Arrangement:
+def arrange(index_NK: Tensor, num_experts: int) -> Arrangement:
+    """The rows of all choices ordered by expert, then by token."""
     expert_M, choice_M = index_NK.flatten().sort(stable=True)
     rows = torch.arange(len(choice_M), device=choice_M.device)
     row_M = torch.empty_like(choice_M).index_copy_(0, choice_M, rows)
@@ -67,7 +68,7 @@ class _GroupedExperts(torch.autograd.Function):
         output_MD = grouped_matmul(hidden_MF, down_EDF.transpose(1, 2), ends_E)
         ctx.save_for_backward(x_ND, weight_M1, gate_up_E2FD, down_EDF, row_NK, token_M, ends_E, gate_up_M2F)
         ctx.weight_dtype = weight_NK.dtype
-        return _sum_choices(output_MD, row_NK)
+        return sum_choices(output_MD, row_NK)
 
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
@@ -88,7 +89,7 @@ class _GroupedExperts(torch.autograd.Function):
         grad_gate_up = grouped_matmul(grad_M2F.T, x_ND.index_select(0, token_M), ends_E).to(gate_up_E2FD.dtype)
         grad_rows_MD = grouped_matmul(grad_M2F, gate_up_E2FD, ends_E)
         grad_weight_NK = gather_weights(grad_weight_M, row_NK, ctx.weight_dtype)
-        return _sum_choices(grad_rows_MD, row_NK), grad_weight_NK, grad_gate_up, grad_down, None, None, None
+        return sum_choices(grad_rows_MD, row_NK), grad_weight_NK, grad_gate_up, grad_down, None, None, None
 
 
 def scatter_weights(weight_NK: Tensor, row_NK: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
@@ -107,6 +108,6 @@ def grouped_matmul(a: Tensor, b: Tensor, ends_E: Tensor) -> Tensor:
     return F.grouped_mm(a, b.to(a.dtype), offs=ends_E)
 
 
-def _sum_choices(rows_MD: Tensor, row_NK: Tensor) -> Tensor:
+def sum_choices(rows_MD: Tensor, row_NK: Tensor) -> Tensor:
     """The sum of each token's rows, [N, D], accumulated in float32."""
     return rows_MD.index_select(0, row_NK.flatten()).view(*row_NK.shape, -1).sum(1)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from moetrain.config import ModelSettings
@@ -22,9 +23,10 @@ from moetrain.model_input import PackedTokens
 from moetrain.models.attention import Layout, attention, make_layout
 from moetrain.models.backends import Backends, choose_backends
 from moetrain.models.elementwise import rms_norm, rotate, swiglu
-from moetrain.models.experts import experts
+from moetrain.models.experts import Backend, experts
+from moetrain.models.experts_exchange import exchanged_experts
 from moetrain.models.loss import cross_entropy
-from moetrain.models.router import LayerRouting, RecordingMasks, Router
+from moetrain.models.router import Decision, LayerRouting, RecordingMasks, Router
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,22 @@ class Attention(nn.Module):
 
 
 class Experts(nn.Module):
-    """The weights of a layer's routed experts, stacked as transformers 5 does."""
+    """A layer's routed experts; weights stacked as transformers 5 does.
+
+    Weights that are DTensors when they are read are split over a group of ranks, between which the tokens travel.
+    """
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         count, hidden, width = settings.num_experts, settings.hidden_size, settings.intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(count, hidden, width))
+
+    def forward(self, x_ND: Tensor, decision: Decision, backend: Backend) -> Tensor:
+        gate_up, down = self.gate_up_proj, self.down_proj
+        if isinstance(gate_up, DTensor) and isinstance(down, DTensor):
+            return exchanged_experts(x_ND, decision.index_NK, decision.weight_NK, gate_up, down, backend)
+        return experts(x_ND, decision.index_NK, decision.weight_NK, gate_up, down, backend)
 
 
 class DenseMLP(nn.Module):
@@ -162,8 +173,7 @@ class MoE(nn.Module):
     def forward(self, x_ND: Tensor, context: LayerContext) -> tuple[Tensor, LayerRouting]:
         decision, routing = self.gate(x_ND, context.masks)
         x_ND = x_ND.to(context.dtype)
-        gate_up, down = self.experts.gate_up_proj, self.experts.down_proj
-        out_ND = experts(x_ND, decision.index_NK, decision.weight_NK, gate_up, down, context.backends.experts)
+        out_ND = self.experts(x_ND, decision, context.backends.experts)
         if self.shared_expert is not None:
             out_ND = out_ND + self.shared_expert(x_ND)
         return out_ND, routing

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from moetrain import grokking
 from moetrain.data.stream import Stream
+from moetrain.distributed.expert_parallel import expert_modules
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import evaluation, full_tensor, inner_model
 from moetrain.grokking import Estimate
@@ -198,6 +199,11 @@ def _gradient(model: nn.Module, panel: Panel, members: np.ndarray, layout: Paral
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    if not isinstance(model, FSDPModule) and layout.expert_ranks > 1:
+        for experts in expert_modules(model):
+            for parameter in experts.parameters():
+                assert parameter.grad is not None
+                parameter.grad /= layout.expert_ranks  # they got the same rows from every rank of their group
 
 
 @torch.no_grad()

@@ -53,8 +53,8 @@ def make_optimizer(model: Transformer, settings: OptimSettings) -> Optimizer:
     ``muon`` updates the matrices of attention and experts, and AdamW the embeddings, the head, routers and norms. The
     learning rate is a placeholder: training sets that of each step.
     """
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    # Fused steps need parameters of one mesh: split experts have another than the rest.
+    groups: dict[tuple[bool, Any], list[nn.Parameter]] = {}
     matrices: list[MatrixParameter] = []
     seen: set[nn.Parameter] = set()  # a tied output layer has the embeddings' parameter, which comes first
     for path, module in model.named_modules():
@@ -66,10 +66,14 @@ def make_optimizer(model: Transformer, settings: OptimSettings) -> Optimizer:
                 stacked = 2 if _GATE_AND_UP in f"{path}.{name}" else 1
                 matrices.append(MatrixParameter(parameter, stacked))
             else:
-                (undecayed if isinstance(module, _UNDECAYED) else decayed).append(parameter)
+                key = isinstance(module, _UNDECAYED), getattr(parameter, "device_mesh", None)
+                groups.setdefault(key, []).append(parameter)
     state_dtype = torch.float32 if settings.state_precision == "fp32" else torch.bfloat16
     adamw = AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
+        [
+            {"params": parameters, "weight_decay": 0.0 if undecayed else settings.weight_decay}
+            for (undecayed, _), parameters in sorted(groups.items(), key=lambda group: group[0][0])
+        ],
         state_dtype=state_dtype,
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),

@@ -45,7 +45,8 @@ def mean_hidden_states(
 ) -> np.ndarray:
     """Final hidden states of the model, averaged over the tokens of each text: float32 [R, D].
 
-    The main rank calls this. Where the model is sharded, the other ranks read their share of the texts in `help_embed`.
+    The main rank calls this. Where forward passes are collectives, the others read their share of the texts in
+    `help_embed`.
 
     Args:
         model: without the launcher's wrapper; it is not changed.
@@ -58,7 +59,7 @@ def mean_hidden_states(
     """
     if not all(map(len, texts)):
         raise ValueError("a text without tokens has no embedding: leave it out")
-    if layout.shards > 1:
+    if layout.passes_together:
         layout.all_gather_objects((texts, batch_tokens))  # `help_embed` waits for them
     return _mean_hidden_states(model, texts, tokenizer, layout, context_tokens, batch_tokens)
 
@@ -66,14 +67,14 @@ def mean_hidden_states(
 @torch.no_grad()
 def help_embed(model: Transformer, tokenizer: Tokenizer, layout: ParallelLayout, context_tokens: int) -> None:
     """Take part in the main rank's calls of `mean_hidden_states`, until it calls `end_embed`."""
-    while layout.shards > 1 and (call := layout.all_gather_objects(None)[0]) is not None:
+    while layout.passes_together and (call := layout.all_gather_objects(None)[0]) is not None:
         texts, batch_tokens = call
         _mean_hidden_states(model, texts, tokenizer, layout, context_tokens, batch_tokens)
 
 
 def end_embed(layout: ParallelLayout) -> None:
     """The main rank has embedded all its texts: release the others from `help_embed`."""
-    if layout.shards > 1:
+    if layout.passes_together:
         layout.all_gather_objects(None)
 
 
@@ -85,7 +86,7 @@ def _mean_hidden_states(
     context_tokens: int,
     batch_tokens: int,
 ) -> np.ndarray:
-    ranks = layout if layout.shards > 1 else ParallelLayout(device=layout.device)
+    ranks = layout if layout.passes_together else ParallelLayout(device=layout.device)
     # The tokens "from which scored tokens are predicted" are the text, between the beginning mark and the end mark.
     requests = [
         Request(np.array([tokenizer.begin_id, *text[: context_tokens - 1], tokenizer.end_id]), first=2)

@@ -9,7 +9,7 @@ import torch
 from moetrain.config import ModelSettings, Settings, SettingsError
 from moetrain.data.tokenizer import Tokenizer, load_tokenizer
 from moetrain.distributed.mesh import ParallelLayout
-from moetrain.distributed.sharding import materialize, shard
+from moetrain.distributed.sharding import materialize, parallelize
 from moetrain.models.hf import OlmoeError, find_olmoe, olmoe_weights, read_settings
 from moetrain.models.initialization import initial_weights
 from moetrain.models.transformer import Transformer
@@ -36,7 +36,7 @@ _ONE_RANK = ParallelLayout()
 def initial_model(
     settings: Settings, tokenizer: Tokenizer, dtype: torch.dtype, layout: ParallelLayout = _ONE_RANK
 ) -> Transformer:
-    """The model that a run starts from, on the layout's device and sharded where the layout has shards.
+    """The model that a run starts from, on the layout's device; each rank has the part that its layout gives it.
 
     Random weights are drawn from torch's default generator. A rank never holds more than its shard and one unsharded
     parameter.
@@ -57,8 +57,7 @@ def initial_model(
             _check_tokenizer(settings, tokenizer, vocab_size, folder)
         with torch.device("meta"):
             model = Transformer(settings.model, vocab_size, dtype, settings.train.activation_checkpointing)
-        if layout.shards > 1:
-            shard(model, layout)
+        parallelize(model, layout)
         weights = olmoe_weights(folder, settings.model) if folder else initial_weights(settings.model, vocab_size)
         materialize(model, layout.device, weights)
     except OlmoeError as error:

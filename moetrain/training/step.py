@@ -14,6 +14,7 @@ from torch import nn
 from moetrain.config import Settings
 from moetrain.data.prefetch import BatchReader
 from moetrain.data.stream import Batch, Stream
+from moetrain.distributed.expert_parallel import reduce_expert_gradients
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import accumulate
 from moetrain.models.transformer import Output
@@ -76,6 +77,7 @@ def forward_backward(
             (loss * layout.world_size).backward()
         sums.append(_flat_sums(batch, output, len(settings.data.domains)))
         record(batch, output)
+    reduce_expert_gradients(model, layout)
     total = layout.all_reduce_sum(torch.stack(sums).sum(0))
     return _statistics(total, settings, balancing, real)
 

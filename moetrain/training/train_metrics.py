@@ -13,10 +13,15 @@ from moetrain.training.step import StepStatistics
 
 
 class TrainMetrics:
-    """Sums over the steps since the last point, on the device: the host synchronizes only in `points`."""
+    """Sums over the steps since the last point, on the device: the host synchronizes only in `points`.
 
-    def __init__(self, domains: Sequence[str]) -> None:
-        self.domains = list(domains)
+    Args:
+        domains: names by number.
+        expert_ranks: ranks over which the experts of each layer are split.
+    """
+
+    def __init__(self, domains: Sequence[str], expert_ranks: int = 1) -> None:
+        self.domains, self.expert_ranks = list(domains), expert_ranks
         self._sums: dict[str, torch.Tensor] = {}
 
     def add(self, statistics: StepStatistics, grad_norm: torch.Tensor, applied: torch.Tensor) -> None:
@@ -52,6 +57,8 @@ class TrainMetrics:
             points["loss/balance"] = float(sums["balance"]) / steps
             points["loss/z"] = float(sums["z"]) / steps
             points |= expert_load(sums["load_LE"])
+            if self.expert_ranks > 1:
+                points |= rank_load(sums["load_LE"], self.expert_ranks)
         return points
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -80,3 +87,13 @@ def expert_load(load_LE: torch.Tensor) -> dict[str, float]:
         "experts/dead": float(dead_L.mean()),
         "experts/dead/worst": float(dead_L.max()),
     }
+
+
+def rank_load(load_LE: torch.Tensor, ranks: int) -> dict[str, float]:
+    """How evenly the ranks were used over which each layer's experts are split, from tokens sent to each expert.
+
+    ``rank_load_cv``: standard deviation over mean of the rows sent to each rank, mean over layers, and the worst layer.
+    """
+    load_LG = load_LE.view(len(load_LE), ranks, -1).sum(-1)
+    cv_L = load_LG.std(-1, correction=0) / load_LG.mean(-1)
+    return {"experts/rank_load_cv": float(cv_L.mean()), "experts/rank_load_cv/worst": float(cv_L.max())}

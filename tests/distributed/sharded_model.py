@@ -18,7 +18,7 @@ from moetrain.config import load_settings
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import training_stream, validation_streams
 from moetrain.distributed.exit import leave
-from moetrain.distributed.launch import end_processes, start_ranks
+from moetrain.distributed.launch import compute_dtype, end_processes, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import evaluation, full_tensor, replicate
 from moetrain.optim.builder import make_optimizer
@@ -51,7 +51,7 @@ class Model:
     def __init__(self, settings, layout, corpus):
         self.settings, self.layout = settings, layout
         torch.manual_seed(settings.run.seed)
-        self.inner = initial_model(settings, corpus.tokenizer, torch.float32, layout)
+        self.inner = initial_model(settings, corpus.tokenizer, compute_dtype(settings, layout.device), layout)
         self.model = replicate(self.inner, layout)
         self.stream = training_stream(corpus, settings)
         self.optimizer = make_optimizer(self.inner, settings.optim)

@@ -24,13 +24,19 @@ SETTINGS = (
     "optim.learning_rate=0.003",
     "monitor.every=4",
 )
-# By name: machines, ranks on each, and the setting.
+# By name: machines, ranks on each, and the settings.
 SHARDED = {
-    "fsdp-2": (1, 2, "train.sharding=fsdp"),
-    "fsdp-4": (1, 4, "train.sharding=fsdp"),
-    "hybrid-2x2": (2, 2, "train.sharding=hybrid"),
+    "fsdp-2": (1, 2, ("train.sharding=fsdp",)),
+    "fsdp-4": (1, 4, ("train.sharding=fsdp",)),
+    "hybrid-2x2": (2, 2, ("train.sharding=hybrid",)),
+    "expert-2": (1, 2, ("train.expert_parallel=2",)),
+    "expert-4": (1, 4, ("train.expert_parallel=4",)),
+    "expert-2-of-4": (1, 4, ("train.expert_parallel=2",)),
+    "fsdp-4-expert-2": (1, 4, ("train.expert_parallel=2", "train.sharding=fsdp")),
+    "hybrid-2x2-expert-2": (2, 2, ("train.expert_parallel=2", "train.sharding=hybrid")),
 }
-EACH = ["fsdp-2", *(pytest.param(name, marks=pytest.mark.slow) for name in SHARDED if name != "fsdp-2")]
+PLAIN = ("fsdp-2", "expert-2")
+EACH = [*PLAIN, *(pytest.param(name, marks=pytest.mark.slow) for name in SHARDED if name not in PLAIN)]
 
 
 class Runs:
@@ -57,10 +63,10 @@ class Runs:
         return self._done[name]
 
     def sharded(self, name, *more):
-        machines, ranks, sharding = SHARDED[name]
+        machines, ranks, settings = SHARDED[name]
         called = name + "".join(more).replace("=", "-")
         if called not in self._done:
-            self.launch(machines, ranks, self.overrides(called, sharding, *more))
+            self.launch(machines, ranks, self.overrides(called, *settings, *more))
             self._done[called] = self.folder / "runs" / called
         return self._done[called]
 
@@ -80,6 +86,8 @@ def test_weights_and_moments_are_those_of_one_rank(runs, name):
 @pytest.mark.parametrize("name", EACH)
 def test_losses_and_metrics_are_those_of_one_rank(runs, name):
     actual, expected = scalars(runs.sharded(name)), scalars(runs.one())
+    balance = [actual.pop(f"experts/rank_load_cv{which}", []) for which in ("", "/worst")]
+    assert [len(each) for each in balance] == [len(expected["loss/train"]) if "expert" in name else 0] * 2
     assert {"loss/validation/sums", "loss/panel_seen/sums", "pathway/spread/sums", "loss/train"} <= actual.keys()
     assert_same_scalars(actual, expected)
 
@@ -88,7 +96,7 @@ def test_losses_and_metrics_are_those_of_one_rank(runs, name):
 def test_each_rank_writes_its_shards(runs, name):
     machines, ranks, _ = SHARDED[name]
     folder = checkpoint_folder(runs.sharded(name), STEPS)
-    shards = machines * ranks if name.startswith("fsdp") else ranks
+    shards = ranks if name.startswith("hybrid") else machines * ranks
     for owner in ("model", "optimizer"):
         assert not (folder / f"{owner}.safetensors").exists()
         assert len(list((folder / owner).glob("shard-*.safetensors"))) >= shards
@@ -116,9 +124,10 @@ def resumable(run, name, step):
     return copy
 
 
-def test_one_rank_resumes_from_the_shards_of_two(runs):
-    copy = resumable(runs.sharded("fsdp-2"), "two-to-one", 5)
-    assert train(load_settings(None, runs.overrides("two-to-one"))) == 0
+@pytest.mark.parametrize("name", PLAIN)
+def test_one_rank_resumes_from_the_shards_of_two(runs, name):
+    copy = resumable(runs.sharded(name), f"{name}-to-one", 5)
+    assert train(load_settings(None, runs.overrides(f"{name}-to-one"))) == 0
     assert (checkpoint_folder(copy, STEPS) / "model.safetensors").is_file()
     actual, expected = (states(checkpoint_folder(run, STEPS)) for run in (copy, runs.one()))
     assert_close(actual, expected, ("model/", "optimizer/"), 1e-3)
@@ -126,13 +135,25 @@ def test_one_rank_resumes_from_the_shards_of_two(runs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("before", "after"), [("one", "fsdp-2"), ("fsdp-2", "fsdp-4"), ("fsdp-4", "hybrid-2x2"), ("hybrid-2x2", "fsdp-2")]
+    ("before", "after"),
+    [
+        ("one", "fsdp-2"),
+        ("fsdp-2", "fsdp-4"),
+        ("fsdp-4", "hybrid-2x2"),
+        ("hybrid-2x2", "fsdp-2"),
+        ("one", "expert-2"),
+        ("expert-2", "expert-4"),
+        ("expert-4", "fsdp-4-expert-2"),
+        ("fsdp-4-expert-2", "fsdp-2"),
+        ("fsdp-4", "expert-2-of-4"),
+        ("hybrid-2x2-expert-2", "expert-2"),
+    ],
 )
 def test_any_number_of_ranks_resumes_from_any_other(runs, before, after):
     name = f"{before}-to-{after}"
     copy = resumable(runs.one() if before == "one" else runs.sharded(before), name, 5)
-    machines, ranks, sharding = SHARDED[after]
-    runs.launch(machines, ranks, runs.overrides(name, sharding))
+    machines, ranks, settings = SHARDED[after]
+    runs.launch(machines, ranks, runs.overrides(name, *settings))
     actual, expected = (states(checkpoint_folder(run, STEPS)) for run in (copy, runs.one()))
     assert_close(actual, expected, ("model/", "optimizer/"), 1e-3)
 

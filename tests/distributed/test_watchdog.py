@@ -245,12 +245,19 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize(("stuck", "sharding"), [(1, "none"), pytest.param(0, "fsdp", marks=pytest.mark.slow)])
-def test_a_rank_that_never_enters_a_collective_is_named(corpus_folder, tmp_path, tmp_path_factory, stuck, sharding):
+@pytest.mark.parametrize(
+    ("stuck", "setting"),
+    [
+        (1, "train.sharding=none"),
+        pytest.param(0, "train.sharding=fsdp", marks=pytest.mark.slow),
+        pytest.param(0, "train.expert_parallel=2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_rank_that_never_enters_a_collective_is_named(corpus_folder, tmp_path, tmp_path_factory, stuck, setting):
     run = small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp())
     (tmp_path / "hang.py").write_text(HANG)
     (tmp_path / "empty.yaml").write_text("run: {name: run}")
-    arguments = [str(stuck), str(tmp_path / "empty.yaml"), *run, f"train.sharding={sharding}"]
+    arguments = [str(stuck), str(tmp_path / "empty.yaml"), *run, setting]
     ranks = list(alone([str(tmp_path / "hang.py"), *arguments]))
     try:
         said = [rank.communicate(timeout=110)[0] for rank in ranks]

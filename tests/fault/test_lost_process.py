@@ -56,6 +56,50 @@ def test_a_killed_rank_ends_the_launch_and_is_named(overrides, tmp_path, victim,
     assert "run the same command again to resume from the last checkpoint" in said
 
 
+LOST = """
+import os, signal, sys
+from moetrain.models import experts_exchange
+from moetrain.train import main
+
+original, calls = experts_exchange._Route._exchange, 0
+
+def exchange(self, *args):
+    global calls
+    calls += 1
+    if calls == 400 and os.environ["RANK"] == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, *args)
+
+experts_exchange._Route._exchange = exchange
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("ranks", "victim"), [(2, 0), (2, 1), (4, 3)])
+def test_a_rank_killed_in_the_middle_of_an_all_to_all_ends_the_others_with_one_line(overrides, tmp_path, ranks, victim):
+    """Also those of another group of experts, which do not exchange tokens with it."""
+    (tmp_path / "lost.py").write_text(LOST)
+    command = [str(tmp_path / "lost.py"), str(victim), *overrides, "train.expert_parallel=2"]
+    everyone = list(alone(command, ranks))
+    try:
+        everyone[victim].wait(timeout=150)
+        begin = time.monotonic()
+        said = {rank: each.communicate(timeout=LIMIT)[0] for rank, each in enumerate(everyone) if rank != victim}
+        assert time.monotonic() - begin < LIMIT
+    finally:
+        for each in everyone:
+            each.kill()
+    assert everyone[victim].returncode == -signal.SIGKILL
+    assert list_checkpoints(tmp_path / "runs" / "run")
+    for rank, printed in said.items():
+        assert everyone[rank].returncode == 1
+        errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert "Traceback" not in printed
+        assert "run the same command again to resume from the last checkpoint" in errors[0]
+    assert any(f"rank {victim} (pid {everyone[victim].pid} on " in printed for printed in said.values())
+
+
 @pytest.mark.parametrize(
     ("damage", "said"), [(signal.SIGSTOP, "has not been heard of for"), (signal.SIGKILL, "is gone")]
 )

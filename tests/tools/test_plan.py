@@ -4,9 +4,11 @@ import pytest
 import torch
 from benchmarks import memory, plan, steps
 
+from moetrain.config import SettingsError
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.grokking import gram_blocks
 from moetrain.models.experts_grouped import grouped_experts
+from moetrain.models.transformer import Transformer
 from moetrain.monitoring.monitor import router_rows
 from moetrain.routing.panel import most_samples, read_panel
 from moetrain.routing.store import to_stored, write_reading
@@ -82,6 +84,28 @@ def test_a_plan_has_memory_throughput_time_network_and_disk(config, tmp_path):
     assert speed["tokens_per_second"] == pytest.approx([1024 / (compute + network), 1024 / max(compute, network)])
     assert speed["days"] == pytest.approx([1e6 / rate / 86400 for rate in speed["tokens_per_second"][::-1]])
     assert any("given on the command line" in line for line in result["assumptions"])
+
+
+def test_a_plan_splits_experts(config, tmp_path):
+    words = ("--gpus", "4", "--tokens", "1e6", "--tokens-per-second", "1000")
+    whole = run(tmp_path, "plan", *config, *words)
+    split = run(tmp_path, "plan", *config, "train.expert_parallel=2", *words)
+    settings = settings_of(config)
+    routed = memory.routed_parameters(settings)
+    with torch.device("meta"):
+        model = Transformer(settings.model, 320, torch.float32)
+    assert routed == sum(p.numel() for name, p in model.named_parameters() if ".experts." in name) > 0
+    for part, size in (("parameters", 4), ("gradients", 4), ("optimizer", 8)):
+        assert whole["memory"]["replicated"][part] - split["memory"]["replicated"][part] == size * routed // 2
+        assert whole["memory"]["sharded"][part] == split["memory"]["sharded"][part]
+    assert split["memory"]["replicated"]["kept"] > whole["memory"]["replicated"]["kept"]
+    sent = [each["speed"]["replicated"]["network_bytes_a_step"] for each in (whole, split)]
+    rest = whole["parameters"] - routed
+    travelling = plan.exchanged_bytes(settings, 16 * 64 // 4, 1) / 2
+    assert sent[0] == 2 * 4 * 3 / 4 * (rest + routed)
+    assert sent[1] == 2 * 4 * (3 / 4 * rest + 1 / 2 * routed / 2) + travelling
+    with pytest.raises(SettingsError, match=r"train.expert_parallel 2 does not divide 3 GPUs"):
+        plan.make_plan(settings_of([*config, "train.expert_parallel=2"]), 320, plan.Rate(1, ""), 3, 1e6, 1e9, 1e9)
 
 
 def test_predicted_disk_bytes_match_a_reading(config, tmp_path):

@@ -28,7 +28,7 @@ from moetrain.model_input import PackedTokens
 from moetrain.models import attention, elementwise, experts, loss, transformer
 from moetrain.models.backends import Backends
 from moetrain.models.compilation import uncompiled
-from moetrain.models.transformer import Transformer
+from moetrain.models.transformer import Experts, Transformer
 from moetrain.optim.builder import make_optimizer
 
 _FLOAT32 = 4
@@ -69,7 +69,7 @@ def predict(
     sharded: bool = False,
     logits_held: int | None = None,
 ) -> Memory:
-    """Memory of a training step on each device.
+    """Memory of a training step on each device, with experts split as ``train.expert_parallel`` says.
 
     Args:
         devices: number of devices that the rows are split over; with ``sharded`` also parameters, gradients and
@@ -88,11 +88,18 @@ def predict(
     layers = model.num_hidden_layers
     parameters, layer = count_parameters(settings, vocab_size)
     shards = devices if sharded else 1
+    elsewhere = routed_parameters(settings) // layers
+    elsewhere -= elsewhere // settings.train.expert_parallel
+    layer -= elsewhere
+    present = parameters - layers * elsewhere  # where they are not sharded
     held = logits_held or loss._CHUNK_LOGITS
     in_the_loss = min(held, tokens * vocab_size) * _LOGIT_BYTES
     # Backward of a layer: gradients of its experts' rows, and of its weights in the dtype of computation.
     routed = tokens * model.num_experts_per_tok
     in_a_layer = routed * (model.hidden_size + 4 * model.intermediate_size) * dtype.itemsize + layer * dtype.itemsize
+    if settings.train.expert_parallel > 1:  # experts keep the rows they are sent, not tokens; assumed to be balanced
+        received = (routed - tokens) * model.hidden_size * dtype.itemsize
+        kept = Kept(kept.layer + received, kept.rest)
     if settings.train.activation_checkpointing:
         inputs = layers * tokens * model.hidden_size * _FLOAT32
         moments = [(inputs + kept.rest, in_the_loss), (inputs + kept.layer, in_a_layer)]
@@ -102,10 +109,10 @@ def predict(
     kept_bytes, passing = max(moments, key=sum)
     gathered = layer * _FLOAT32 if sharded else 0
     return Memory(
-        parameters=parameters * _FLOAT32 // shards,
-        optimizer=optimizer_bytes(settings, vocab_size) // shards,
+        parameters=(parameters // shards if sharded else present) * _FLOAT32,
+        optimizer=optimizer_bytes(settings, vocab_size, 1 if sharded else settings.train.expert_parallel) // shards,
         # Reduced once per step: until then each device holds those of its micro-batches unsharded.
-        gradients=parameters * _FLOAT32 // (shards if rows == micro else 1),
+        gradients=(parameters // shards if sharded and rows == micro else present) * _FLOAT32,
         kept=kept_bytes,
         passing=passing + gathered,
         micro_batches=rows // micro,
@@ -120,13 +127,29 @@ def count_parameters(settings: Settings, vocab_size: int) -> tuple[int, int]:
     return every, layer
 
 
-def optimizer_bytes(settings: Settings, vocab_size: int) -> int:
-    """Bytes of AdamW's two moments and, with Muon, of the momentum that its matrices have instead."""
+def routed_parameters(settings: Settings) -> int:
+    """Parameters of all routed experts."""
+    model = settings.model
+    a_layer = 3 * model.num_experts * model.intermediate_size * model.hidden_size
+    return 0 if model.experts == "dense" else model.num_hidden_layers * a_layer
+
+
+def optimizer_bytes(settings: Settings, vocab_size: int, expert_parallel: int = 1) -> int:
+    """Bytes of AdamW's two moments and, with Muon, of the momentum that its matrices have instead.
+
+    Args:
+        expert_parallel: number of ranks that the routed experts are split over; the bytes are those of one rank.
+    """
     with torch.device("meta"):
         model = Transformer(settings.model, vocab_size, torch.float32)
     optimizer = make_optimizer(model, settings.optim)
-    states = [optimizer.initial_state(parameter) for parameter in model.parameters()]
-    return sum(value.nbytes for state in states for value in state.values() if value.ndim)  # not the counts of steps
+    routed = {p for module in model.modules() if isinstance(module, Experts) for p in module.parameters()}
+    total = 0
+    for parameter in model.parameters():
+        values = optimizer.initial_state(parameter).values()
+        size = sum(value.nbytes for value in values if value.ndim)  # not the counts of steps
+        total += size // expert_parallel if parameter in routed else size
+    return total
 
 
 def count_kept(settings: Settings, vocab_size: int, rows: int, dtype: torch.dtype) -> Kept:

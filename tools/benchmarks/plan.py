@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.configs import add_configs, load_configs
 from benchmarks.flops import step_flops
-from benchmarks.memory import Memory, count_parameters, optimizer_bytes, predict
+from benchmarks.memory import Memory, count_parameters, optimizer_bytes, predict, routed_parameters
 from moetrain.config import Settings, SettingsError
 from moetrain.models.transformer import Transformer
 from moetrain.routing.panel import most_samples
@@ -113,6 +113,8 @@ def make_plan(
         SettingsError: the rows do not divide over the GPUs.
     """
     parameters, _ = count_parameters(settings, vocab_size)
+    if gpus % (ranks := settings.train.expert_parallel):
+        raise SettingsError(f"train.expert_parallel {ranks} does not divide {gpus} GPUs: give --gpus a multiple")
     rows = settings.train.batch_rows
     try:
         memory = {
@@ -125,12 +127,8 @@ def make_plan(
     micro_batches = memory["replicated"].micro_batches
     step_tokens = rows * settings.data.seq_len
     compute = step_tokens / gpus / rate.tokens_per_second
-    sent = {
-        "replicated": 2 * (gpus - 1) / gpus * 4 * parameters,
-        "sharded": (gpus - 1) / gpus * (micro_batches * (2 + 2) + 4) * parameters,
-    }
     speed = {}
-    for name, size in sent.items():
+    for name, size in network_bytes(settings, parameters, gpus, micro_batches).items():
         hidden, exposed = (step_tokens / second for second in (max(compute, size / network), compute + size / network))
         speed[name] = {
             "network_bytes_a_step": size,
@@ -140,6 +138,7 @@ def make_plan(
     return {
         "shape": settings.model.model_dump(),
         "gpus": gpus,
+        "expert_parallel": settings.train.expert_parallel,
         "tokens": tokens,
         "steps": tokens / step_tokens,
         "tokens_a_step": step_tokens,
@@ -154,6 +153,7 @@ def make_plan(
             "every GPU reaches the throughput of one GPU, at this batch size",
             "replicated: ring all-reduce of float32 gradients once per step; sharded: all-gather of bf16 parameters "
             "for forward and backward, once per micro-batch, and reduce-scatter of float32 gradients once per step",
+            *["split experts: every rank gets as many rows, in bf16"] * (settings.train.expert_parallel > 1),
             "ranges: from no overlap of communication and computation to full overlap",
             f"{network / 1e9:g} GB/s into and out of each GPU; {gpu_memory / 1e9:g} GB of memory, including the "
             "allocator's and the driver's share (not counted, often 5%)",
@@ -161,6 +161,37 @@ def make_plan(
             "validation, checkpoints and probes take no time",
         ],
     }
+
+
+def network_bytes(settings: Settings, parameters: int, gpus: int, micro_batches: int) -> dict[str, float]:
+    """Bytes that a GPU sends in a step, by what is done with the weights."""
+    ranks, routed = settings.train.expert_parallel, routed_parameters(settings)
+    replicas = gpus // ranks  # of each expert
+    reduced = (gpus - 1) / gpus * (parameters - routed) + (replicas - 1) / replicas * (routed / ranks)
+    tokens = settings.train.batch_rows * settings.data.seq_len // gpus
+    travelling = (ranks - 1) / ranks * exchanged_bytes(settings, tokens, micro_batches)
+    return {
+        "replicated": 2 * 4 * reduced + travelling,
+        "sharded": (micro_batches * (2 + 2) + 4) * reduced + travelling,
+    }
+
+
+def exchanged_bytes(settings: Settings, tokens: int, micro_batches: int, itemsize: int = 2) -> int:
+    """Bytes that a rank puts into the all-to-alls of a step, with what stays on it; see `models.experts_exchange`.
+
+    Args:
+        tokens: of the rank in all micro-batches, padding included.
+        itemsize: bytes of an element of a row.
+    """
+    model = settings.model
+    row, weight, counts = model.hidden_size * itemsize, 4, 4 * model.num_experts * micro_batches
+    rows = tokens * model.num_experts_per_tok
+    both = rows * 2 * (2 * row + weight) + counts
+    if settings.train.activation_checkpointing:
+        # The forward pass is repeated up to the last tensor that backward needs: outputs are not sent again unless the
+        # shared expert comes after them.
+        both += rows * (row + weight + (row if model.num_shared_experts else 0)) + counts
+    return model.num_hidden_layers * both
 
 
 def as_dict(memory: Memory, gpu_memory: float) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def test_every_setting_has_a_description_and_a_valid_default():
         ("data.domains.code.repeats=0", ["data.domains.code.repeats"]),
         ("data.phases=[{from_tokens: 5, weights: {code: 1}}]", ["phases have no effect with by_size"]),
         ("data.phases=[{from_token: 5, weights: {code: 1}}]", ["data.phases"]),
-        ("data.domains.code.path=x", ["exactly one of path, builtin and hub"]),
+        ("data.domains.code.path=x", ["exactly one of path, tokens, builtin and hub"]),
         ("data.domains.code.filter=a == 1", ["data.domains.code", "no effect on a built-in domain"]),
         ("data.domains.code.streaming=true", ["data.domains.code", "streaming has no effect without hub"]),
         ("tokenizer.end_token=<s>", ["tokenizer", "are for a tokenizer.json"]),

@@ -20,8 +20,8 @@ from pathlib import Path
 from common.command_line import make_parser, reports_errors
 
 from moetrain.config import Settings, SettingsError, load_settings
-from moetrain.data.dedup import SeenIds
-from moetrain.data.documents import DataError, DomainReport, read_documents
+from moetrain.data.contamination import all_documents
+from moetrain.data.errors import DataError
 
 _FILES = 8
 _PREPARE = """
@@ -35,11 +35,7 @@ prepare_corpus(load_settings(sys.argv[1], sys.argv[2:]))
 def write_synthetic(settings: Settings, folder: Path, size: int) -> None:
     """Write ``size`` bytes of text to several JSON Lines files."""
     rng = random.Random(0)
-    texts = [
-        document.text
-        for name, domain in settings.data.domains.items()
-        for document in read_documents(name, domain, settings.data, settings.run.seed, SeenIds(), DomainReport(name))
-    ]
+    texts = [document.text or "" for document in all_documents(settings)]
     for number in range(_FILES):
         written = count = 0
         with open(folder / f"{number}.jsonl", "w", encoding="utf-8") as file:

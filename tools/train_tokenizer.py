@@ -18,9 +18,10 @@ from common.command_line import make_parser, reports_errors, write_json
 from moetrain.config import Settings, SettingsError, load_settings
 from moetrain.data.corpus import prepare_tokenizer
 from moetrain.data.dedup import SeenIds
-from moetrain.data.documents import DomainReport, read_documents
+from moetrain.data.documents import Document, DomainReport, read_documents
 from moetrain.data.errors import DataError
 from moetrain.data.split import split_domains
+from moetrain.data.token_shards import encode_documents
 from moetrain.data.tokenizer import Tokenizer
 from moetrain.loggers.terminal import Terminal
 
@@ -31,18 +32,19 @@ def measure(tokenizer: Tokenizer, settings: Settings) -> dict[str, dict[str, Any
     """Documents, bytes, tokens and bytes per token of each domain's held-out text, or else of its first document."""
     found = {}
     for name, domain in settings.data.domains.items():
-        texts: list[str] = []
-        size, first = 0, ""
-        for document in read_documents(name, domain, settings.data, settings.run.seed, SeenIds(), DomainReport(name)):
-            first = first or document.text
+        documents: list[Document] = []
+        size, first, report = 0, None, DomainReport(name)
+        for document in read_documents(name, domain, settings.data, settings.run.seed, SeenIds(), report, tokenizer):
+            first = first or document
             if document.heldout:
-                texts.append(document.text)
-                size += len(document.text.encode())
+                documents.append(document)
+                size += document.text_bytes
             if size >= _MEASURED:
                 break
-        texts = texts or [first]
-        tokens, size = sum(map(len, tokenizer.encode_all(texts))), sum(len(text.encode()) for text in texts)
-        found[name] = {"documents": len(texts), "bytes": size, "tokens": tokens, "bytes_per_token": size / tokens}
+        assert first is not None  # a domain without documents is an error
+        index, ids = encode_documents(documents or [first], tokenizer, threads=1)
+        size, tokens = int(index["text_bytes"].sum()), len(ids)
+        found[name] = {"documents": len(index), "bytes": size, "tokens": tokens, "bytes_per_token": size / tokens}
     return found
 
 

@@ -1,6 +1,7 @@
 """Every setting of a run: typed, documented, and checked when it is loaded."""
 
-from moetrain.config.data import DataSettings, DomainSettings, FactSettings, TokenizerSettings
+from moetrain.config.data import DataSettings, DomainSettings, TokenizerSettings
+from moetrain.config.facts import FactSettings
 from moetrain.config.loading import Settings, SettingsError, describe_settings, expand, flatten, load_settings
 from moetrain.config.monitoring import MonitorSettings, PanelSettings, PhaseSettings, ProbeSettings
 from moetrain.config.training import (

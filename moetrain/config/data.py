@@ -4,73 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from moetrain.config.base import Section
+from moetrain.config.facts import FACT_OPTIONS, FactSettings
 from moetrain.expression import parse_filter
 
 
-class FactSettings(Section):
-    """Facts of a planted built-in domain. Each description names the domains that the setting applies to."""
-
-    like: Literal["modular", "math"] | None = Field(
-        None, description="random_answers: the domain whose questions and answers it imitates (default modular)."
-    )
-    modulus: int | None = Field(
-        None, ge=5, le=199, description="modular, random_answers like modular: a prime (default 59)."
-    )
-    operation: Literal["add", "subtract", "multiply", "divide"] | None = Field(
-        None, description="modular, random_answers like modular: operation modulo the prime (default add)."
-    )
-    rule: Literal["copy", "reverse", "brackets"] | None = Field(
-        None, description="formal: rule about a string of digits (default reverse)."
-    )
-    length: int | None = Field(None, ge=5, le=32, description="formal: digits of a string (default 6).")
-    count: int | None = Field(
-        None,
-        ge=2,
-        description="formal, random_answers like math: number of facts, trained and held out (default 2000).",
-    )
-    trained_share: float | None = Field(
-        None, gt=0, lt=1, description="All planted domains: share of the facts that is trained on (default 0.6)."
-    )
-    sign: str | None = Field(
-        None,
-        description="modular (default + - * /), random_answers like modular or math (default @): sign of the "
-        "operation, one character in quotes. Domains of one run with the same facts need different signs.",
-    )
-
-    @field_validator("modulus")
-    @classmethod
-    def _prime(cls, modulus: int | None) -> int | None:
-        if modulus is not None and any(modulus % divisor == 0 for divisor in range(2, modulus)):
-            raise ValueError("the modulus must be a prime such as 59, 97 or 113")
-        return modulus
-
-    @field_validator("sign")
-    @classmethod
-    def _one_sign(cls, sign: str | None) -> str | None:
-        if sign is not None and (len(sign) != 1 or sign.isdigit() or sign.isspace() or not sign.isprintable()):
-            raise ValueError("the sign must be one visible character, no digit")
-        return sign
-
-    def given(self) -> dict[str, Any]:
-        """The settings that are not null, as options of the built-in domain."""
-        return self.model_dump(exclude_none=True)
-
-
-FACT_OPTIONS: dict[str, tuple[str, ...]] = {
-    "modular": ("modulus", "operation", "trained_share", "sign"),
-    "random_answers": ("like", "modulus", "operation", "trained_share", "sign"),
-    "random_answers like math": ("like", "count", "trained_share", "sign"),
-    "formal": ("rule", "length", "count", "trained_share"),
-}
-
-
 class DomainSettings(Section):
-    """Source of a domain's documents: exactly one of ``path``, ``builtin`` and ``hub``."""
+    """Source of a domain's documents: exactly one of ``path``, ``tokens``, ``builtin`` and ``hub``."""
 
     path: str | list[str] | None = Field(
         None,
@@ -79,6 +23,28 @@ class DomainSettings(Section):
         "and text also with .gz, .bz2, .xz or .zst. A folder, named or matched, stands for the files below it, links "
         "followed; what of it is left out is counted and named. Relative to data.root. URLs (s3://, hf://, https://) "
         "are fetched once into data.cache_dir.",
+    )
+    tokens: str | list[str] | None = Field(
+        None,
+        description="Files, folders or patterns of token ids that tokenizer.model made, read without tokenizing again: "
+        "Megatron's .bin with .idx, raw ids or .npy as OLMo's, MDS shards (mosaicml-streaming), litdata chunks. A "
+        "document ends at the end mark, and where the file says so.",
+    )
+    format: Literal["megatron", "olmo", "mds", "litdata"] | None = Field(
+        None, description="Format of tokens; null: by the files. olmo: raw ids, whatever the name of the file."
+    )
+    dtype: Literal["uint8", "uint16", "uint32", "int32", "int64"] | None = Field(
+        None,
+        description="Type of the ids in raw files and in MDS columns of bytes, where the file does not say; null: for "
+        "raw files the smaller of uint16 and uint32 that holds the vocabulary.",
+    )
+    column: str | None = Field(
+        None, description="MDS column or litdata field of the ids; null: input_ids or tokens, or the only one."
+    )
+    concatenated: bool = Field(
+        False,
+        description="The records of token files are pieces of one long sequence (llm-foundry's concat_tokens): "
+        "documents end at marks only. Raw files are always read so.",
     )
     builtin: str | None = Field(
         None,
@@ -160,15 +126,22 @@ class DomainSettings(Section):
 
     @property
     def paths(self) -> list[str]:
-        """The entries of ``path``."""
-        return [self.path] if isinstance(self.path, str) else list(self.path or [])
+        """The entries of ``path`` or ``tokens``."""
+        given = self.tokens if self.path is None else self.path
+        return [given] if isinstance(given, str) else list(given or [])
 
     @model_validator(mode="after")
     def _one_source(self) -> DomainSettings:
-        if sum(source is not None for source in (self.path, self.builtin, self.hub)) != 1:
-            raise ValueError("give exactly one of path, builtin and hub")
-        if self.path == [] or self.path == "" or self.hub == "":
-            raise ValueError("path or hub is empty: give a file, a folder, a pattern or a data set")
+        if sum(source is not None for source in (self.path, self.tokens, self.builtin, self.hub)) != 1:
+            raise ValueError("give exactly one of path, tokens, builtin and hub")
+        if any(source in ([], "") for source in (self.path, self.tokens, self.hub)):
+            raise ValueError("path, tokens or hub is empty: give a file, a folder, a pattern or a data set")
+        if self.tokens is None:
+            self._refuse_set("tokens", "format", "dtype", "column", "concatenated")
+        elif self.text_field != "text":
+            raise ValueError("text_field has no effect with tokens: remove it, or name their column by column")
+        elif self.concatenated and (self.filter is not None or self.by is not None):
+            raise ValueError("filter and by choose records, which concatenated joins: remove one of them")
         if self.builtin is not None and self.filter is not None:
             raise ValueError("filter has no effect on a built-in domain, which has no columns: remove it")
         if self.by is not None and (self.builtin is not None or self.streaming):
@@ -181,10 +154,13 @@ class DomainSettings(Section):
         if self.repeats_within < 1 and self.repeats == 1:
             raise ValueError("repeats_within has no effect with repeats: 1: remove it, or raise repeats")
         if self.hub is None:
-            for name in ("hub_config", "hub_revision", "split", "streaming"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"{name} has no effect without hub: remove it, or give hub")
+            self._refuse_set("hub", "hub_config", "hub_revision", "split", "streaming")
         return self
+
+    def _refuse_set(self, without: str, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect without {without}: remove it, or give {without}")
 
     @field_validator("filter")
     @classmethod
@@ -196,7 +172,9 @@ class DomainSettings(Section):
     @model_validator(mode="after")
     def _facts_have_effect(self) -> DomainSettings:
         given = self.facts.given() if self.facts is not None else {}
-        source = f"builtin {self.builtin}" if self.builtin is not None else "path" if self.path is not None else "hub"
+        source = next(name for name in ("builtin", "path", "tokens", "hub") if getattr(self, name) is not None)
+        if source == "builtin":
+            source = f"builtin {self.builtin}"
         kind = f"{self.builtin} like {given.get('like')}"
         options = FACT_OPTIONS.get(kind, FACT_OPTIONS.get(self.builtin or "", ()))
         if kind in FACT_OPTIONS:
@@ -322,6 +300,17 @@ class TokenizerSettings(Section):
         ge=1000,
         description="Bytes of text that the tokenizer is trained on, in equal parts from all domains.",
     )
+    pad_to: int = Field(
+        1,
+        ge=1,
+        le=2**16,
+        description="Round the rows of embedding and head up to a multiple of this, such as 64, for speed on GPUs. The "
+        "added ids occur in no text; an exported model has them in its vocab_size.",
+    )
+
+    def rows(self, vocab_size: int) -> int:
+        """Rows of embedding and head for a vocabulary."""
+        return -(-vocab_size // self.pad_to) * self.pad_to
 
     @model_validator(mode="after")
     def _marks(self) -> TokenizerSettings:

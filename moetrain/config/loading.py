@@ -18,7 +18,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from moetrain.config.base import Section
-from moetrain.config.data import DataSettings, DomainSettings, FactSettings, TokenizerSettings
+from moetrain.config.data import DataSettings, DomainSettings, TokenizerSettings
+from moetrain.config.facts import FactSettings
 from moetrain.config.monitoring import MonitorSettings, PanelSettings, PhaseSettings, ProbeSettings
 from moetrain.config.training import (
     RUN_NAME,
@@ -70,6 +71,16 @@ class Settings(Section):
                     f"panel tokens of {name} ({self.panel_tokens(name)}) exceed data.seq_len - 2 "
                     f"({self.data.seq_len - 2}): lower panel.tokens or data.domains.{name}.panel_tokens"
                 )
+        tokenized = [name for name, domain in self.data.domains.items() if domain.tokens is not None]
+        if tokenized and self.tokenizer.model is None:
+            raise ValueError(
+                f"data.domains.{tokenized[0]}.tokens: set tokenizer.model to the tokenizer that made these token ids"
+            )
+        if self.tokenizer.pad_to > 1 and self.model.initialize_from is not None:
+            raise ValueError(
+                "tokenizer.pad_to has no effect with model.initialize_from, whose embeddings are taken as they are: "
+                "remove it"
+            )
         auto = [name for name, domain in self.data.domains.items() if domain.repeats == "auto"]
         if auto and not (self.watches_routing and self.panel.repeat_every):
             raise ValueError(

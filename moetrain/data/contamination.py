@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from moetrain.config import Settings
 from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import Document, DomainReport, read_documents
 from moetrain.data.items import Item, right_answer
+from moetrain.data.tokenizer import given_tokenizer
 
 OVERLAP = 13  # words
 SHORTEST = 4
@@ -99,7 +100,7 @@ def contaminated(items: Iterable[Item], texts: Iterable[str | Document]) -> Cont
         if isinstance(each, Document):
             if each.heldout:
                 continue
-            place, text = f"{each.id:016x}", each.text
+            place, text = f"{each.id:016x}", each.text or ""
         else:
             place, text = f"text {number}", each
         places.append(place)
@@ -258,9 +259,17 @@ def run_hashes(hashes: np.ndarray, length: int) -> np.ndarray:
 def all_documents(settings: Settings) -> Iterator[Document]:
     """Every document of a run, with held-out ones, read from the sources in the order of the domains.
 
+    Documents of token files have the text that their ids stand for.
+
     Raises:
         DataError: the data cannot be used.
     """
     seen = SeenIds()
     for name, domain in settings.data.domains.items():
-        yield from read_documents(name, domain, settings.data, settings.run.seed, seen, DomainReport(name))
+        tokenizer = given_tokenizer(settings.tokenizer)[0] if domain.tokens is not None else None
+        report = DomainReport(name)
+        for document in read_documents(name, domain, settings.data, settings.run.seed, seen, report, tokenizer):
+            if document.tokens is None or tokenizer is None:
+                yield document
+            else:
+                yield replace(document, text=tokenizer.decode(document.tokens.tolist()))

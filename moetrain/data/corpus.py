@@ -33,7 +33,7 @@ from moetrain.data.errors import DataError
 from moetrain.data.sample import Sample, sample_portion
 from moetrain.data.sources.remote import is_url
 from moetrain.data.token_shards import INDEX, TokenizerFile, join_shards, token_dtype, write_shards
-from moetrain.data.tokenizer import Tokenizer, check_lossless, load_tokenizer, train_tokenizer
+from moetrain.data.tokenizer import Tokenizer, given_tokenizer, load_tokenizer, train_tokenizer
 from moetrain.data.workers import available_cpus, run_tasks
 
 FORMAT = 3
@@ -135,16 +135,7 @@ class Preparation:
     def tokenizer(self) -> tuple[Tokenizer, Path]:
         chosen = self.settings.tokenizer
         if chosen.model is not None:
-            path = Path(expand(chosen.model, "tokenizer.model"))
-            try:
-                tokenizer = load_tokenizer(path, chosen.begin_token, chosen.end_token)
-                check_lossless(tokenizer)
-            except ValueError as error:
-                raise DataError(f"tokenizer.model: {path} cannot be used: {error}") from None
-            except (OSError, RuntimeError) as error:
-                remedy = "give a SentencePiece .model or a tokenizer.json" + (" in it" if path.is_dir() else "")
-                raise DataError(f"tokenizer.model: {path} cannot be used ({error}): {remedy}") from None
-            return tokenizer, path
+            return given_tokenizer(chosen)
         parts = [str(FORMAT), str(chosen.vocab_size), str(chosen.sample_bytes), *self._fingerprints.values()]
         path = self.cache / f"tokenizer-{_hash(parts)}" / "tokenizer.model"
         if not path.exists():

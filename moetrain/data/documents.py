@@ -12,6 +12,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from moetrain.config import DataSettings, DomainSettings, expand
 from moetrain.data import builtin
 from moetrain.data.builtin import MarkedText
@@ -22,6 +24,9 @@ from moetrain.data.errors import cannot_read
 from moetrain.data.sources import Row, Wanted, hub, read_file, remote
 from moetrain.data.sources.files import Listing, kind_of, list_files
 from moetrain.data.sources.opening import COMPRESSIONS
+from moetrain.data.sources.tokens import read_tokens
+from moetrain.data.sources.tokens.files import described_by, list_token_files
+from moetrain.data.tokenizer_base import Tokenizer
 
 BUILTIN_SIZE = 4_000_000
 PORTION_BYTES = 4 * 2**20
@@ -30,12 +35,20 @@ _MAX_BAD_PLACES = 5
 
 @dataclass(frozen=True)
 class Document:
-    """A text of a domain; ``answer`` is the range of characters that it marks as its answer, if any."""
+    """A text of a domain, or its ids if the source holds those.
 
-    text: str
+    Attributes:
+        text_bytes: size of the text, also where only its ids are known.
+        answer: the range of characters that the text marks as its answer, if any.
+        tokens: ids without marks, as the file holds them.
+    """
+
+    text: str | None
     id: int
     heldout: bool
+    text_bytes: int
     answer: tuple[int, int] | None = None
+    tokens: np.ndarray | None = None
 
 
 @dataclass
@@ -71,16 +84,21 @@ class DomainReport:
         return asdict(self)
 
 
-def document_id(text: str, copy: int = 0) -> int:
-    """The 64-bit id of a text, the same in all runs and versions and on all machines; each copy has its own."""
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, salt=copy.to_bytes(8, "little"))
+def document_id(content: str | np.ndarray, copy: int = 0) -> int:
+    """The 64-bit id of a text or of token ids, the same in all runs, versions and machines; each copy has its own."""
+    digest = hashlib.blake2b(_as_bytes(content), digest_size=8, salt=copy.to_bytes(8, "little"))
     return int.from_bytes(digest.digest(), "little")
 
 
-def is_heldout(text: str, share: float) -> bool:
-    """Whether a text is held out: by a hash of its content only, so that copies in other places are held out too."""
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=b"held-out").digest()
+def is_heldout(content: str | np.ndarray, share: float) -> bool:
+    """Whether a document is held out: by a hash of its content only, so that copies elsewhere are held out too."""
+    digest = hashlib.blake2b(_as_bytes(content), digest_size=8, person=b"held-out").digest()
     return int.from_bytes(digest, "little") < share * 2**64
+
+
+def _as_bytes(content: str | np.ndarray) -> bytes:
+    """Text as UTF-8; token ids as 32-bit numbers, whatever their type in the file, after a byte that no text holds."""
+    return content.encode("utf-8") if isinstance(content, str) else b"\xff" + content.astype("<u4").tobytes()
 
 
 @dataclass(frozen=True)
@@ -137,13 +155,15 @@ def source_files(name: str, domain: DomainSettings, data: DataSettings) -> list[
 
 
 def _listings(name: str, domain: DomainSettings, data: DataSettings) -> list[Listing]:
-    key = f"data.domains.{name}.path"
+    key = f"data.domains.{name}.{'path' if domain.tokens is None else 'tokens'}"
     start = expand(data.root, "data.root")
     listings = []
     for pattern in domain.paths:
         expanded = expand(pattern, key)
         place = expanded if remote.is_url(expanded) else os.path.join(start, expanded)
-        if remote.is_url(place):
+        if domain.tokens is not None:
+            listings.append(list_token_files(place, key, domain.format))
+        elif remote.is_url(place):
             listings.append(remote.fetch_files(place, key, Path(expand(data.cache_dir, "data.cache_dir"))))
         else:
             listings.append(list_files(place, key))
@@ -157,7 +177,7 @@ def note_left_out(report: DomainReport, domain: DomainSettings, data: DataSettin
         DataError: as `source_files`, or a local data set cannot be loaded.
     """
     found = Listing([], {})
-    if domain.path is not None:
+    if domain.paths:
         listings = _listings(report.domain, domain, data)
         read = {path for listing in listings for path in listing.files}
         for listing in listings:
@@ -176,7 +196,7 @@ def portions(name: str, domain: DomainSettings, data: DataSettings) -> list[Port
     Small files are grouped. A domain with a ``size`` or ``limit`` is one portion, because where it ends depends on
     all documents before.
     """
-    if domain.path is None:
+    if not domain.paths:
         return [Portion(name, 0)]
     files = [SourceFile.at(path) for path in source_files(name, domain, data)]
     if domain.size is not None or domain.limit is not None:
@@ -192,8 +212,8 @@ def portions(name: str, domain: DomainSettings, data: DataSettings) -> list[Port
 def fingerprint(name: str, domain: DomainSettings, data: DataSettings, seed: int) -> str:
     """A hash that changes whenever the documents of a domain may change: of its files' content, or of its generator."""
     digest = hashlib.blake2b(digest_size=16)
-    read = {"text_field", "filter", "limit", "builtin", "hub_config", "split", "size", "repeats", "facts", "shuffled"}
-    described = domain.model_dump(include=read) | {"repeats": domain.copies}
+    kept = {"text_field", "filter", "limit", "builtin", "hub_config", "split", "size", "repeats", "facts", "shuffled"}
+    described = domain.model_dump(include=kept) | {"repeats": domain.copies}
     if domain.by is not None:
         described |= {"by": domain.by, "value": domain.value}
     digest.update(json.dumps([name, described, data.heldout_share], sort_keys=True).encode())
@@ -202,7 +222,14 @@ def fingerprint(name: str, domain: DomainSettings, data: DataSettings, seed: int
     if domain.builtin is not None:
         digest.update(f"{seed} {builtin.generator_fingerprint(domain.builtin)}".encode())
         return digest.hexdigest()
-    if domain.path is not None:
+    if domain.tokens is not None:
+        read = ("format", "dtype", "column", "concatenated")
+        digest.update(json.dumps([getattr(domain, key) for key in read]).encode())
+        files = [
+            each for path in source_files(name, domain, data) for each in (path, *described_by(path, domain.format))
+        ]
+        names = [f"tokens {path.suffix}" for path in files]
+    elif domain.path is not None:
         files = source_files(name, domain, data)
         names = [_how_read(path) for path in files]
     else:
@@ -232,20 +259,27 @@ def _how_read(path: Path) -> str:
 
 
 def read_documents(
-    name: str, domain: DomainSettings, data: DataSettings, seed: int, seen: SeenIds | set[int], report: DomainReport
+    name: str,
+    domain: DomainSettings,
+    data: DataSettings,
+    seed: int,
+    seen: SeenIds | set[int],
+    report: DomainReport,
+    tokenizer: Tokenizer | None = None,
 ) -> Iterator[Document]:
     """Yield each distinct, readable document of a domain once, in the order of its source.
 
     Args:
         seen: ids of the documents yielded so far, of all domains; is extended. Duplicates are dropped and counted.
         report: is updated as documents are read.
+        tokenizer: the run's; needed where the source holds token ids.
 
     Raises:
         DataError: no documents, or a larger share of unusable rows than ``data.max_bad_share``.
     """
     note_left_out(report, domain, data)
     for portion in portions(name, domain, data):
-        yield from PortionReader(portion, domain, data, seed, seen, report)
+        yield from PortionReader(portion, domain, data, seed, seen, report, tokenizer)
     check_report(report, domain, data)
 
 
@@ -271,7 +305,7 @@ def check_report(report: DomainReport, domain: DomainSettings, data: DataSetting
 def _source_name(domain: DomainSettings) -> str:
     if domain.builtin is not None:
         return f"builtin {domain.builtin}"
-    return f"hub {domain.hub}" if domain.hub is not None else f"{domain.path}"
+    return f"hub {domain.hub}" if domain.hub is not None else f"{domain.path or domain.tokens}"
 
 
 class PortionReader:
@@ -280,6 +314,7 @@ class PortionReader:
     Args:
         seen: ids of the documents yielded so far; is extended.
         report: is updated as documents are read; may be replaced between two documents.
+        tokenizer: the run's; needed where the source holds token ids.
         start: the ``place`` of an earlier reader.
         before: what earlier readers have read; counts towards the domain's ``size`` and ``limit``.
     """
@@ -292,6 +327,7 @@ class PortionReader:
         seed: int,
         seen: SeenIds | set[int],
         report: DomainReport,
+        tokenizer: Tokenizer | None = None,
         start: Place = Place(),  # noqa: B008
         before: DomainReport | None = None,
     ) -> None:
@@ -299,6 +335,7 @@ class PortionReader:
         self.bytes_read = 0  # of the portion's size on disk
         self._portion, self._domain, self._data, self._seed = portion, domain, data, seed
         self._seen, self.report, self._before = seen, report, before or DomainReport(portion.domain)
+        self._tokenizer = tokenizer
 
     def __iter__(self) -> Iterator[Document]:
         limit = self._domain.limit
@@ -307,36 +344,42 @@ class PortionReader:
             report.rows += 1
             if row.elsewhere:
                 continue
-            if row.text is None:
+            content = row.content
+            if content is None:
                 if row.problem is None:
                     report.filtered += 1
                 else:
                     report.note_bad(f"{row.place}: {row.problem}")
                 continue
-            text = row.text
-            if not text.strip():
+            if row.is_empty:
                 report.empty += 1
                 continue
             try:
-                size = len(text.encode("utf-8"))
+                size = self._text_bytes(content)
             except UnicodeEncodeError as error:
                 report.note_bad(f"{row.place}: a lone surrogate at character {error.start}")
                 continue
             # A run may hold a text both in order and shuffled: these are two documents.
-            identity = document_id(text, copy=int(self._domain.shuffled))
+            identity = document_id(content, copy=int(self._domain.shuffled))
             if identity in self._seen:
                 report.duplicates += 1
                 continue
             if self._exceeds_settings(size):
                 return
             self._seen.add(identity)
-            heldout = is_heldout(text, self._data.heldout_share) if row.heldout is None else row.heldout
+            heldout = is_heldout(content, self._data.heldout_share) if row.heldout is None else row.heldout
             report.documents += 1
             report.heldout_documents += heldout
             report.text_bytes += size
-            yield Document(text, identity, heldout, row.answer)
+            yield Document(row.text, identity, heldout, size, row.answer, row.tokens)
             if limit is not None and self.report.documents + self._before.documents >= limit:
                 return
+
+    def _text_bytes(self, content: str | np.ndarray) -> int:
+        if isinstance(content, str):
+            return len(content.encode("utf-8"))
+        assert self._tokenizer is not None
+        return self._tokenizer.text_bytes(content)
 
     def _exceeds_settings(self, size: int) -> bool:
         """Whether one more document of that size would exceed the domain's ``size`` or ``limit``."""
@@ -359,7 +402,12 @@ class PortionReader:
                 source = self._portion.files[number]
                 bytes_before = sum(other.size for other in self._portion.files[:number])
                 source.check()
-                yield from self._tracked(number, bytes_before, read_file(source.path, wanted, start))
+                if domain.tokens is None:
+                    rows = read_file(source.path, wanted, start)
+                else:
+                    assert self._tokenizer is not None
+                    rows = read_tokens(source.path, domain, self._tokenizer, start)
+                yield from self._tracked(number, bytes_before, rows)
                 source.check()
                 start = 0
 

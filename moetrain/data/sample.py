@@ -50,6 +50,7 @@ def sample_portion(
     domain = settings.data.domains[portion.domain]
     reader = PortionReader(portion, domain, settings.data, settings.run.seed, SeenIds(), report)
     for document in reader:
+        assert document.text is not None  # token ids come with a tokenizer
         if not document.heldout:
             digest = blake2b(document.id.to_bytes(8, "little"), digest_size=8, salt=salt).digest()
             sample.add(int.from_bytes(digest, "big"), document.id, document.text)

@@ -11,6 +11,7 @@ from moetrain.config import DataSettings, DomainSettings, Settings
 from moetrain.data.corpus import Preparation, Progress
 from moetrain.data.documents import DomainReport, Portion, PortionReader
 from moetrain.data.errors import DataError
+from moetrain.data.tokenizer import given_tokenizer
 from moetrain.data.workers import OnProgress
 
 _COUNTED = 1000  # values after which counting stops; fewer if most_domains allows more
@@ -86,13 +87,15 @@ def _counted(preparation: Preparation, data: DataSettings) -> tuple[dict[str, di
 def count_values(portion: Portion, settings: Settings, on_progress: OnProgress) -> tuple[dict[str, int], str | None]:
     """How many rows with text have each value, and the first problem with a row. Ends early if there are very many."""
     domain = settings.data.domains[portion.domain]
-    reader = PortionReader(portion, domain, settings.data, settings.run.seed, set(), DomainReport(portion.domain))
+    tokenizer = given_tokenizer(settings.tokenizer)[0] if domain.tokens is not None else None
+    report = DomainReport(portion.domain)
+    reader = PortionReader(portion, domain, settings.data, settings.run.seed, set(), report, tokenizer)
     counted: Counter[str] = Counter()
     problem = None
     for number, row in enumerate(reader.rows()):
         if row.problem is not None:
             problem = problem or f"{row.place}: {row.problem}"
-        elif row.group is not None and row.text is not None and row.text.strip():
+        elif row.group is not None and row.content is not None and not row.is_empty:
             counted[row.group] += 1
             if len(counted) > max(_COUNTED, domain.most_domains):
                 break

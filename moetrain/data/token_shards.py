@@ -85,12 +85,12 @@ def encode_documents(
     Raises:
         DataError: a marked answer does not match the tokens.
     """
-    encoded = tokenizer.encode_all([document.text for document in documents], threads=threads)
+    encoded = _ids_of(documents, tokenizer, threads)
     index = np.zeros(len(documents), INDEX)
     index["id"] = [document.id for document in documents]
     index["length"] = [len(ids) for ids in encoded]
     index["start"] = np.cumsum(index["length"]) - index["length"]
-    index["text_bytes"] = [len(document.text.encode()) for document in documents]
+    index["text_bytes"] = [document.text_bytes for document in documents]
     index["heldout"] = [document.heldout for document in documents]
     spans = [_answer_tokens(document, ids, tokenizer) for document, ids in zip(documents, encoded, strict=True)]
     index["answer_start"], index["answer_end"] = np.array(spans).T
@@ -101,8 +101,14 @@ def encode_documents(
     return index, np.concatenate([np.asarray(ids, dtype) for ids in encoded])
 
 
-def _answer_tokens(document: Document, ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int, int]:
-    if document.answer is None:
+def _ids_of(documents: list[Document], tokenizer: Tokenizer, threads: int) -> list[np.ndarray | list[int]]:
+    """The ids of each document: an array if it was read as ids, else those of its text."""
+    encoded = iter(tokenizer.encode_all([each.text for each in documents if each.text is not None], threads=threads))
+    return [next(encoded) if each.tokens is None else each.tokens for each in documents]
+
+
+def _answer_tokens(document: Document, ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer) -> tuple[int, int]:
+    if document.answer is None or document.text is None or isinstance(ids, np.ndarray):
         return _NO_ANSWER
     try:
         return tokenizer.span(document.text, ids, *document.answer)
@@ -112,7 +118,7 @@ def _answer_tokens(document: Document, ids: Sequence[int], tokenizer: Tokenizer)
         ) from None
 
 
-def shuffle(ids: Sequence[int], seed: int, document: int) -> list[int]:
+def shuffle(ids: Sequence[int] | np.ndarray, seed: int, document: int) -> list[int]:
     """The tokens of a document in a random order that depends on the run's seed and the document's id only."""
     return [ids[place] for place in np.random.default_rng([seed, 4, document]).permutation(len(ids))]
 
@@ -179,8 +185,9 @@ def write_shards(
         place = shard.record.place
     domain = settings.data.domains[portion.domain]
     shuffle_seed = settings.run.seed if domain.shuffled else None
+    tokenizer = _open_tokenizer(file)
     reader = PortionReader(
-        portion, domain, settings.data, settings.run.seed, seen, DomainReport(portion.domain), place, before
+        portion, domain, settings.data, settings.run.seed, seen, DomainReport(portion.domain), tokenizer, place, before
     )
     documents = iter(reader)
     last = False
@@ -191,7 +198,7 @@ def write_shards(
             batch = list(_next_batch(documents))
             last = not batch
             if batch:
-                batches.append(encode_documents(batch, _open_tokenizer(file), threads, shuffle_seed))
+                batches.append(encode_documents(batch, tokenizer, threads, shuffle_seed))
                 # Generated or downloaded text has no size on disk.
                 on_progress(reader.bytes_read or before.text_bytes + report.text_bytes)
         before.add(report)
@@ -204,7 +211,7 @@ def _next_batch(documents: Iterator[Document]) -> Iterator[Document]:
     size = 0
     for document in islice(documents, _BATCH_DOCUMENTS):
         yield document
-        size += len(document.text)
+        size += len(document.text or "") if document.tokens is None else len(document.tokens)
         if size >= _BATCH_CHARACTERS:
             return
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from moetrain.config import TokenizerSettings, expand
+from moetrain.data.errors import DataError
 from moetrain.data.tokenizer_base import SAMPLE_TEXTS, Tokenizer, check_lossless
 from moetrain.data.tokenizer_json import JsonTokenizer
 from moetrain.data.tokenizer_sentencepiece import SentencePieceTokenizer, train_tokenizer
@@ -14,6 +16,7 @@ __all__ = [
     "SentencePieceTokenizer",
     "Tokenizer",
     "check_lossless",
+    "given_tokenizer",
     "load_from_folder",
     "load_tokenizer",
     "train_tokenizer",
@@ -30,6 +33,25 @@ def load_tokenizer(path: Path, begin_token: str | None = None, end_token: str | 
     if path.suffix == ".json":
         return JsonTokenizer.read(path, begin_token, end_token)
     return SentencePieceTokenizer(path.read_bytes())
+
+
+def given_tokenizer(chosen: TokenizerSettings) -> tuple[Tokenizer, Path]:
+    """The tokenizer that ``tokenizer.model`` names, and its file.
+
+    Raises:
+        DataError: it cannot be read or used.
+    """
+    assert chosen.model is not None
+    path = Path(expand(chosen.model, "tokenizer.model"))
+    try:
+        tokenizer = load_tokenizer(path, chosen.begin_token, chosen.end_token)
+        check_lossless(tokenizer)
+    except ValueError as error:
+        raise DataError(f"tokenizer.model: {path} cannot be used: {error}") from None
+    except (OSError, RuntimeError) as error:
+        remedy = "give a SentencePiece .model or a tokenizer.json" + (" in it" if path.is_dir() else "")
+        raise DataError(f"tokenizer.model: {path} cannot be used ({error}): {remedy}") from None
+    return tokenizer, path
 
 
 def load_from_folder(folder: Path) -> Tokenizer:

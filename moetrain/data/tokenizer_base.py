@@ -83,6 +83,23 @@ class Tokenizer(ABC):
     def token_bytes(self) -> np.ndarray:
         """Bytes of text that each id stands for, int32 [V]; 0 for marks."""
 
+    @abstractmethod
+    def piece(self, i: int) -> str:
+        """The name of an id, for messages."""
+
+    def is_special(self, i: int) -> bool:
+        """Whether an id stands for no text."""
+        return not self._bytes_per_id[i]
+
+    def special_ids(self, ids: np.ndarray) -> dict[int, int]:
+        """How often ids that stand for no text occur."""
+        found, counts = np.unique(ids[self._bytes_per_id[ids] == 0], return_counts=True)
+        return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+    def text_bytes(self, ids: np.ndarray) -> int:
+        """Bytes of the text that ids stand for."""
+        return int(self._bytes_per_id[ids].sum())
+
     def span(self, text: str, ids: Sequence[int], start: int, end: int) -> tuple[int, int]:
         """The tokens (first, one past the last) that hold ``text[start:end]``, where ``ids`` encode ``text``.
 

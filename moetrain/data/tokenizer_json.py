@@ -95,6 +95,9 @@ class JsonTokenizer(Tokenizer):
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
+    def piece(self, i: int) -> str:
+        return str(self._tokenizer.id_to_token(i))
+
     def own_pieces(self) -> list[str]:
         added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
         return list(dict.fromkeys([*added, *self._marks]))

@@ -51,6 +51,9 @@ class SentencePieceTokenizer(Tokenizer):
         text: str = self._processor.decode(ids)
         return text
 
+    def piece(self, i: int) -> str:
+        return str(self._processor.id_to_piece(i))
+
     def own_pieces(self) -> list[str]:
         from sentencepiece import sentencepiece_model_pb2
 

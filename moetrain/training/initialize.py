@@ -48,7 +48,7 @@ def initial_model(
     Raises:
         SettingsError: `model.initialize_from` names no such model, or one of another shape or with another tokenizer.
     """
-    vocab_size, folder = tokenizer.vocab_size, None
+    vocab_size, folder = settings.tokenizer.rows(tokenizer.vocab_size), None
     try:
         if settings.model.initialize_from is not None:
             folder = find_olmoe(settings.model.initialize_from)

@@ -108,8 +108,8 @@ def test_the_frame_of_a_question_is_not_part_of_the_item():
 
 def test_held_out_documents_do_not_count_as_training_text():
     probe, text = item("one two three four"), "one two three four five"
-    assert not is_found(probe, Document(text, 7, heldout=True))
-    report = contaminated([probe], [Document("other", 5, False), Document(text, 7, heldout=False), text])
+    assert not is_found(probe, Document(text, 7, True, len(text)))
+    report = contaminated([probe], [Document("other", 5, False, 5), Document(text, 7, False, len(text)), text])
     assert [(each.where, each.words) for each in report.found] == [("0000000000000007", "one two three four")]
     assert contaminated([probe], ["x", text, text]).found[0].where == "text 1"
 

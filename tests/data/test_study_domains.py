@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from moetrain.config import SettingsError, describe_settings, load_settings
-from moetrain.config.data import FACT_OPTIONS, FactSettings
+from moetrain.config.facts import FACT_OPTIONS, FactSettings
 from moetrain.data import builtin
 from moetrain.data.builtin import modular, random_answers
 from moetrain.data.corpus import prepare_corpus

@@ -60,7 +60,7 @@ def compare(settings: Settings, turns: int = 8, warmup: int = _WARMUP) -> dict[s
     with open_run(settings, turns + warmup) as ours:
         device, rows = ours.layout.device, settings.train.batch_rows
         batches = [ours.stream.batch(step, 0, rows) for step in range(turns + warmup)]
-        vocab_size = ours.corpus.tokenizer.vocab_size
+        vocab_size = settings.tokenizer.rows(ours.corpus.tokenizer.vocab_size)
         tokens = rows * settings.data.seq_len
         flops = step_flops(inner_model(ours.model), tokens, batches[0].spans_N2)
     dtype = compute_dtype(settings, device)

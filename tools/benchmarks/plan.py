@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     settings = load_configs(options)[0]
     if settings.tokenizer.model is not None and options.vocab_size is None:
         raise SettingsError(f"tokenizer.model is {settings.tokenizer.model}: give its number of ids by --vocab-size")
-    vocab_size = options.vocab_size or settings.tokenizer.vocab_size
+    vocab_size = settings.tokenizer.rows(options.vocab_size or settings.tokenizer.vocab_size)
     if options.measured:
         rate = scaled_rate(settings, vocab_size, read_measured(options.measured), options.matrix_flops)
     else:

@@ -2,7 +2,7 @@
 
 `math` is arithmetic, `commonsense` a small world of people and things. The planted domains are for studies, since it is
 known what can be learned from them: `modular` and `formal` have a rule, with a share of the facts held out;
-`random_answers` has none. They take options (see `moetrain.config.data.FactSettings`). Which facts are trained depends
+`random_answers` has none. They take options (see `moetrain.config.facts.FactSettings`). Which facts are trained depends
 on options and seed, so all functions here must be given the same ones.
 """
 

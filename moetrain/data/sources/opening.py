@@ -33,15 +33,19 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 @contextmanager
-def open_plain(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
+def open_plain(path: Path, ending: str | None = None) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
     """The bytes of a file, decompressed by its ending, and a function that returns the bytes read from disk.
+
+    Args:
+        ending: of `COMPRESSIONS`, if the name of the file ends otherwise.
 
     Raises:
         DataError: the file's content is of another kind than its name says.
     """
-    check_content(path)
+    suffix = ending or path.suffix
+    check_content(path, suffix)
     with open(path, "rb") as raw:
-        match path.suffix:
+        match suffix:
             case ".gz":
                 with gzip.open(raw, "rb") as file:
                     yield file, raw.tell  # type: ignore[misc]
@@ -88,12 +92,12 @@ class _Checked(io.RawIOBase):
         super().close()
 
 
-def check_content(path: Path) -> None:
+def check_content(path: Path, ending: str | None = None) -> None:
     """Raise DataError if a file begins like one of another kind than its ending says, or is a Git LFS pointer."""
     head = _head(path)
     if head == _LFS_POINTER:
         raise DataError(f"{path}: is a Git LFS pointer, not the data itself: run git lfs pull in its folder")
-    suffix, found = path.suffix.lower(), _ending_of(head)
+    suffix, found = (ending or path.suffix).lower(), _ending_of(head)
     if suffix in COMPRESSIONS and head and found != suffix:
         kind = NAMES[suffix]
         raise DataError(f"{path}: is no {kind} data (begins with {head[:6]!r}): fetch it again, or rename it")

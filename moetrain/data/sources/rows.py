@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from moetrain.expression import Filter, field_value, parse_filter
 
 
 class Row(NamedTuple):
-    """A line, row or document of a source; ``text`` is None if it is filtered out or cannot be used."""
+    """A line, row or document of a source; text and tokens are None if it is filtered out or cannot be used."""
 
     text: str | None
     place: str  # for messages: file and line or row
@@ -22,6 +24,17 @@ class Row(NamedTuple):
     heldout: bool | None = None  # set if the source decides whether the text is held out
     group: str | None = None  # value of the field that the domain is split by
     elsewhere: bool = False  # belongs to another domain of the same source
+    tokens: np.ndarray | None = None  # ids, in place of the text, if the source holds them
+
+    @property
+    def content(self) -> str | np.ndarray | None:
+        """The text or the ids."""
+        return self.text if self.tokens is None else self.tokens
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is text but only white space, or no id."""
+        return not len(self.tokens) if self.tokens is not None else self.text is not None and not self.text.strip()
 
 
 ANSWER = "answer"
@@ -85,6 +98,8 @@ class Wanted:
                 f"no field {self.text_field!r} (fields: {', '.join(names) or 'none'}; "
                 f"{'set text_field' if field_names(record, str) else 'none of them is text'})"
             )
+        if isinstance(text, np.ndarray):
+            return Row(None, place, number, position, group=group, tokens=text)
         if isinstance(text, list) and all(isinstance(part, str) for part in text):
             text = "\n".join(text)
         if isinstance(text, str):

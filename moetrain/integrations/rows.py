@@ -176,9 +176,9 @@ def reading_order(dataloader: Any) -> np.ndarray | None:
     """
     from accelerate.data_loader import SeedableRandomSampler
 
-    batches: Any = getattr(dataloader, "batch_sampler", None)
-    while hasattr(batches, "batch_sampler"):  # of one process
-        batches = batches.batch_sampler
+    batches = getattr(dataloader, "batch_sampler", None)
+    while (of_all_processes := getattr(batches, "batch_sampler", None)) is not None:
+        batches = of_all_processes
     sampler = getattr(batches, "sampler", None)
     if isinstance(sampler, SequentialSampler):
         return np.arange(len(sampler))

@@ -223,6 +223,7 @@ class WatchedRun:
             "unknown": self._unknown,
             "samples": self._samples,
             "pieces": list_files(self._folder),
+            "weights": weight_sums(self._model),
         }
         folder = self._folder
         saved = self._logger.checkpoint(step, lambda sizes: save_checkpoint(folder, step, tensors, record, sizes))
@@ -402,6 +403,14 @@ class WatchedRun:
 
     def _load(self, checkpoint: Checkpoint) -> None:
         record, states = checkpoint.record, checkpoint.states
+        found = weight_sums(self._model)
+        for name, saved in record["weights"].items():
+            if not math.isclose(found.get(name, math.nan), saved, rel_tol=1e-4, abs_tol=1e-4):
+                raise MonitorError(
+                    f"the trainer has not restored the weight {name} of step {checkpoint.step}. transformers' Trainer "
+                    "does not restore stacked experts (5.24): load the model with from_pretrained(CHECKPOINT) before "
+                    "train(resume_from_checkpoint=CHECKPOINT)"
+                )
         self.latest.load_record(record)
         self._total_D = np.array(record["tokens"], np.int64)
         self._unknown, self._samples = record["unknown"], record["samples"]
@@ -440,6 +449,12 @@ class WatchedRun:
         }
         kept: dict[str, Any] = {name: tree[name] for name in ("run", "data", "panel", "monitor", "phase")}
         return yaml.safe_dump(kept | {"model": model}, sort_keys=False, allow_unicode=True)
+
+
+@torch.no_grad()
+def weight_sums(model: nn.Module) -> dict[str, float]:
+    """The sum of absolute values of each parameter: tells whether weights are those that were saved."""
+    return {name: float(weight.detach().double().abs().sum()) for name, weight in model.named_parameters()}
 
 
 def numbered_folders(wanted: Path) -> list[Path]:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from torch import nn
+
+transformers = pytest.importorskip("transformers")
+
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from moetrain.integrations.families import FAMILIES, LEFT_OUT, FamilyError, attribute, find_routers

@@ -10,12 +10,10 @@ from torch import nn
 
 transformers = pytest.importorskip("transformers")
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
 
-from moetrain.integrations.families import FAMILIES, LEFT_OUT, FamilyError, attribute, find_routers
-from tests.integrations.tiny import VOCABULARY, tiny_model
-
-NOT_BUILT = {}
+from moetrain.integrations.families import FAMILIES, LEFT_OUT, FamilyError, attribute, find_routers  # noqa: E402
+from tests.integrations.tiny import VOCABULARY, tiny_model  # noqa: E402
 
 
 def with_routers():
@@ -83,9 +81,11 @@ def collector(found, number, block):
     return hook
 
 
-@pytest.mark.parametrize("kind", sorted(FAMILIES.keys() - NOT_BUILT.keys()))
+@pytest.mark.parametrize("kind", sorted(FAMILIES))
 @torch.no_grad()
 def test_the_table_chooses_the_experts_that_the_model_uses(kind):
+    if kind not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
     model = tiny_model(kind)
     routers = find_routers(model)
     family = routers.family

@@ -1,7 +1,8 @@
 """Replay, the paper's procedure: the same texts read through a series of saved models.
 
 The models are measured by the `Monitor` that measures a run while it trains, so a replay of a run's own checkpoints
-gives the same bits. Models of transformers are converted to ours first (`moetrain.models.hf`).
+gives the same bits. Models of transformers are converted to ours where ours has their architecture
+(`moetrain.models.hf`), and otherwise read through transformers (`moetrain.integrations`).
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from moetrain.data.tokenizer import Tokenizer
 from moetrain.distributed.launch import compute_dtype
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.grokking.memorization import LEAST_READINGS
+from moetrain.integrations.foreign_model import open_folder
 from moetrain.loggers.run_logger import RunLogger
 from moetrain.loggers.summary import write_summary
 from moetrain.loggers.terminal import Terminal
-from moetrain.models.hf import find_olmoe, read_olmoe
+from moetrain.models.hf import find_olmoe
 from moetrain.models.transformer import Transformer
 from moetrain.monitoring.monitor import Monitor
 from moetrain.monitoring.state import MonitorState, build_panel_monitor, panel_monitor
@@ -61,12 +63,12 @@ class SavedModel:
         """The model, computing as ``train.precision`` says.
 
         Raises:
-            CheckpointError, OlmoeError: it cannot be read, in one line.
+            CheckpointError, OlmoeError, FamilyError: it cannot be read, in one line.
         """
         dtype = compute_dtype(settings, device)
         if self.ours:
             return open_model(self.name, device, dtype).model
-        return read_olmoe(find_olmoe(self.name), dtype).to(device)
+        return open_folder(find_olmoe(self.name), dtype).to(device)
 
 
 def own_model(folder: Path, corpus: str | None = None) -> SavedModel:
@@ -194,7 +196,7 @@ def replay(
 
     Raises:
         OSError: the folder exists already, or cannot be written.
-        CheckpointError, OlmoeError, SettingsError: a model that cannot be read.
+        CheckpointError, OlmoeError, FamilyError, SettingsError: a model that cannot be read.
     """
     series = sorted(models, key=lambda model: model.step)
     repeated = [b for a, b in pairwise(series) if a.step == b.step]

@@ -15,6 +15,7 @@ FLOORS = (
     ("training_run",),
     ("calibration",),
     ("trainer", "replay"),
+    ("integrations",),
     ("run_summary",),
     ("run_state", "run_stream"),
     ("report", "monitoring"),

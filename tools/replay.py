@@ -5,8 +5,10 @@ hardware. (For a run of N ranks add train.micro_batch_rows=ROWS, the rows that o
 
     python tools/replay.py runs/four_domains --output replays/four_domains
 
-Models of transformers (folders, or revisions on the hub), on given documents per domain: the file has data.domains as
-for a run, and may have panel, monitor, phase and probes. --unseen gives documents that the models were not trained on.
+Models of transformers (folders, or revisions on the hub: allenai/OLMoE-1B-7B-0924, allenai/OLMoE-1B-7B-0125,
+allenai/FlexOlmo-7x7B-1T, Qwen3-MoE, Mixtral, GPT-OSS, DeepSeek-V3 and all others of moetrain/integrations/families.py),
+on given documents per domain: the file has data.domains as for a run, and may have panel, monitor, phase and probes.
+--unseen gives documents that the models were not trained on.
 
     python tools/replay.py allenai/OLMoE-1B-7B-0924@step5000-tokens20B allenai/OLMoE-1B-7B-0924@step10000-tokens41B \\
         --data documents.yaml --unseen held_out.yaml panel.tokens=256 --output replays/olmoe
@@ -28,9 +30,11 @@ from moetrain.config import ModelSettings, Settings, SettingsError, TokenizerSet
 from moetrain.data.errors import DataError
 from moetrain.data.split import split_domains
 from moetrain.distributed.launch import start_ranks
+from moetrain.integrations.families import FamilyError
+from moetrain.integrations.foreign_model import folder_settings
 from moetrain.loggers.summary import summary_rows
 from moetrain.loggers.terminal import Terminal
-from moetrain.models.hf import OlmoeError, find_olmoe, read_settings
+from moetrain.models.hf import OlmoeError, find_olmoe
 from moetrain.replay import own_model, replay, texts_of_documents, texts_of_run, transformers_model
 from moetrain.routing.store import StoreError
 
@@ -45,7 +49,7 @@ _COLUMNS = {
 }
 
 
-@reports_errors(SettingsError, DataError, CheckpointError, OlmoeError, StoreError, OSError)
+@reports_errors(SettingsError, DataError, CheckpointError, OlmoeError, FamilyError, StoreError, OSError)
 def main(arguments: list[str] | None = None) -> int:
     """Replay and print; returns the exit status: 0 done, 2 invalid models, settings or data."""
     parser = make_parser(__doc__)
@@ -143,7 +147,7 @@ def for_models(settings: Settings, run: Path | None, external: list[str]) -> Set
     """
     folders = [*([run] if run else []), *(find_olmoe(name, weights=False) for name in external)]
     models = [load_settings(run / "config.yaml").model] if run else []
-    models += [read_settings(folder)[0] for folder in folders[len(models) :]]
+    models += [folder_settings(folder) for folder in folders[len(models) :]]
     files: list[Path] = []
     for folder, model in zip(folders, models, strict=True):
         file = next(filter(Path.is_file, (folder / "tokenizer.model", folder / "tokenizer.json")), None)

@@ -45,6 +45,11 @@ class ModelSettings(Section):
     num_key_value_heads: int | None = Field(
         None, ge=1, description="Key and value heads; null: as many as query heads."
     )
+    head_dim: int | None = Field(None, ge=2, description="Width of a head; null: hidden_size / num_attention_heads.")
+    qk_norm: Literal["width", "head"] = Field(
+        "width",
+        description="Norm of queries and keys. width: over all heads together (OLMoE); head: over each (Qwen3-MoE).",
+    )
     intermediate_size: int = Field(128, ge=1, description="Width of one expert.")
     num_experts: int = Field(16, ge=1, description="Experts per layer.")
     num_experts_per_tok: int = Field(4, ge=1, description="Experts per token (top k).")
@@ -76,17 +81,23 @@ class ModelSettings(Section):
     bias_update_rate: float = Field(0.001, ge=0, description="Step size of the selection bias (balancing: bias).")
     initialize_from: str | None = Field(
         None,
-        description="Initial weights: a folder of transformers' OLMoE, or OWNER/NAME[@REVISION] of the hub. Sizes "
-        "and tokenizer.model must agree with it. null: random weights.",
+        description="Initial weights: a folder of transformers' OLMoE or Qwen3-MoE, or OWNER/NAME[@REVISION] of the "
+        "hub. Sizes and tokenizer.model must agree with it. null: random weights.",
     )
 
     @property
     def key_value_heads(self) -> int:
         return self.num_key_value_heads or self.num_attention_heads
 
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
     @model_validator(mode="after")
     def _shapes(self) -> ModelSettings:
-        if self.hidden_size % (2 * self.num_attention_heads):
+        if self.head_dim is not None and self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} must be even (rotary halves each head)")
+        if self.head_dim is None and self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of twice num_attention_heads "
                 f"{self.num_attention_heads} (rotary halves each head)"

@@ -161,7 +161,7 @@ def compare_attention(name: str, settings: ModelSettings, device: torch.device, 
     draw = torch.Generator(device).manual_seed(0)
     heads, groups = settings.num_attention_heads, settings.key_value_heads
     q, k, v, grad = (
-        torch.randn(_CHECKED_TOKENS, count, settings.hidden_size // heads, generator=draw, device=device).to(dtype)
+        torch.randn(_CHECKED_TOKENS, count, settings.head_width, generator=draw, device=device).to(dtype)
         for count in (heads, groups, groups, heads)
     )
 

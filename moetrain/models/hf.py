@@ -1,4 +1,4 @@
-"""Write a model as a folder for transformers' `OlmoeForCausalLM`, and read such a folder.
+"""Write a model as a folder for transformers' `OlmoeForCausalLM`, and read such a folder, or one of Qwen3-MoE.
 
 On disk each expert has its own tensors (``mlp.experts.7.gate_proj.weight``), which transformers 4 and 5 read. Ours are
 stacked, gate before up, as in transformers 5's memory. A dense model is written as an OLMoE with one expert, whose
@@ -41,8 +41,26 @@ _SHARED = {
     "tie_word_embeddings": False,
     "router_aux_loss_coef": 0.01,
 }
+# Qwen3-MoE's: other names, and other defaults.
+_QWEN_NAMES = {"intermediate_size": "moe_intermediate_size", "num_experts": "num_local_experts"}
+_QWEN_DEFAULTS = {
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "intermediate_size": 768,
+    "num_experts": 128,
+    "rms_norm_eps": 1e-6,
+    "router_aux_loss_coef": 0.001,
+}
 # Options of its config that our model does not have, and the values that disable them.
 _UNSUPPORTED = {"clip_qkv": None, "attention_bias": False, "hidden_act": "silu"}
+_QWEN_UNSUPPORTED: dict[str, Any] = {
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "use_sliding_window": False,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
 
 
 class OlmoeError(ValueError):
@@ -71,6 +89,11 @@ def olmoe_config(
         raise OlmoeError(
             "model.balancing=bias: transformers' OLMoE selects experts without a bias: "
             "only a model trained with aux or none can be exported"
+        )
+    if settings.qk_norm == "head" or settings.head_width * settings.num_attention_heads != settings.hidden_size:
+        raise OlmoeError(
+            f"model.qk_norm={settings.qk_norm}, model.head_dim={settings.head_dim}: transformers' OLMoE has norms over "
+            "all heads and heads of hidden_size / num_attention_heads: only such a model can be exported"
         )
     config = {name: getattr(settings, name) for name in _SHARED} | {"num_key_value_heads": settings.key_value_heads}
     if settings.experts == "dense":
@@ -185,18 +208,27 @@ def read_settings(folder: Path) -> tuple[ModelSettings, int]:
     """
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        model_type, vocab_size = config.get("model_type"), config.get("vocab_size", 50304)
+        model_type, vocab_size = config.get("model_type"), config.get("vocab_size")
     except (OSError, ValueError, AttributeError) as error:
         raise OlmoeError(f"{folder}: no transformers model here ({_CONFIG}: {error})") from None
-    if model_type != "olmoe":
-        raise OlmoeError(f"{folder}/{_CONFIG}: model_type {model_type!r}: only 'olmoe' can be read")
+    if model_type not in ("olmoe", "qwen3_moe"):
+        raise OlmoeError(f"{folder}/{_CONFIG}: model_type {model_type!r}: only 'olmoe' and 'qwen3_moe' can be read")
+    qwen = model_type == "qwen3_moe"
+    vocab_size = (151936 if qwen else 50304) if vocab_size is None else vocab_size
+    unsupported = _QWEN_UNSUPPORTED if qwen else _UNSUPPORTED
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise OlmoeError(f"{folder}/{_CONFIG}: rotary positions of type {rope}: only the default type can be read")
-    for name, disabled in _UNSUPPORTED.items():
-        if config.get(name, disabled) != disabled:
+    for name, disabled in unsupported.items():
+        if (config.get(name) or disabled) != disabled:
             raise OlmoeError(f"{folder}/{_CONFIG}: {name} {config[name]!r}: only {disabled!r} can be read")
-    fields = {name: config.get(name, default) for name, default in _SHARED.items()}
+    names, defaults = (_QWEN_NAMES, _SHARED | _QWEN_DEFAULTS) if qwen else ({}, _SHARED)
+    if qwen and "num_experts" in config:  # as transformers 4 writes it
+        names = {"intermediate_size": "moe_intermediate_size"}
+    fields = {name: config.get(names.get(name, name), default) for name, default in defaults.items()}
+    head_dim = config.get("head_dim")
+    if qwen:
+        fields |= {"qk_norm": "head", "head_dim": head_dim}
     theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
     try:
         settings = ModelSettings(**fields, rope_theta=theta)
@@ -204,7 +236,7 @@ def read_settings(folder: Path) -> tuple[ModelSettings, int]:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise OlmoeError(f"{folder}/{_CONFIG}: {place or 'settings'}: {first['msg']}") from None
-    if config.get("head_dim") not in (None, settings.hidden_size // settings.num_attention_heads):
+    if head_dim not in (None, settings.head_width):
         raise OlmoeError(f"{folder}/{_CONFIG}: head_dim {config['head_dim']}: only hidden_size / heads can be read")
     return settings, vocab_size
 

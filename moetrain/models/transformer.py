@@ -105,25 +105,29 @@ class LayerContext:
 
 
 class Attention(nn.Module):
-    """Attention with query and key norms over the full width and rotary positions, without biases."""
+    """Attention with query and key norms, over the full width or each head, and rotary positions, without biases."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         hidden, heads, groups = settings.hidden_size, settings.num_attention_heads, settings.key_value_heads
-        self.head_width = hidden // heads
+        self.head_width = settings.head_width
+        self.norm_by_head = settings.qk_norm == "head"
         self.q_proj = Linear(hidden, heads * self.head_width)
         self.k_proj = Linear(hidden, groups * self.head_width)
         self.v_proj = Linear(hidden, groups * self.head_width)
         self.o_proj = Linear(heads * self.head_width, hidden)
-        self.q_norm = RMSNorm(heads * self.head_width, settings.rms_norm_eps)
-        self.k_norm = RMSNorm(groups * self.head_width, settings.rms_norm_eps)
+        self.q_norm = RMSNorm(self.head_width * (1 if self.norm_by_head else heads), settings.rms_norm_eps)
+        self.k_norm = RMSNorm(self.head_width * (1 if self.norm_by_head else groups), settings.rms_norm_eps)
 
     def forward(self, x_ND: Tensor, context: LayerContext) -> Tensor:
         rotary = context.cos_N1h, context.sin_N1h
-        q_NHd = rotate(self._heads(self.q_norm(self.q_proj(x_ND))), *rotary).to(x_ND.dtype)
-        k_NGd = rotate(self._heads(self.k_norm(self.k_proj(x_ND))), *rotary).to(x_ND.dtype)
+        q_NHd = rotate(self._normed_heads(self.q_proj(x_ND), self.q_norm), *rotary).to(x_ND.dtype)
+        k_NGd = rotate(self._normed_heads(self.k_proj(x_ND), self.k_norm), *rotary).to(x_ND.dtype)
         v_NGd = self._heads(self.v_proj(x_ND))
         return self.o_proj(attention(q_NHd, k_NGd, v_NGd, context.layout, context.backends.attention).flatten(1))
+
+    def _normed_heads(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        return norm(self._heads(x)) if self.norm_by_head else self._heads(norm(x))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(len(x), -1, self.head_width)
@@ -316,10 +320,14 @@ class Transformer(nn.Module):
         return choose_backends(self.settings, device, self.dtype)
 
     def _rotary(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
-        width = self.settings.hidden_size // self.settings.num_attention_heads
+        width = self.settings.head_width
         exponents = torch.arange(0, width, 2, device=positions_N.device, dtype=torch.float32) / width
         angles_N1h = (positions_N[:, None].float() / self.settings.rope_theta**exponents)[:, None, :]
         return angles_N1h.cos(), angles_N1h.sin()
+
+    def router_weights(self) -> list[Tensor]:
+        """The weight [E, D] of each layer's router, float32; none for the dense twin."""
+        return [layer.mlp.gate.weight for layer in self.model.layers if isinstance(layer.mlp, MoE)]
 
     def flops_per_token(self) -> int:
         """FLOPs of training per token: 6 for each active parameter of a matmul (2001.08361).

@@ -20,7 +20,6 @@ from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import evaluation, full_tensor, inner_model
 from moetrain.grokking import Estimate, gram_blocks
 from moetrain.loggers.run_logger import RunLogger
-from moetrain.models.router import Router
 from moetrain.models.transformer import Transformer
 from moetrain.monitoring.background import BackgroundWorker
 from moetrain.monitoring.delays import delays
@@ -345,5 +344,6 @@ class Monitor:
 
 def router_rows(model: nn.Module) -> np.ndarray:
     """The routers' weights, float32 [L, E, D], gathered where they are sharded; all ranks must call."""
-    routers = [module for module in inner_model(model).modules() if isinstance(module, Router)]
-    return np.stack([full_tensor(router.weight.detach()).cpu().numpy() for router in routers])
+    return np.stack(
+        [full_tensor(weight.detach()).float().cpu().numpy() for weight in inner_model(model).router_weights()]
+    )

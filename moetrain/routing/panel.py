@@ -40,7 +40,13 @@ class Panel:
     cell: np.ndarray  # int8, see CELLS
     first_step: np.ndarray  # int64, the step that first trains on the text, 0 if none does
     difficulty: np.ndarray  # float32, nats: mean loss under the frequency of each token in the domain
-    stream: Stream  # rows that hold each sample once
+    packed: Stream | None  # rows that hold each sample once; None for a panel that is not read by `read_panel`
+
+    @property
+    def stream(self) -> Stream:
+        """Rows that hold each sample once."""
+        assert self.packed is not None
+        return self.packed
 
     def __len__(self) -> int:
         return len(self.cell)

@@ -20,6 +20,8 @@ _MUST_AGREE = (
     "num_hidden_layers",
     "num_attention_heads",
     "key_value_heads",
+    "head_width",
+    "qk_norm",
     "intermediate_size",
     "num_experts",
     "num_experts_per_tok",
@@ -70,7 +72,7 @@ def _check(settings: ModelSettings, found: ModelSettings, folder: Path) -> None:
         raise SettingsError(f"{_KEY}: {folder} has routed experts, the dense twin none: set model.experts=auto")
     different = {name: getattr(found, name) for name in _MUST_AGREE if getattr(settings, name) != getattr(found, name)}
     if different:
-        names = {"key_value_heads": "num_key_value_heads"}
+        names = {"key_value_heads": "num_key_value_heads", "head_width": "head_dim"}
         remedy = " ".join(f"model.{names.get(name, name)}={str(value).lower()}" for name, value in different.items())
         raise SettingsError(f"{_KEY}: {folder} is a model of other settings: set {remedy}")
 

@@ -231,6 +231,7 @@ class Trainer:
                     self.terminal.note(f"{signal}: {outcome}; run the same command again to resume")
                     if self.logger is not None:
                         self.logger.close()
+                        self.logger.end_trackers()
                     return STOPPED_BY_SIGNAL
         self.terminal.end_training()
         if not saved:
@@ -451,5 +452,5 @@ class Trainer:
         self.terminal.table("result", ["domain", *RESULT_COLUMNS.values()], rows)
         for line in closing_lines(summary, folder):
             self.terminal.note(line)
-        if self.settings.run.report:
-            report_or_say_why(folder, self.terminal)
+        page = report_or_say_why(folder, self.terminal) if self.settings.run.report else None
+        self.logger.end_trackers([page] if page else [])

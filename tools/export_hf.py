@@ -3,9 +3,11 @@
     python tools/export_hf.py runs/four_domains exported          # the run's newest checkpoint
     python tools/export_hf.py runs/four_domains/checkpoints/step_00001000 exported --dtype bfloat16
 
-Evaluate it with lm-evaluation-harness (add_bos_token: every training sample began with the begin token):
+The folder holds a model card, README.md. Evaluate it with lm-evaluation-harness; every training sample began with the
+begin token, which tasks of rolling likelihood get without add_bos_token, and other tasks by it:
 
     lm_eval --model hf --model_args pretrained=exported,add_bos_token=True --include_path my_tasks --tasks my_task
+    lm_eval --model hf --model_args pretrained=exported --include_path my_tasks --tasks my_text
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import torch
 from common.command_line import make_parser, reports_errors
+from common.model_card import model_card
 
 from moetrain.atomic_io import new_folder, refuse_existing
 from moetrain.checkpoint.manager import CheckpointError
@@ -24,12 +27,13 @@ from moetrain.config import SettingsError
 from moetrain.data.tokenizer_export import write_tokenizer
 from moetrain.loggers.terminal import Terminal
 from moetrain.models.hf import SHARD_BYTES, OlmoeError, olmoe_config, write_weights
+from moetrain.models.serving import serving_limits
 
 
 def export(
     trained: TrainedModel, folder: Path, dtype: torch.dtype = torch.float32, shard_bytes: int = SHARD_BYTES
 ) -> list[str]:
-    """Write a transformers folder atomically; returns notes on where transformers differs from us.
+    """Write a transformers folder atomically; returns notes on where transformers, vLLM and llama.cpp differ from us.
 
     Raises:
         OlmoeError: transformers cannot express a setting or the tokenizer.
@@ -48,7 +52,9 @@ def export(
         write_weights(trained.model, partial, dtype, shard_bytes)
         for name, content in (("config.json", config), ("generation_config.json", marks)):
             (partial / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return notes
+        (partial / "README.md").write_text(model_card(trained, config), encoding="utf-8")
+    limits = serving_limits(config)
+    return notes + [f"{program}: {'; '.join(reasons)}" for program, reasons in limits.items() if reasons]
 
 
 @reports_errors(SettingsError, CheckpointError, OlmoeError, OSError)

@@ -98,7 +98,11 @@ def _from_checkpoint(folder: Path, settings: Settings) -> RunFolder:
     if not (run / "config.yaml").is_file():
         raise SettingsError(f"train.resume: {folder} is in no run: give RUN/checkpoints/step_XXXXXXXX")
     if (run / "summary.json").exists():
-        raise SettingsError(f"train.resume: {run} is finished: resume a copy of it without summary.json")
+        raise SettingsError(
+            f"train.resume: {run} is finished and cannot be made longer: train a new run with train.resume=never, or "
+            f"go on from its weights: python tools/export_hf.py {folder} exported, then train.resume=never "
+            "model.initialize_from=exported tokenizer.model=exported/tokenizer.json"
+        )
     different = _differences(run, settings)
     if different:
         raise SettingsError(f"train.resume: {run} was run with another {different[0]}: resume it with its config.yaml")

@@ -25,7 +25,8 @@ class RunSettings(Section):
     trackers: list[Literal["wandb", "mlflow", "trackio", "swanlab", "comet_ml", "aim", "clearml", "dvclive"]] = Field(
         default_factory=list,
         description="Experiment trackers that also get TensorBoard's scalars, in a project named moetrain. Each must "
-        "be installed and logged in. A resumed run is a new run there.",
+        "be installed and logged in. wandb, mlflow and trackio also get the heat maps and the report at the end, and a "
+        "resumed run goes on there; at the others it is a new run.",
     )
 
     @field_validator("name")
@@ -61,8 +62,9 @@ class ModelSettings(Section):
     tie_word_embeddings: bool = Field(False, description="Use one matrix for input and output embeddings.")
     experts: Literal["auto", "megablocks", "grouped_mm", "loop", "dense"] = Field(
         "auto",
-        description="Backend of the experts. auto: grouped_mm on CPU; on CUDA the first of megablocks, grouped_mm "
-        "and loop that works. dense: a dense model of equal active size, without a router.",
+        description="Backend of the experts. auto: the first that works of megablocks (CUDA only), grouped_mm and "
+        "loop; grouped_mm needs a hidden_size and intermediate_size that are multiples of 8 (fp32: 4). dense: a dense "
+        "model of equal active size, without a router.",
     )
     attention: Literal["auto", "flash_attn", "varlen", "sdpa", "batched", "reference"] = Field(
         "auto",

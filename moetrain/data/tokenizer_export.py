@@ -34,6 +34,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int) -> list[st
         "bos_token": begin,
         "eos_token": end,
         "pad_token": end,
+        "add_bos_token": True,  # as tokenizer.json says: for programs that read only this file
+        "add_eos_token": False,
         "model_max_length": longest,
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,

@@ -108,7 +108,9 @@ class RunLogger:
             if metric in _PANEL:
                 self._terminal.values(domain, {_PANEL[metric]: estimate.mean})
         for tag, matrix in points.matrices.items():
-            self._board.image(tag, heat_map(matrix.values, 0.0, matrix.top), points.step)
+            pixels = heat_map(matrix.values, 0.0, matrix.top)
+            self._board.image(tag, pixels, points.step)
+            self._points.add_image(tag, pixels, points.step)
         for tag, values in points.distributions.items():
             self._board.histogram(tag, values, points.step)
         for domain, verdict in points.phases.items():
@@ -180,14 +182,18 @@ class RunLogger:
         self._flush(step)
 
     def close(self) -> None:
-        """Write everything, and end the runs of trackers.
+        """Write everything.
 
         Raises:
             OSError: the disk is full.
         """
-        self._points.finish()
+        self._points.send()
         self._events.flush(durable=True)
         self._board.flush(durable=True)
+
+    def end_trackers(self, files: Sequence[Path] = ()) -> None:
+        """End the runs of trackers, after they got the newest heat maps and ``files``."""
+        self._points.finish(files)
 
     def _scalar(self, tag: str, value: float, step: int, remark: str = "") -> None:
         self._board.scalar(tag, value, step, remark)

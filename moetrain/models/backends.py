@@ -17,9 +17,10 @@ from torch import Tensor
 
 from moetrain.config import ModelSettings, SettingsError
 from moetrain.models import attention, experts
+from moetrain.models.experts_grouped import ROW_BYTES, unaligned_width
 
 # In the order in which ``auto`` tries them; the last is plain torch and works anywhere.
-_EXPERTS = {"cuda": ("megablocks", "grouped_mm", "loop"), "cpu": ("grouped_mm",)}
+_EXPERTS = {"cuda": ("megablocks", "grouped_mm", "loop"), "cpu": ("grouped_mm", "loop")}
 _ATTENTION = {"cuda": ("flash_attn", "varlen", "sdpa"), "cpu": ("batched",)}
 
 _KERNELS = ("megablocks", "flash_attn", "varlen")  # CUDA and half precision only
@@ -111,6 +112,9 @@ def check_backend(name: str, settings: ModelSettings, device: torch.device, dtyp
         raise UnusableError("it needs a CUDA device")
     if name in _KERNELS and dtype == torch.float32:
         raise UnusableError("it computes in bf16, and train.precision gives fp32")
+    if name == "grouped_mm" and (width := unaligned_width(settings, dtype)):
+        multiple = ROW_BYTES // dtype.itemsize
+        raise UnusableError(f"model.{width}={getattr(settings, width)} is no multiple of {multiple}, as it needs")
     if device.type == "cuda" and name not in _PLAIN:
         compare = compare_attention if name in _ATTENTION["cuda"] else compare_experts
         compare(name, settings, device, dtype)

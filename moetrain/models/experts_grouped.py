@@ -17,6 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moetrain.config import ModelSettings
+
+ROW_BYTES = 16  # `torch.nn.functional.grouped_mm` takes matrices whose rows are a multiple of it
+
+
+def unaligned_width(settings: ModelSettings, dtype: torch.dtype) -> str | None:
+    """The setting whose value makes rows that torch's grouped matmul refuses in ``dtype``, or None."""
+    for width in ("hidden_size", "intermediate_size"):
+        if getattr(settings, width) * dtype.itemsize % ROW_BYTES:
+            return width
+    return None
+
 
 class Arrangement(NamedTuple):
     """Which row each (token, choice) is sent to. The rows of an expert are contiguous."""

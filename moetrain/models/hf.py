@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from moetrain.config import ModelSettings
+from moetrain.models.experts_grouped import unaligned_width
 from moetrain.models.transformer import Transformer
 
 SHARD_BYTES = 5_000_000_000
@@ -99,6 +100,8 @@ def olmoe_config(
     if settings.experts == "dense":
         width = settings.num_experts_per_tok * settings.intermediate_size
         config |= {"num_experts": 1, "num_experts_per_tok": 1, "intermediate_size": width, "norm_topk_prob": False}
+    if not fits_grouped_mm(settings):
+        config["experts_implementation"] = "eager"  # its default raises an error
     return {
         "architectures": ["OlmoeForCausalLM"],
         "model_type": "olmoe",
@@ -115,6 +118,11 @@ def olmoe_config(
         "torch_dtype": str(dtype).removeprefix("torch."),
         "use_cache": True,
     }
+
+
+def fits_grouped_mm(settings: ModelSettings) -> bool:
+    """Whether transformers' default experts take the exported model in every dtype."""
+    return unaligned_width(settings, torch.bfloat16) is None
 
 
 def write_weights(model: Transformer, folder: Path, dtype: torch.dtype, shard_bytes: int = SHARD_BYTES) -> list[Path]:

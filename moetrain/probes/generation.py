@@ -83,8 +83,8 @@ def _next_tokens(
     requests = [Request(np.append(sequence, np.int32(end_id)), first=len(sequence)) for sequence in sequences]
     found = np.zeros(len(requests), np.int64)
     for batch, own in equal_passes(pack_requests(requests, end_id, batch_tokens), layout, end_id):
-        hidden_KD = scored_hidden_states(model, batch).to(model.dtype)
+        hidden_KD = scored_hidden_states(model, batch)
         if own:
-            logits_KV = (hidden_KD @ model.lm_head.weight.to(model.dtype).T).float()
+            logits_KV = hidden_KD @ model.lm_head.weight.float().T  # in float32: in bf16 the largest are often equal
             found[batch.requests] = logits_KV.argmax(-1).cpu().numpy()
     return found

@@ -71,6 +71,7 @@ class TaskScore:
     correct: np.ndarray | None  # bool [I], whether the item was answered correctly; None for a likelihood task
     metrics: dict[str, Measured]  # by name, see `score`
     cut: int  # items longer than the model's context
+    ties: int = 0  # items whose right choice and a wrong one have the same log-probability, the largest
 
     @property
     def too_few(self) -> bool:
@@ -83,7 +84,7 @@ class TaskScore:
             name: as_metric(Estimate(each.value, each.low, each.high, each.n, 0)) for name, each in self.metrics.items()
         }
         about = {"trained": self.task.trained, "chance": self.task.chance, "domain": self.task.domain}
-        return {**about, "metrics": metrics, "cut": self.cut, "too_few": self.too_few}
+        return {**about, "metrics": metrics, "cut": self.cut, "ties": self.ties, "too_few": self.too_few}
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: numbers by metric, and the log-probabilities of each item's choices."""
@@ -94,7 +95,7 @@ class TaskScore:
             for item, values in zip(self.task.items, self.log_probs, strict=True)
         ]
         about = {"domain": self.task.domain, "kind": self.task.kind, "chance": self.task.chance, "n": len(items)}
-        return about | numbers | {"too_few": self.too_few, "cut": self.cut, "items": items}
+        return about | numbers | {"too_few": self.too_few, "cut": self.cut, "ties": self.ties, "items": items}
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,9 @@ def score(
 
     Forward passes only; training is not affected. Metrics of a task:
 
-    - ``accuracy``: the right choice has the largest log-probability, or greedy decoding gives the target.
+    - ``accuracy``: the right choice has the largest log-probability, or greedy decoding gives the target. Where k
+      choices, the right one among them, have the same largest log-probability, the item counts 1 / k; it counts as
+      correct only where the right choice is alone.
     - ``accuracy_per_character``: the right choice has the largest log-probability per character.
     - ``accuracy_centred``: accuracy, scaled so that chance is 0 and all correct is 1.
     - ``bpb``: bits per byte of the right answer, or of the worked solution if there is one. The bits include the
@@ -202,9 +205,10 @@ def _score_requests(
     # All passes are launched before the first result is copied to the host.
     for number, (batch, own) in enumerate(equal_passes(batches, layout, prepared.tokenizer.end_id)):
         on_batch(sum(sizes[:number]), sum(sizes))
-        hidden_KD = scored_hidden_states(model, batch).to(model.dtype)
+        hidden_KD = scored_hidden_states(model, batch)
         if own:
-            results.append(log_probabilities(hidden_KD, model.lm_head.weight.to(model.dtype), batch.targets_K))
+            # In float32: rounded to bf16, log-probabilities of different choices are often exactly equal.
+            results.append(log_probabilities(hidden_KD, model.lm_head.weight.float(), batch.targets_K))
     for batch, (log_probs_K, greedy_K) in zip(batches, results, strict=True):
         starts = np.cumsum(batch.counts) - batch.counts
         log_probs_R[batch.requests] = np.add.reduceat(log_probs_K.cpu().double().numpy(), starts)
@@ -249,27 +253,35 @@ def _task_score(
     if task.kind == "choice":
         right = [item["answer"] for item in task.items]
         gold = [own[answer] for own, answer in zip(members, right, strict=True)]
-        by_sum = np.array([row.argmax() for row in rows]) == right
+        by_sum = np.array([_won(row, answer) for row, answer in zip(rows, right, strict=True)])
         characters = [np.array([requests[r].characters for r in own]) for own in members]
-        by_character = np.array([(row / c).argmax() for row, c in zip(rows, characters, strict=True)]) == right
+        each = zip(rows, characters, right, strict=True)
+        by_character = np.array([_won(row / c, answer) for row, c, answer in each])
         soft = np.array([_softmax(row)[answer] for row, answer in zip(rows, right, strict=True)])
         metrics = _accuracies(task, by_sum)
         metrics |= {"accuracy_per_character": Measured.of(by_character), "soft": Measured.of(soft)}
-        correct: np.ndarray | None = by_sum
+        correct: np.ndarray | None = by_sum == 1
+        ties = int(((by_sum > 0) & (by_sum < 1)).sum())
     else:
         gold = [own[-1] for own in members]  # the worked solution, if there is one
         rows = [row[:1] for row in rows]
         correct = greedy_R[[own[0] for own in members]] if task.kind == "open" else None
-        metrics = _accuracies(task, correct) if correct is not None else {}
+        metrics, ties = _accuracies(task, correct) if correct is not None else {}, 0
     bits = np.array([-log_probs_R[r] / math.log(2) / requests[r].bytes_ for r in gold])
-    return TaskScore(task, rows, correct, metrics | {"bpb": Measured.of(bits)}, part.cut)
+    return TaskScore(task, rows, correct, metrics | {"bpb": Measured.of(bits)}, part.cut, ties)
 
 
-def _accuracies(task: Task, correct: np.ndarray) -> dict[str, Measured]:
+def _won(scores_C: np.ndarray, answer: int) -> float:
+    """1 where the right choice has the largest score alone, 1 / k where k choices share it, else 0."""
+    best_C = scores_C == scores_C.max()
+    return float(best_C[answer] / best_C.sum())
+
+
+def _accuracies(task: Task, correct_I: np.ndarray) -> dict[str, Measured]:
     chance = task.chance
-    measured = {"accuracy": Measured.of(correct)}
+    measured = {"accuracy": Measured.of(correct_I)}
     if chance < 1:
-        measured["accuracy_centred"] = Measured.of((correct - chance) / (1 - chance))
+        measured["accuracy_centred"] = Measured.of((correct_I - chance) / (1 - chance))
     return measured
 
 

@@ -76,7 +76,7 @@ def write_report(
     return write_file(output or run.path / FILE, report(run))
 
 
-def report_or_say_why(folder: Path, terminal: Terminal) -> None:
+def report_or_say_why(folder: Path, terminal: Terminal) -> Path | None:
     """Write the report of a run that has just ended, or print a line with the reason why there is none."""
     try:
         written = write_report(folder, progress=terminal.preparing)
@@ -87,6 +87,8 @@ def report_or_say_why(folder: Path, terminal: Terminal) -> None:
         terminal.note(f"no report ({type(error).__name__}: {error}): run tools/report.py {folder} for details")
     else:
         terminal.note(f"report: {written}")
+        return written
+    return None
 
 
 def report(run: OpenedRun) -> str:

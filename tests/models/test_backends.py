@@ -1,5 +1,7 @@
 """The choice of backends: named ones, `auto`, and the reasons for rejections."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -44,6 +46,30 @@ def test_auto_on_cpu_takes_the_fastest_without_a_check(monkeypatch):
     chosen = choose_backends(ModelSettings(), CPU, torch.bfloat16)
     assert (chosen.attention, chosen.experts) == ("batched", "grouped_mm")
     assert chosen.notes == ("attention: batched", "experts: grouped_mm")
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_grouped_mm_is_rejected_exactly_where_torch_refuses_the_widths(dtype):
+    for width, inner in itertools.product((8, 10, 12, 16, 36), (6, 8, 12, 18, 100)):
+        sizes = {"hidden_size": width, "intermediate_size": inner, "num_attention_heads": 1}
+        settings = ModelSettings(**sizes, num_experts=3, num_experts_per_tok=2)
+        if choose_backends(settings, CPU, dtype).experts == "grouped_mm":
+            compare_experts("grouped_mm", settings, CPU, dtype)
+        else:
+            with pytest.raises(RuntimeError, match="multiple of 16 bytes"):
+                compare_experts("grouped_mm", settings, CPU, dtype)
+
+
+def test_widths_that_grouped_mm_cannot_take_are_named_and_the_remedies_help():
+    narrow = {"hidden_size": 64, "intermediate_size": 18, "num_attention_heads": 4}
+    with pytest.raises(SettingsError) as caught:
+        choose_backends(ModelSettings(**narrow, experts="grouped_mm"), CPU, torch.bfloat16)
+    needed = "model.intermediate_size=18 is no multiple of 8, as it needs"
+    assert str(caught.value) == (f"model.experts=grouped_mm: {needed}: set model.experts=auto, which takes what works")
+    chosen = choose_backends(ModelSettings(**narrow, experts="auto"), CPU, torch.bfloat16)
+    assert chosen.notes[1] == f"experts: loop; grouped_mm not taken: {needed}"
+    wider = ModelSettings(**narrow | {"intermediate_size": 24}, experts="grouped_mm")
+    assert choose_backends(wider, CPU, torch.bfloat16).experts == "grouped_mm"
 
 
 @pytest.mark.parametrize("section", ["experts: megablocks", "attention: flash_attn", "attention: varlen"])

@@ -90,6 +90,32 @@ def test_transformers_and_we_load_an_exported_model_with_the_same_logits(tmp_pat
         assert (back.lm_head.weight is back.model.embed_tokens.weight) == back.settings.tie_word_embeddings
 
 
+@pytest.mark.parametrize(
+    ("changes", "dtype"),
+    [({"intermediate_size": 18}, torch.float32), ({"intermediate_size": 100}, torch.bfloat16),
+     ({"hidden_size": 36, "num_attention_heads": 2}, torch.bfloat16)],
+)  # fmt: skip
+def test_widths_that_transformers_grouped_matmul_refuses_load_and_run(tmp_path, changes, dtype):
+    model = make_model(**changes)
+    write(model, tmp_path / "hf", dtype)
+    tokens = torch.randint(0, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(1))
+    loaded = transformers.OlmoeForCausalLM.from_pretrained(tmp_path / "hf", dtype=dtype).eval()
+    if dtype == torch.float32:
+        assert_same_logits(model, loaded)
+    assert loaded.generate(tokens, max_new_tokens=3, do_sample=False).shape == (2, 43)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config.pop("experts_implementation") == "eager"
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    refused = transformers.OlmoeForCausalLM.from_pretrained(tmp_path / "hf", dtype=dtype)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="multiple of 16 bytes"):
+        refused(tokens)
+
+
+def test_other_widths_leave_the_choice_of_experts_to_transformers(tmp_path):
+    write(make_model(), tmp_path / "hf")
+    assert "experts_implementation" not in json.loads((tmp_path / "hf" / "config.json").read_text())
+
+
 def test_names_on_disk_are_those_of_the_published_olmoe(tmp_path):
     model = make_model()
     (file,) = write(model, tmp_path / "hf")

@@ -78,6 +78,38 @@ def test_metrics_are_their_definitions(model, tokenizer):
     assert found["mc"].correct.tolist() == [bool(x) for x in slow["accuracy"]]
 
 
+def test_the_last_layer_is_scored_in_float32_so_that_choices_do_not_tie(tokenizer):
+    """In bf16 the first of two choices would win each tie."""
+    model = small_model(tokenizer.vocab_size, initializer_range=0.02)
+    model.dtype = torch.bfloat16
+    digits = [str(digit) for digit in range(10)]
+    items = [item(f"{n} plus {n}", n % 10, task="mc", name=str(n), choices=digits) for n in range(40)]
+    found = scored(model, tokenizer, items)["mc"]
+    assert found.ties == 0
+    assert all(len(set(row.tolist())) == 10 for row in found.log_probs)
+    rounded = [torch.from_numpy(row).bfloat16().tolist() for row in found.log_probs]
+    assert all(len(set(row)) < 10 for row in rounded)  # of numbers that bf16 cannot tell apart
+
+
+def test_a_tie_counts_in_part_and_the_order_of_choices_does_not_matter(model, tokenizer):
+    choices = {"a": ["Ada", "Ada", "Ben"], "b": ["Ben", "Ada", "Ada"], "c": ["Ada", "Ben", "Ben"]}
+    items = [
+        item("Who?", choices[name].index(right), task="mc", name=f"{name}{right}", choices=choices[name])
+        for name in choices
+        for right in ("Ada", "Ben")
+    ]
+    found = scored(model, tokenizer, items)["mc"]
+    wins = "Ada" if found.log_probs[0][0] > found.log_probs[0][2] else "Ben"
+    twice = {name for name in choices if choices[name].count(wins) == 2}
+    expected = [
+        (0.5 if name in twice else 1.0) if right == wins else 0.0 for name in choices for right in ("Ada", "Ben")
+    ]
+    assert found.metrics["accuracy"].value == pytest.approx(statistics.mean(expected))
+    assert found.metrics["accuracy_per_character"].value == found.metrics["accuracy"].value
+    assert found.correct.tolist() == [value == 1.0 for value in expected]
+    assert found.ties == found.summary()["ties"] == found.as_dict()["ties"] == len(twice)
+
+
 def test_open_answers_and_long_texts(model, tokenizer):
     items = some_items()
     # One target is the greedy answer of the model.

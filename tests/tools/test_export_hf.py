@@ -67,6 +67,37 @@ def test_auto_tokenizer_gives_our_ids(run, loaded, text):
     assert auto_tokenizer.decode(ids) == text
 
 
+TEXTS = ("Ada has a drum.", "", " two  spaces ", "a </s> mark <s> in a text", "\u2581 é 漢\n")
+
+
+def test_the_tokenizer_keeps_its_ids_through_transformers(run, loaded, exported, tmp_path):
+    ours, (_, auto_tokenizer) = load_from_folder(run), loaded
+    auto_tokenizer.save_pretrained(tmp_path)
+    with_mark = transformers.AutoTokenizer.from_pretrained(exported, add_bos_token=True)
+    without = transformers.AutoTokenizer.from_pretrained(exported, add_bos_token=False)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        ids = ours.encode(text)
+        for tokenizer in (auto_tokenizer, with_mark, again):
+            assert tokenizer(text).input_ids == [ours.begin_id, *ids]
+            assert tokenizer(text, add_special_tokens=False).input_ids == ids
+            assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+        assert without(text).input_ids == ids
+    for tokenizer in (auto_tokenizer, again):
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (ours.begin_id, ours.end_id)
+        assert (tokenizer.pad_token_id, tokenizer.unk_token_id) == (ours.end_id, 0)
+        assert (tokenizer.model_max_length, len(tokenizer)) == (64, ours.vocab_size)
+        assert tokenizer.chat_template is None
+    assert not list(exported.glob("chat_template*"))
+
+
+def test_generation_has_our_marks(run, loaded, exported):
+    ours, (model, _) = load_from_folder(run), loaded
+    for config in (transformers.GenerationConfig.from_pretrained(exported), model.generation_config):
+        marks = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
+        assert marks == (ours.begin_id, ours.end_id, ours.end_id)
+
+
 def test_generation_of_a_padded_batch_equals_single_texts(loaded):
     model, tokenizer = loaded
     texts = ["Ada has a", "12 plus 7"]
@@ -141,6 +172,10 @@ def test_half_precision_halves_the_files(run, tmp_path):
     assert model.dtype == torch.bfloat16
     sizes = [p.numel() for p in model.parameters()]
     assert (tmp_path / "half" / "model.safetensors").stat().st_size == pytest.approx(2 * sum(sizes), rel=0.15)
+    ours = open_model(run).model.state_dict()
+    assert torch.equal(model.lm_head.weight, ours["lm_head.weight"].bfloat16())
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    assert torch.equal(model.get_parameter(name), ours[name].bfloat16())
 
 
 def test_export_is_atomic_and_overwrites_nothing(run, exported, tmp_path, capsys, monkeypatch):

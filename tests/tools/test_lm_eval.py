@@ -1,8 +1,10 @@
 """lm-evaluation-harness on an exported model, against our model's log-probabilities."""
 
 import json
+import math
 import os
 import random
+import re
 import subprocess
 import sys
 
@@ -13,14 +15,15 @@ from moetrain.checkpoint.restore import open_model
 from moetrain.config import load_settings
 from moetrain.model_input import PackedTokens
 from moetrain.train import train
-from tests.conftest import small_run
+from tests.conftest import sentences, small_run, sums
+from tests.test_readme import README
 from tests.tools.test_prepare_data import load_tool
 
 pytest.importorskip("lm_eval", reason="pip install 'moetrain[lm-eval]'")
 pytestmark = pytest.mark.slow
 
 TASK = """
-task: small_sums
+task: small_task
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {items}}}}}
 test_split: test
@@ -29,6 +32,18 @@ doc_to_text: "{{{{question}}}}"
 doc_to_choice: "{{{{choices}}}}"
 doc_to_target: "{{{{answer}}}}"
 metric_list: [{{metric: acc}}]
+"""
+
+
+ROLLING = """
+task: small_text
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {items}}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list: [{{metric: bits_per_byte}}]
 """
 
 
@@ -69,23 +84,61 @@ def probed(run, items, folder):
     return [item["choice_logprobs"] for item in json.loads(written.read_text())["tasks"]["small_sums"]["items"]]
 
 
-def test_log_probabilities_equal_ours(items, corpus_folder, tmp_path):
+@pytest.fixture(scope="module")
+def run(corpus_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lm_eval")
     few = ["train.max_steps=30", "panel.readings=2", "train.checkpoint_every=30", "train.eval_every=30"]
-    assert train(load_settings(None, [*small_run(corpus_folder, tmp_path, tmp_path / "cache"), *few])) == 0
-    run, exported = tmp_path / "runs" / "run", tmp_path / "exported"
-    assert load_tool("export_hf").main([str(run), str(exported)]) == 0
-    tasks = tmp_path / "tasks"
+    assert train(load_settings(None, [*small_run(corpus_folder, folder, folder / "cache"), *few])) == 0
+    return folder / "runs" / "run"
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    folder = run.parent.parent / "exported"
+    assert load_tool("export_hf").main([str(run), str(folder)]) == 0
+    return folder
+
+
+def evaluated(task, content, items, exported, folder):
+    """Run README's command, but for the names, on a task; returns the samples in order, and the scores."""
+    asked = f"my_{task.split('_')[1]}"
+    (said,) = [line for line in README.splitlines() if "lm_eval --model hf" in line and f"--tasks {asked}" in line]
+    tasks = folder / "tasks"
     tasks.mkdir()
     (tasks / "items.jsonl").write_text("\n".join(map(json.dumps, items)) + "\n")
-    (tasks / "small_sums.yaml").write_text(TASK.format(items=tasks / "items.jsonl"))
-    options = f"--model_args pretrained={exported},add_bos_token=True --include_path {tasks} --tasks small_sums"
-    results = f"--device cpu --batch_size 8 --output_path {tmp_path / 'results'} --log_samples"
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf", *options.split(), *results.split()]
-    cache = {"HF_HOME": str(tmp_path / "hub"), "HF_DATASETS_CACHE": str(tmp_path / "sets"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=os.environ | cache, capture_output=True, text=True, check=False)
+    (tasks / f"{task}.yaml").write_text(content.format(items=tasks / "items.jsonl"))
+    names = {"lm_eval": f"{sys.executable} -m lm_eval", "my_tasks": str(tasks), asked: task}
+    named = re.sub("|".join(names), lambda found: names[found[0]], said.partition("#")[0])
+    named = named.replace("pretrained=exported", f"pretrained={exported}")
+    results = f"--device cpu --batch_size 8 --output_path {folder / 'results'} --log_samples"
+    cache = {"HF_HOME": str(folder / "hub"), "HF_DATASETS_CACHE": str(folder / "sets"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*named.split(), *results.split()], env=os.environ | cache, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    (samples,) = (tmp_path / "results").rglob("samples_small_sums_*.jsonl")
+    (samples,) = (folder / "results").rglob(f"samples_{task}_*.jsonl")
+    (scores,) = (folder / "results").rglob("results_*.json")
     lines = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda line: line["doc_id"])
+    return lines, json.loads(scores.read_text())["results"][task]
+
+
+def test_rolling_likelihood_equals_our_loss_of_whole_texts(run, exported, tmp_path):
+    rng = random.Random(2)
+    texts = [sentences(rng, 1), sums(rng, 2), "12 plus 7 is 19.", "Ada\u2581 </s> has é"]
+    lines, scores = evaluated("small_text", ROLLING, [{"text": text} for text in texts], exported, tmp_path)
+    trained = open_model(run, dtype=torch.float32)
+    assert all(len(trained.tokenizer.encode(text)) < 64 for text in texts)  # one window of the harness
+    ours = [log_probability(trained, "", text) for text in texts]
+    harness = [
+        float(line["resps"][0][0][0] if isinstance(line["resps"][0], list) else line["resps"][0]) for line in lines
+    ]
+    assert harness == pytest.approx(ours, abs=1e-3)
+    bits = -sum(ours) / math.log(2) / sum(len(text.encode()) for text in texts)
+    assert scores["bits_per_byte,none"] == pytest.approx(bits, rel=1e-4)
+
+
+def test_log_probabilities_equal_ours(run, exported, items, tmp_path):
+    lines, scores = evaluated("small_task", TASK, items, exported, tmp_path)
     harness = [[float(response[0][0]) for response in line["resps"]] for line in lines]
     trained = open_model(run, dtype=torch.float32)
     ours = [[log_probability(trained, item["question"], f" {c}") for c in item["choices"]] for item in items]
@@ -94,6 +147,4 @@ def test_log_probabilities_equal_ours(items, corpus_folder, tmp_path):
         assert harness_row == pytest.approx(row, abs=1e-4)
         assert max(row) - min(row) > 0.01  # far more than the tolerance
     assert probed(run, items, tmp_path) == [pytest.approx(row, abs=1e-4) for row in harness]
-    (scores,) = (tmp_path / "results").rglob("results_*.json")
-    accuracy = json.loads(scores.read_text())["results"]["small_sums"]["acc,none"]
-    assert accuracy == pytest.approx(sum(row[0] == max(row) for row in ours) / len(items))
+    assert scores["acc,none"] == pytest.approx(sum(row[0] == max(row) for row in ours) / len(items))

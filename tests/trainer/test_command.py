@@ -73,6 +73,15 @@ def test_check_prints_what_will_happen_and_leaves_nothing(run_main, capsys, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+def test_expert_widths_without_a_grouped_matmul_train_with_the_loop_and_say_so(run_main, capsys, tmp_path):
+    narrow = ("model.intermediate_size=18", "train.max_steps=2", "run.report=false")
+    assert run_main("--check", *narrow) == 0
+    assert run_main(*narrow) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("experts: loop; grouped_mm not taken: model.intermediate_size=18 is no multiple of") == 2
+    assert (tmp_path / "runs" / "run" / "summary.json").exists()
+
+
 @pytest.fixture
 def finished(run_main, tmp_path):
     assert run_main() == 0

@@ -40,6 +40,7 @@ from moetrain.models.backends import choose_backends
 from moetrain.models.transformer import Output
 from moetrain.monitoring.budget import Readings
 from moetrain.monitoring.monitor import CLOCKED, Monitor
+from moetrain.monitoring.outlook import print_outlook
 from moetrain.monitoring.recording import StreamRecorder
 from moetrain.monitoring.state import MonitorState, build_panel_monitor
 from moetrain.optim.builder import Optimizer, initial_optimizer_state, make_optimizer, optimizer_state
@@ -153,6 +154,7 @@ class Trainer:
             self.terminal.table("probes", COLUMNS, probes.rows())
             self.terminal.note(PROBES_LEGEND)
         self.terminal.note(stream_line(self.stream, self.steps, self.settings))
+        print_outlook(self.terminal, self.state.monitor, self.steps, self.settings)
         for domain, copies in self.near_duplicates.items():
             if copies.found:
                 self.terminal.note(copies.sentence(domain))

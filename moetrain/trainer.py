@@ -45,6 +45,7 @@ from moetrain.monitoring.recording import StreamRecorder
 from moetrain.monitoring.state import MonitorState, build_panel_monitor
 from moetrain.optim.builder import Optimizer, initial_optimizer_state, make_optimizer, optimizer_state
 from moetrain.optim.schedule import learning_rate, warmup_warning
+from moetrain.probes.embeddings import check_encoder
 from moetrain.probes.probe_monitor import COLUMNS, load_probes
 from moetrain.probes.tasks import check_tasks
 from moetrain.report.report import report_or_say_why
@@ -107,6 +108,7 @@ class Trainer:
         dtype = compute_dtype(settings, layout.device)
         choose_backends(settings.model, layout.device, dtype)
         check_tasks(settings)
+        check_encoder(settings)
         with layout.main_first():
             corpus = prepare_corpus(settings, terminal.preparing)
             probes = load_probes(settings, corpus, terminal.preparing)

@@ -15,8 +15,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
 from moetrain.metrics import table
 
-PAGE = "Grokking monitor"
-FIRST_GROUP = "Verdict"
+VERDICT, PAGE = "Verdict", "Grokking monitor"
+FIRST_GROUP = VERDICT
 """The group of tags that TensorBoard opens on: it sorts them by name, capitals first. Its curves are copies."""
 
 
@@ -28,35 +28,45 @@ class Chart:
     smoothed: bool = True
 
 
-def monitor_charts(
-    domains: Sequence[str], tasks: Sequence[str] = (), trained_tasks: Sequence[str] = ()
-) -> dict[str, Chart]:
-    """The charts of a run by title: verdict, losses, routing and controls of each domain, then probes.
+def monitor_charts(domains: Sequence[str], tasks: Sequence[str] = (), trained_tasks: Sequence[str] = ()) -> Pages:
+    """The charts of a run by page and title: the verdict, a chart per domain, as the curves of a run have one color;
+    then losses, routing and controls of all domains, and probes.
 
     Args:
         domains: names of the domains.
         tasks: names of the probe tasks.
         trained_tasks: those of them that ask for trained facts.
     """
-    charts = {}
+    verdict, charts = {}, {}
     for title, shown in table.charts().items():
+        smoothed = not any(metric.categories for _, metric in shown)
+        if all(metric.verdict for _, metric in shown):
+            verdict |= {
+                f"{domain}: {title}": Chart(tuple(f"{tag}/{domain}" for tag, _ in shown), smoothed)
+                for domain in domains
+            }
+            continue
         tags = [
             f"{tag}/{domain}" if metric.per_domain else tag
             for tag, metric in shown
             for domain in (domains if metric.per_domain else domains[:1])
         ]
-        charts[title] = Chart(tuple(tags), smoothed=not any(metric.categories for _, metric in shown))
+        charts[title] = Chart(tuple(tags), smoothed)
     heldout = [task for task in tasks if task not in trained_tasks]
     for metric in table.probe_metrics():
         if metric.chart and heldout:
             charts[metric.chart] = Chart(tuple(f"probe/{task}/{metric.name}" for task in heldout))
     if trained_tasks:
         charts["probes of trained facts: accuracy"] = Chart(tuple(f"probe/{task}/accuracy" for task in trained_tasks))
-    return charts
+    return {VERDICT: verdict, PAGE: charts}
 
 
-def layout_summary(pages: Mapping[str, Mapping[str, Chart]]) -> Summary:
-    """Pages of charts, by their titles, as the custom-scalars plugin reads them. It takes the newest of a run.
+Pages = Mapping[str, Mapping[str, Chart]]
+"""Charts by page and title."""
+
+
+def layout_summary(pages: Pages) -> Summary:
+    """Pages of charts as the custom-scalars plugin reads them. It takes the newest of a run.
 
     The plugin smooths every chart but those with a margin; so one that must not be smoothed gets a margin of width 0.
     """

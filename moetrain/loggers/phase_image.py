@@ -17,7 +17,7 @@ _COLORS = {
     Phase.GENERALIZING: "#4caf68",
     Phase.SETTLED: "#14745a",
 }
-_WIDTH, _ROW, _SIDE, _TEXT = 440, 22, 8, 13  # pixels
+_WIDTH, _ROW, _SIDE, _TEXT = 300, 22, 8, 13  # pixels
 _LONGEST = 18  # characters of a domain's name
 
 

@@ -18,7 +18,7 @@ from torch.utils.tensorboard.summary import histogram, image, text
 
 from moetrain.atomic_io import AppendOnlyFile
 from moetrain.fault_injection import fault_point
-from moetrain.loggers.monitor_page import PAGE, Chart, charts_laid_out, layout_summary, monitor_charts
+from moetrain.loggers.monitor_page import Pages, charts_laid_out, layout_summary, monitor_charts
 from moetrain.metrics import table
 
 _PREFIX = "events.out.tfevents."
@@ -33,7 +33,7 @@ class TensorBoard:
         # TensorBoard looks for this name; the time in it orders a run's files.
         self._file = AppendOnlyFile(run / f"{_PREFIX}{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0")
         self._tags: set[str] = set()  # that have a point in this file
-        self._charts: dict[str, Chart] = {}
+        self._pages: Pages = {}
         self._laid_out = charts_laid_out(sorted(run.glob(_PREFIX + "*")))
         self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if purge_step is not None:
@@ -41,11 +41,11 @@ class TensorBoard:
             self._add(Event(wall_time=time.time(), step=purge_step, session_log=start))
 
     def lay_out(self, domains: Sequence[str], tasks: Sequence[str] = (), trained_tasks: Sequence[str] = ()) -> None:
-        """Begin the page ``Grokking monitor``: each of `monitor_charts` is on it from its first point on."""
-        self._charts = monitor_charts(domains, tasks, trained_tasks)
+        """Begin the pages of custom scalars: each of `monitor_charts` is there from its first point on."""
+        self._pages = monitor_charts(domains, tasks, trained_tasks)
 
-    def lay_out_charts(self, pages: Mapping[str, Mapping[str, Chart]]) -> None:
-        """Write pages of custom scalars, by title of the page and of the chart."""
+    def lay_out_charts(self, pages: Pages) -> None:
+        """Write pages of custom scalars."""
         self._show(layout_summary(pages), step=0)
 
     def scalar(self, tag: str, value: float, step: int, remark: str = "", same_as: str = "") -> None:
@@ -76,11 +76,15 @@ class TensorBoard:
         Raises:
             OSError: the disk is full; everything is kept for the next call.
         """
-        shown = {title for title, chart in self._charts.items() if self._tags.intersection(chart.tags)}
+        charts = {title: chart for charts in self._pages.values() for title, chart in charts.items()}
+        shown = {title for title, chart in charts.items() if self._tags.intersection(chart.tags)}
         if not shown <= self._laid_out:
             self._laid_out |= shown
-            charts = {title: chart for title, chart in self._charts.items() if title in self._laid_out}
-            self.lay_out_charts({PAGE: charts})
+            known = {
+                page: {title: chart for title, chart in charts.items() if title in self._laid_out}
+                for page, charts in self._pages.items()
+            }
+            self.lay_out_charts({page: charts for page, charts in known.items() if charts})
         self._file.write(durable)
 
     def _show(self, summary: Summary, step: int) -> None:

@@ -37,7 +37,7 @@ def test_points_and_descriptions_are_written(tmp_path):
 
 
 def laid_out(run):
-    """The newest layout of custom scalars of a run, as TensorBoard's plugin reads it: its charts by title."""
+    """The newest layout of custom scalars of a run, as TensorBoard's plugin reads it: charts by page and title."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.custom_scalar import layout_pb2
 
@@ -46,9 +46,8 @@ def laid_out(run):
     if "custom_scalars__config__" not in events.Tags()["tensors"]:
         return {}
     newest = events.Tensors("custom_scalars__config__")[-1]
-    (category,) = layout_pb2.Layout.FromString(newest.tensor_proto.string_val[0]).category
-    assert category.title == "Grokking monitor"
-    return {chart.title: chart for chart in category.chart}
+    pages = layout_pb2.Layout.FromString(newest.tensor_proto.string_val[0]).category
+    return {page.title: {chart.title: chart for chart in page.chart} for page in pages}
 
 
 def test_every_chart_of_the_monitor_page_shows_known_tags(tmp_path):
@@ -58,9 +57,10 @@ def test_every_chart_of_the_monitor_page_shows_known_tags(tmp_path):
         for tag in {metric.tag_on(cell) for cell in metric.cells if metric.tag and cell != PROBE}:
             board.scalar(f"{tag}/math" if metric.per_domain else tag, 1.0, 1)
     board.flush()
-    charts = laid_out(tmp_path)
-    patterns = [pattern for chart in charts.values() for pattern in chart.multiline.tag]
-    assert len(charts) == 23
+    verdict, charts = laid_out(tmp_path).values()
+    assert len(verdict) == 2  # math has points
+    assert len(charts) == 21
+    patterns = [pattern for chart in (verdict | charts).values() for pattern in chart.multiline.tag]
     assert {"^pathway/consistency/math$", "^memorized/fraction/code$"} <= set(patterns)
     for pattern in patterns:
         tag = pattern.removeprefix("^").removesuffix("$").replace("\\", "")
@@ -69,39 +69,44 @@ def test_every_chart_of_the_monitor_page_shows_known_tags(tmp_path):
         assert table.describe(tag)
 
 
-def test_the_monitor_page_begins_with_the_verdict_which_is_not_smoothed(tmp_path):
+def test_the_verdict_comes_first_a_chart_per_domain_and_phases_are_not_smoothed(tmp_path):
     board = TensorBoard(tmp_path)
     board.lay_out(["math", "code"])
     board.scalar("loss/train/math", 1.0, 1)
     board.flush()
-    assert list(laid_out(tmp_path)) == ["training loss"]
+    assert {page: list(charts) for page, charts in laid_out(tmp_path).items()} == {
+        "Grokking monitor": ["training loss"]
+    }
     for tag in ("memorized/share/math", "phase/math", "phase/code"):
         board.scalar(tag, 1.0, 2)
     board.flush()
-    charts = laid_out(tmp_path)
-    assert [title.partition(" ")[0] for title in charts] == ["phase:", "memorized", "training"]
-    phase, *others = charts.values()
-    series = [
-        (each.value, each.lower, each.upper) for each in phase.margin.series
-    ]  # no chart with a margin is smoothed
-    assert series == [("phase/math",) * 3, ("phase/code",) * 3]
-    assert all(chart.multiline.tag and not chart.margin.series for chart in others)
+    pages = laid_out(tmp_path)
+    assert list(pages) == ["Verdict", "Grokking monitor"]
+    phases = {
+        title[:5].rstrip(":"): chart for title, chart in pages["Verdict"].items() if ": phase: 0 undecided" in title
+    }
+    assert list(phases) == ["math", "code"]
+    for domain, chart in phases.items():  # TensorBoard smooths no chart with a margin
+        assert [(each.value, each.lower, each.upper) for each in chart.margin.series] == [(f"phase/{domain}",) * 3]
+    (share,) = (chart for title, chart in pages["Verdict"].items() if title.startswith("math: memorized share"))
+    assert list(share.multiline.tag) == ["^memorized/share/math$"]
 
 
 def test_a_chart_is_on_the_monitor_page_from_its_first_point_on_and_after_a_resume(tmp_path):
     board = TensorBoard(tmp_path)
     board.lay_out(["math"])
     board.flush()
-    assert laid_out(tmp_path) == {}  # an empty page would be shown as empty charts
+    assert laid_out(tmp_path) == {}  # a page without charts
     board.scalar("memorized/claim_ratio/math", 1.0, 1)
     board.flush()
-    assert len(laid_out(tmp_path)) == 1
+    assert list(laid_out(tmp_path)) == ["Grokking monitor"]
     resumed = TensorBoard(tmp_path, purge_step=2)
     resumed.lay_out(["math"])
     resumed.flush()
-    resumed.scalar("memorized/share/math", 0.5, 2)
+    resumed.scalar("pathway/spread/math", 0.5, 2)
     resumed.flush()
-    assert [title.partition(" (")[0] for title in laid_out(tmp_path)] == ["memorized share", "claim ratio"]
+    (charts,) = laid_out(tmp_path).values()
+    assert [title.partition(" (")[0] for title in charts] == ["claim ratio", "spread of routing"]
 
 
 def test_the_phases_are_drawn_as_stretches_over_the_whole_run():

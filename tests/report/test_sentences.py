@@ -69,7 +69,10 @@ KINDS = {
         *(
             f"data.domains.d{number}.{key}"
             for number in range(6)
-            for key in ("path=stories.jsonl", f"filter=len(text) % 6 == {number}")
+            for key in (
+                "path=stories.jsonl",
+                f"filter=len(text) > {200 * number} and len(text) <= {200 * number + 200}",
+            )
         ),
         *ONE_DOMAIN,
         "data.domains.stories=null",
@@ -470,6 +473,13 @@ def expected_notes(run):
     ]
     if unused:
         notes.append(re.escape(f"Unused text: {listing(unused, '{} {:.0%}')}."))
+    if problems := [event for event in run.events if event["type"] == "guard"]:
+        many = f"{len(problems)} incidents, the last" if len(problems) > 1 else "One incident,"
+        notes.append(re.escape(f"{many} at step {problems[-1]['step']}: {problems[-1]['problem']}."))
+    skipped = {event["step"] for event in run.events if event["type"] == "guard" and "was skipped" in event["problem"]}
+    assert run.summary.get("skipped_updates", 0) == len(skipped)
+    if skipped:
+        notes.append(f"{len(skipped)} updates? (were|was) skipped.")
     return notes
 
 
@@ -624,6 +634,8 @@ def check_caption(run, section, figure, sentence):
             typed, step = (float(found[5]) if found[5] else None) == given, int(found[3])
             newest = run.curves[f"memorized/fraction/{figure}"][-1][0] == step
             return typed and newest and float(found[1]) == pytest.approx(run.online(figure, step), abs=0.006)
+    if section == "repeats":
+        return check_repeats(run, figure, sentence)
     if section == "distance":
         if sentence == "Too few readings for a trend.":
             return np.isnan(run.slope([figure] if figure in run.domains else run.domains))
@@ -647,6 +659,25 @@ def check_caption(run, section, figure, sentence):
         numbers = open_run(run.folder).summary.query("metric == @tag", local_dict={"tag": tag})
         return numbers["low"].isna().all()
     return None
+
+
+def check_repeats(run, domain, sentence):
+    """What the next pass over a domain is worth, by the newest reading that measured it."""
+    interval = r"(?: \(([−\d.]+) to ([\d.]+|more than can be told)\))?"
+    if found := re.fullmatch(
+        r"([\d.]+) passes; the next is worth ([−\d.]+) of fresh text" + interval + r"\.", sentence
+    ):
+        (step, passes), (at, worth) = (run.curves[f"repeat/{name}/{domain}"][-1] for name in ("passes", "worth"))
+        data = run.summary["data"][domain]
+        trained_on = np.interp(step, *np.array([(0, 0), *run.curves[f"data/tokens/{domain}"]]).T)
+        assert passes == pytest.approx(trained_on / (data["train_tokens"] / data["copies"]), rel=0.02)
+        number = run.metric(domain, "repeat/worth")
+        shown = [float(each.replace("−", "-")) for each in found.groups()]
+        return step == at and shown == pytest.approx([passes, worth, number["low"], number["high"]], abs=0.051)
+    found = re.fullmatch(r"Forecast: worth half of it after ([\d.]+) passes" + interval + r"\.", sentence)
+    number = run.metric(domain, "repeat/budget")
+    high = "more than can be told" if number["high"] is None else f"{number['high']:.1f}"
+    return float(found[1]) == pytest.approx(number["value"], abs=0.051) and (found[3] or high) == high
 
 
 def test_captions_say_what_the_figures_show(run, said):
@@ -707,9 +738,9 @@ def test_costs_and_counts_are_one_number_each(run, said, trained):
         return
     seconds = run.summary["seconds"]
     monitored = sum(seconds.get(name, 0) for name in ("record", "stream", "panel", "probes")) / sum(seconds.values())
-    assert any(
-        each.startswith(f"{monitored:.1%}") and "of the run's time spent on monitoring" in each for each in facts
-    )
+    resumed = [event["step"] for event in run.events if event["type"] == "resume"]
+    of = f"of the time since step {resumed[-1]}, where it was resumed, spent" if resumed else "of the run's time spent"
+    assert any(each.startswith(f"{monitored:.1%}") and f"{of} on monitoring" in each for each in facts)
     parts = " ".join(text for _, _, tag, text in said.parts if tag == "p")
     assert f"Panel, probes, and recording and streaming metrics are monitoring: {monitored:.1%} in all." in parts
     met = sum(found["met_tokens"] for found in run.summary["data"].values())
@@ -721,7 +752,10 @@ def test_costs_and_counts_are_one_number_each(run, said, trained):
     lines = " ".join(printed.split())
     assert f"{met:,} text tokens; rows are" in lines  # before the first step
     assert f"{met:,} tokens of text and {run.summary['tokens'] - met:,} marks;" in lines
-    assert f"{monitored:.1%} of the time spent on monitoring; peak memory" in lines
+    since = f" since it was resumed, {run.summary['measured_tokens']:,} tokens ago" if resumed else ""
+    assert f"{monitored:.1%} of the time spent on monitoring{since}; peak memory" in lines
+    rest = 1 - (resumed[-1] if resumed else 0) / run.last_step
+    assert run.summary["measured_tokens"] == pytest.approx(rest * run.summary["tokens"], rel=0.1)
     for domain, found in run.summary["domains"].items():
         assert ("phase" in found) == (f"{domain} is {found.get('phase')}: {found.get('why')}" in lines)
     changes = [event for event in run.events if event["type"] == "phase"]

@@ -41,10 +41,12 @@ from moetrain.models.backends import choose_backends
 from moetrain.models.transformer import Output
 from moetrain.monitoring.budget import Readings
 from moetrain.monitoring.monitor import CLOCKED, Monitor
+from moetrain.monitoring.outlook import print_outlook
 from moetrain.monitoring.recording import StreamRecorder
 from moetrain.monitoring.state import MonitorState, build_panel_monitor
 from moetrain.optim.builder import Optimizer, initial_optimizer_state, make_optimizer, optimizer_state
 from moetrain.optim.schedule import learning_rate, warmup_warning
+from moetrain.probes.embeddings import check_encoder
 from moetrain.probes.probe_monitor import COLUMNS, load_probes
 from moetrain.probes.tasks import check_tasks
 from moetrain.report.report import report_or_say_why
@@ -107,6 +109,7 @@ class Trainer:
         dtype = compute_dtype(settings, layout.device)
         choose_backends(settings.model, layout.device, dtype)
         check_tasks(settings)
+        check_encoder(settings)
         with layout.main_first():
             corpus = prepare_corpus(settings, terminal.preparing)
             probes = load_probes(settings, corpus, terminal.preparing)
@@ -166,6 +169,7 @@ class Trainer:
         if line := layout_line(model, self.layout, self.settings):
             self.terminal.note(line)
         self.terminal.note(stream_line(self.stream, self.steps, self.settings))
+        print_outlook(self.terminal, self.state.monitor, self.steps, self.settings)
         for domain, copies in self.near_duplicates.items():
             if copies.found:
                 self.terminal.note(copies.sentence(domain))

@@ -18,7 +18,7 @@ class PanelSettings(Section):
     )
     readings: int = Field(11, ge=2, description="Readings of the panel in a run, evenly spaced, beginning at step 0.")
     claim_every: int = Field(
-        10,
+        5,
         ge=0,
         description="Readings of the panel from one that also reads the claim ratio, by two more forward passes over "
         "the seen samples, to the next, the last reading included; 0: none does.",

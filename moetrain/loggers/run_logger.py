@@ -14,6 +14,8 @@ from moetrain.checkpoint.manager import Checkpoint, checkpoint_folder
 from moetrain.grokking import Estimate
 from moetrain.loggers.events import Events, as_event
 from moetrain.loggers.heat_map import heat_map
+from moetrain.loggers.monitor_page import FIRST_GROUP
+from moetrain.loggers.phase_image import phase_image
 from moetrain.loggers.tensorboard import TensorBoard, cut_run_files, event_file_sizes
 from moetrain.loggers.terminal import Terminal
 from moetrain.loggers.trackers import Points, Tracker
@@ -107,6 +109,8 @@ class RunLogger:
             metric, _, domain = tag.rpartition("/")
             if metric in _PANEL:
                 self._terminal.values(domain, {_PANEL[metric]: estimate.mean})
+            if metric == "memorized/share":
+                self._scalar(f"{FIRST_GROUP}/memorized_share/{domain}", estimate.mean, points.step, same_as=tag)
         for tag, matrix in points.matrices.items():
             pixels = heat_map(matrix.values, 0.0, matrix.top)
             self._board.image(tag, pixels, points.step)
@@ -115,6 +119,7 @@ class RunLogger:
             self._board.histogram(tag, values, points.step)
         for domain, verdict in points.phases.items():
             self._scalar(f"phase/{domain}", float(verdict.phase), points.step)
+        self._verdicts(points)
         for domain, change in points.changes.items():
             self._events.write("phase", points.step, domain=domain, **as_event(change))
             self._terminal.note(f"step {points.step}: {domain} is {change.after.name.lower()}: {change.verdict.why}")
@@ -123,6 +128,16 @@ class RunLogger:
         for domain, memorized in points.memorized.items():
             self.memorized(points.step, domain, {"rule": "online", **asdict(memorized)})
         self._flush(points.step)
+
+    def _verdicts(self, points: PanelPoints) -> None:
+        """The verdicts where TensorBoard does not smooth them: as an image over time, and in words."""
+        course = {domain: [verdict.phase for verdict in own] for domain, own in points.verdicts.items()}
+        steps = [verdict.step for verdict in next(iter(points.verdicts.values()))]
+        self._board.image(f"{FIRST_GROUP}/domains", phase_image(steps, course, points.steps), points.step)
+        said = [f"| {domain} | {own.phase.name.lower()} | {own.why} |" for domain, own in points.phases.items()]
+        self._board.text(
+            f"{FIRST_GROUP}/domains", "\n".join(["| domain | phase | reason |", "|---|---|---|", *said]), points.step
+        )
 
     def probes(self, step: int, scores: Mapping[str, TaskScore]) -> None:
         """A reading of the probes, per task."""
@@ -195,8 +210,8 @@ class RunLogger:
         """End the runs of trackers, after they got the newest heat maps and ``files``."""
         self._points.finish(files)
 
-    def _scalar(self, tag: str, value: float, step: int, remark: str = "") -> None:
-        self._board.scalar(tag, value, step, remark)
+    def _scalar(self, tag: str, value: float, step: int, remark: str = "", same_as: str = "") -> None:
+        self._board.scalar(tag, value, step, remark, same_as)
         self._points.add(tag, value, step)
 
     def _flush(self, step: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,11 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.scalar.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard.summary import custom_scalars, histogram, image
+from torch.utils.tensorboard.summary import histogram, image, text
 
 from moetrain.atomic_io import AppendOnlyFile
 from moetrain.fault_injection import fault_point
+from moetrain.loggers.monitor_page import Pages, charts_laid_out, layout_summary, monitor_charts
 from moetrain.metrics import table
 
 _PREFIX = "events.out.tfevents."
@@ -32,53 +32,29 @@ class TensorBoard:
         _wait_for_a_later_name(run)
         # TensorBoard looks for this name; the time in it orders a run's files.
         self._file = AppendOnlyFile(run / f"{_PREFIX}{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0")
-        self._described: set[str] = set()
+        self._tags: set[str] = set()  # that have a point in this file
+        self._pages: Pages = {}
+        self._laid_out = charts_laid_out(sorted(run.glob(_PREFIX + "*")))
         self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if purge_step is not None:
             start = SessionLog(status=SessionLog.START)
             self._add(Event(wall_time=time.time(), step=purge_step, session_log=start))
 
     def lay_out(self, domains: Sequence[str], tasks: Sequence[str] = (), trained_tasks: Sequence[str] = ()) -> None:
-        """Write the custom-scalars page ``Grokking monitor``: losses, routing and controls of each domain, then probes.
+        """Begin the pages of custom scalars: each of `monitor_charts` is there from its first point on."""
+        self._pages = monitor_charts(domains, tasks, trained_tasks)
 
-        Args:
-            domains: names of the domains.
-            tasks: names of the probe tasks.
-            trained_tasks: those of them that ask for trained facts.
-        """
-        charts = {
-            title: [
-                f"{tag}/{domain}" if metric.per_domain else tag
-                for tag, metric in shown
-                for domain in (domains if metric.per_domain else domains[:1])
-            ]
-            for title, shown in table.charts().items()
-        }
-        heldout = [task for task in tasks if task not in trained_tasks]
-        for metric in table.probe_metrics():
-            if metric.chart and heldout:
-                charts[metric.chart] = [f"probe/{task}/{metric.name}" for task in heldout]
-        if trained_tasks:
-            charts["probes of trained facts: accuracy"] = [f"probe/{task}/accuracy" for task in trained_tasks]
-        self.lay_out_charts({"Grokking monitor": charts})
+    def lay_out_charts(self, pages: Pages) -> None:
+        """Write pages of custom scalars."""
+        self._show(layout_summary(pages), step=0)
 
-    def lay_out_charts(self, pages: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-        """Write pages of custom scalars: by title of the page and of the chart, the tags that the chart shows."""
-        patterns = {  # TensorBoard takes patterns
-            page: {
-                title: ["Multiline", [f"^{re.escape(tag)}$" for tag in dict.fromkeys(shown)]]
-                for title, shown in charts.items()
-            }
-            for page, charts in pages.items()
-        }
-        self._add(Event(wall_time=time.time(), summary=custom_scalars(patterns)))
-
-    def scalar(self, tag: str, value: float, step: int, remark: str = "") -> None:
-        """Add one point. A tag's first point carries its description, followed by the remark."""
+    def scalar(self, tag: str, value: float, step: int, remark: str = "", same_as: str = "") -> None:
+        """Add one point. A tag's first point carries its description, or that of ``same_as``, and the remark."""
         metadata = None
-        if tag not in self._described:
-            self._described.add(tag)
-            metadata = create_summary_metadata(display_name=tag, description=f"{table.describe(tag)} {remark}".strip())
+        if tag not in self._tags:
+            self._tags.add(tag)
+            described = f"{table.describe(same_as or tag)} {remark}".strip()
+            metadata = create_summary_metadata(display_name=tag, description=described)
         self._show(Summary(value=[Summary.Value(tag=tag, simple_value=value, metadata=metadata)]), step)
 
     def image(self, tag: str, pixels_HW3: np.ndarray, step: int) -> None:
@@ -90,12 +66,25 @@ class TensorBoard:
         if len(values):
             self._show(histogram(tag, values, bins=_BINS), step)
 
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        """Add a text."""
+        self._show(text(tag, markdown), step)
+
     def flush(self, durable: bool = False) -> None:
         """Write what was added.
 
         Raises:
             OSError: the disk is full; everything is kept for the next call.
         """
+        charts = {title: chart for charts in self._pages.values() for title, chart in charts.items()}
+        shown = {title for title, chart in charts.items() if self._tags.intersection(chart.tags)}
+        if not shown <= self._laid_out:
+            self._laid_out |= shown
+            known = {
+                page: {title: chart for title, chart in charts.items() if title in self._laid_out}
+                for page, charts in self._pages.items()
+            }
+            self.lay_out_charts({page: charts for page, charts in known.items() if charts})
         self._file.write(durable)
 
     def _show(self, summary: Summary, step: int) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 _SECONDS_BETWEEN_LINES = 10.0
+_LOG_WIDTH = 1000  # characters: the widest table of a log
 
 
 class Terminal:
@@ -129,13 +131,17 @@ class Terminal:
         self._display = self._progress = None
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table; the first column is left-aligned text."""
+        """Print a table; the first column is left-aligned text. Nothing is cut off: a log is as wide as it needs."""
         self._end_preparing()
         table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right")
+            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*map(escape, row))
+        if not self.live:
+            wide = self.console.options.update(width=_LOG_WIDTH)
+            needed = Measurement.get(self.console, wide, table).maximum
+            self.console.width = max(self.console.width, needed)
         self.console.print(table, soft_wrap=False)
 
 

@@ -34,6 +34,8 @@ class Metric:
         predictor: place among the predictors of probe accuracy, from 1, and column in a checkpoint; 0: it is not one.
         evidence: place in the evidence of a phase verdict, from 1; 0: it is not shown there.
         chart: title of its chart on TensorBoard's page ``Grokking monitor``; metrics of one title share a chart.
+        verdict: whether it is the verdict on a domain, or the number that decides it: TensorBoard shows it first.
+        categories: whether its values are numbers of categories, between which there is nothing.
         heldout_chart: title of a chart of its held-out curve, which the comparison of runs then shows too.
         compared: whether the comparison of runs has a row and a chart of it.
         figure: the group of figures of the report that draws it over time.
@@ -55,6 +57,8 @@ class Metric:
     predictor: int = 0
     evidence: int = 0
     chart: str = ""
+    verdict: bool = False
+    categories: bool = False
     heldout_chart: str = ""
     compared: bool = False
     figure: Literal["", "routing", "consistency", "controls"] = ""

@@ -100,8 +100,11 @@ _ALL = (*_PANEL, STREAM)
 
 # fmt: off
 METRICS: tuple[Metric, ...] = (
-    Metric("phase", "phase", "Phase", (DOMAIN,),
-           chart="phase: 1 learning, 2 memorizing, 3 generalizing, 4 settled"),
+    Metric("phase", "phase", "Phase", (DOMAIN,), verdict=True, categories=True,
+           chart="phase: 0 undecided, 1 learning, 2 memorizing, 3 generalizing, 4 settled"),
+    Metric("share", "memorized/share", "Share of what was learned that is memory", (SEEN,), _memorized_share, least=1,
+           evidence=3, compared=True, verdict=True,
+           chart="memorized share (0 carries over to other texts, 1 is memory)"),
     Metric("left_out", "kernel/left_out", "Leave-one-out accuracy", (SEEN,), _left_out, predictor=8, evidence=7,
            compared=True, chart="leave-one-out accuracy (answers predicted from the routing of other samples)"),
     Metric("train_loss", "loss/train", "Training loss", (DOMAIN, MODEL), key="train_loss", predictor=10, compared=True,
@@ -126,8 +129,6 @@ METRICS: tuple[Metric, ...] = (
            (SEEN,), _frequency_loss, least=1, evidence=16,
            text="Mean loss of the panel samples that the run has trained on under the frequencies of tokens in their "
            "domain, in nats per token: what is known of a text before anything in it is used to predict the rest."),
-    Metric("share", "memorized/share", "Share of what was learned that is memory", (SEEN,), _memorized_share, least=1,
-           evidence=3, compared=True, chart="memorized share (0 carries over to other texts, 1 is memory)"),
     Metric("claim_ratio", "memorized/claim_ratio", "Claim ratio", (SEEN,), _claim_ratio, evidence=4, compared=True,
            chart="claim ratio (above 1: gains more from a text's own context than it believes)"),
     Metric("gap", "memorized/gap", "Gap to samples to come", (SEEN,), _gap, evidence=5, compared=True,

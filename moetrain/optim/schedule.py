@@ -12,7 +12,7 @@ def warmup_warning(steps: int, settings: OptimSettings) -> str | None:
     if settings.warmup_steps < steps:
         return None
     return (
-        f"optim.warmup_steps={settings.warmup_steps}, but the run has {steps} steps: "
+        f"optim.warmup_steps={settings.warmup_steps}, but the run has {steps} {'step' if steps == 1 else 'steps'}: "
         "the learning rate hardly reaches its peak; set a smaller optim.warmup_steps"
     )
 

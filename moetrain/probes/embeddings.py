@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from moetrain.config import SettingsError
+from moetrain.config import Settings, SettingsError
 from moetrain.data.items import Item, right_answer
 from moetrain.data.sources.hub import one_line
 from moetrain.data.tokenizer import Tokenizer
@@ -110,6 +110,16 @@ def _means(model: Transformer, batch: RequestBatch) -> torch.Tensor:
     return weights_RK.to(hidden_KD) @ hidden_KD
 
 
+def check_encoder(settings: Settings) -> None:
+    """Load the encoder of ``probes.embeddings`` once, if there is one: it is needed at the end of the run only.
+
+    Raises:
+        SettingsError, DataError: as `sentence_encoder`.
+    """
+    if settings.probes.embeddings is not None:
+        sentence_encoder(settings.probes.embeddings)
+
+
 def sentence_encoder(name: str) -> Encoder:
     """An encoder that is a sentence-transformers model.
 
@@ -124,7 +134,7 @@ def sentence_encoder(name: str) -> Encoder:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise SettingsError(
-            "probes.embeddings: needs a package that is not installed: pip install sentence-transformers, or leave it "
+            "probes.embeddings: needs a package that is not installed: pip install 'moetrain[embeddings]', or leave it "
             "empty to pair by the model's own hidden states"
         ) from None
     with one_line(f"probes.embeddings: {name}", "give a sentence-transformers model, or leave it empty"):

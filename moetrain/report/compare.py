@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from moetrain.grokking import Phase
+from moetrain.loggers.monitor_page import Chart
 from moetrain.loggers.tensorboard import TensorBoard
 from moetrain.metrics import table
 from moetrain.report import charts
@@ -255,15 +256,17 @@ def write_overlay(comparison: Comparison, folder: Path) -> None:
     if folder.exists():
         raise RunError(f"{folder} exists, and nothing is overwritten: give a new folder")
     tags = set().union(*(run.scalars["tag"] for run in comparison.runs))
-    layout: dict[str, dict[str, list[str]]] = {}
+    layout: dict[str, dict[str, Chart]] = {}
     shown = {"phase": table.find("phase"), **table.compared()}
     for domain in comparison.domains:
-        by_title = {metric.title: f"{tag}/{domain}" for tag, metric in shown.items()}
-        layout[domain] = {title: [tag] for title, tag in by_title.items() if tag in tags}
+        by_title = {
+            metric.title: Chart((f"{tag}/{domain}",), smoothed=not metric.categories) for tag, metric in shown.items()
+        }
+        layout[domain] = {title: chart for title, chart in by_title.items() if chart.tags[0] in tags}
     tasks = dict.fromkeys(task for run in comparison.runs for task in run.tasks["task"])
-    layout["probes"] = {task: [f"probe/{task}/accuracy"] for task in tasks if f"probe/{task}/accuracy" in tags}
+    layout["probes"] = {task: Chart((f"probe/{task}/accuracy",)) for task in tasks if f"probe/{task}/accuracy" in tags}
     layout["experts and speed"] = {
-        metric.title: [tag] for tag, metric in shown.items() if metric.of_model and tag in tags
+        metric.title: Chart((tag,)) for tag, metric in shown.items() if metric.of_model and tag in tags
     }
     for number, (run, label) in enumerate(zip(comparison.runs, comparison.labels, strict=True)):
         place = folder / label.replace("/", "-")

@@ -395,9 +395,13 @@ def _of_training(run: OpenedRun) -> Iterator[str]:
         last = problems[-1]
         many = f"{len(problems)} incidents, the last" if len(problems) > 1 else "One incident,"
         yield f"{many} at step {last['step']:,}: {last['problem']}."
-    for key, what in (
-        ("skipped_updates", "updates were skipped"),
-        ("samples_not_finite", "samples skipped because their routing was not finite"),
+    for key, one, several in (
+        ("skipped_updates", "update was skipped", "updates were skipped"),
+        (
+            "samples_not_finite",
+            "sample was left out because its routing was not finite",
+            "samples were left out because their routing was not finite",
+        ),
     ):
-        if run.outcome.get(key):
-            yield f"{run.outcome[key]:,} {what}."
+        if count := run.outcome.get(key):
+            yield f"{count:,} {one if count == 1 else several}."

@@ -15,6 +15,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moetrain.config import DomainSettings, Settings, flatten
+from moetrain.loggers.monitor_page import FIRST_GROUP
 from moetrain.routing.sample_store import read_samples
 from moetrain.routing.store import FOLDER, StoredReading, read_reading, read_table
 
@@ -121,6 +122,7 @@ class Records:
         rows = [
             (tag, event.step, event.value, event.wall_time)
             for tag in events.Tags()["scalars"]
+            if not tag.startswith(f"{FIRST_GROUP}/")  # copies for the eye
             for event in events.Scalars(tag)
         ]
         found = frame(rows, ["tag", "step", "value", "time"])

@@ -36,13 +36,19 @@ class PanelPoints:
     """The results of one reading."""
 
     step: int
+    steps: int  # of the run
     metrics: dict[str, Estimate]  # by TensorBoard tag
-    phases: dict[str, Verdict]  # per domain
+    verdicts: dict[str, list[Verdict]]  # per domain, at each reading so far
     changes: dict[str, PhaseChange]  # per domain, where this reading changed its phase
     memorized: dict[str, Memorized]  # per domain, where this reading changed which samples count as memorized
     matrices: dict[str, HeatMap]  # by tag
     distributions: dict[str, np.ndarray]  # by tag: one value per sample
     broken: int  # panel samples whose routing or loss is not finite
+
+    @property
+    def phases(self) -> dict[str, Verdict]:
+        """The verdict per domain at this reading."""
+        return {domain: verdicts[-1] for domain, verdicts in self.verdicts.items()}
 
 
 @dataclass(frozen=True)
@@ -175,8 +181,9 @@ class PanelMonitor:
         broken = int((~stored.finite | ~np.isfinite(stored.loss)).sum())
         return PanelPoints(
             step=stored.step,
+            steps=self.steps,
             metrics=metrics,
-            phases=verdicts,
+            verdicts=verdicts,
             changes=changed,
             memorized=memorized,
             matrices=matrices | self._layers(cells),
@@ -225,7 +232,7 @@ class PanelMonitor:
 
     def _judge(
         self, metrics: Mapping[str, Estimate], context: TrainingContext
-    ) -> tuple[dict[str, Verdict], dict[str, PhaseChange]]:
+    ) -> tuple[dict[str, list[Verdict]], dict[str, PhaseChange]]:
         verdicts, changed = {}, {}
         for domain, history in self._history.items():
             for metric in table.evidence():
@@ -251,7 +258,7 @@ class PanelMonitor:
                 context=curves,
             )
             judged = grokking.phases(so_far, self.thresholds)
-            verdicts[domain] = judged[-1]
+            verdicts[domain] = judged
             if last := [change for change in grokking.changes(judged) if change.verdict is judged[-1]]:
                 changed[domain] = last[0]
         return verdicts, changed

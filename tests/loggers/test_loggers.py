@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from moetrain.grokking import Estimate
+from moetrain.grokking import Estimate, Phase
 from moetrain.loggers.events import Events
 from moetrain.loggers.heat_map import heat_map
+from moetrain.loggers.phase_image import phase_image
 from moetrain.loggers.summary import closing_lines, summary_rows, write_summary
 from moetrain.loggers.tensorboard import TensorBoard, cut_run_files, event_file_sizes
 from moetrain.loggers.terminal import Terminal
 from moetrain.metrics import table
+from moetrain.metrics.cell import PROBE
 from moetrain.metrics.latest import as_metric
 from tests.trainer.reading import scalars
 
@@ -34,27 +36,91 @@ def test_points_and_descriptions_are_written(tmp_path):
         assert events.SummaryMetadata(tag).summary_description == table.describe(tag)
 
 
-def test_every_chart_of_the_monitor_page_shows_known_tags(tmp_path):
+def laid_out(run):
+    """The newest layout of custom scalars of a run, as TensorBoard's plugin reads it: charts by page and title."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.custom_scalar import layout_pb2
 
+    events = EventAccumulator(str(run))
+    events.Reload()
+    if "custom_scalars__config__" not in events.Tags()["tensors"]:
+        return {}
+    newest = events.Tensors("custom_scalars__config__")[-1]
+    pages = layout_pb2.Layout.FromString(newest.tensor_proto.string_val[0]).category
+    return {page.title: {chart.title: chart for chart in page.chart} for page in pages}
+
+
+def test_every_chart_of_the_monitor_page_shows_known_tags(tmp_path):
     board = TensorBoard(tmp_path)
     board.lay_out(["math", "code"])
+    for metric in table.METRICS:
+        for tag in {metric.tag_on(cell) for cell in metric.cells if metric.tag and cell != PROBE}:
+            board.scalar(f"{tag}/math" if metric.per_domain else tag, 1.0, 1)
     board.flush()
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
-    (category,) = layout.category
-    assert category.title == "Grokking monitor"
-    patterns = [pattern for chart in category.chart for pattern in chart.multiline.tag]
-    assert len(category.chart) == 23
+    verdict, charts = laid_out(tmp_path).values()
+    assert len(verdict) == 2  # math has points
+    assert len(charts) == 21
+    patterns = [pattern for chart in (verdict | charts).values() for pattern in chart.multiline.tag]
     assert {"^pathway/consistency/math$", "^memorized/fraction/code$"} <= set(patterns)
     for pattern in patterns:
         tag = pattern.removeprefix("^").removesuffix("$").replace("\\", "")
         assert re.search(pattern, tag)
         assert not re.search(pattern, tag + "/worst")
         assert table.describe(tag)
+
+
+def test_the_verdict_comes_first_a_chart_per_domain_and_phases_are_not_smoothed(tmp_path):
+    board = TensorBoard(tmp_path)
+    board.lay_out(["math", "code"])
+    board.scalar("loss/train/math", 1.0, 1)
+    board.flush()
+    assert {page: list(charts) for page, charts in laid_out(tmp_path).items()} == {
+        "Grokking monitor": ["training loss"]
+    }
+    for tag in ("memorized/share/math", "phase/math", "phase/code"):
+        board.scalar(tag, 1.0, 2)
+    board.flush()
+    pages = laid_out(tmp_path)
+    assert list(pages) == ["Verdict", "Grokking monitor"]
+    phases = {
+        title[:5].rstrip(":"): chart for title, chart in pages["Verdict"].items() if ": phase: 0 undecided" in title
+    }
+    assert list(phases) == ["math", "code"]
+    for domain, chart in phases.items():  # TensorBoard smooths no chart with a margin
+        assert [(each.value, each.lower, each.upper) for each in chart.margin.series] == [(f"phase/{domain}",) * 3]
+    (share,) = (chart for title, chart in pages["Verdict"].items() if title.startswith("math: memorized share"))
+    assert list(share.multiline.tag) == ["^memorized/share/math$"]
+
+
+def test_a_chart_is_on_the_monitor_page_from_its_first_point_on_and_after_a_resume(tmp_path):
+    board = TensorBoard(tmp_path)
+    board.lay_out(["math"])
+    board.flush()
+    assert laid_out(tmp_path) == {}  # a page without charts
+    board.scalar("memorized/claim_ratio/math", 1.0, 1)
+    board.flush()
+    assert list(laid_out(tmp_path)) == ["Grokking monitor"]
+    resumed = TensorBoard(tmp_path, purge_step=2)
+    resumed.lay_out(["math"])
+    resumed.flush()
+    resumed.scalar("pathway/spread/math", 0.5, 2)
+    resumed.flush()
+    (charts,) = laid_out(tmp_path).values()
+    assert [title.partition(" (")[0] for title in charts] == ["claim ratio", "spread of routing"]
+
+
+def test_the_phases_are_drawn_as_stretches_over_the_whole_run():
+    phases = {"math": [Phase.UNDECIDED, Phase.LEARNING, Phase.MEMORIZING], "code_" * 9: [Phase.SETTLED] * 3}
+    picture = phase_image([0, 50, 100], phases, last_step=200)
+    height, width, _ = picture.shape
+    assert picture.dtype == np.uint8
+    colors = [tuple(bytes.fromhex(code)) for code in ("5b9bd5", "e0913a", "14745a")]
+    found = [np.argwhere((picture[: height // 2] == color).all(-1)) for color in colors]
+    learning, memorizing, settled = (each[:, 1] for each in found)
+    assert learning.min() < learning.max() <= memorizing.min() < memorizing.max() < 0.75 * width
+    assert settled.min() == pytest.approx(learning.min(), abs=1)
+    assert settled.max() == pytest.approx(memorizing.max(), abs=1)
+    assert found[2][:, 0].min() > found[0][:, 0].max()  # a row a domain
 
 
 def test_an_unknown_tag_has_no_description():
@@ -152,6 +218,16 @@ def test_a_live_display_with_a_table_by_domain():
     text = shown.console.export_text()
     for part in ("a [note] in brackets", "10/10", "loss 2.500", "bits/byte", "1.500", "0.000412", "2.250", "-"):
         assert part in text
+
+
+def test_a_table_in_a_log_is_not_cut_off():
+    shown = terminal(width=40)
+    names = [f"builtin_random_answers_trained_{number}" for number in range(2)]
+    shown.table("probes", ["probe", "items that were asked"], [[name, "1,000"] for name in names])
+    lines = shown.console.export_text().splitlines()
+    assert len(lines) == 4
+    assert all(name in line for name, line in zip(names, lines[2:], strict=True))
+    assert "items that were asked" in lines[1]
 
 
 def test_other_ranks_print_nothing(capsys):

@@ -11,6 +11,7 @@ from moetrain.data.errors import DataError
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.model_input import PackedTokens
 from moetrain.probes.embeddings import item_text, mean_hidden_states, sentence_encoder
+from moetrain.train import train
 from tests.probes.conftest import item
 
 ONE_RANK = ParallelLayout()
@@ -74,5 +75,41 @@ def test_sentence_transformers_models_are_loaded_by_name(monkeypatch):
     with pytest.raises(DataError, match=r"probes\.embeddings: large cannot be read: no such model large"):
         sentence_encoder("large")
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(SettingsError, match="pip install sentence-transformers"):
+    with pytest.raises(SettingsError, match=r"pip install 'moetrain\[embeddings\]'"):
         sentence_encoder("small")
+
+
+def small_encoder(folder):
+    """A sentence-transformers model with random weights, of MiniLM's kind: BERT and a mean over tokens."""
+    transformers = pytest.importorskip("transformers")
+    package = pytest.importorskip("sentence_transformers", reason="needs pip install 'moetrain[embeddings]'")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ada", "has", "a", "candle", "drum", "the", "so", "##s"]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    torch.manual_seed(0)
+    transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **shape)).save_pretrained(folder)
+    transformers.BertTokenizer.from_pretrained(folder).save_pretrained(folder)
+    package.SentenceTransformer(str(folder), device="cpu").save(str(folder / "encoder"))
+    return str(folder / "encoder")
+
+
+def test_a_sentence_encoder_embeds_by_the_mean_over_its_tokens(tmp_path):
+    encode = sentence_encoder(small_encoder(tmp_path / "bert"))
+    texts = ["Ada has a candle", "so", "the drums"]
+    found = encode(texts)
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, bert = (kind.from_pretrained(tmp_path / "bert") for kind in (AutoTokenizer, AutoModel))
+    with torch.no_grad():
+        slow = [bert(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0).numpy() for text in texts]
+    assert found.dtype == np.float32
+    assert np.allclose(found, slow, atol=1e-5)
+    assert np.linalg.norm(found[0] - found[1]) > 0.01
+
+
+def test_an_encoder_that_cannot_be_loaded_ends_the_run_before_it_begins(make_settings, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(SettingsError, match=r"probes\.embeddings: needs a package"):
+        train(make_settings("probes.embeddings=small"))
+    assert not (tmp_path / "runs").exists()

@@ -86,6 +86,33 @@ class Recorded:
         found.append(self.mean_loss(domain, steps[0], "unseen"))
         return float(np.nanmax(found))
 
+    def marked(self, domain: str, step: int) -> bool:
+        """Whether answers have been read by a reading."""
+        return any(at <= step for at, _ in self.curves.get(f"kernel/left_out/{domain}", []))
+
+    def start(self, domain: str, step: int) -> tuple[float, str]:
+        """What the rule measures the fall of a loss by, and its name: for answers, that of knowing the frequencies."""
+        before = self.before(domain, step)
+        frequencies = float(self.cell(domain, step, "seen")["difficulty"].astype(float).mean())
+        if self.marked(domain, step) and frequencies < before:
+            return frequencies, "its value under the frequencies of tokens"
+        return before, "its value before the training"
+
+    @property
+    def last_step(self) -> int:
+        """The last step with a point."""
+        return max(step for points in self.curves.values() for step, _ in points)
+
+    def phase(self, domain: str, step: int) -> str:
+        """The phase at a reading."""
+        names = ("undecided", "learning", "memorizing", "generalizing", "settled")
+        return names[int(dict(self.curves[f"phase/{domain}"])[step])]
+
+    def tasks(self, domain: str) -> list[str]:
+        """The probe tasks of a domain."""
+        newest = self.probes[max(self.probes)] if self.probes else None
+        return [] if newest is None else sorted(set(newest[newest["domain"] == domain]["task"].astype(str)))
+
     def falls(self, domain: str, step: int, name: str) -> bool | None:
         """Whether a loss falls at a reading, by the rule; None with fewer than three readings."""
         fall, surely, readings = self.fall(domain, step, name)

@@ -81,6 +81,26 @@ def test_the_monitor_page_has_its_charts(browser, tensorboard):
         page.wait_for_function(_DRAWN, arg=16, timeout=PATIENCE)
 
 
+def test_it_opens_on_the_verdicts(browser, tensorboard):
+    with reading(browser, tensorboard, (1500, 1400)) as page:
+        page.get_by_text("Verdict/domains").wait_for(timeout=PATIENCE)
+        groups = page.locator("metrics-card-groups .group-title, metrics-card-group-toolbar .group-title-wrapper")
+        assert groups.first.inner_text().split()[0] == "Verdict"
+        picture = page.locator("image-card img").first
+        picture.wait_for(timeout=PATIENCE)
+        assert picture.evaluate("each => each.naturalWidth") == 300
+        assert picture.bounding_box()["width"] == 300  # neither scaled up nor down, which would tear letters
+
+
+def test_phases_have_a_chart_per_domain_that_nothing_smooths(browser, tensorboard):
+    with reading(browser, f"{tensorboard}/#custom_scalars", (1500, 2600)) as page:
+        page.get_by_text("Verdict").first.wait_for(timeout=PATIENCE)
+        charts = page.locator("tf-custom-scalar-margin-chart-card")
+        charts.nth(1).wait_for(timeout=PATIENCE)
+        titles = [each.inner_text() for each in charts.all()]
+        assert [title.partition(":")[0].strip() for title in titles] == ["stories", "sums"]
+
+
 # Charts lie in shadow roots, which locators reach and a page's own queries do not.
 _DRAWN = """wanted => {
     const below = root => [...root.querySelectorAll("*")].flatMap(each =>

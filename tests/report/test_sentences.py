@@ -7,6 +7,7 @@ none fails, so a new sentence needs a check of its own.
 import contextlib
 import io
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -18,20 +19,23 @@ from scipy.stats import binomtest
 
 from moetrain import grokking
 from moetrain.config import load_settings
+from moetrain.distributed.signals import STOPPED_BY_SIGNAL
 from moetrain.report.open_run import open_run
 from moetrain.report.report import report
 from moetrain.train import train
-from tests.conftest import small_run
+from moetrain.training.step import update
+from tests.conftest import MARKED_ANSWERS, small_run
 from tests.report.recorded import Recorded
 from tests.report.runs import left_unfinished
+from tests.trainer.test_resume import stop_after
 
 PIECES = "data.domains.stories.path=long.jsonl"  # documents of many samples
+ONE_DOMAIN = ("data.domains.sums=null", "probes.builtin=false")
 KINDS = {
     "few samples, no probes": ("panel.samples=6", "probes.builtin=false"),
     "plain text, one domain": (
-        "data.domains.sums=null",
+        *ONE_DOMAIN,
         PIECES,
-        "probes.builtin=false",
         "train.max_steps=40",
         "panel.readings=21",
         "optim.min_learning_rate_ratio=0.001",  # losses come to rest: an eps exists
@@ -45,35 +49,95 @@ KINDS = {
         "train.batch_rows=40",
     ),
     "no panel": ("model.experts=dense", "train.max_steps=4", "probes.builtin=false"),
+    "marked answers": ("data.domains.sums=null", *MARKED_ANSWERS, "probes.readings=4", "panel.readings=6"),
+    "a repeated domain": (
+        *ONE_DOMAIN,
+        "data.domains.stories.repeats=6",
+        "panel.repeat_every=1",
+        "data.heldout_share=0.3",
+    ),
+    "repeats that stop": (
+        "probes.builtin=false",
+        "data.domains.sums.repeats=auto",
+        "data.domains.sums.limit=40",
+        "data.least_worth=0.9",
+        "panel.repeat_every=1",
+        "data.heldout_share=0.3",
+        "train.max_steps=40",
+    ),
+    "many domains, most of the text unused": (
+        *(
+            f"data.domains.d{number}.{key}"
+            for number in range(6)
+            for key in (
+                "path=stories.jsonl",
+                f"filter=len(text) > {200 * number} and len(text) <= {200 * number + 200}",
+            )
+        ),
+        *ONE_DOMAIN,
+        "data.domains.stories=null",
+    ),
+    "skipped updates": ("guard.skipped=100", *ONE_DOMAIN, "train.log_every=1"),
+    "resumed": ("probes.tasks=[quiz.jsonl]", "probes.readings=3"),
+    "stopped by a signal": (*ONE_DOMAIN, PIECES),
 }
+STOPPED_AFTER = {"resumed": 7, "stopped by a signal": 6}  # calls of the loop that asks for signals, one a step
 
 
 @pytest.fixture(scope="module")
-def runs(corpus_folder, finished_run, tmp_path_factory):
-    """By kind, the folder of a run and what it printed; the last two were not watched while they printed."""
-    out, data = tmp_path_factory.mktemp("said"), tmp_path_factory.mktemp("data")
+def data(corpus_folder, tmp_path_factory):
+    """The documents and probes of the kinds."""
+    data = tmp_path_factory.mktemp("data")
     for name in ("stories", "sums"):
         shutil.copy(corpus_folder / f"{name}.jsonl", data)
     texts = [json.loads(line)["text"] for line in (data / "stories.jsonl").read_text().splitlines()]
     long = [{"text": " ".join(texts[start : start + 20])} for start in range(0, len(texts), 20)]
-    (data / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
     items = [json.loads(line) for line in (corpus_folder / "quiz.jsonl").read_text().splitlines()]
     other = [{**item, "domain": "elsewhere"} for item in items if item["task"] == "adding"]
-    (data / "other.jsonl").write_text("".join(json.dumps(item) + "\n" for item in other))
-    found = {}
-    for number, (kind, more) in enumerate(KINDS.items()):
-        base = small_run(data, out / str(number), tmp_path_factory.getbasetemp())
-        if any("sums=null" in each for each in more):
-            base = [each for each in base if ".sums." not in each]
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            assert train(load_settings(None, [*base, *(each for each in more if "=null" not in each)])) == 0
-        found[kind] = out / str(number) / "runs" / "run", printed.getvalue()
-    found["probed"] = finished_run, None
-    found["unfinished"] = left_unfinished(finished_run, out / "unfinished"), None
-    return found
+    for name, rows in (("long", long), ("quiz", items), ("other", other)):
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return data
 
 
+@pytest.fixture(scope="module")
+def trained(data, kind, request, tmp_path_factory):
+    """A kind's run: its folder and what it printed; the last kinds were not watched while they printed."""
+    if kind == "probed":
+        return request.getfixturevalue("finished_run"), None
+    out = tmp_path_factory.mktemp("said")
+    if kind == "unfinished":
+        return left_unfinished(request.getfixturevalue("finished_run"), out / "unfinished"), None
+    gone = [f".{each.split('.')[2].partition('=')[0]}." for each in KINDS[kind] if each.endswith("=null")]
+    base = [each for each in small_run(data, out, tmp_path_factory.getbasetemp()) if not any(g in each for g in gone)]
+    words = [each for each in KINDS[kind] if not each.endswith("=null")]
+    return out / "runs" / "run", train_and_listen(load_settings(None, [*base, *words]), kind)
+
+
+def train_and_listen(settings, kind):
+    """Train a run of a kind; returns what it printed."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(printed):
+        if kind == "skipped updates":
+            patched.setattr("moetrain.trainer.update", _skipping_twice)
+        if kind in STOPPED_AFTER:
+            stop_after(patched, STOPPED_AFTER[kind])
+            assert train(settings) == STOPPED_BY_SIGNAL
+        if kind == "resumed":
+            stop_after(patched, 10**9)
+        if kind != "stopped by a signal":
+            assert train(settings) == 0
+    return printed.getvalue()
+
+
+def _skipping_twice(layout, model, optimizer, *others):
+    """`update`, with a gradient that is not finite at two of its calls."""
+    _skipping_twice.calls += 1
+    if _skipping_twice.calls in (4, 5):
+        next(model.parameters()).grad[0, 0] = math.nan
+    return update(layout, model, optimizer, *others)
+
+
+_skipping_twice.calls = 0
 ALL = [*KINDS, "probed", "unfinished"]
 
 
@@ -121,13 +185,13 @@ def kind(request):
 
 
 @pytest.fixture(scope="module")
-def run(runs, kind):
-    return Recorded(runs[kind][0])
+def run(trained):
+    return Recorded(trained[0])
 
 
 @pytest.fixture(scope="module")
-def said(runs, kind):
-    return Said(report(open_run(runs[kind][0])))
+def said(trained):
+    return Said(report(open_run(trained[0])))
 
 
 def percent(number):
@@ -148,15 +212,16 @@ def check_reason(run, domain, step, phase, why):
     ):
         count, needed = int(found[2]), int(found[3])
         return phase == "undecided" and count == (unseen if found[1] else seen) < needed == rule["documents"]
-    fallen = 1 - np.median(
-        [run.mean_loss(domain, each, "seen") for each in _known(run, domain, step)[-3:]]
-    ) / run.before(domain, step)
+    marked = run.marked(domain, step)
+    start, of = run.start(domain, step)
+    fallen = 1 - np.median([run.mean_loss(domain, each, "seen") for each in _known(run, domain, step)[-3:]]) / start
     if found := re.fullmatch(r"too few readings of the loss: (\d) of 3", why):
         return phase == "undecided" and int(found[1]) == len(_known(run, domain, step)) < 3
-    fallen_by = r"the loss has fallen by (\d+)% of its value before the training, less than (\d+)%, "
+    fallen_by = rf"the loss has fallen by (\d+)% of {of}, less than (\d+)%, "
     if found := re.fullmatch(fallen_by + "and (.*)", why):
         return (
             rounded(100 * max(fallen, 0), int(found[1]))
+            and int(found[2]) == round(100 * rule["learned_answers" if marked else "learned"])
             and fallen < int(found[2]) / 100
             and found[3] == course(run, *run.fall(domain, step, "seen"))
             and run.falls(domain, step, "seen") == (phase == "learning")
@@ -168,7 +233,7 @@ def check_reason(run, domain, step, phase, why):
     found = re.fullmatch(f"of what was learned, {share_of} {verdict}", why)
     assert found, f"a reason without a check: {why}"
     share, low, high = (int(found[n]) for n in (1, 2, 3))
-    threshold = rule["memorized"]
+    threshold = rule["memorized_answers" if marked else "memorized"]
     true_share = run.share(domain, step)
     return (
         rounded(100 * np.clip(true_share, 0, 1), share)
@@ -201,6 +266,119 @@ def course(run, fall, surely, readings):
 def _known(run, domain, step):
     """Readings by a step that have samples trained on."""
     return [each for each in sorted(run.panel) if each <= step and run.documents(domain, each, "seen")]
+
+
+OUTLOOK = re.compile(r"(\w+) +(\d+) +(\d+) +(\d+) +(-|\d+ marked) +(-|\d+) +(\w.*?) *")
+
+
+def _no_verdict(run, last, domain, count, needed, tokens):
+    seen = run.documents(domain, last, "seen")
+    right = int(count) == seen < int(needed) and int(tokens) == run.config["panel"]["tokens"]
+    return right and run.phase(domain, last) == "undecided"
+
+
+def _no_verdict_at_the_end(run, last, domain, count, needed, tokens, before, share):
+    most = max(run.documents(domain, step, "unseen") for step in run.panel)
+    return (
+        int(count) == run.documents(domain, last, "unseen") < int(needed)
+        and (int(before) == most if before else most < int(needed))
+        and int(tokens) == run.config["panel"]["tokens"]
+        and float(share) == run.config["data"]["heldout_share"]
+        and run.phase(domain, last) == "undecided"
+    )
+
+
+def _not_settled(run, last, domains, needed, readings):
+    right = int(readings) == len(run.panel) and int(needed) == run.config["phase"]["window"] + 1
+    return right and all(run.phase(domain, last) != "settled" for domain in domains.split(", "))
+
+
+def _onsets(run, last, readings):
+    return int(readings) == len(run.panel) < 10
+
+
+def _no_answers(run, last, domains):
+    return domains.split(", ") == [each for each in run.domains if f"kernel/left_out/{each}" not in run.curves]
+
+
+def _no_probe(run, last, domains):
+    names = domains.split(", ")
+    tags = [tag for tag in run.curves if tag.startswith(("correlation/", "delay/"))]
+    without = [each for each in run.domains if not run.tasks(each)]
+    return names == without and not [tag for tag in tags if tag.rpartition("/")[2] in names]
+
+
+def _few_readings(run, last, readings):
+    return int(readings) == len(run.probes) < 8 and not [tag for tag in run.curves if tag.startswith("correlation/")]
+
+
+def _of_no_domain(run, last, task, domain, words, others):
+    mapped = load_settings(run.folder / "config.yaml", [words]).probes.task_domains
+    right = mapped == {task: run.domains[0]} and (others or "").split(", ") == (run.domains[1:] or [""])
+    return right and domain not in run.domains and task in run.tasks(domain)
+
+
+def _dense(run, last):
+    return not run.panel and run.config["model"]["experts"] == "dense"
+
+
+def _all_warmup(run, last, warmup, steps):
+    return int(warmup) == run.config["optim"]["warmup_steps"] >= int(steps) == last
+
+
+LACKS = {
+    r"(\w+): no verdict: (\d+) of (\d+) documents of (\d+) tokens or more are first trained on in the run's first "
+    r"tenth: give more documents, or lower panel.tokens": _no_verdict,
+    r"(\w+): no verdict at the end: (\d+) of (\d+) documents of (\d+) tokens or more are held out"
+    r"(?:, (\d+) before the last tenth)?: raise data.heldout_share, now ([\d.]+)": _no_verdict_at_the_end,
+    r"([\w, ]+): not settled: that takes (\d+) readings with documents enough: raise panel.readings, now (\d+)": (
+        _not_settled
+    ),
+    r"panel.readings=(\d+): with fewer than 10, onsets of memorization are known only roughly": _onsets,
+    r"([\w, ]+): no document marks an answer: no kernel/left_out": _no_answers,
+    r"([\w, ]+): no probe: no accuracy, no correlations, no delay": _no_probe,
+    r"probes.readings=(\d+): with fewer than 8 nothing is correlated": _few_readings,
+    r"(\w+) is of (\w+), which is no domain of this run, and stands alone: map it with (\S+)(?: \(or (.*)\))?": (
+        _of_no_domain
+    ),
+    r"no verdicts: model.experts=dense has no router, so there is no panel": _dense,
+    r"optim.warmup_steps=(\d+), but the run has (\d+) steps?: .*": _all_warmup,
+}
+
+
+def test_what_is_said_before_step_1_comes_true(run, trained, kind):
+    """Each row of the table of verdicts, and each thing that is said to be lacking, against what the run then did."""
+    printed = trained[1]
+    if printed is None or not run.summary or kind == "repeats that stop":  # which end earlier than was planned
+        pytest.skip("there is nothing to compare: not watched while it printed, or not as long as planned")
+    before = printed.partition("\nverdicts")[2] or printed[printed.index("no verdicts") :]
+    lines = [line.strip() for line in before.partition("step ")[0].splitlines()]
+    last = run.last_step
+    rows = {found[1]: found.groups()[1:] for line in lines if (found := OUTLOOK.fullmatch(line))}
+    assert list(rows) == (run.domains if run.panel else [])
+    for domain, (seen, unseen, readings, marked, tasks, verdict) in rows.items():
+        counts = [[run.documents(domain, step, cell) for cell in ("seen", "unseen")] for step in sorted(run.panel)]
+        assert [int(seen), int(unseen)] == counts[-1]
+        enough = [min(each) >= run.config["phase"]["documents"] for each in counts]
+        assert int(readings) == [*enough[::-1], False].index(False)
+        answers = run.metric(domain, "kernel/left_out").get("n", 0)
+        assert marked == (f"{answers} marked" if answers else "-")
+        assert tasks == (str(len(run.tasks(domain))) if run.tasks(domain) else "-")
+        phase = run.phase(domain, last)
+        assert verdict == "any phase" or phase in ("undecided", *verdict.split(" or "))
+        assert (verdict == "undecided only") == (int(readings) == 0)
+    known = 0
+    for pattern, check in LACKS.items():
+        for line in lines:
+            if found := re.fullmatch(pattern, line):
+                known += 1
+                assert check(run, last, *found.groups()), line
+    others = [line for line in lines if line and line not in ("verdicts",) and not OUTLOOK.fullmatch(line)]
+    legends = [line for line in others if line.startswith(("domain ", "documents of the panel at the last reading"))]
+    assert len(others) - len(legends) == known, others
+    for domain in rows:  # a domain without a verdict is named, with the remedy
+        named = [line for line in lines if line.startswith(f"{domain}: no verdict")]
+        assert len(named) == (rows[domain][-1] == "undecided only")
 
 
 def test_the_verdict_is_that_of_the_newest_reading(run, said):
@@ -295,6 +473,13 @@ def expected_notes(run):
     ]
     if unused:
         notes.append(re.escape(f"Unused text: {listing(unused, '{} {:.0%}')}."))
+    if problems := [event for event in run.events if event["type"] == "guard"]:
+        many = f"{len(problems)} incidents, the last" if len(problems) > 1 else "One incident,"
+        notes.append(re.escape(f"{many} at step {problems[-1]['step']}: {problems[-1]['problem']}."))
+    skipped = {event["step"] for event in run.events if event["type"] == "guard" and "was skipped" in event["problem"]}
+    assert run.summary.get("skipped_updates", 0) == len(skipped)
+    if skipped:
+        notes.append(f"{len(skipped)} updates? (were|was) skipped.")
     return notes
 
 
@@ -449,6 +634,8 @@ def check_caption(run, section, figure, sentence):
             typed, step = (float(found[5]) if found[5] else None) == given, int(found[3])
             newest = run.curves[f"memorized/fraction/{figure}"][-1][0] == step
             return typed and newest and float(found[1]) == pytest.approx(run.online(figure, step), abs=0.006)
+    if section == "repeats":
+        return check_repeats(run, figure, sentence)
     if section == "distance":
         if sentence == "Too few readings for a trend.":
             return np.isnan(run.slope([figure] if figure in run.domains else run.domains))
@@ -472,6 +659,25 @@ def check_caption(run, section, figure, sentence):
         numbers = open_run(run.folder).summary.query("metric == @tag", local_dict={"tag": tag})
         return numbers["low"].isna().all()
     return None
+
+
+def check_repeats(run, domain, sentence):
+    """What the next pass over a domain is worth, by the newest reading that measured it."""
+    interval = r"(?: \(([−\d.]+) to ([\d.]+|more than can be told)\))?"
+    if found := re.fullmatch(
+        r"([\d.]+) passes; the next is worth ([−\d.]+) of fresh text" + interval + r"\.", sentence
+    ):
+        (step, passes), (at, worth) = (run.curves[f"repeat/{name}/{domain}"][-1] for name in ("passes", "worth"))
+        data = run.summary["data"][domain]
+        trained_on = np.interp(step, *np.array([(0, 0), *run.curves[f"data/tokens/{domain}"]]).T)
+        assert passes == pytest.approx(trained_on / (data["train_tokens"] / data["copies"]), rel=0.02)
+        number = run.metric(domain, "repeat/worth")
+        shown = [float(each.replace("−", "-")) for each in found.groups()]
+        return step == at and shown == pytest.approx([passes, worth, number["low"], number["high"]], abs=0.051)
+    found = re.fullmatch(r"Forecast: worth half of it after ([\d.]+) passes" + interval + r"\.", sentence)
+    number = run.metric(domain, "repeat/budget")
+    high = "more than can be told" if number["high"] is None else f"{number['high']:.1f}"
+    return float(found[1]) == pytest.approx(number["value"], abs=0.051) and (found[3] or high) == high
 
 
 def test_captions_say_what_the_figures_show(run, said):
@@ -520,7 +726,7 @@ def test_texts_claim_only_what_is_drawn_or_why_it_is_not(run, said):
         assert f"{len(run.probes)} readings of {', '.join(tasks)} gave no accuracy for a domain" in texts["accuracy"]
 
 
-def test_costs_and_counts_are_one_number_each(run, said, runs, kind):
+def test_costs_and_counts_are_one_number_each(run, said, trained):
     facts = [text for section, _, tag, text in said.parts if tag == "li" and section == ""]
     text_tokens = run.tokens(max(step for tag in run.curves for step, _ in run.curves[tag]))
     (shown,) = (each for each in facts if "text tokens in" in each)
@@ -532,21 +738,24 @@ def test_costs_and_counts_are_one_number_each(run, said, runs, kind):
         return
     seconds = run.summary["seconds"]
     monitored = sum(seconds.get(name, 0) for name in ("record", "stream", "panel", "probes")) / sum(seconds.values())
-    assert any(
-        each.startswith(f"{monitored:.1%}") and "of the run's time spent on monitoring" in each for each in facts
-    )
+    resumed = [event["step"] for event in run.events if event["type"] == "resume"]
+    of = f"of the time since step {resumed[-1]}, where it was resumed, spent" if resumed else "of the run's time spent"
+    assert any(each.startswith(f"{monitored:.1%}") and f"{of} on monitoring" in each for each in facts)
     parts = " ".join(text for _, _, tag, text in said.parts if tag == "p")
     assert f"Panel, probes, and recording and streaming metrics are monitoring: {monitored:.1%} in all." in parts
     met = sum(found["met_tokens"] for found in run.summary["data"].values())
     assert met == run.summary["text_tokens"] == round(text_tokens)
     assert f"together {met:,}." in parts
-    printed = runs[kind][1]
+    printed = trained[1]
     if printed is None:
         return
     lines = " ".join(printed.split())
     assert f"{met:,} text tokens; rows are" in lines  # before the first step
     assert f"{met:,} tokens of text and {run.summary['tokens'] - met:,} marks;" in lines
-    assert f"{monitored:.1%} of the time spent on monitoring; peak memory" in lines
+    since = f" since it was resumed, {run.summary['measured_tokens']:,} tokens ago" if resumed else ""
+    assert f"{monitored:.1%} of the time spent on monitoring{since}; peak memory" in lines
+    rest = 1 - (resumed[-1] if resumed else 0) / run.last_step
+    assert run.summary["measured_tokens"] == pytest.approx(rest * run.summary["tokens"], rel=0.1)
     for domain, found in run.summary["domains"].items():
         assert ("phase" in found) == (f"{domain} is {found.get('phase')}: {found.get('why')}" in lines)
     changes = [event for event in run.events if event["type"] == "phase"]

@@ -31,6 +31,7 @@ from moetrain.loggers.run_logger import RunLogger
 from moetrain.loggers.summary import write_summary
 from moetrain.loggers.terminal import Terminal
 from moetrain.models.hf import find_olmoe, read_olmoe
+from moetrain.models.router import record_weights
 from moetrain.models.transformer import Transformer
 from moetrain.monitoring.monitor import Monitor
 from moetrain.monitoring.state import MonitorState, build_panel_monitor, panel_monitor
@@ -65,8 +66,11 @@ class SavedModel:
         """
         dtype = compute_dtype(settings, device)
         if self.ours:
-            return open_model(self.name, device, dtype).model
-        return read_olmoe(find_olmoe(self.name), dtype).to(device)
+            model = open_model(self.name, device, dtype).model
+        else:
+            model = read_olmoe(find_olmoe(self.name), dtype).to(device)
+        record_weights(model, settings.monitor.weights)
+        return model
 
 
 def own_model(folder: Path, corpus: str | None = None) -> SavedModel:

@@ -28,11 +28,13 @@ from moetrain.data.tokenizer import Tokenizer
 from moetrain.distributed.launch import compute_dtype
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.grokking.memorization import LEAST_READINGS
-from moetrain.integrations.foreign_model import open_folder
+from moetrain.integrations.families import FamilyError
+from moetrain.integrations.foreign_model import ForeignModel, open_folder
 from moetrain.loggers.run_logger import RunLogger
 from moetrain.loggers.summary import write_summary
 from moetrain.loggers.terminal import Terminal
 from moetrain.models.hf import find_olmoe
+from moetrain.models.router import record_weights
 from moetrain.models.transformer import Transformer
 from moetrain.monitoring.monitor import Monitor
 from moetrain.monitoring.state import MonitorState, build_panel_monitor, panel_monitor
@@ -67,8 +69,15 @@ class SavedModel:
         """
         dtype = compute_dtype(settings, device)
         if self.ours:
-            return open_model(self.name, device, dtype).model
-        return open_folder(find_olmoe(self.name), dtype).to(device)
+            model = open_model(self.name, device, dtype).model
+        else:
+            model = open_folder(find_olmoe(self.name), dtype).to(device)
+        if settings.monitor.weights != "softmax" and isinstance(model, ForeignModel):
+            raise FamilyError(
+                f"{self.name}: monitor.weights={settings.monitor.weights} is of models of our own: set softmax"
+            )
+        record_weights(model, settings.monitor.weights)
+        return model
 
 
 def own_model(folder: Path, corpus: str | None = None) -> SavedModel:

@@ -13,6 +13,7 @@ PACKAGE = Path(moetrain.__file__).parent
 FLOORS = (
     ("train",),
     ("training_run",),
+    ("paper",),
     ("calibration",),
     ("trainer", "replay"),
     ("integrations",),

@@ -33,7 +33,8 @@ def panel_series(run: Path, settings: Settings, steps: int, terminal: Terminal |
     readings = list(read_readings(run))
     for number, reading in enumerate(readings):
         (terminal or Terminal(speaks=False)).preparing("measuring readings", number, len(readings))
-        for tag, estimate in panel_metrics(reading, domains, settings.monitor.tau, steps).items():
+        measured = panel_metrics(reading, domains, settings.monitor.tau, steps, max_pairs=settings.panel.max_pairs)
+        for tag, estimate in measured.items():
             metric, _, domain = tag.rpartition("/")
             found.setdefault(metric, {}).setdefault(domain, []).append((reading.step, *_numbers(estimate)))
     return found

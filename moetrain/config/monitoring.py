@@ -34,6 +34,18 @@ class PanelSettings(Section):
         False, description="Store the inputs of each layer too, for kernel/d_eff_linear; takes 2 bytes per feature."
     )
     tokens: int = Field(40, ge=1, description="Text tokens at the start of a sample over which routing is compared.")
+    max_pairs: int = Field(
+        200_000,
+        ge=1,
+        description="Pairs of samples that a mean pathway distance is taken over, chosen by a seed where there are "
+        "more: all pairs of up to 632 samples. It bounds time and memory of distances with thousands of samples.",
+    )
+    delta: float = Field(
+        0.05,
+        ge=0,
+        description="Nats by which the loss of a memorized sample may differ from its last: the second condition of "
+        "the paper's rule, and of the online rule.",
+    )
 
 
 class ProbeSettings(Section):
@@ -107,6 +119,12 @@ class MonitorSettings(Section):
         "with 16 and 8.",
     )
     tau: float = Field(0.7, gt=0, lt=1, description="Share of routing weight per layer that a pathway covers.")
+    weights: Literal["softmax", "top_k"] = Field(
+        "softmax",
+        description="Routing weights that a sample's mean is taken of. softmax: a token's probabilities of all "
+        "experts. top_k: those of the experts that it is sent to, divided by their sum. Readings of the two do not "
+        "compare.",
+    )
 
 
 class PhaseSettings(Section):

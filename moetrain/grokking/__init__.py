@@ -33,6 +33,7 @@ from .kernel import (
     spread,
 )
 from .left_out import left_out
+from .membership import likely_members, min_k_plus_plus
 from .memorization import (
     OnlineAgreement,
     choose_eps,
@@ -58,6 +59,7 @@ from .pathway import (
 )
 from .phase import Curve, Evidence, History, Phase, PhaseChange, PhaseThresholds, Verdict, changes, curve, phases
 from .repeats import repeat_budget, repeat_worth
+from .trajectory import Fit, Trajectory, distance_trajectory, fit, inconsistency_trajectory, statistic_trajectory
 
 __all__ = [
     "Correlation",
@@ -65,6 +67,7 @@ __all__ = [
     "Delay",
     "Estimate",
     "Evidence",
+    "Fit",
     "GroupConsistency",
     "GroupPair",
     "GuardedMedian",
@@ -75,6 +78,7 @@ __all__ = [
     "PhaseThresholds",
     "ReadingTimes",
     "RiskBound",
+    "Trajectory",
     "Verdict",
     "changes",
     "choose_eps",
@@ -92,10 +96,12 @@ __all__ = [
     "d_path_floor",
     "delay",
     "describe",
+    "distance_trajectory",
     "effective_dimension",
     "effective_rank",
     "exposure_bucket",
     "first_above_chance",
+    "fit",
     "generalized_at",
     "generalized_groups",
     "generalized_onsets",
@@ -103,11 +109,13 @@ __all__ = [
     "group_consistency",
     "guarded_median",
     "inconsistency",
+    "inconsistency_trajectory",
     "individuality",
     "jackknife",
     "layer_cka",
     "layer_cosines",
     "left_out",
+    "likely_members",
     "max_cosine",
     "mean_delay",
     "mean_of_samples",
@@ -120,6 +128,7 @@ __all__ = [
     "memorized_now",
     "memorized_onsets",
     "memorized_share",
+    "min_k_plus_plus",
     "online_agreement",
     "online_eps",
     "pair_groups",
@@ -132,5 +141,6 @@ __all__ = [
     "share",
     "sharing",
     "spread",
+    "statistic_trajectory",
     "too_few",
 ]

@@ -156,7 +156,9 @@ def effective_rank(weights: Arrayish) -> float:
     """
     centred_SLE = _centred(routing_weights(weights))
     rows_SF = centred_SLE.reshape(len(centred_SLE), -1)
-    eigenvalues_S = np.maximum(np.linalg.eigvalsh(rows_SF @ rows_SF.T), 0.0)
+    # Both products have the same eigenvalues above 0: take the smaller matrix.
+    gram = rows_SF @ rows_SF.T if len(rows_SF) <= rows_SF.shape[1] else rows_SF.T @ rows_SF
+    eigenvalues_S = np.maximum(np.linalg.eigvalsh(gram), 0.0)
     if eigenvalues_S.sum() == 0:
         return float("nan")
     shares = eigenvalues_S[eigenvalues_S > 0] / eigenvalues_S.sum()

@@ -61,7 +61,7 @@ def d_path(
     Raises:
         ValueError: as `pathways`, and for max_pairs below 1.
     """
-    pairs = _within(weights, tau, max_pairs, seed)
+    pairs = distances_within(weights, tau, max_pairs, seed)
     return _estimate_within(pairs.normalized() if normalized else pairs, seed)
 
 
@@ -69,7 +69,7 @@ def d_path_both(
     weights: Arrayish, tau: float = 0.7, max_pairs: int | None = None, seed: int = 0
 ) -> tuple[Estimate, Estimate]:
     """`d_path` in edits and normalized, from one computation of the distances. Arguments and errors as `d_path`."""
-    pairs = _within(weights, tau, max_pairs, seed)
+    pairs = distances_within(weights, tau, max_pairs, seed)
     return _estimate_within(pairs, seed), _estimate_within(pairs.normalized(), seed)
 
 
@@ -168,7 +168,7 @@ def sharing(
     Raises:
         ValueError: as `d_path_between`.
     """
-    within = _within(weights, tau, max_pairs, seed)
+    within = distances_within(weights, tau, max_pairs, seed)
     between = _between(weights, others, tau, max_pairs, seed, names=("weights", "others"))
     counts_RS, counts_RO = _counts_of_two(between, seed)
     within_R, between_R = within.resampled_means(counts_RS, counts_RS), between.resampled_means(counts_RS, counts_RO)
@@ -211,7 +211,8 @@ def _sequences(order_SLE: Ints, kept_SL: Ints) -> list[str]:
     return [text[start:end] for start, end in zip((ends_S - lengths_S).tolist(), ends_S.tolist(), strict=True)]
 
 
-def _within(weights: Arrayish, tau: float, max_pairs: int | None, seed: int) -> PairDistances:
+def distances_within(weights: Arrayish, tau: float, max_pairs: int | None, seed: int) -> PairDistances:
+    """Distances of the pairs of one group, in edits; equal numbers of samples have the same pairs chosen."""
     check_max_pairs(max_pairs)
     return pairs_within(_sequences(*_prefixes(weights, tau)), max_pairs, generators(seed)[0])
 

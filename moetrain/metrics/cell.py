@@ -54,6 +54,7 @@ class Cell:
     weights: np.ndarray  # float64 [S, L, E], mean router probabilities, each [sample, layer] summing to 1
     blocks: tuple[np.ndarray, np.ndarray]  # Gram blocks of the routers, see `moetrain.grokking.gram_blocks`
     tau: float  # share of the routing weight that a pathway covers
+    max_pairs: int | None = None  # of a mean distance; None: all
     losses: np.ndarray = field(default_factory=_nothing)  # float32, nats per token, the finite ones
     documents: np.ndarray = field(default_factory=_nothing)  # uint64, the document of each of ``losses``
     initial: np.ndarray = field(default_factory=_nothing)  # float32, each of ``losses`` before the first step, or NaN
@@ -75,7 +76,7 @@ class Cell:
     @cached_property
     def distances(self) -> tuple[Estimate, Estimate]:
         """Mean pathway distance in edits, and normalised, from one pass over the pairs."""
-        return grokking.d_path_both(self.weights, self.tau)
+        return grokking.d_path_both(self.weights, self.tau, self.max_pairs)
 
     @cached_property
     def consistency(self) -> GroupConsistency:

@@ -76,11 +76,15 @@ def _left_out(cell: Cell) -> Estimate | None:
 
 def _individuality(cell: Cell) -> Estimate | None:
     both = cell.tokens > 1  # a single token has no odd half
-    return grokking.individuality(cell.even[both], cell.odd[both], cell.tau) if both.sum() > 1 else None
+    if both.sum() < 2:
+        return None
+    return grokking.individuality(cell.even[both], cell.odd[both], cell.tau, cell.max_pairs)
 
 
 def _sharing(cell: Cell) -> Estimate | None:
-    return grokking.sharing(cell.weights, cell.foreign, cell.tau) if len(cell.foreign) > 1 else None
+    if len(cell.foreign) < 2:
+        return None
+    return grokking.sharing(cell.weights, cell.foreign, cell.tau, cell.max_pairs)
 
 
 def _d_eff_linear(cell: Cell) -> Estimate | None:
@@ -143,7 +147,8 @@ METRICS: tuple[Metric, ...] = (
            compared=True,
            text="Loss on held-out text in bits per byte of text. It does not depend on the tokenizer."),
     Metric("d_path", "pathway/d_path", "Pathway distance, edits", (SEEN, STREAM), lambda cell: cell.distances[0],
-           by_layer=lambda cell: grokking.d_path_by_layer(cell.weights, cell.tau), predictor=1, compared=True),
+           by_layer=lambda cell: grokking.d_path_by_layer(cell.weights, cell.tau, cell.max_pairs), predictor=1,
+           compared=True),
     Metric("d_path_norm", "pathway/d_path_norm", "Pathway distance, normalised", _ALL, lambda cell: cell.distances[1],
            evidence=12, compared=True, figure="routing", chart="pathway distance, normalised",
            heldout_chart="control: pathway distance of held-out samples"),

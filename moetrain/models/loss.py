@@ -58,6 +58,20 @@ def log_probabilities(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) ->
     return torch.cat(log_probs), torch.cat(greedy)
 
 
+def prediction_statistics(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the log-probability of a token drawn from each prediction, nats, float32 [N].
+
+    The mean is minus the entropy. Without gradient, in the same chunks.
+    """
+    means, deviations = [], []
+    for hidden_CD in hidden_ND.split(_chunk(weight_VD)):
+        log_probs_CV = (hidden_CD @ weight_VD.T).float().log_softmax(-1)
+        probs_CV = log_probs_CV.exp()
+        means.append((probs_CV * log_probs_CV).sum(-1))
+        deviations.append((probs_CV * (log_probs_CV - means[-1][:, None]).square()).sum(-1).sqrt())
+    return torch.cat(means), torch.cat(deviations)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -10,7 +10,7 @@ halves of samples.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from moetrain.config import ModelSettings
 from moetrain.model_input import PackedTokens
+
+RecordedWeights = Literal["softmax", "top_k"]
 
 
 class Decision(NamedTuple):
@@ -33,7 +35,7 @@ class LayerRouting(NamedTuple):
     A NamedTuple, which is a pytree: `fully_shard` looks for tensors with gradients in the pytree of a module's outputs.
     """
 
-    sums_BRE: Tensor  # probabilities summed over each half of a sample, before the top-k cut; no gradient
+    sums_BRE: Tensor  # routing weights summed over each half of a sample, see `record_weights`; no gradient
     counts_BRE: Tensor  # tokens of each half sent to each expert; no gradient
     probs_E: Tensor  # probabilities summed over all real tokens; with gradient, for the balancing loss
     load_E: Tensor  # real tokens sent to each expert; no gradient
@@ -68,6 +70,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(settings.num_experts, settings.hidden_size))
         self.num_experts_per_tok = settings.num_experts_per_tok
         self.norm_topk_prob = settings.norm_topk_prob
+        self.recorded: RecordedWeights = "softmax"
         # Loss-free balancing (DeepSeek-V3, 2412.19437): added for the selection only, not to the routing weights.
         bias = torch.zeros(settings.num_experts) if settings.balancing == "bias" else None
         self.selection_bias: Tensor | None
@@ -101,7 +104,11 @@ class Router(nn.Module):
             # The entropy of a softmax is its logsumexp minus the expected logit.
             entropy_N = log_sum_N - (probs_NE * logits_NE).sum(-1)
             # Sums per sample as one batched matmul: deterministic, which index_add is not on CUDA.
-            both_BT2E = torch.cat([probs_NE, sent_NE], dim=1).view(rows, row_length, -1)
+            recorded_NE = probs_NE
+            if self.recorded == "top_k":
+                recorded_NE = probs_NE * sent_NE
+                recorded_NE = recorded_NE / recorded_NE.sum(-1, keepdim=True)
+            both_BT2E = torch.cat([recorded_NE, sent_NE], dim=1).view(rows, row_length, -1)
             sums_BRE, counts_BRE = torch.bmm(masks.halves_BRT, both_BT2E).chunk(2, dim=-1)
             inputs_BRD = logits_NE.new_zeros(0)
             if masks.layer_inputs:
@@ -115,3 +122,16 @@ class Router(nn.Module):
             entropy=masks.real_N @ entropy_N,
             inputs_BRD=inputs_BRD,
         )
+
+
+def record_weights(model: nn.Module, recorded: RecordedWeights) -> None:
+    """Choose which routing weights a model records of its samples; what it computes does not change.
+
+    Args:
+        model: whose routers record.
+        recorded: ``softmax``, the probabilities of all experts, or ``top_k``, those of the experts that a token is sent
+            to, divided by their sum.
+    """
+    for module in model.modules():
+        if isinstance(module, Router):
+            module.recorded = recorded

@@ -76,7 +76,7 @@ def delays(
             continue
         accuracy_T, chance, count = state.correlations.accuracy(domain)
         correct_IT = np.concatenate([state.probes.history.correct(task.name) for task in tasks])
-        groups = _groups(losses_ST, accuracy_T, chance, count, correct_IT)
+        groups = _groups(losses_ST, state.panel.delta, accuracy_T, chance, count, correct_IT)
         if model is None and settings.probes.embeddings is None:
             groups = "the newest model could not be read: no texts were embedded to pair groups by"
         if isinstance(groups, str):
@@ -98,15 +98,15 @@ Groups = dict[int, np.ndarray]
 
 
 def _groups(
-    losses_ST: np.ndarray, accuracy_T: np.ndarray, chance: float, items: int, correct_IT: np.ndarray
+    losses_ST: np.ndarray, delta: float, accuracy_T: np.ndarray, chance: float, items: int, correct_IT: np.ndarray
 ) -> tuple[Groups, Groups] | str:
     """Samples memorized and items generalized, each per reading; a sentence where there are none."""
     if grokking.first_above_chance(accuracy_T, chance, items) is None:
         return "accuracy did not exceed chance: which items are right is luck"
-    eps = grokking.choose_eps(losses_ST, min_tail=MIN_TAIL_IN_RUNS)
+    eps = grokking.choose_eps(losses_ST, delta=delta, min_tail=MIN_TAIL_IN_RUNS)
     if eps is None:
         return "fewer than a fifth of the seen samples were memorized, whatever the threshold"
     generalized = grokking.generalized_groups(correct_IT, min_tail=MIN_TAIL_IN_RUNS)
     if not generalized:
         return "no item was answered right from some reading on, with three to follow"
-    return grokking.memorized_groups(losses_ST, eps, min_tail=MIN_TAIL_IN_RUNS), generalized
+    return grokking.memorized_groups(losses_ST, eps, delta, MIN_TAIL_IN_RUNS), generalized

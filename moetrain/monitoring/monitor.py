@@ -291,7 +291,7 @@ class Monitor:
         assert panel is not None
         with self.clock.measure("panel trial"):
             stored = self._panel_reading(model, 0, router_rows(model), TrainingContext(), False, False)
-            panel_metrics(stored, panel.domains, panel.tau, steps)
+            panel_metrics(stored, panel.domains, panel.tau, steps, max_pairs=panel.max_pairs)
         reading = seconds = self.clock.pop("panel trial")
         if settings.claim_every:
             with self.clock.measure("panel trial"), evaluation(model) as transformer:

@@ -129,4 +129,5 @@ def panel_monitor(panel: Panel, settings: Settings, steps: int) -> PanelMonitor:
     """What turns readings of this panel into metrics and phases."""
     eps = {name: domain.eps for name, domain in settings.data.domains.items()}
     thresholds = PhaseThresholds(**settings.phase.model_dump())
-    return PanelMonitor(panel, list(settings.data.domains), settings.monitor.tau, steps, eps, thresholds)
+    domains, tau, chosen = list(settings.data.domains), settings.monitor.tau, settings.panel
+    return PanelMonitor(panel, domains, tau, steps, eps, thresholds, chosen.delta, chosen.max_pairs)

@@ -40,7 +40,8 @@ def metrics_at(run: Records, step: int, rows: Iterable[Metric] | None = None) ->
         rows: of the table; all of them where None.
     """
     # With twice the step as the run's length, `memorized/gap` always has a value; whether it was logged decides.
-    found = panel_metrics(run.reading(step), run.domains, run.setting("monitor.tau"), 2 * step, rows)
+    tau, max_pairs = (run.setting(name) for name in ("monitor.tau", "panel.max_pairs"))
+    found = panel_metrics(run.reading(step), run.domains, tau, 2 * step, rows, max_pairs)
     if rows is None:
         found |= {f"memorized/fraction/{domain}": memorized_fraction(run, domain, step) for domain in run.domains}
     logged = set(run.scalars.loc[run.scalars["step"] == step, "tag"])
@@ -77,13 +78,14 @@ def layer_columns() -> list[str]:
 
 def by_layer(run: Records) -> Iterator[tuple[Any, ...]]:
     """The metrics of `layer_columns` on seen panel samples, per domain, reading and layer."""
-    steps, tau = run.reading_steps, run.setting("monitor.tau")
+    steps = run.reading_steps
+    tau, max_pairs = (run.setting(name) for name in ("monitor.tau", "panel.max_pairs"))
     rows = [table.find(name) for name in layer_columns()]
     for number, (step, tokens) in enumerate(zip(steps, run.tokens(steps), strict=True)):
         run.progress("reading routing by layer", number, len(steps))
         stored = run.reading(step)
         for domain in run.domains:
-            seen = panel_cells(stored, domain, tau, 2 * step)[SEEN]
+            seen = panel_cells(stored, domain, tau, 2 * step, max_pairs)[SEEN]
             for layer, values in enumerate(np.stack([metric.layers(seen) for metric in rows], axis=1)):
                 yield domain, step, tokens, layer, *values
 
@@ -111,7 +113,7 @@ def memorized_fraction(run: Records, domain: str, step: int) -> Estimate:
     """Share of a domain's seen samples that the online rule calls memorized at a reading."""
     members, losses_ST = seen_losses(run, domain)
     so_far = run.reading_steps.index(step) + 1
-    now = grokking.memorized_now(losses_ST[:, :so_far], online_eps(run, domain)[:so_far])
+    now = grokking.memorized_now(losses_ST[:, :so_far], online_eps(run, domain)[:so_far], run.setting("panel.delta"))
     trained = ((members["first_step"] > 0) & (members["first_step"] <= step)).to_numpy()
     return grokking.memorized_fraction(now[trained], members["document"].to_numpy()[trained])
 
@@ -131,16 +133,16 @@ def online_eps(run: Records, domain: str) -> np.ndarray:
 
 def onsets(run: Records) -> Iterator[tuple[Any, ...]]:
     """When each seen panel sample was memorized, by the paper's rule, as in the run's summary."""
-    steps = np.array(run.reading_steps)
+    steps, delta = np.array(run.reading_steps), run.setting("panel.delta")
     tokens = run.tokens(steps)
     for domain in run.domains:
         members, losses_ST = seen_losses(run, domain)
         if not losses_ST.size:
             continue
-        eps = grokking.choose_eps(losses_ST, min_tail=MIN_TAIL_IN_RUNS)
+        eps = grokking.choose_eps(losses_ST, delta=delta, min_tail=MIN_TAIL_IN_RUNS)
         found_S = np.full(len(members), -1)
         if eps is not None:
-            found_S = grokking.memorized_onsets(losses_ST, eps, min_tail=MIN_TAIL_IN_RUNS)
+            found_S = grokking.memorized_onsets(losses_ST, eps, delta, MIN_TAIL_IN_RUNS)
         for document, piece, onset in zip(members["document"], members["piece"], found_S, strict=True):
             at = (-1, math.nan) if onset < 0 else (int(steps[onset]), float(tokens[onset]))
             yield domain, document, piece, math.nan if eps is None else eps, *at
@@ -169,12 +171,12 @@ def predictors(run: Records, accuracies: pd.DataFrame) -> list[dict[str, Any]]:
     for domain in run.domains:
         own = accuracies[(accuracies["domain"] == domain) & ~accuracies["trained"]]
         for name in table.predictors():
-            own = own.assign(**{name: _newest(run, table.find(name), domain, own["step"])})
+            own = own.assign(**{name: newest_values(run, table.find(name), domain, own["step"])})
         rows += own.drop(columns="trained").to_dict("records")
     return rows
 
 
-def _newest(run: Records, metric: Metric, domain: str, steps: Iterable[int]) -> np.ndarray:
+def newest_values(run: Records, metric: Metric, domain: str, steps: Iterable[int]) -> np.ndarray:
     """The newest value of a metric at each of some steps; NaN before its first."""
     average = metric.name == "train_loss_average"
     curve = run.curve(f"{'loss/train' if average else metric.tag}/{domain}")

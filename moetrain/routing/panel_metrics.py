@@ -19,7 +19,7 @@ Cells = Mapping[CellName, Cell]
 """The cells of one domain, by name."""
 
 
-def panel_cells(stored: StoredReading, domain: str, tau: float, steps: int) -> Cells:
+def panel_cells(stored: StoredReading, domain: str, tau: float, steps: int, max_pairs: int | None = None) -> Cells:
     """The cells of a domain at a reading. Samples whose routing is not finite are in none of them.
 
     The seen cell holds the samples that the run has trained on by this reading; before that they are in no cell. The
@@ -28,14 +28,16 @@ def panel_cells(stored: StoredReading, domain: str, tau: float, steps: int) -> C
     Args:
         tau: share of the routing weight that a pathway covers.
         steps: steps of the run: `memorized/gap` is taken between its first and its last tenth.
+        max_pairs: of samples that a mean distance is taken over; None: all.
     """
     own = (stored.domain == domain) & stored.finite
     trained_on = stored.finite & (stored.cell == CELLS.index(SEEN))
     trained_on &= (stored.first_step > 0) & (stored.first_step <= stored.step)
     members = {name: own & (stored.cell == CELLS.index(name)) for name in (TO_COME, HELDOUT)}
     members[UNSEEN] = members[HELDOUT] | members[TO_COME] & (stored.first_step > stored.step)
-    peers = {name: _cell(name, stored, chosen, tau, steps) for name, chosen in members.items()}
-    seen = _cell(SEEN, stored, own & trained_on, tau, steps)
+    given = tau, max_pairs, steps
+    peers = {name: _cell(name, stored, chosen, *given) for name, chosen in members.items()}
+    seen = _cell(SEEN, stored, own & trained_on, *given)
     if len(seen):
         foreign = trained_on & ~own & (stored.tokens == seen.tokens[0])
         answers = _answers(stored, np.flatnonzero(own & trained_on))
@@ -43,7 +45,9 @@ def panel_cells(stored: StoredReading, domain: str, tau: float, steps: int) -> C
     return {SEEN: seen, **peers}
 
 
-def _cell(name: CellName, stored: StoredReading, chosen: np.ndarray, tau: float, steps: int) -> Cell:
+def _cell(
+    name: CellName, stored: StoredReading, chosen: np.ndarray, tau: float, max_pairs: int | None, steps: int
+) -> Cell:
     even, odd = stored.halves
     losses = stored.loss[chosen]
     known = np.isfinite(losses)
@@ -52,6 +56,7 @@ def _cell(name: CellName, stored: StoredReading, chosen: np.ndarray, tau: float,
         weights=stored.weights[chosen],
         blocks=stored.blocks,
         tau=tau,
+        max_pairs=max_pairs,
         losses=losses[known],
         documents=stored.document[chosen][known],
         initial=stored.initial[chosen][known],
@@ -97,10 +102,15 @@ def metrics_of(cells: Mapping[str, Cells], rows: Iterable[Metric] | None = None)
 
 
 def panel_metrics(
-    stored: StoredReading, domains: Sequence[str], tau: float, steps: int, rows: Iterable[Metric] | None = None
+    stored: StoredReading,
+    domains: Sequence[str],
+    tau: float,
+    steps: int,
+    rows: Iterable[Metric] | None = None,
+    max_pairs: int | None = None,
 ) -> dict[str, Estimate]:
     """The metrics of a reading by TensorBoard tag; arguments as `panel_cells` and `metrics_of`."""
-    return metrics_of({domain: panel_cells(stored, domain, tau, steps) for domain in domains}, rows)
+    return metrics_of({domain: panel_cells(stored, domain, tau, steps, max_pairs) for domain in domains}, rows)
 
 
 def expert_load(stored: StoredReading) -> np.ndarray:

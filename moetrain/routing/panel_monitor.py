@@ -72,6 +72,8 @@ class PanelMonitor:
         eps: loss in nats below which the online rule counts a sample as memorized, per domain; None: taken at each
             reading from the samples not trained on, see `grokking.online_eps`.
         thresholds: of the phase rule.
+        delta: nats by which the loss of a memorized sample may differ from its last.
+        max_pairs: of samples that a mean distance is taken over; None: all.
 
     Attributes:
         initial: losses before the first step, float32 [P]; None before they have been read.
@@ -85,6 +87,8 @@ class PanelMonitor:
         steps: int,
         eps: Mapping[str, float | None],
         thresholds: PhaseThresholds | None = None,
+        delta: float = grokking.memorization.DELTA,
+        max_pairs: int | None = None,
     ) -> None:
         self.panel = panel
         self.domains = list(domains)
@@ -92,6 +96,8 @@ class PanelMonitor:
         self.steps = steps
         self.eps = dict(eps)
         self.thresholds = thresholds or PhaseThresholds()
+        self.delta = delta
+        self.max_pairs = max_pairs
         names = [metric.name for metric in table.evidence()] + list(_COUNTED)
         self._history: dict[str, dict[str, list[tuple[float, float, float]]]] = {
             domain: {name: [] for name in names} for domain in self.domains
@@ -166,7 +172,7 @@ class PanelMonitor:
         self._tokens.append(stored.training_context.tokens)
         # A loss that is not finite counts as the largest float: no sample that has one is memorized.
         self._losses.append(np.where(np.isfinite(stored.loss), stored.loss, np.finfo(np.float32).max))
-        cells = {domain: panel_cells(stored, domain, self.tau, self.steps) for domain in self.domains}
+        cells = {domain: panel_cells(stored, domain, self.tau, self.steps, self.max_pairs) for domain in self.domains}
         metrics = metrics_of(cells)
         memorized = {}
         for number, domain in enumerate(self.domains):
@@ -221,10 +227,10 @@ class PanelMonitor:
         window = grokking.memorization.WINDOW
         if not trained_S.any() or len(eps_T) < window or not np.isfinite(eps_T[-window:]).all():
             return None
-        now = grokking.memorized_now(losses_ST, eps_T) & trained_S
+        now = grokking.memorized_now(losses_ST, eps_T, self.delta) & trained_S
         fraction = grokking.memorized_fraction(now[trained_S], self.panel.samples.document[members][trained_S])
         metrics[f"memorized/fraction/{self.domains[number]}"] = fraction
-        before = grokking.memorized_now(losses_ST[:, :-1], eps_T[:-1]) & before_S
+        before = grokking.memorized_now(losses_ST[:, :-1], eps_T[:-1], self.delta) & before_S
         if np.array_equal(now, before):
             return None
         newly, undone = (self.panel.names(members[which]) for which in (now & ~before, before & ~now))
@@ -300,16 +306,18 @@ def memorization_summary(monitor: PanelMonitor) -> dict[str, dict[str, object]]:
         if not losses_ST.size:
             continue
         tail = grokking.memorization.MIN_TAIL_IN_RUNS
-        eps = grokking.choose_eps(losses_ST, min_tail=tail)
+        delta = monitor.delta
+        eps = grokking.choose_eps(losses_ST, delta=delta, min_tail=tail)
         entry: dict[str, object] = {
             "eps": eps,
+            "delta": delta,
             "samples": len(losses_ST),
             "readings": len(steps),
             "too_few": grokking.too_few(len(losses_ST), len(steps)),
         }
         if eps is not None:
-            groups = grokking.memorized_groups(losses_ST, eps, min_tail=tail)
-            agreement = grokking.online_agreement(losses_ST, eps, min_tail=tail)
+            groups = grokking.memorized_groups(losses_ST, eps, delta, tail)
+            agreement = grokking.online_agreement(losses_ST, eps, delta, min_tail=tail)
             entry["groups"] = {str(int(steps[onset])): len(members) for onset, members in sorted(groups.items())}
             entry["online_agreement"] = agreement.share
         found[domain] = entry

@@ -12,6 +12,7 @@ from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import materialize, parallelize
 from moetrain.models.hf import OlmoeError, find_olmoe, olmoe_weights, read_settings
 from moetrain.models.initialization import initial_weights
+from moetrain.models.router import record_weights
 from moetrain.models.transformer import Transformer
 
 # Settings that the weights depend on.
@@ -59,6 +60,7 @@ def initial_model(
             _check_tokenizer(settings, tokenizer, vocab_size, folder)
         with torch.device("meta"):
             model = Transformer(settings.model, vocab_size, dtype, settings.train.activation_checkpointing)
+        record_weights(model, settings.monitor.weights)
         parallelize(model, layout)
         weights = olmoe_weights(folder, settings.model) if folder else initial_weights(settings.model, vocab_size)
         materialize(model, layout.device, weights)

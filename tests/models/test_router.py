@@ -2,7 +2,7 @@ import torch
 
 from moetrain.config import ModelSettings
 from moetrain.model_input import PackedTokens
-from moetrain.models.router import RecordingMasks, Router
+from moetrain.models.router import RecordingMasks, Router, record_weights
 
 
 def make_router(**changes):
@@ -69,3 +69,20 @@ def test_a_selection_bias_changes_the_selection_but_not_the_weights():
 def test_normalized_weights_sum_to_one():
     decision, _ = make_router(norm_topk_prob=True)(torch.randn(20, 8), masks())
     torch.testing.assert_close(decision.weight_NK.sum(1), torch.ones(20))
+
+
+def test_top_k_weights_are_recorded_on_request_and_nothing_else_changes():
+    router, x = make_router(), torch.randn(20, 8)
+    decision, usual = router(x, masks())
+    record_weights(torch.nn.Sequential(router), "top_k")
+    same, renormalised = router(x, masks())
+    assert torch.equal(same.weight_NK, decision.weight_NK)
+    probs = (x @ router.weight.T).softmax(-1)
+    for half, tokens in {0: [1], 2: [5, 7], 3: [6]}.items():
+        expected = torch.zeros(6)
+        for token in tokens:
+            chosen = probs[token].topk(2)
+            expected[chosen.indices] += chosen.values / chosen.values.sum()
+        torch.testing.assert_close(renormalised.sums_BRE[0, half], expected)
+    for name in ("counts_BRE", "probs_E", "load_E", "z", "entropy"):
+        assert torch.equal(getattr(renormalised, name), getattr(usual, name)), name

@@ -16,8 +16,8 @@ from moetrain.models.initialization import initialize_weights
 from moetrain.models.router import Router
 from moetrain.models.transformer import Transformer
 from moetrain.routing.panel import HELDOUT, SEEN, TO_COME, draw_panel, most_samples, read_panel, reading_steps
-from moetrain.routing.panel_metrics import panel_metrics
-from moetrain.routing.panel_monitor import PanelMonitor
+from moetrain.routing.panel_metrics import panel_cells, panel_metrics
+from moetrain.routing.panel_monitor import PanelMonitor, memorization_summary
 from moetrain.routing.store import (
     StoreError,
     TrainingContext,
@@ -423,6 +423,40 @@ def test_without_eps_memorized_is_what_lies_below_19_of_20_unseen_samples(made):
     assert newest["memorized/fraction/stories"].samples == documents
     (step,) = [point.step for point in points if "stories" in point.memorized]
     assert step == 42  # the third reading
+
+
+def test_distances_are_taken_over_no_more_pairs_than_set(made):
+    _, _, _, _, panel = made
+    monitor = PanelMonitor(panel, DOMAINS, 0.7, STEPS, dict.fromkeys(DOMAINS), max_pairs=5)
+    stored = reading_of(made, 30)[1]
+    found, whole = monitor.take(stored).metrics, panel_metrics(stored, DOMAINS, 0.7, STEPS)
+    for tag in ("pathway/d_path", "pathway/d_path_norm", "pathway/sharing", "pathway/individuality"):
+        assert found[f"{tag}/stories"].pairs == 5 < whole[f"{tag}/stories"].pairs
+    seen = panel_cells(stored, "stories", 0.7, STEPS)["seen"]
+    assert found["pathway/d_path/stories"] == grokking.d_path(seen.weights, 0.7, max_pairs=5)
+    assert found["pathway/spread/stories"] == whole["pathway/spread/stories"]
+
+
+def test_delta_decides_what_counts_as_memorized_online_and_at_the_end(made):
+    _, _, _, _, panel = made
+    counts = {}
+    for delta in (0.05, 0.5):
+        monitor = PanelMonitor(panel, DOMAINS, 0.7, STEPS, {"stories": 10.0, "sums": None}, delta=delta)
+        stored = reading_of(made, 10)[1]
+        for number in range(6):  # losses fall by 0.2 from reading to reading, until they stay
+            loss = stored.loss - 0.2 * min(number, 3)
+            context = TrainingContext(number + 1)
+            given = replace(stored, step=10 + number, loss=loss.astype(np.float32), training_context=context)
+            points = monitor.take(given)
+            if number == 3:
+                counts[delta] = points.metrics["memorized/fraction/stories"].mean
+        summary = memorization_summary(monitor)["stories"]
+        assert summary["delta"] == delta
+        counts[f"eps {delta}"] = summary["eps"]
+    assert counts[0.05] == 0.0
+    assert counts[0.5] == 1.0
+    assert counts["eps 0.05"] is None  # settled at the fourth reading, which two follow: three are needed
+    assert counts["eps 0.5"] is not None
 
 
 def test_the_thresholds_of_the_phase_rule_are_settings():

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from moetrain.checkpoint.background import CheckpointWriter, Write
 from moetrain.checkpoint.manager import (
     Checkpoint,
     CheckpointError,
     State,
-    end_write,
-    help_write,
     load_checkpoint,
     move_superseded,
     prune_checkpoints,
@@ -92,9 +91,11 @@ class Trainer:
     clock: Clock
     matmul_rate: float
     logged_tokens_D: np.ndarray
+    writer: CheckpointWriter
     logged_step: int = 0
     newest: StepStatistics | None = None
     logger: RunLogger | None = None
+    _saved: bool = True
 
     @classmethod
     def build(cls, settings: Settings, layout: ParallelLayout | None = None) -> Trainer:
@@ -147,6 +148,7 @@ class Trainer:
             clock=clock,
             matmul_rate=layout.world_size * matmul_rate(layout.device, dtype),
             logged_tokens_D=np.zeros(len(domains), np.int64),
+            writer=CheckpointWriter(layout, settings.train.background_checkpoints),
         )
 
     @property
@@ -228,7 +230,9 @@ class Trainer:
                 signal = agreement.ask(stop.received)
                 every = settings.train.checkpoint_every
                 if last or signal or (every and step % every == 0):
-                    saved = self.save(folder.path)
+                    saved = self.save(folder.path, wait=bool(last or signal))
+                elif self.writer.done:
+                    self._finish_saving()
                 if signal and not last:
                     outcome = f"saved at step {step}" if saved else "not saved: it resumes from the last checkpoint"
                     self.terminal.end_training()
@@ -315,37 +319,52 @@ class Trainer:
         self.run_stream.load_record(checkpoint.record)  # before the monitor's state, which counts exposures by it
         self.state.load(checkpoint, self.layout)
 
-    def save(self, run: Path) -> bool:
-        """Write a checkpoint, and say whether it was written; a full disk does not end the run. All ranks must call."""
+    def save(self, run: Path, wait: bool = True) -> bool:
+        """Write a checkpoint; a full disk does not end the run. All ranks must call.
+
+        Args:
+            wait: until it is written; False: it may still be written while training goes on.
+
+        Returns:
+            Whether the newest checkpoint of which that is known was written.
+        """
         step = self.state.step
         self._note_incidents(self.state.guards.settle())
         self.recorder.write(step, flush=True)  # before the next collective: the manifest lists every rank's files
         self.monitor.synchronize()
         self.monitor.report_incidents()  # a run resumed from here would not report them again
         tensors, record = self.state_dict()
-        saved = False
-        if self.logger is None:
-            help_write(tensors, self.layout)
-        else:
-            try:
-                saved = self._write(self.logger, run, tensors, record)
-            finally:
-                end_write(self.layout)
-        return self.layout.all_gather_objects(saved)[0]
+        with self.clock.measure("checkpoint"):
+            saved = self._finish_saving()
+            self.writer.write(step, tensors, self._write(run, step, record))
+            return self._finish_saving() if wait else saved
 
-    def _write(self, logger: RunLogger, run: Path, tensors: Mapping[str, State], record: dict[str, Any]) -> bool:
-        step, train = self.state.step, self.settings.train
-        record["pieces"] = list_files(run)
-        with self.clock.measure("checkpoint"), self.layout.progress.busy():
-            saved = logger.checkpoint(
-                step, lambda sizes: save_checkpoint(run, step, tensors, record, sizes, self.layout)
-            )
-            if saved:
-                try:
-                    prune_checkpoints(run, train.keep_checkpoints, train.keep_every)
-                except OSError as error:
-                    logger.guard(step, f"an old checkpoint was not removed ({error})")
-        return saved
+    def _write(self, run: Path, step: int, record: dict[str, Any]) -> Write | None:
+        """On the main rank, what writes a checkpoint of this step; None where it cannot be written."""
+        if self.logger is None or (sizes := self.logger.begin_checkpoint(step)) is None:
+            return None
+        record, train = record | {"pieces": list_files(run)}, self.settings.train
+
+        def write(tensors: Mapping[str, State], layout: ParallelLayout) -> list[str]:
+            save_checkpoint(run, step, tensors, record, sizes, layout)
+            try:
+                prune_checkpoints(run, train.keep_checkpoints, train.keep_every)
+            except OSError as error:
+                return [f"an old checkpoint was not removed ({error})"]
+            return []
+
+        return write
+
+    def _finish_saving(self) -> bool:
+        """Wait for the checkpoint being written, say what failed, and whether the newest one was saved."""
+        if (outcome := self.writer.finish()) is not None:
+            self._saved = outcome.saved
+            if self.logger is not None:
+                if outcome.problem:
+                    self.logger.checkpoint_failed(outcome.step, outcome.problem)
+                for remark in outcome.remarks:
+                    self.logger.guard(outcome.step, remark)
+        return self._saved
 
     @cached_property
     def near_duplicates(self) -> dict[str, NearDuplicates]:
@@ -367,6 +386,7 @@ class Trainer:
         """End the display and the background threads."""
         self.terminal.end_training()
         self.run_stream.reader.close()
+        self.writer.close()
         self.monitor.close()
 
     def _open(self, folder: Path, checkpoint: Checkpoint | None) -> None:

@@ -6,9 +6,6 @@ an uninterrupted one would.
 
 A checkpoint contains no code: tensors are safetensors, all else is JSON. A sharded state is a folder with a file from
 each rank.
-
-Training waits while a checkpoint is written. That takes less than 1% of a run (tools/results/faults.md); writing in the
-background would need a second copy of weights and moments in memory.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ _MAY_DIFFER = (
     "train.resume",
     "train.keep_checkpoints",
     "train.keep_every",
+    "train.background_checkpoints",
     "train.sharding",
     "train.expert_parallel",
     "run.output_dir",

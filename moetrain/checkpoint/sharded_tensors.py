@@ -37,7 +37,7 @@ def save_shards(folder: Path, state: Mapping[str, torch.Tensor], layout: Paralle
     hashes: dict[str, str] = {}
     problem = ""
     try:
-        dcp.save(_unshared(state), storage_writer=writer)
+        dcp.save(_unshared(state), storage_writer=writer, process_group=layout.object_group)
         for path in folder.glob(f"shard-{layout.rank + 1:05d}-*"):
             fault_point(f"write {folder.name}/{path.name}")
             sync(path)

@@ -209,6 +209,12 @@ class TrainSettings(Section):
         None, ge=1, description="Also keep the checkpoints of steps that are multiples of this; null: none."
     )
 
+    background_checkpoints: bool | None = Field(
+        None,
+        description="Write checkpoints in a thread, from a copy of weights and moments in host memory: training waits "
+        "for the copy alone. null: where the copy fits into half of the available memory.",
+    )
+
     @model_validator(mode="after")
     def _batch(self) -> TrainSettings:
         if self.micro_batch_rows is not None and self.batch_rows % self.micro_batch_rows:

@@ -41,6 +41,7 @@ class ParallelLayout:
     mesh: DeviceMesh | None = None  # named dimensions, see `make_mesh`; None without a process group
     expert_mesh: DeviceMesh | None = None  # the same ranks as experts see them, see `make_expert_mesh`; None: not split
     progress: Progress = field(default_factory=Progress, compare=False)  # what the watchdog watches
+    object_group: dist.ProcessGroup | None = None  # of all ranks, for objects; None: the default group
 
     @property
     def is_main(self) -> bool:
@@ -154,7 +155,7 @@ class ParallelLayout:
     def _group(self, over: Group) -> dist.ProcessGroup | None:
         """A process group; None stands for the default one, of all ranks."""
         if over == "all" or self.mesh is None:
-            return None
+            return self.object_group
         if over in ("expert", "expert_data"):
             assert self.expert_mesh is not None
             return self.expert_mesh.get_group(over)

@@ -58,6 +58,7 @@ class RunLogger:
         self.folder = folder
         self._domains = list(domains)
         self._terminal = terminal
+        self._checkpoint_event = (0, 0)  # where the newest checkpoint's event begins and ends in the events
         self._disk_full = False  # whether the last write of points and events found no room
         self._events = Events(folder)
         self._points = Points(trackers or {}, terminal.note)
@@ -165,11 +166,11 @@ class RunLogger:
         """Which of a domain's seen samples count as memorized, and by which rule."""
         self._events.write("memorized", step, domain=domain, **found)
 
-    def checkpoint(self, step: int, write: Callable[[dict[str, int]], object]) -> bool:
-        """Write a checkpoint by calling ``write`` with the file sizes that its manifest needs; returns whether it was.
+    def begin_checkpoint(self, step: int) -> dict[str, int] | None:
+        """Write everything, with an event of the checkpoint that follows; returns the sizes that its manifest needs.
 
-        The event is written before the sizes are taken, so that a resumed run keeps it. If writing fails, for instance
-        because the disk is full, the event is discarded, the failure is logged, and the run continues.
+        The event is written before the sizes are taken, so that a resumed run keeps it. None if the disk is full: there
+        can be no checkpoint then, which is logged.
         """
         before = None
         try:
@@ -178,13 +179,35 @@ class RunLogger:
             self._events.write("checkpoint", step, folder=checkpoint_folder(Path(), step).as_posix())
             self._events.flush(durable=True)
             self._board.flush(durable=True)
-            write(event_file_sizes(self.folder) | {"events.jsonl": self._events.size})
+            sizes = event_file_sizes(self.folder) | {"events.jsonl": self._events.size}
         except OSError as error:
             if before is not None:
                 self._events.cut(before)
-            self.guard(step, f"no checkpoint was written ({error}); the previous one remains")
+            self._no_checkpoint(step, str(error))
+            return None
+        self._checkpoint_event = (before, self._events.size)
+        return sizes
+
+    def checkpoint_failed(self, step: int, problem: str) -> None:
+        """The checkpoint that was begun last was not written: discard its event, unless others followed, and say so."""
+        before, after = self._checkpoint_event
+        if self._events.size == after:
+            self._events.cut(before)
+        self._no_checkpoint(step, problem)
+
+    def checkpoint(self, step: int, write: Callable[[dict[str, int]], object]) -> bool:
+        """Begin a checkpoint, write it at once by calling ``write`` with those sizes, and say whether it was written."""
+        if (sizes := self.begin_checkpoint(step)) is None:
+            return False
+        try:
+            write(sizes)
+        except OSError as error:
+            self.checkpoint_failed(step, str(error))
             return False
         return True
+
+    def _no_checkpoint(self, step: int, problem: str) -> None:
+        self.guard(step, f"no checkpoint was written ({problem}); the previous one remains")
 
     def incident(self, incident: Incident) -> None:
         """A problem that training survived."""

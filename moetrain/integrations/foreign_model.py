@@ -9,7 +9,6 @@ Shapes: B rows, T tokens per row, S samples (with T tokens of the longest), R ha
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +135,6 @@ def open_folder(folder: Path, dtype: torch.dtype) -> Transformer:
         raise FamilyError(f"{folder}: transformers cannot read it: {_first_line(error)}") from None
 
 
-@cache
 def folder_settings(folder: Path) -> ModelSettings:
     """The settings of a folder's model; where it is not ours, its sizes alone. No weights are read.
 

@@ -389,3 +389,37 @@ def test_a_model_wrapped_by_peft_is_read(tmp_path):
     trainer(tmp_path, monitor(tmp_path), model=model, max_steps=2, save_strategy="no").train()
     assert [reading.step for reading in read_readings(tmp_path / "monitor")][-1] == 2
     assert not isinstance(model, nn.DataParallel)
+
+
+def test_trl_s_trainer_is_watched_with_the_text_that_it_is_given(tmp_path):
+    trl = pytest.importorskip("trl", reason="needs pip install trl")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: number for number, word in enumerate(["<pad>", "<end>", "<unk>", *map(str, range(93))])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
+    )
+    text = [
+        {"text": " ".join(str(token - 3) for token in row["input_ids"]), "source": row["source"]}
+        for row in rows(200, 0)
+    ]
+    data = Dataset.from_list(text)
+    arguments = trl.SFTConfig(
+        str(tmp_path / "trained"), max_steps=3, per_device_train_batch_size=8, report_to=[], use_cpu=True, bf16=False,
+        disable_tqdm=True, save_strategy="no", max_length=32, dataset_num_proc=None, eos_token=None,
+    )  # fmt: skip
+    training = trl.SFTTrainer(
+        tiny_model("qwen3_moe"),
+        arguments,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[monitor(tmp_path, data=data)],
+    )
+    training.train()
+    reading = list(read_readings(tmp_path / "monitor"))[-1]
+    assert reading.step == 3
+    assert reading.training_context.tokens > 300
+    assert (reading.first_step[reading.cell == SEEN] == 1).all()
+    assert set(reading.domain) == {"count_up", "noise"}

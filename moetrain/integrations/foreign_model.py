@@ -21,16 +21,10 @@ from moetrain.integrations.recorder import RouterRecorder
 from moetrain.model_input import PackedTokens
 from moetrain.models.hf import OlmoeError, read_olmoe, read_settings
 from moetrain.models.router import RecordingMasks
-from moetrain.models.transformer import Routing, Transformer
+from moetrain.models.transformer import Linear, Routing, Transformer
 
 _SAME = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # relative to the largest logit
 _TRIED_TOKENS = 8
-
-
-class _Head(nn.Module):
-    def __init__(self, weight_VD: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight_VD, requires_grad=False)
 
 
 class ForeignModel(Transformer):
@@ -51,7 +45,10 @@ class ForeignModel(Transformer):
         self.settings = _settings(self.recorder.routers, model)
         self.dtype = dtype
         self.recompute = False
-        self.lm_head = _Head(self._head())
+        weight_VD = self._head()
+        with torch.device("meta"):
+            self.lm_head = Linear(*reversed(weight_VD.shape))
+        self.lm_head.weight = nn.Parameter(weight_VD, requires_grad=False)
 
     def router_weights(self) -> list[Tensor]:
         return self.recorder.routers.rows()

@@ -91,6 +91,10 @@ def own_model(folder: Path, corpus: str | None = None) -> SavedModel:
         StoreError: the run's reading of its panel at that step is altered.
     """
     checkpoint = load_checkpoint(folder, owners=())
+    if "corpus" not in checkpoint.record:
+        raise CheckpointError(
+            f"{folder}: the state of a monitor in another trainer, without a model: replay that trainer's checkpoints"
+        )
     if corpus is not None and checkpoint.record["corpus"] != corpus:
         raise CheckpointError(
             f"{folder}: it was trained on other data or another tokenizer than its run's config.yaml now gives: "

@@ -2,7 +2,7 @@
 
     python tools/monitor_trainer.py qwen3_moe --output watched
 
-``fresh`` are pieces of the standard library, each trained on once; ``repeated`` other pieces, each trained on 24 times.
+``fresh`` are pieces of the standard library, each trained on once; ``repeated`` other pieces, each trained on 48 times.
 The tokens are bytes. Prints the verdicts and the cost; ``report.html`` and TensorBoard files are in the output folder.
 """
 
@@ -22,15 +22,15 @@ from common.command_line import make_parser, reports_errors
 from moetrain.integrations.rows import MonitorError
 
 LENGTH, OFFSET = 128, 3  # bytes of a row; ids below are special
-REPEATS, REPEATED, FRESH, HELDOUT = 24, 400, 10_000, 200
+REPEATS, REPEATED, FRESH, HELDOUT = 48, 100, 5000, 100
 _SHAPE: dict[str, Any] = {
     "vocab_size": 256 + OFFSET,
-    "hidden_size": 128,
-    "num_hidden_layers": 4,
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
-    "num_experts": 16,
-    "num_experts_per_tok": 4,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
     "max_position_embeddings": LENGTH,
     "pad_token_id": None,
     "bos_token_id": None,
@@ -68,7 +68,7 @@ def random_model(family: str) -> Any:
     """A small random model."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    width = {"intermediate_size": 64} if family == "olmoe" else {"moe_intermediate_size": 64, "head_dim": 32}
+    width = {"intermediate_size": 64} if family == "olmoe" else {"moe_intermediate_size": 64, "head_dim": 24}
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **_SHAPE, **width))
 
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("family", choices=["olmoe", "qwen3_moe"], help="architecture of the small random model")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder of the results")
-    parser.add_argument("--steps", type=int, default=612, help="training steps (default 612, all of the data once)")
+    parser.add_argument("--steps", type=int, default=306, help="training steps (default 306, all of the data once)")
     parser.add_argument("--without", action="store_true", help="train without the monitor, to compare the time")
     options = parser.parse_args(arguments)
     if options.steps < 1:

@@ -26,6 +26,8 @@ from moetrain.training.throughput import Clock
 class TrainedOn:
     """Samples of one forward pass of training."""
 
+    step: int  # that trains on them, from 1
+    first: int  # samples of this rank in the step before them
     keys: np.ndarray  # uint64 [S], what their rows are known by
     tokens: np.ndarray  # int64 [S]
     compared: np.ndarray  # bool [S], whether they have K tokens, over which routing is compared
@@ -39,12 +41,17 @@ class BatchRecorder:
         model: the module that the trainer calls, or one inside of it that gets the same arguments.
         count: first tokens of a sample over which routing is compared.
         clock: what the time is charged to, as ``record``.
+
+    Attributes:
+        step: that the coming passes belong to.
     """
 
     def __init__(self, model: nn.Module, recorder: RouterRecorder, count: int, clock: Clock) -> None:
         self._recorder, self._count, self._clock = recorder, count, clock
         self._samples: tuple[Tensor, Tensor] | None = None
-        self._coming: deque[HostCopy] = deque()
+        self._coming: deque[tuple[int, int, HostCopy]] = deque()
+        self._in_step = (0, 0)  # a step, and this rank's samples in it so far
+        self.step = 1
         self._hooks = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
             model.register_forward_hook(self._after, with_kwargs=True, always_call=True),
@@ -57,10 +64,13 @@ class BatchRecorder:
 
     def arrived(self, wait: bool = False) -> Iterator[TrainedOn]:
         """What has reached the host since the last call; with ``wait``, everything."""
-        while self._coming and (wait or self._coming[0].arrived):
-            tokens_SK, length_S, sums_LS2E = self._coming.popleft().wait()
+        while self._coming and (wait or self._coming[0][2].arrived):
+            step, before, copy = self._coming.popleft()
+            tokens_SK, length_S, sums_LS2E = copy.wait()
             first = tokens_SK.numpy()
             yield TrainedOn(
+                step=step,
+                first=before,
                 keys=row_keys(first),
                 tokens=length_S.numpy(),
                 compared=first[:, -1] != NO_TOKEN,
@@ -92,7 +102,10 @@ class BatchRecorder:
         with self._clock.measure("record"):
             layers = self._recorder.end()
             sums_LBRE = torch.stack([layer.sums_BRE for layer in layers])
-            self._coming.append(HostCopy([*samples, sums_LBRE.view(len(layers), len(samples[1]), 2, -1)]))
+            count = len(samples[1])
+            before = self._in_step[1] if self._in_step[0] == self.step else 0
+            self._in_step = self.step, before + count
+            self._coming.append((self.step, before, HostCopy([*samples, sums_LBRE.view(len(layers), count, 2, -1)])))
 
 
 def first_tokens(

@@ -9,7 +9,6 @@ Shapes: B rows, T tokens per row, S samples (with T tokens of the longest), R ha
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,10 @@ from moetrain.integrations.recorder import RouterRecorder
 from moetrain.model_input import PackedTokens
 from moetrain.models.hf import OlmoeError, read_olmoe, read_settings
 from moetrain.models.router import RecordingMasks
-from moetrain.models.transformer import Routing, Transformer
+from moetrain.models.transformer import Linear, Routing, Transformer
 
 _SAME = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # relative to the largest logit
 _TRIED_TOKENS = 8
-
-
-class _Head(nn.Module):
-    def __init__(self, weight_VD: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight_VD, requires_grad=False)
 
 
 class ForeignModel(Transformer):
@@ -52,7 +45,10 @@ class ForeignModel(Transformer):
         self.settings = _settings(self.recorder.routers, model)
         self.dtype = dtype
         self.recompute = False
-        self.lm_head = _Head(self._head())
+        weight_VD = self._head()
+        with torch.device("meta"):
+            self.lm_head = Linear(*reversed(weight_VD.shape))
+        self.lm_head.weight = nn.Parameter(weight_VD, requires_grad=False)
 
     def router_weights(self) -> list[Tensor]:
         return self.recorder.routers.rows()
@@ -136,7 +132,6 @@ def open_folder(folder: Path, dtype: torch.dtype) -> Transformer:
         raise FamilyError(f"{folder}: transformers cannot read it: {_first_line(error)}") from None
 
 
-@cache
 def folder_settings(folder: Path) -> ModelSettings:
     """The settings of a folder's model; where it is not ours, its sizes alone. No weights are read.
 

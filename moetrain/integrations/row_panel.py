@@ -22,7 +22,6 @@ from moetrain.integrations.rows import MonitorError, Rows
 from moetrain.models.router import RecordingMasks
 from moetrain.routing.answers import no_answers
 from moetrain.routing.panel import HELDOUT, SEEN, TO_COME, Panel, PanelReading
-from moetrain.routing.store import TrainingContext
 from moetrain.training.train_metrics import expert_load
 
 NEVER = np.iinfo(np.int64).max
@@ -100,7 +99,9 @@ def draw_row_panel(
         difficulty=difficulty,
         packed=None,
     )
-    return RowPanel(panel, torch.from_numpy(tokens_PK), torch.from_numpy(predicted_PK), int(copied.sum()))
+    return RowPanel(
+        panel, torch.from_numpy(tokens_PK.astype(np.int64)), torch.from_numpy(predicted_PK), int(copied.sum())
+    )
 
 
 def _draw(keys: np.ndarray, pool: np.ndarray, samples: int, seed: list[int]) -> np.ndarray:
@@ -137,8 +138,12 @@ def _difficulties(train: Rows, tokens_SK: np.ndarray, predicted_SK: np.ndarray, 
 @torch.no_grad()
 def read_row_panel(
     model: nn.Module, recorder: RouterRecorder, rows: RowPanel, step: int, batch_rows: int, device: torch.device
-) -> tuple[PanelReading, TrainingContext]:
-    """Read the panel by forward passes in evaluation mode; the context has no tokens yet."""
+) -> tuple[PanelReading, float, dict[str, float]]:
+    """Read the panel by forward passes in evaluation mode.
+
+    Returns:
+        The reading; the entropy of the routing, mean over its tokens and layers, nats; the load of experts by tag.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -161,8 +166,7 @@ def read_row_panel(
         inputs=np.zeros((len(loss), even.shape[1], 0), np.float32),
         answers=no_answers(*even.shape[1:]),
     )
-    load_cv = expert_load(load_LE)["experts/load_cv"]
-    return reading, TrainingContext(0, float(entropy_L.mean()) / tokens, load_cv)
+    return reading, float(entropy_L.mean()) / tokens, expert_load(load_LE)
 
 
 def _read(model: nn.Module, recorder: RouterRecorder, rows: RowPanel, which: slice, device: torch.device) -> Any:

@@ -12,6 +12,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ NO_TOKEN = -1
 """Stands after the end of rows of fewer than K tokens."""
 MOST_DOMAINS = 16
 _AT_A_TIME = 1000
+_HASHED_AT_A_TIME = 2**16
 _MASKS = ("completion_mask", "assistant_masks")  # of TRL: the tokens that are trained on
 
 
@@ -33,14 +35,14 @@ class MonitorError(ValueError):
 class Rows:
     """Rows of a data set in its order."""
 
-    tokens_nK: np.ndarray  # int64, the first tokens; NO_TOKEN after the end of shorter rows
+    tokens_nK: np.ndarray  # int32, the first tokens; NO_TOKEN after the end of shorter rows
     predicted_nK: np.ndarray  # bool, whether a token is predicted from those before it
     domain: np.ndarray  # int64 [n]
 
     def __len__(self) -> int:
         return len(self.domain)
 
-    @property
+    @cached_property
     def keys(self) -> np.ndarray:
         """What rows are known by, uint64 [n]."""
         return row_keys(self.tokens_nK)
@@ -86,10 +88,12 @@ class Rows:
 def row_keys(tokens_nK: np.ndarray) -> np.ndarray:
     """A hash of the first tokens of rows, uint64 [n]."""
     factors = np.random.default_rng(0).integers(2**63, size=tokens_nK.shape[1], dtype=np.uint64) | np.uint64(1)
-    mixed = (tokens_nK + 1).astype(np.uint64) * factors
-    mixed ^= mixed >> np.uint64(29)  # without it, swapped tokens of a sum could cancel
-    with np.errstate(over="ignore"):
-        return (mixed * np.uint64(0x9E3779B97F4A7C15)).sum(1, dtype=np.uint64)
+    keys = np.empty(len(tokens_nK), np.uint64)
+    for start in range(0, len(keys), _HASHED_AT_A_TIME):
+        mixed = (tokens_nK[start : start + _HASHED_AT_A_TIME].astype(np.int64) + 1).astype(np.uint64) * factors
+        mixed ^= mixed >> np.uint64(29)  # a plain sum of products would be 0 for too many differences
+        keys[start : start + len(mixed)] = (mixed * np.uint64(0x9E3779B97F4A7C15)).sum(1, dtype=np.uint64)
+    return keys
 
 
 def read_rows(dataset: Any, domains: np.ndarray, count: int, what: str) -> Rows:
@@ -192,12 +196,12 @@ def reading_order(dataloader: Any) -> np.ndarray | None:
 
 
 def _first(dataset: Any, column: str, count: int, what: str) -> np.ndarray:
-    """The first values of a column of lists, int64 [n, count]; NO_TOKEN after the end of shorter lists."""
+    """The first values of a column of lists, int32 [n, count]; NO_TOKEN after the end of shorter lists."""
     if column not in column_names(dataset):
         raise MonitorError(
             f"{what} has no column {column!r}, only {', '.join(column_names(dataset))}: give the tokenized data set"
         )
-    found = np.full((len(dataset), count), NO_TOKEN, np.int64)
+    found = np.full((len(dataset), count), NO_TOKEN, np.int32)
     place = 0
     for lists in _lists(dataset, column):
         for values in lists:

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from moetrain.distributed.mesh import ParallelLayout, make_mesh
 from moetrain.integrations.families import FamilyError, find_routers
+from moetrain.integrations.options import MonitorOptions
 from moetrain.integrations.row_panel import NEVER
 from moetrain.integrations.rows import (
     MonitorError,
@@ -23,7 +24,7 @@ from moetrain.integrations.rows import (
     read_rows,
     reading_order,
 )
-from moetrain.integrations.watched_run import MonitorOptions, WatchedRun
+from moetrain.integrations.watched_run import WatchedRun
 
 __all__ = ["FamilyError", "MonitorCallback", "MonitorError"]
 
@@ -102,7 +103,7 @@ class MonitorCallback(TrainerCallback):
         layout = ParallelLayout(args.process_index, args.world_size, device=args.device, mesh=mesh)
         train, names = self._training_rows(dataloader.dataset)
         first_step = None
-        if (order := reading_order(dataloader)) is not None and sorted(order.tolist()) == list(range(len(train))):
+        if (order := reading_order(dataloader)) is not None and np.array_equal(np.sort(order), np.arange(len(train))):
             rows_per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
             first_step = train.first_steps(order, rows_per_step, state.max_steps, NEVER)
         options = self._options
@@ -111,7 +112,12 @@ class MonitorCallback(TrainerCallback):
         self.run = WatchedRun(
             options, model, layout, list(names.values()), train, self._heldout_rows(names), first_step, state.max_steps
         )
-        self.run.begin(state.global_step)
+        try:
+            self.run.begin(state.global_step)
+        except BaseException:
+            self.run.close()
+            self.run = None
+            raise
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.run is not None:

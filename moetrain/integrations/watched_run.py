@@ -7,33 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from pydantic import ValidationError
 from torch import nn
 
 from moetrain.atomic_io import write_file
 from moetrain.checkpoint.manager import (
     Checkpoint,
     CheckpointError,
-    checkpoint_folder,
-    load_checkpoint,
     move_superseded,
     prune_checkpoints,
     save_checkpoint,
 )
-from moetrain.config import Settings
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.grokking import Estimate, PhaseThresholds, gram_blocks
 from moetrain.integrations.batches import BatchRecorder
+from moetrain.integrations.folders import check_weights, find_state, weight_sums
+from moetrain.integrations.options import MonitorOptions
 from moetrain.integrations.recorder import RouterRecorder
 from moetrain.integrations.row_panel import NEVER, draw_row_panel, read_row_panel
 from moetrain.integrations.rows import MonitorError, Rows
@@ -45,7 +40,7 @@ from moetrain.report.report import report_or_say_why
 from moetrain.routing.panel import reading_steps
 from moetrain.routing.panel_monitor import PanelMonitor, memorization_summary
 from moetrain.routing.recorder import SampleRouting
-from moetrain.routing.store import list_files, remove_unlisted, to_stored, write_reading
+from moetrain.routing.store import TrainingContext, list_files, remove_unlisted, to_stored, write_reading
 from moetrain.routing.stream import StreamMonitor
 from moetrain.run_summary import metrics_summary
 from moetrain.training.throughput import Clock, peak_memory
@@ -54,40 +49,6 @@ from moetrain.version import __version__
 _MONITORING = ("record", "stream", "panel")  # the clock's entries that are overhead
 _FROM_LOGS = {"loss": "loss/train", "learning_rate": "optim/learning_rate", "grad_norm": "optim/grad_norm"}
 _RANKS, _SAMPLES = 2**12, 2**20  # more than there are ranks, and samples of a rank in a step
-
-
-@dataclass(frozen=True)
-class MonitorOptions:
-    """What is read, and when; see `moetrain.integrations.transformers.MonitorCallback`."""
-
-    output_dir: str
-    samples: int
-    tokens: int
-    readings: int
-    every: int
-    window: int
-    tau: float
-    batch_rows: int | None
-    report: bool
-
-    def settings(self, domains: Sequence[str]) -> Settings:
-        """The same as settings of a run of ours.
-
-        Raises:
-            MonitorError: a value out of range; names it.
-        """
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(self.output_dir).name).lstrip("._-") or "run"
-        tree = {
-            "run": {"name": name, "output_dir": str(Path(self.output_dir).parent)},
-            "data": {"domains": {name: {"path": "rows of another trainer"} for name in domains}},
-            "panel": {"samples": self.samples, "tokens": self.tokens, "readings": self.readings},
-            "monitor": {"every": self.every, "window": self.window, "tau": self.tau},
-        }
-        try:
-            return Settings.model_validate(tree)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise MonitorError(f"MonitorCallback: {first['loc'][-1]}={first['input']!r}: {first['msg']}") from None
 
 
 class _Notes(Terminal):
@@ -122,12 +83,11 @@ class WatchedRun:
     ) -> None:
         self.options, self.layout, self.domains, self.steps = options, layout, list(domains), steps
         self._settings = options.settings(domains)
-        self._model, self._train = model, train
+        self._model, self._domain_of_row = model, train.domain
         self.rows = draw_row_panel(train, heldout, first_step, steps, options.samples, self._settings.run.seed)
         self._predicted = self.rows.panel.first_step.copy()
         self._met = np.full(len(self.rows.panel), NEVER)  # the step at which this rank first trained on each sample
-        keys = train.keys
-        self._keys, self._row = np.unique(keys, return_index=True)
+        self._keys, self._row = np.unique(train.keys, return_index=True)
         self._member_keys, self._member = np.unique(self.rows.keys, return_index=True)
         self._clock = Clock(layout.device)
         self._recorder = RouterRecorder(model)
@@ -157,7 +117,7 @@ class WatchedRun:
         checkpoint, error = None, None
         if self.layout.is_main:
             try:
-                checkpoint = self._find_state(step)
+                self._folder, checkpoint = find_state(self._folder, step, self._fingerprint())
                 if checkpoint is not None:
                     self._load(checkpoint)
                 self._open(checkpoint, step)
@@ -169,6 +129,7 @@ class WatchedRun:
         self._gather(step)
         if not resumed:
             self._read_panel(step)
+        self._batches.step = step + 1
         self._mark = (time.perf_counter(), self._overhead())
 
     def step(self, step: int) -> None:
@@ -176,9 +137,11 @@ class WatchedRun:
         now, overhead = self._mark
         elapsed = time.perf_counter() - now - (self._overhead() - overhead)
         self._clock.seconds["train"] = self._clock.spent("train") + elapsed
-        self._take_in(step)
+        self._batches.step = step + 1
         due = step in self._reading_steps
-        if due or step % self.options.every == 0:
+        measured = due or step % self.options.every == 0
+        self._take_in(wait=measured)
+        if measured:
             self._gather(step)
             self._measure_stream(step)
         if due:
@@ -186,7 +149,9 @@ class WatchedRun:
         self._mark = (time.perf_counter(), self._overhead())
 
     def log(self, step: int, logs: Mapping[str, Any]) -> None:
-        """A point of the training curves, from what the trainer logs."""
+        """A point of the training curves, from what the trainer logs; all ranks must call."""
+        self._take_in(wait=True)
+        self._gather(step)
         if self._logger is None:
             return
         points = {tag: float(logs[name]) for name, tag in _FROM_LOGS.items() if logs.get(name) is not None}
@@ -207,7 +172,7 @@ class WatchedRun:
         Args:
             keep: states to keep; None: all.
         """
-        self._take_in(step, wait=True)
+        self._take_in(wait=True)
         self._gather(step)
         tensors = {
             "monitor": self._stream.state(),
@@ -233,7 +198,7 @@ class WatchedRun:
     def finish(self, step: int) -> None:
         """The last reading, ``summary.json`` and the report; all ranks must call. Removes the hooks."""
         try:
-            self._take_in(step, wait=True)
+            self._take_in(wait=True)
             self._gather(step)
             if step != self._read_at:
                 self._read_panel(step)
@@ -293,10 +258,9 @@ class WatchedRun:
     def _overhead(self) -> float:
         return sum(map(self._clock.spent, _MONITORING))
 
-    def _take_in(self, step: int, wait: bool = False) -> None:
+    def _take_in(self, wait: bool) -> None:
         """Take in the samples that this rank has trained on, as far as their routing has reached the host."""
         with self._clock.measure("record"):
-            place = 0
             for part in self._batches.arrived(wait):
                 at = np.minimum(np.searchsorted(self._keys, part.keys), len(self._keys) - 1)
                 known = self._keys[at] == part.keys
@@ -304,14 +268,13 @@ class WatchedRun:
                 self._unknown += int((~known).sum())
                 self._clock.add_tokens(int(part.tokens.sum()))
                 row = self._row[at]
-                domain = self._train.domain[row]
+                domain = self._domain_of_row[row]
                 np.add.at(self._tokens_D, domain[known], part.tokens[known])
                 member = np.minimum(np.searchsorted(self._member_keys, part.keys), len(self._member_keys) - 1)
                 hit = self._member_keys[member] == part.keys
-                np.minimum.at(self._met, self._member[member[hit]], step)
+                np.minimum.at(self._met, self._member[member[hit]], part.step)
                 used = known & part.compared
-                order = (step * _RANKS + self.layout.rank) * _SAMPLES + place + np.arange(len(known))
-                place += len(known)
+                order = (part.step * _RANKS + self.layout.rank) * _SAMPLES + part.first + np.arange(len(known))
                 even_SLE, odd_SLE = part.sums_SL2E[used].swapaxes(1, 2).swapaxes(0, 1)
                 self._stream.add(
                     SampleRouting(order[used], row[used], domain[used], even_SLE, odd_SLE, np.zeros_like(even_SLE))
@@ -352,12 +315,12 @@ class WatchedRun:
             return
         assert self.options.batch_rows is not None
         with self._clock.measure("panel"):
-            reading, context = read_row_panel(
+            reading, entropy, load = read_row_panel(
                 self._model, self._recorder, self.rows, step, self.options.batch_rows, self.layout.device
             )
             if self.panel.initial is None:
                 self.panel.initial = reading.loss
-            context = replace(context, tokens=int(self._total_D.sum()))
+            context = TrainingContext(int(self._total_D.sum()), entropy, load["experts/load_cv"])
             blocks = gram_blocks(self._router_rows())
             panel = self.rows.panel
             stored = to_stored(panel, reading, self.domains, blocks, context, self.panel.initial)
@@ -372,7 +335,6 @@ class WatchedRun:
             self.latest.domains[domain]["phase"] = verdict.phase.name.lower()
             self.latest.domains[domain]["why"] = verdict.why
         self._logger.panel(points)
-        load = {"experts/load_cv": context.load_cv or math.nan}
         self._logger.metrics(step, {tag: Estimate(value, math.nan, math.nan, 0, 0) for tag, value in load.items()})
 
     def _router_rows(self) -> np.ndarray:
@@ -382,35 +344,9 @@ class WatchedRun:
     def _fingerprint(self) -> str:
         return hashlib.sha256(self.rows.keys.tobytes() + self.rows.panel.cell.tobytes()).hexdigest()
 
-    def _find_state(self, step: int) -> Checkpoint | None:
-        """The state to resume from, in the newest folder of this name; None where training begins, or none has a state.
-
-        Also makes that folder the one to write to.
-        """
-        folders = numbered_folders(self._folder)
-        if not step or not any((folder / "checkpoints").is_dir() for folder in folders):
-            return None
-        for folder in reversed(folders):
-            if (state := checkpoint_folder(folder, step)).is_dir():
-                checkpoint = load_checkpoint(state)
-                if checkpoint.record["panel_of"] == self._fingerprint():
-                    self._folder = folder
-                    return checkpoint
-        raise MonitorError(
-            f"{self._folder} has no state of this training at step {step}, at which it is resumed: give the output_dir "
-            "of the training that is resumed, with the same data and options, or a new one"
-        )
-
     def _load(self, checkpoint: Checkpoint) -> None:
         record, states = checkpoint.record, checkpoint.states
-        found = weight_sums(self._model)
-        for name, saved in record["weights"].items():
-            if not math.isclose(found.get(name, math.nan), saved, rel_tol=1e-4, abs_tol=1e-4):
-                raise MonitorError(
-                    f"the trainer has not restored the weight {name} of step {checkpoint.step}. transformers' Trainer "
-                    "does not restore stacked experts (5.24): load the model with from_pretrained(CHECKPOINT) before "
-                    "train(resume_from_checkpoint=CHECKPOINT)"
-                )
+        check_weights(self._model, record["weights"], checkpoint.step)
         self.latest.load_record(record)
         self._total_D = np.array(record["tokens"], np.int64)
         self._unknown, self._samples = record["unknown"], record["samples"]
@@ -425,47 +361,14 @@ class WatchedRun:
             remove_unlisted(self._folder, checkpoint.record["pieces"])
             (self._folder / "summary.json").unlink(missing_ok=True)
         else:
-            self._folder = _numbered(self._folder, len(numbered_folders(self._folder)) + 1)
             if self._folder != Path(self.options.output_dir):
                 self._terminal.note(
                     f"{self.options.output_dir} exists and is kept: the monitor writes to {self._folder}"
                 )
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_file(self._folder / "config.yaml", self._config())
+            write_file(self._folder / "config.yaml", self.options.config(self.domains, self._recorder.routers))
         self._logger = RunLogger(self._folder, self.domains, checkpoint, self._terminal)
         if checkpoint is None and step:
             self._logger.guard(step, "there is no state of the steps before: all is measured from here")
         if self.rows.copies:
             self._logger.guard(step, f"{self.rows.copies} held-out rows are trained on too: they are left out")
-
-    def _config(self) -> str:
-        """``config.yaml``: the settings that apply, and the model's shape."""
-        tree = self._settings.model_dump()
-        routers = self._recorder.routers
-        model = {
-            "num_hidden_layers": len(routers.modules),
-            "num_experts": routers.experts,
-            "num_experts_per_tok": routers.top_k,
-        }
-        kept: dict[str, Any] = {name: tree[name] for name in ("run", "data", "panel", "monitor", "phase")}
-        return yaml.safe_dump(kept | {"model": model}, sort_keys=False, allow_unicode=True)
-
-
-@torch.no_grad()
-def weight_sums(model: nn.Module) -> dict[str, float]:
-    """The sum of absolute values of each parameter: tells whether weights are those that were saved."""
-    return {name: float(weight.detach().double().abs().sum()) for name, weight in model.named_parameters()}
-
-
-def numbered_folders(wanted: Path) -> list[Path]:
-    """FOLDER, FOLDER-2, FOLDER-3, ..., as far as they exist and hold something."""
-    found: list[Path] = []
-    while (folder := _numbered(wanted, len(found) + 1)).exists() and not (
-        folder.is_dir() and not any(folder.iterdir())
-    ):
-        found.append(folder)
-    return found
-
-
-def _numbered(wanted: Path, number: int) -> Path:
-    return wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")

@@ -28,7 +28,7 @@ SHARD_BYTES = 5_000_000_000
 _WEIGHTS, _INDEX, _CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
 # Settings that transformers' config has under the same name, and its defaults for a file that omits them.
-_SHARED = {
+_SHARED: dict[str, Any] = {
     "hidden_size": 2048,
     "num_hidden_layers": 16,
     "num_attention_heads": 16,

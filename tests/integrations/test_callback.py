@@ -107,7 +107,13 @@ def test_it_writes_the_files_of_a_run(finished):
             f"phase/{name}",
         } <= tags
         assert {f"memorized/gap_heldout/{name}", f"pathway/d_path_norm/{name}", f"data/tokens/{name}"} <= tags
-    assert {"loss/train", "optim/learning_rate", "system/monitor_share", "experts/load_cv"} <= tags
+    assert {
+        "loss/train",
+        "optim/learning_rate",
+        "system/monitor_share",
+        "experts/load_cv",
+        "experts/dead/worst",
+    } <= tags
     summary = json.loads((folder / "monitor" / "summary.json").read_text())
     assert summary["steps"] == 12
     assert summary["parameters"]["active"] < summary["parameters"]["all"]
@@ -389,3 +395,63 @@ def test_a_model_wrapped_by_peft_is_read(tmp_path):
     trainer(tmp_path, monitor(tmp_path), model=model, max_steps=2, save_strategy="no").train()
     assert [reading.step for reading in read_readings(tmp_path / "monitor")][-1] == 2
     assert not isinstance(model, nn.DataParallel)
+
+
+def test_trl_s_trainer_is_watched_with_the_text_that_it_is_given(tmp_path):
+    trl = pytest.importorskip("trl", reason="needs pip install trl")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: number for number, word in enumerate(["<pad>", "<end>", "<unk>", *map(str, range(93))])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
+    )
+    text = [
+        {"text": " ".join(str(token - 3) for token in row["input_ids"]), "source": row["source"]}
+        for row in rows(200, 0)
+    ]
+    data = Dataset.from_list(text)
+    arguments = trl.SFTConfig(
+        str(tmp_path / "trained"), max_steps=3, per_device_train_batch_size=8, report_to=[], use_cpu=True, bf16=False,
+        disable_tqdm=True, save_strategy="no", max_length=32, dataset_num_proc=None, eos_token=None,
+    )  # fmt: skip
+    training = trl.SFTTrainer(
+        tiny_model("qwen3_moe"),
+        arguments,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[monitor(tmp_path, data=data)],
+    )
+    training.train()
+    reading = list(read_readings(tmp_path / "monitor"))[-1]
+    assert reading.step == 3
+    assert reading.training_context.tokens > 300
+    assert (reading.first_step[reading.cell == SEEN] == 1).all()
+    assert set(reading.domain) == {"count_up", "noise"}
+
+
+def test_a_column_that_the_trainer_keeps_is_enough(tmp_path):
+    callback = MonitorCallback("source", output_dir=tmp_path / "monitor", samples=4, tokens=TOKENS, readings=2)
+    training = trainer(tmp_path, callback, max_steps=2, save_strategy="no", remove_unused_columns=False)
+    training.train()
+    assert [reading.step for reading in read_readings(tmp_path / "monitor")] == [0, 2]
+
+
+def test_held_out_rows_may_be_several_data_sets(tmp_path):
+    heldout = {"one": rows(60, 1), "two": rows(60, 2)}
+    trainer(tmp_path, monitor(tmp_path, heldout=heldout, samples=64), max_steps=1, save_strategy="no").train()
+    found = next(read_readings(tmp_path / "monitor"))
+    count = sum(len(row["input_ids"]) >= TOKENS for each in heldout.values() for row in each)
+    assert 64 < (found.cell == HELDOUT).sum() <= count
+
+
+def test_gradient_accumulation_counts_steps_of_the_optimizer(tmp_path):
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "save_strategy": "no"}
+    for name, arguments in (("whole", {"save_strategy": "no"}), ("parts", options)):
+        trainer(tmp_path / name, monitor(tmp_path / name), **arguments).train()
+    whole, parts = (list(read_readings(tmp_path / name / "monitor")) for name in ("whole", "parts"))
+    assert [reading.step for reading in whole] == [reading.step for reading in parts]
+    for one, other in zip(whole, parts, strict=True):
+        assert np.array_equal(one.first_step, other.first_step)
+        assert one.training_context.tokens == other.training_context.tokens

@@ -18,6 +18,7 @@ from moetrain.training.initialize import initial_model
 from tests.conftest import sentences, sums
 from tests.integrations.tiny import tiny_model
 from tests.tools.test_prepare_data import load_tool
+from tests.tools.test_replay import write_documents
 
 replay = load_tool("replay")
 VOCABULARY = 320
@@ -29,14 +30,7 @@ def documents(tmp_path_factory):
     rng = random.Random(9)
     written = {name: [write(rng, 12) for _ in range(60)] for name, write in (("stories", sentences), ("sums", sums))}
     tokenizer = train_tokenizer([text for texts in written.values() for text in texts], VOCABULARY)
-    for file, part in (("met", slice(0, 30)), ("unseen", slice(30, 60))):
-        lines = [f"data:\n  seq_len: 64\n  cache_dir: {folder / 'cache'}\n  domains:\n"]
-        for name, texts in written.items():
-            path = folder / f"{file}_{name}.jsonl"
-            path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[part]))
-            lines.append(f"    {name}: {{path: {path}}}\n")
-        lines.append("panel: {tokens: 16, samples: 6}\ntrain: {precision: fp32, threads: 1}\nrun: {report: false}\n")
-        (folder / f"{file}.yaml").write_text("".join(lines))
+    write_documents(folder, written, samples=6)
     return folder, tokenizer, written
 
 
@@ -79,7 +73,9 @@ def test_another_number_of_experts_is_told(documents, tmp_path, capsys):
     folder, tokenizer, _ = documents
     for step, experts in ((1, 8), (2, 4)):
         name = tmp_path / f"other-step{step}"
-        tiny_model("mixtral", vocab_size=VOCABULARY + 32, num_local_experts=experts).save_pretrained(name)
+        tiny_model(
+            "mixtral", vocab_size=VOCABULARY + 32, num_experts=experts, num_local_experts=experts
+        ).save_pretrained(name)
         write_tokenizer(tokenizer, name, 64)
     given = [str(tmp_path / f"other-step{step}") for step in (1, 2)]
     assert replay.main([*given, "--data", str(folder / "met.yaml"), "--output", str(tmp_path / "out")]) == 2

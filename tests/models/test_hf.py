@@ -242,7 +242,7 @@ def add(name):
     [
         (shutil.rmtree, "no transformers model here"),
         (lambda folder: (folder / "config.json").write_text("{"), "no transformers model here"),
-        (set_config(model_type="mixtral"), "model_type 'mixtral': only 'olmoe' can be read"),
+        (set_config(model_type="mixtral"), "model_type 'mixtral': only 'olmoe' and 'qwen3_moe' can be read"),
         (set_config(clip_qkv=8.0), "clip_qkv 8.0: only None can be read"),
         (set_config(attention_bias=True), "attention_bias True"),
         (set_config(rope_parameters={"rope_type": "yarn", "factor": 2.0}), "rotary positions of type .*yarn"),

@@ -154,15 +154,21 @@ def documents(tmp_path_factory):
     for number, name in enumerate(("step5-tokens2B", "step10-tokens4B", "step20-tokens8B")):
         models[name] = random_olmoe(folder / name, seed=number, vocab_size=320 + 32)
         write_tokenizer(tokenizer, folder / name, 64)
-    for file, part in (("met", slice(0, 40)), ("unseen", slice(40, 80))):
+    write_documents(folder, written, samples=8)
+    return folder, models, tokenizer, written
+
+
+def write_documents(folder, written, samples):
+    """Settings for --data with half of each domain's texts, and for --unseen with the others."""
+    half = len(next(iter(written.values()))) // 2
+    for file, part in (("met", slice(0, half)), ("unseen", slice(half, None))):
         lines = [f"data:\n  seq_len: 64\n  cache_dir: {folder / 'cache'}\n  domains:\n"]
         for name, texts in written.items():
             path = folder / f"{file}_{name}.jsonl"
             path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[part]))
             lines.append(f"    {name}: {{path: {path}}}\n")
-        lines.append("panel: {tokens: 16, samples: 8}\ntrain: {precision: fp32, threads: 1}\n")
+        lines.append(f"panel: {{tokens: 16, samples: {samples}}}\ntrain: {{precision: fp32, threads: 1}}\n")
         (folder / f"{file}.yaml").write_text("".join(lines))
-    return folder, models, tokenizer, written
 
 
 def test_transformers_models_have_their_own_routing_and_loss(documents, tmp_path):

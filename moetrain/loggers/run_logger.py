@@ -196,7 +196,7 @@ class RunLogger:
         self._no_checkpoint(step, problem)
 
     def checkpoint(self, step: int, write: Callable[[dict[str, int]], object]) -> bool:
-        """Begin a checkpoint, write it at once by calling ``write`` with those sizes, and say whether it was written."""
+        """Begin a checkpoint and call ``write`` with those sizes at once; returns whether it was written."""
         if (sizes := self.begin_checkpoint(step)) is None:
             return False
         try:

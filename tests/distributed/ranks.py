@@ -18,9 +18,10 @@ def free_port():
         return free.getsockname()[1]
 
 
-def start(ranks, overrides, machines=1, port=0):
-    """The launcher of one machine, as a process."""
+def start(ranks, overrides, machines=1, port=0, restarts=0):
+    """The launcher of one machine, as a process; it starts lost ranks again so many times."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
+    command += ["--max_restarts", str(restarts)]
     command += ["--nnodes", str(machines), "--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}"]
     return subprocess.Popen([*command, str(TRAIN), *overrides], env={**os.environ, "OMP_NUM_THREADS": "1"}, **_PIPES)
 

@@ -1,5 +1,6 @@
 """A rank that dies or freezes ends the run within a minute with a message that names it."""
 
+import json
 import os
 import signal
 import socket
@@ -54,6 +55,21 @@ def test_a_killed_rank_ends_the_launch_and_is_named(overrides, tmp_path, victim,
     assert launcher.returncode != 0
     assert f"rank {victim} (pid {pid} on {socket.gethostname()}) is gone" in said
     assert "run the same command again to resume from the last checkpoint" in said
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_launcher_that_restarts_lost_ranks_continues_from_the_newest_checkpoint(overrides, tmp_path, victim):
+    words = [*overrides, "train.max_steps=12"]
+    launcher = start(2, words, restarts=1)
+    wait_for_training(tmp_path / "runs" / "run")
+    os.kill(workers(launcher)[victim], signal.SIGKILL)
+    said, _ = launcher.communicate(timeout=240)
+    assert launcher.returncode == 0, said[-3000:]
+    assert "continuing" in said
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
+    events = [json.loads(line) for line in (tmp_path / "runs" / "run" / "events.jsonl").read_text().splitlines()]
+    assert [event["kind"] for event in events].count("resume") == 1
+    assert list_checkpoints(tmp_path / "runs" / "run")[-1].name == "step_00000012"
 
 
 LOST = """

@@ -294,6 +294,11 @@ class TokenizerSettings(Section):
     end_token: str | None = Field(
         None, description="Token of a tokenizer.json that marks the end of a document; null: likewise."
     )
+    lossy: bool = Field(
+        False,
+        description="Accept a tokenizer.model that changes some texts, for instance by normalization. Bytes of text, "
+        "and losses per byte, are then not exact, and marked answers may not be found.",
+    )
     vocab_size: int = Field(4096, ge=300, le=2**31 - 1, description="Vocabulary size of the tokenizer that is trained.")
     sample_bytes: int = Field(
         20_000_000,

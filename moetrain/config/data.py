@@ -309,8 +309,9 @@ class TokenizerSettings(Section):
         1,
         ge=1,
         le=2**16,
-        description="Round the rows of embedding and head up to a multiple of this, such as 64, for speed on GPUs. The "
-        "added ids occur in no text; an exported model has them in its vocab_size.",
+        description="Round the rows of embedding and head up to a multiple of this, such as 64, which GPUs multiply "
+        "faster. The added ids occur in no text, so the model learns not to predict them; an exported model has them "
+        "in its vocab_size.",
     )
 
     def rows(self, vocab_size: int) -> int:

@@ -126,5 +126,6 @@ def test_tiktoken_is_refused_with_a_remedy_that_keeps_its_ids(tmp_path):
     )
     tokenizer = given(converted)
     assert tokenizer.piece(tokenizer.end_id) == "<|endoftext|>"
+    assert tokenizer.end_id == encoding.eot_token
     assert json.loads(converted.read_text())["decoder"]["type"] == "ByteLevel"
     check_ids(tokenizer, PLAIN, [encoding.encode(text, allowed_special=set()) for text in PLAIN])

@@ -103,7 +103,8 @@ def encode_documents(
 
 def _ids_of(documents: list[Document], tokenizer: Tokenizer, threads: int) -> list[np.ndarray | list[int]]:
     """The ids of each document: an array if it was read as ids, else those of its text."""
-    encoded = iter(tokenizer.encode_all([each.text for each in documents if each.text is not None], threads=threads))
+    texts = [each.text for each in documents if each.text is not None]
+    encoded = iter(tokenizer.encode_all(texts, threads=threads) if texts else ())
     return [next(encoded) if each.tokens is None else each.tokens for each in documents]
 
 

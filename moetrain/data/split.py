@@ -9,8 +9,9 @@ from typing import Any
 
 from moetrain.config import DataSettings, DomainSettings, Settings
 from moetrain.data.corpus import Preparation, Progress
-from moetrain.data.documents import DomainReport, Portion, PortionReader
+from moetrain.data.documents import DomainReport, PortionReader
 from moetrain.data.errors import DataError
+from moetrain.data.portions import Portion
 from moetrain.data.tokenizer import given_tokenizer
 from moetrain.data.workers import OnProgress
 

@@ -20,8 +20,9 @@ import numpy as np
 
 from moetrain.config import Settings
 from moetrain.data.dedup import SeenIds
-from moetrain.data.documents import Document, DomainReport, Place, Portion, PortionReader
+from moetrain.data.documents import Document, DomainReport, PortionReader
 from moetrain.data.errors import DataError
+from moetrain.data.portions import Place, Portion
 from moetrain.data.tokenizer import Tokenizer, load_tokenizer
 from moetrain.data.workers import OnProgress
 

@@ -10,7 +10,8 @@ import pytest
 from moetrain.config import SettingsError, load_settings
 from moetrain.data.contamination import all_documents
 from moetrain.data.corpus import prepare_corpus
-from moetrain.data.documents import DataError, fingerprint
+from moetrain.data.documents import DataError
+from moetrain.data.portions import fingerprint
 from moetrain.data.split import split_domains
 from moetrain.data.stream import training_stream, validation_streams
 from tests.data.token_files import chosen, read, write_litdata, write_mds, write_megatron, write_raw

@@ -165,6 +165,12 @@ def test_a_corpus_of_tokens_is_resumed_and_prepared_by_workers(tmp_path, tokeniz
     again = prepare_corpus(settings)
     assert np.array_equal(again.domains[0].tokens, corpus.domains[0].tokens)
     assert np.array_equal(again.domains[0].index, corpus.domains[0].index)
+    monkeypatch.undo()
+    monkeypatch.setattr("moetrain.data.portions.PORTION_BYTES", 1)
+    settings = chosen(tokenizer, folder, f"data.cache_dir={tmp_path / 'c'}", "data.workers=2")
+    by_two = prepare_corpus(settings)
+    assert np.array_equal(by_two.domains[0].tokens, corpus.domains[0].tokens)
+    assert np.array_equal(by_two.domains[0].index, corpus.domains[0].index)
 
 
 def test_probe_items_are_searched_in_the_decoded_text(tmp_path, tokenizer, documents, texts):
@@ -183,6 +189,12 @@ def test_columns_of_mds_choose_and_split_documents(tmp_path, tokenizer, document
     assert [(each.name, each.report.documents) for each in corpus.domains] == [("d_web", 200), ("d_wiki", 100)]
     with pytest.raises(DataError, match=r"no column 'kind' \(columns: input_ids, source\): correct the filter"):
         read(tokenizer, tmp_path / "a", "data.domains.d.filter=kind == 'wiki'")
+    found, _ = read(tokenizer, tmp_path / "a", "data.domains.d.filter=len(input_ids) > 100")
+    assert [each.tokens.tolist() for each in found] == [each for each in documents if len(each) > 100]
+    with pytest.raises(
+        DataError, match=r"300 of 300 lines cannot be used, first .*sample 0: the filter cannot be applied"
+    ):
+        read(tokenizer, tmp_path / "a", "data.domains.d.filter=input_ids > 100")
     with pytest.raises(DataError, match="column 'source' holds no token ids"):
         read(tokenizer, tmp_path / "a", "data.domains.d.column=source")
 
@@ -282,6 +294,13 @@ def test_another_end_mark_is_noticed(tmp_path, tokenizer, documents):
     write_megatron(tmp_path / "a", [[*document, 0] for document in documents])
     with pytest.raises(DataError, match=r"its documents end with 0 \('<unk>'\), but the end mark is 2 \('</s>'\)"):
         read(tokenizer, tmp_path / "a")
+    # Within the documents too, it ends turns of a conversation.
+    write_megatron(tmp_path / "c", [[*document[:3], 0, *document[3:], 0] for document in documents])
+    found, _ = read(tokenizer, tmp_path / "c")
+    assert [each.tokens.tolist()[-1] for each in found] == [0] * 300
+    write_megatron(tmp_path / "d", [[*document, 0, 0, 0] for document in documents])
+    with pytest.raises(DataError, match="if it pads them, write them without padding"):
+        read(tokenizer, tmp_path / "d")
     write_raw(tmp_path / "b.npy", [[*document, 0] for document in documents])
     with pytest.raises(DataError, match=r"no end mark 2 .*special tokens in it: 0 \('<unk>'\) 300 times\)"):
         read(tokenizer, tmp_path / "b.npy")

@@ -27,7 +27,8 @@ __all__ = [
 TIKTOKEN_REMEDY = (
     "give the tokenizer.json of the same model, or convert it once with transformers and tiktoken: "
     "transformers.convert_slow_tokenizer.TikTokenConverter(FILE, PATTERN, extra_special_tokens=MARKS).converted()"
-    ".save('tokenizer.json'), PATTERN and MARKS as of tiktoken.Encoding"
+    ".save('tokenizer.json'), with PATTERN of tiktoken.Encoding, and MARKS its special tokens in the order of their "
+    "ids, which have to follow the others without a gap"
 )
 
 

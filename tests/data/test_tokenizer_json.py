@@ -11,6 +11,7 @@ from moetrain.data.corpus import prepare_corpus
 from moetrain.data.documents import DataError
 from moetrain.data.stream import training_stream
 from moetrain.data.tokenizer import check_lossless, load_from_folder, load_tokenizer, train_tokenizer
+from moetrain.data.tokenizer_export import write_tokenizer
 from tests.conftest import sentences
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -280,6 +281,10 @@ def test_a_tokenizer_that_loses_text_is_accepted_if_asked(corpus_folder, tmp_pat
     assert corpus.domains[0].tokens[: len(wanted)].tolist() == wanted
     corpus.tokenizer.save_in(tmp_path)
     assert load_from_folder(tmp_path).fingerprint == corpus.tokenizer.fingerprint
+    (tmp_path / "exported").mkdir()
+    assert write_tokenizer(corpus.tokenizer, tmp_path / "exported", 64) == []
+    exported = tokenizers.Tokenizer.from_file(str(tmp_path / "exported" / "tokenizer.json"))
+    assert exported.encode(first).ids == [corpus.tokenizer.begin_id, *wanted]
 
 
 def test_marks_within_text_are_refused_although_text_may_be_lost(tmp_path):

@@ -67,6 +67,15 @@ def test_marks_are_left_out_wherever_they_are(kind, marks, tmp_path, tokenizer, 
         assert report.empty == 0
 
 
+def test_litdata_chunks_of_older_versions_do_not_name_their_loader(tmp_path, tokenizer, documents):
+    folder = write("litdata", tmp_path, documents, [tokenizer.end_id])
+    index = json.loads((folder / "index.json").read_text())
+    del index["config"]["item_loader"]
+    (folder / "index.json").write_text(json.dumps(index))
+    found, _ = read(tokenizer, folder)
+    assert [each.tokens.tolist() for each in found] == documents
+
+
 def test_records_with_several_documents_and_concatenated_records(tmp_path, tokenizer, documents):
     end = tokenizer.end_id
     stream = [i for document in documents for i in (*document, end)]

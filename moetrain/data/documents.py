@@ -124,7 +124,7 @@ def read_documents(
     """
     note_left_out(report, domain, data)
     for portion in portions(name, domain, data):
-        yield from PortionReader(portion, domain, data, seed, seen, report, tokenizer)
+        yield from PortionReader(portion, domain, data, seed, seen, report, tokenizer=tokenizer)
     check_report(report, domain, data)
 
 
@@ -159,9 +159,9 @@ class PortionReader:
     Args:
         seen: ids of the documents yielded so far; is extended.
         report: is updated as documents are read; may be replaced between two documents.
-        tokenizer: the run's; needed where the source holds token ids.
         start: the ``place`` of an earlier reader.
         before: what earlier readers have read; counts towards the domain's ``size`` and ``limit``.
+        tokenizer: the run's; needed where the source holds token ids.
     """
 
     def __init__(
@@ -172,9 +172,9 @@ class PortionReader:
         seed: int,
         seen: SeenIds | set[int],
         report: DomainReport,
-        tokenizer: Tokenizer | None = None,
         start: Place = Place(),  # noqa: B008
         before: DomainReport | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.place = start
         self.bytes_read = 0  # of the portion's size on disk

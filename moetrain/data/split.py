@@ -90,7 +90,7 @@ def count_values(portion: Portion, settings: Settings, on_progress: OnProgress) 
     domain = settings.data.domains[portion.domain]
     tokenizer = given_tokenizer(settings.tokenizer)[0] if domain.tokens is not None else None
     report = DomainReport(portion.domain)
-    reader = PortionReader(portion, domain, settings.data, settings.run.seed, set(), report, tokenizer)
+    reader = PortionReader(portion, domain, settings.data, settings.run.seed, set(), report, tokenizer=tokenizer)
     counted: Counter[str] = Counter()
     problem = None
     for number, row in enumerate(reader.rows()):

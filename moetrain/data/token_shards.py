@@ -189,7 +189,7 @@ def write_shards(
     shuffle_seed = settings.run.seed if domain.shuffled else None
     tokenizer = _open_tokenizer(file)
     reader = PortionReader(
-        portion, domain, settings.data, settings.run.seed, seen, DomainReport(portion.domain), tokenizer, place, before
+        portion, domain, settings.data, settings.run.seed, seen, DomainReport(portion.domain), place, before, tokenizer
     )
     documents = iter(reader)
     last = False

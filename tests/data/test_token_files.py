@@ -15,6 +15,7 @@ from moetrain.data.portions import fingerprint
 from moetrain.data.split import split_domains
 from moetrain.data.stream import training_stream, validation_streams
 from tests.data.token_files import chosen, read, write_litdata, write_mds, write_megatron, write_raw
+from tests.tools.test_prepare_data import load_tool
 
 FORMATS = ("megatron", "olmo", "mds", "litdata")
 
@@ -352,6 +353,28 @@ def test_raw_files_of_any_name_and_an_index_that_is_missing(tmp_path, tokenizer,
     shutil.copy(tmp_path / "ids.u16", tmp_path / "a.bin")
     with pytest.raises(DataError, match=r"a.idx: is missing beside a.bin: fetch it, or set format: olmo"):
         read(tokenizer, tmp_path / "a.bin", "data.domains.d.format=megatron")
+
+
+def test_the_tools_measure_and_search_them(tmp_path, tokenizer, documents, texts):
+    write("megatron", tmp_path / "data", documents, [tokenizer.end_id])
+    is_heldout = [each.heldout for each in read(tokenizer, tmp_path / "data")[0]]
+    held = [text for text, out in zip(texts, is_heldout, strict=True) if out]
+    data = {"root": str(tmp_path), "heldout_share": 0.1, "domains": {"d": {"tokens": "data"}}}
+    data["cache_dir"] = str(tmp_path / "cache")
+    config, measured, found = (tmp_path / name for name in ("c.yaml", "measured.json", "found.json"))
+    config.write_text(json.dumps({"data": data, "tokenizer": {"model": str(tokenizer.path)}}))
+    assert load_tool("train_tokenizer").main([str(config), "--json", str(measured)]) == 0
+    row = json.loads(measured.read_text())["domains"]["d"]
+    assert (row["documents"], row["bytes"]) == (len(held), sum(len(text.encode()) for text in held))
+    assert row["tokens"] == sum(map(len, tokenizer.encode_all(held)))
+    item = {"domain": "d", "task": "t", "sep": " ", "choices": ["a", "b"], "answer": 0}
+    prompts = {"trained": texts[is_heldout.index(False)], "held-out": held[0], "new": "these words are in no document"}
+    lines = [json.dumps(item | {"id": name, "prompt": prompt}) for name, prompt in prompts.items()]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines))
+    probes = ["--probes", str(tmp_path / "items.jsonl"), "--contaminated-json", str(found)]
+    assert load_tool("prepare_data").main([str(config), *probes]) == 0
+    assert "trained" in [each["id"] for each in json.loads(found.read_text())["contaminated"]]
+    assert "new" not in [each["id"] for each in json.loads(found.read_text())["contaminated"]]
 
 
 def test_the_fingerprint_follows_content_index_and_settings(tmp_path, tokenizer, documents):

@@ -294,6 +294,11 @@ class TokenizerSettings(Section):
     end_token: str | None = Field(
         None, description="Token of a tokenizer.json that marks the end of a document; null: likewise."
     )
+    lossy: bool = Field(
+        False,
+        description="Accept a tokenizer.model that changes some texts, for instance by normalization. Bytes of text, "
+        "and losses per byte, are then not exact, and marked answers may not be found.",
+    )
     vocab_size: int = Field(4096, ge=300, le=2**31 - 1, description="Vocabulary size of the tokenizer that is trained.")
     sample_bytes: int = Field(
         20_000_000,
@@ -304,8 +309,9 @@ class TokenizerSettings(Section):
         1,
         ge=1,
         le=2**16,
-        description="Round the rows of embedding and head up to a multiple of this, such as 64, for speed on GPUs. The "
-        "added ids occur in no text; an exported model has them in its vocab_size.",
+        description="Round the rows of embedding and head up to a multiple of this, such as 64, which GPUs multiply "
+        "faster. The added ids occur in no text, so the model learns not to predict them; an exported model has them "
+        "in its vocab_size.",
     )
 
     def rows(self, vocab_size: int) -> int:

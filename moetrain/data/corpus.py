@@ -20,16 +20,13 @@ from moetrain.config import Settings, expand
 from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import (
     BUILTIN_SIZE,
-    PORTION_BYTES,
     DomainReport,
-    Portion,
     check_report,
     document_id,
-    fingerprint,
     note_left_out,
-    portions,
 )
 from moetrain.data.errors import DataError
+from moetrain.data.portions import PORTION_BYTES, Portion, fingerprint, portions
 from moetrain.data.sample import Sample, sample_portion
 from moetrain.data.sources.remote import is_url
 from moetrain.data.token_shards import INDEX, TokenizerFile, join_shards, token_dtype, write_shards

@@ -7,7 +7,8 @@ from hashlib import blake2b
 
 from moetrain.config import Settings
 from moetrain.data.dedup import SeenIds
-from moetrain.data.documents import DomainReport, Portion, PortionReader
+from moetrain.data.documents import DomainReport, PortionReader
+from moetrain.data.portions import Portion
 from moetrain.data.workers import OnProgress
 
 _DOCUMENTS_PER_PROGRESS = 256

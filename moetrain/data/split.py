@@ -9,8 +9,9 @@ from typing import Any
 
 from moetrain.config import DataSettings, DomainSettings, Settings
 from moetrain.data.corpus import Preparation, Progress
-from moetrain.data.documents import DomainReport, Portion, PortionReader
+from moetrain.data.documents import DomainReport, PortionReader
 from moetrain.data.errors import DataError
+from moetrain.data.portions import Portion
 from moetrain.data.tokenizer import given_tokenizer
 from moetrain.data.workers import OnProgress
 
@@ -89,7 +90,7 @@ def count_values(portion: Portion, settings: Settings, on_progress: OnProgress) 
     domain = settings.data.domains[portion.domain]
     tokenizer = given_tokenizer(settings.tokenizer)[0] if domain.tokens is not None else None
     report = DomainReport(portion.domain)
-    reader = PortionReader(portion, domain, settings.data, settings.run.seed, set(), report, tokenizer)
+    reader = PortionReader(portion, domain, settings.data, settings.run.seed, set(), report, tokenizer=tokenizer)
     counted: Counter[str] = Counter()
     problem = None
     for number, row in enumerate(reader.rows()):

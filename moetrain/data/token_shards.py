@@ -20,8 +20,9 @@ import numpy as np
 
 from moetrain.config import Settings
 from moetrain.data.dedup import SeenIds
-from moetrain.data.documents import Document, DomainReport, Place, Portion, PortionReader
+from moetrain.data.documents import Document, DomainReport, PortionReader
 from moetrain.data.errors import DataError
+from moetrain.data.portions import Place, Portion
 from moetrain.data.tokenizer import Tokenizer, load_tokenizer
 from moetrain.data.workers import OnProgress
 
@@ -103,7 +104,8 @@ def encode_documents(
 
 def _ids_of(documents: list[Document], tokenizer: Tokenizer, threads: int) -> list[np.ndarray | list[int]]:
     """The ids of each document: an array if it was read as ids, else those of its text."""
-    encoded = iter(tokenizer.encode_all([each.text for each in documents if each.text is not None], threads=threads))
+    texts = [each.text for each in documents if each.text is not None]
+    encoded = iter(tokenizer.encode_all(texts, threads=threads) if texts else ())
     return [next(encoded) if each.tokens is None else each.tokens for each in documents]
 
 
@@ -187,7 +189,7 @@ def write_shards(
     shuffle_seed = settings.run.seed if domain.shuffled else None
     tokenizer = _open_tokenizer(file)
     reader = PortionReader(
-        portion, domain, settings.data, settings.run.seed, seen, DomainReport(portion.domain), tokenizer, place, before
+        portion, domain, settings.data, settings.run.seed, seen, DomainReport(portion.domain), place, before, tokenizer
     )
     documents = iter(reader)
     last = False

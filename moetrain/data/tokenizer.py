@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from moetrain.config import TokenizerSettings, expand
@@ -23,6 +24,14 @@ __all__ = [
 ]
 
 
+TIKTOKEN_REMEDY = (
+    "give the tokenizer.json of the same model, or convert it once with transformers and tiktoken: "
+    "transformers.convert_slow_tokenizer.TikTokenConverter(FILE, PATTERN, extra_special_tokens=MARKS).converted()"
+    ".save('tokenizer.json'), with PATTERN of tiktoken.Encoding, and MARKS its special tokens in the order of their "
+    "ids, which have to follow the others without a gap"
+)
+
+
 def load_tokenizer(path: Path, begin_token: str | None = None, end_token: str | None = None) -> Tokenizer:
     """The tokenizer of a file: ``tokenizer.json``, with its marks named or found, or a SentencePiece model.
 
@@ -32,7 +41,10 @@ def load_tokenizer(path: Path, begin_token: str | None = None, end_token: str | 
     """
     if path.suffix == ".json":
         return JsonTokenizer.read(path, begin_token, end_token)
-    return SentencePieceTokenizer(path.read_bytes())
+    model = path.read_bytes()
+    if re.match(rb"[A-Za-z0-9+/=]+ \d+\n", model):
+        raise ValueError(f"it is a tiktoken vocabulary: {TIKTOKEN_REMEDY}")
+    return SentencePieceTokenizer(model)
 
 
 def given_tokenizer(chosen: TokenizerSettings) -> tuple[Tokenizer, Path]:
@@ -45,7 +57,7 @@ def given_tokenizer(chosen: TokenizerSettings) -> tuple[Tokenizer, Path]:
     path = Path(expand(chosen.model, "tokenizer.model"))
     try:
         tokenizer = load_tokenizer(path, chosen.begin_token, chosen.end_token)
-        check_lossless(tokenizer)
+        check_lossless(tokenizer, chosen.lossy)
     except ValueError as error:
         raise DataError(f"tokenizer.model: {path} cannot be used: {error}") from None
     except (OSError, RuntimeError) as error:

@@ -18,8 +18,14 @@ _BEGINS = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "<BOS_TOKEN>"
 _ENDS = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "<EOS_TOKEN>", "[EOS]", "[SEP]")
 
 
+TEKKEN_REMEDY = (
+    "convert it once with transformers and mistral-common, AutoTokenizer.from_pretrained(ITS_FOLDER, "
+    "mistral_format=False).save_pretrained('converted'), and give converted/tokenizer.json"
+)
+
+
 class JsonTokenizer(Tokenizer):
-    """A byte-level tokenizer, or one with byte fallback. Marks in a text are encoded as plain text."""
+    """A byte-level tokenizer, or one with byte fallback; others lose text. Marks in a text are plain text."""
 
     FILE = "tokenizer.json"
 
@@ -45,9 +51,8 @@ class JsonTokenizer(Tokenizer):
             pieces = [f"<0x{byte:02X}>" for byte in SPACE_SYMBOL.encode()]
             self._space_symbol_ids = [vocabulary[piece] for piece in pieces if piece in vocabulary]
         if not self._byte_level and not self._space_symbol_ids:
-            raise ValueError(
-                f"it is neither byte-level nor has byte fallback, so it cannot encode every text: {ANOTHER}"
-            )
+            self._space_symbol_ids = None
+            self.cannot_encode = "it is neither byte-level nor has byte fallback, so it cannot encode every text"
 
     @classmethod
     def read(cls, path: Path, begin_token: str | None, end_token: str | None) -> JsonTokenizer:
@@ -68,6 +73,8 @@ class JsonTokenizer(Tokenizer):
             tokens = tree.get("added_tokens") or []
             added = [token["content"] for token in sorted(tokens, key=lambda token: not token.get("special"))]
         except (ValueError, AttributeError, KeyError, TypeError):
+            if b'"token_bytes"' in model[: 2**16]:
+                raise ValueError(f"it is in Mistral's tekken format: {TEKKEN_REMEDY}") from None
             raise ValueError(f"not a tokenizer.json: {ANOTHER}") from None
         configured = _configured_marks(path)
         end = end_token or configured.get("eos_token") or next((token for token in _ENDS if token in added), None)

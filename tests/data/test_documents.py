@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import moetrain
 from moetrain.config import SettingsError, load_settings
 from moetrain.data import builtin
-from moetrain.data.documents import DataError, DomainReport, document_id, fingerprint, is_heldout, read_documents
+from moetrain.data.documents import DataError, DomainReport, document_id, is_heldout, read_documents
+from moetrain.data.portions import fingerprint
 
 
 def read(folder, *overrides, pattern="*.jsonl*"):
@@ -147,7 +148,7 @@ def generators(tmp_path):
 def fingerprints(folder, *names):
     """The fingerprints of built-in domains as the package below ``folder`` gives them."""
     code = (
-        "import sys; from moetrain.config import load_settings; from moetrain.data.documents import fingerprint\n"
+        "import sys; from moetrain.config import load_settings; from moetrain.data.portions import fingerprint\n"
         "for name in sys.argv[1:]:\n"
         "    data = load_settings(None, [f'data.domains.d.builtin={name}']).data\n"
         "    print(*(fingerprint('d', data.domains['d'], data, seed) for seed in (0, 1)))"

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moetrain.config import load_settings
-from moetrain.data import digests, documents, token_shards
+from moetrain.data import digests, portions, token_shards
 from moetrain.data.corpus import prepare_corpus, prepare_tokenizer
 from moetrain.data.dedup import SeenIds
 from moetrain.data.documents import DataError, DomainReport, document_id, read_documents
@@ -47,7 +47,7 @@ def files_of(corpus, cache: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-PORTION = 2**20  # bytes, in place of documents.PORTION_BYTES
+PORTION = 2**20  # bytes, in place of portions.PORTION_BYTES
 
 
 @pytest.fixture(scope="session")
@@ -73,13 +73,13 @@ def straight(large, tmp_path_factory) -> dict[str, bytes]:
     """The files that a single process writes."""
     cache = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "PORTION_BYTES", PORTION)
+        patch.setattr(portions, "PORTION_BYTES", PORTION)
         return files_of(prepare_corpus(chosen(large, cache, *LARGE, "data.workers=1")), cache)
 
 
 @pytest.fixture
 def small_portions(monkeypatch):
-    monkeypatch.setattr(documents, "PORTION_BYTES", PORTION)
+    monkeypatch.setattr(portions, "PORTION_BYTES", PORTION)
 
 
 def test_several_workers_write_the_same_files_as_one_and_report_progress(
@@ -137,7 +137,7 @@ def test_duplicates_are_dropped_as_if_all_were_read_in_order(
     with monkeypatch.context() as patch:
         patch.setattr(token_shards, "SHARD_BYTES", shard_bytes)
         patch.setattr(token_shards, "_BATCH_DOCUMENTS", at_once + 1)
-        patch.setattr(documents, "PORTION_BYTES", shard_bytes)
+        patch.setattr(portions, "PORTION_BYTES", shard_bytes)
         wanted, message = _read_in_order(settings)
         if message is not None:
             with pytest.raises(DataError) as caught:
@@ -236,8 +236,8 @@ def test_a_corrupt_shard_is_written_again(tmp_path, monkeypatch):
 _PREPARE = f"""
 import sys
 from moetrain.config import load_settings
-from moetrain.data import corpus, documents
-corpus._SECONDS_BETWEEN_PROGRESS, documents.PORTION_BYTES = 0, {PORTION}
+from moetrain.data import corpus, portions
+corpus._SECONDS_BETWEEN_PROGRESS, portions.PORTION_BYTES = 0, {PORTION}
 corpus.prepare_corpus(load_settings(None, sys.argv[1:]), lambda *progress: print(progress, flush=True))
 """
 

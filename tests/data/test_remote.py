@@ -13,7 +13,8 @@ import pytest
 
 from moetrain.config import load_settings
 from moetrain.data.corpus import prepare_corpus
-from moetrain.data.documents import DataError, DomainReport, fingerprint, read_documents
+from moetrain.data.documents import DataError, DomainReport, read_documents
+from moetrain.data.portions import fingerprint
 
 
 def lines(*texts):

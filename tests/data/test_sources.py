@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moetrain.config import SettingsError, load_settings
-from moetrain.data.documents import DataError, DomainReport, fingerprint, portions, read_documents
+from moetrain.data.documents import DataError, DomainReport, read_documents
+from moetrain.data.portions import fingerprint, portions
 from moetrain.data.sources import read_file, text
 from moetrain.data.sources.rows import Wanted
 from moetrain.expression import parse_filter

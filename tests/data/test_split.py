@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moetrain.config import SettingsError, load_settings
-from moetrain.data import documents, split
+from moetrain.data import portions, split
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.errors import DataError
 from moetrain.data.split import split_domains
@@ -55,7 +55,7 @@ def test_each_value_is_a_domain_of_its_own_rows(folder, source, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
-    monkeypatch.setattr(documents, "PORTION_BYTES", 2000)  # several portions
+    monkeypatch.setattr(portions, "PORTION_BYTES", 2000)  # several portions
     chosen = split_domains(settings(folder, f"data.domains.web.{source}", BY, "data.domains.web.repeats=2"))
     assert list(chosen.data.domains) == NAMES
     assert {domain.repeats for domain in chosen.data.domains.values()} == {2}

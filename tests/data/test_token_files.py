@@ -10,10 +10,12 @@ import pytest
 from moetrain.config import SettingsError, load_settings
 from moetrain.data.contamination import all_documents
 from moetrain.data.corpus import prepare_corpus
-from moetrain.data.documents import DataError, fingerprint
+from moetrain.data.documents import DataError
+from moetrain.data.portions import fingerprint
 from moetrain.data.split import split_domains
 from moetrain.data.stream import training_stream, validation_streams
 from tests.data.token_files import chosen, read, write_litdata, write_mds, write_megatron, write_raw
+from tests.tools.test_prepare_data import load_tool
 
 FORMATS = ("megatron", "olmo", "mds", "litdata")
 
@@ -64,6 +66,15 @@ def test_marks_are_left_out_wherever_they_are(kind, marks, tmp_path, tokenizer, 
         found, report = read(tokenizer, folder)
         assert [each.tokens.tolist() for each in found] == documents
         assert report.empty == 0
+
+
+def test_litdata_chunks_of_older_versions_do_not_name_their_loader(tmp_path, tokenizer, documents):
+    folder = write("litdata", tmp_path, documents, [tokenizer.end_id])
+    index = json.loads((folder / "index.json").read_text())
+    del index["config"]["item_loader"]
+    (folder / "index.json").write_text(json.dumps(index))
+    found, _ = read(tokenizer, folder)
+    assert [each.tokens.tolist() for each in found] == documents
 
 
 def test_records_with_several_documents_and_concatenated_records(tmp_path, tokenizer, documents):
@@ -164,6 +175,12 @@ def test_a_corpus_of_tokens_is_resumed_and_prepared_by_workers(tmp_path, tokeniz
     again = prepare_corpus(settings)
     assert np.array_equal(again.domains[0].tokens, corpus.domains[0].tokens)
     assert np.array_equal(again.domains[0].index, corpus.domains[0].index)
+    monkeypatch.undo()
+    monkeypatch.setattr("moetrain.data.portions.PORTION_BYTES", 1)
+    settings = chosen(tokenizer, folder, f"data.cache_dir={tmp_path / 'c'}", "data.workers=2")
+    by_two = prepare_corpus(settings)
+    assert np.array_equal(by_two.domains[0].tokens, corpus.domains[0].tokens)
+    assert np.array_equal(by_two.domains[0].index, corpus.domains[0].index)
 
 
 def test_probe_items_are_searched_in_the_decoded_text(tmp_path, tokenizer, documents, texts):
@@ -182,6 +199,12 @@ def test_columns_of_mds_choose_and_split_documents(tmp_path, tokenizer, document
     assert [(each.name, each.report.documents) for each in corpus.domains] == [("d_web", 200), ("d_wiki", 100)]
     with pytest.raises(DataError, match=r"no column 'kind' \(columns: input_ids, source\): correct the filter"):
         read(tokenizer, tmp_path / "a", "data.domains.d.filter=kind == 'wiki'")
+    found, _ = read(tokenizer, tmp_path / "a", "data.domains.d.filter=len(input_ids) > 100")
+    assert [each.tokens.tolist() for each in found] == [each for each in documents if len(each) > 100]
+    with pytest.raises(
+        DataError, match=r"300 of 300 lines cannot be used, first .*sample 0: the filter cannot be applied"
+    ):
+        read(tokenizer, tmp_path / "a", "data.domains.d.filter=input_ids > 100")
     with pytest.raises(DataError, match="column 'source' holds no token ids"):
         read(tokenizer, tmp_path / "a", "data.domains.d.column=source")
 
@@ -281,6 +304,13 @@ def test_another_end_mark_is_noticed(tmp_path, tokenizer, documents):
     write_megatron(tmp_path / "a", [[*document, 0] for document in documents])
     with pytest.raises(DataError, match=r"its documents end with 0 \('<unk>'\), but the end mark is 2 \('</s>'\)"):
         read(tokenizer, tmp_path / "a")
+    # Within the documents too, it ends turns of a conversation.
+    write_megatron(tmp_path / "c", [[*document[:3], 0, *document[3:], 0] for document in documents])
+    found, _ = read(tokenizer, tmp_path / "c")
+    assert [each.tokens.tolist()[-1] for each in found] == [0] * 300
+    write_megatron(tmp_path / "d", [[*document, 0, 0, 0] for document in documents])
+    with pytest.raises(DataError, match="if it pads them, write them without padding"):
+        read(tokenizer, tmp_path / "d")
     write_raw(tmp_path / "b.npy", [[*document, 0] for document in documents])
     with pytest.raises(DataError, match=r"no end mark 2 .*special tokens in it: 0 \('<unk>'\) 300 times\)"):
         read(tokenizer, tmp_path / "b.npy")
@@ -323,6 +353,28 @@ def test_raw_files_of_any_name_and_an_index_that_is_missing(tmp_path, tokenizer,
     shutil.copy(tmp_path / "ids.u16", tmp_path / "a.bin")
     with pytest.raises(DataError, match=r"a.idx: is missing beside a.bin: fetch it, or set format: olmo"):
         read(tokenizer, tmp_path / "a.bin", "data.domains.d.format=megatron")
+
+
+def test_the_tools_measure_and_search_them(tmp_path, tokenizer, documents, texts):
+    write("megatron", tmp_path / "data", documents, [tokenizer.end_id])
+    is_heldout = [each.heldout for each in read(tokenizer, tmp_path / "data")[0]]
+    held = [text for text, out in zip(texts, is_heldout, strict=True) if out]
+    data = {"root": str(tmp_path), "heldout_share": 0.1, "domains": {"d": {"tokens": "data"}}}
+    data["cache_dir"] = str(tmp_path / "cache")
+    config, measured, found = (tmp_path / name for name in ("c.yaml", "measured.json", "found.json"))
+    config.write_text(json.dumps({"data": data, "tokenizer": {"model": str(tokenizer.path)}}))
+    assert load_tool("train_tokenizer").main([str(config), "--json", str(measured)]) == 0
+    row = json.loads(measured.read_text())["domains"]["d"]
+    assert (row["documents"], row["bytes"]) == (len(held), sum(len(text.encode()) for text in held))
+    assert row["tokens"] == sum(map(len, tokenizer.encode_all(held)))
+    item = {"domain": "d", "task": "t", "sep": " ", "choices": ["a", "b"], "answer": 0}
+    prompts = {"trained": texts[is_heldout.index(False)], "held-out": held[0], "new": "these words are in no document"}
+    lines = [json.dumps(item | {"id": name, "prompt": prompt}) for name, prompt in prompts.items()]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines))
+    probes = ["--probes", str(tmp_path / "items.jsonl"), "--contaminated-json", str(found)]
+    assert load_tool("prepare_data").main([str(config), *probes]) == 0
+    assert "trained" in [each["id"] for each in json.loads(found.read_text())["contaminated"]]
+    assert "new" not in [each["id"] for each in json.loads(found.read_text())["contaminated"]]
 
 
 def test_the_fingerprint_follows_content_index_and_settings(tmp_path, tokenizer, documents):

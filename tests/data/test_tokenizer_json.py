@@ -11,6 +11,7 @@ from moetrain.data.corpus import prepare_corpus
 from moetrain.data.documents import DataError
 from moetrain.data.stream import training_stream
 from moetrain.data.tokenizer import check_lossless, load_from_folder, load_tokenizer, train_tokenizer
+from moetrain.data.tokenizer_export import write_tokenizer
 from tests.conftest import sentences
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -264,6 +265,40 @@ def test_an_unusable_tokenizer_is_an_error_of_one_line(corpus_folder, tmp_path, 
         prepare_corpus(load_settings(None, [*base, f"tokenizer.model={path}", *overrides]))
     assert str(caught.value).startswith(f"tokenizer.model: {path} cannot be used")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [lambda: byte_level(normalizer=normalizers.NFKC()), unigram], ids=["NFKC", "words"])
+def test_a_tokenizer_that_loses_text_is_accepted_if_asked(corpus_folder, tmp_path, make):
+    path = tmp_path / "tokenizer.json"
+    make().save(str(path))
+    base = [f"data.root={corpus_folder}", "data.domains.d.path=stories.jsonl", f"data.cache_dir={tmp_path / 'cache'}"]
+    chosen = load_settings(None, [*base, f"tokenizer.model={path}", "tokenizer.lossy=true"])
+    corpus = prepare_corpus(chosen)
+    assert len(corpus.domains[0].index) == 400
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    (first,) = read_texts(corpus_folder / "stories.jsonl", 1)
+    wanted = theirs.encode(first, add_special_tokens=False).ids
+    assert corpus.domains[0].tokens[: len(wanted)].tolist() == wanted
+    corpus.tokenizer.save_in(tmp_path)
+    assert load_from_folder(tmp_path).fingerprint == corpus.tokenizer.fingerprint
+    (tmp_path / "exported").mkdir()
+    assert write_tokenizer(corpus.tokenizer, tmp_path / "exported", 64) == []
+    exported = tokenizers.Tokenizer.from_file(str(tmp_path / "exported" / "tokenizer.json"))
+    assert exported.encode(first).ids == [corpus.tokenizer.begin_id, *wanted]
+
+
+def test_marks_within_text_are_refused_although_text_may_be_lost(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    made = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "</s>": 2}, unk_token="[UNK]"))
+    made.add_special_tokens(["[UNK]"])
+    made.save(str(path))
+    with pytest.raises(ValueError, match="it writes its marks as part of the text"):
+        check_lossless(load_tokenizer(path, None, "[UNK]"), lossy=True)
+
+
+def read_texts(path, count):
+    with open(path) as file:
+        return [json.loads(next(file))["text"] for _ in range(count)]
 
 
 def test_a_run_can_use_it_with_several_workers(corpus_folder, tmp_path):

@@ -77,7 +77,7 @@ class Wanted:
                     return Row(None, place, number, position)
             except KeyError as error:
                 return bad(f"no field {error} for the filter (fields: {', '.join(field_names(record)) or 'none'})")
-            except TypeError as error:
+            except (TypeError, ValueError) as error:  # ValueError: whether an array of ids is true
                 return bad(f"the filter cannot be applied ({error})")
         group = None
         if self.by is not None:

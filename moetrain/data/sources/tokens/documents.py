@@ -65,13 +65,18 @@ def _checked(rows: Iterable[Row], path: Path, tokenizer: Tokenizer, concatenated
 
 
 def _same_end(rows: Iterable[Row], path: Path, tokenizer: Tokenizer) -> Iterator[Row]:
-    """The same rows; raises DataError if the first of them all end with one special token that is not the end mark."""
+    """The same rows; raises DataError if a special token ends the first of them all, and is not the end mark.
+
+    A token that also stands within rows, as the one that ends a turn of a conversation, does not count.
+    """
     rows = iter(rows)
     first = list(islice(rows, _LOOKED_AT))
-    ends = {int(row.tokens[-1]) for row in first if row.tokens is not None and len(row.tokens)}
-    if len(ends) == 1 and len(first) >= _FEWEST:
+    filled = [row.tokens for row in first if row.tokens is not None and len(row.tokens)]
+    ends = {int(ids[-1]) for ids in filled}
+    if len(ends) == 1 and len(filled) >= _FEWEST:
         end = ends.pop()
-        if end not in (tokenizer.begin_id, tokenizer.end_id) and tokenizer.is_special(end):
+        known = end in (tokenizer.begin_id, tokenizer.end_id) or not tokenizer.is_special(end)
+        if not known and all((np.diff((ids == end).astype(np.int8)) >= 0).all() for ids in filled):
             raise DataError(
                 f"{path}: its documents end with {_named(end, tokenizer)}, but the end mark is "
                 f"{_named(tokenizer.end_id, tokenizer)}: if it ends them, set tokenizer.end_token to it; if it pads "

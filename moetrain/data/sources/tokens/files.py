@@ -7,12 +7,13 @@ import json
 import os
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from moetrain.data.errors import DataError
 from moetrain.data.sources.files import HIDDEN, Listing
 from moetrain.data.sources.remote import is_url
 from moetrain.data.sources.tokens import litdata, mds, megatron
+from moetrain.data.sources.tokens.described import ChunkIndex, MdsIndex, ShardEntry, parse
 
 Format = Literal["megatron", "olmo", "mds", "litdata"]
 
@@ -138,21 +139,23 @@ def _indexed(folder: Path, key: str, given: Format | None) -> list[Path] | None:
         DataError: one is missing or of another size, or the index is of an unknown version.
     """
     path = folder / litdata.INDEX
+    content = path.read_bytes()
     try:
-        tree = json.loads(path.read_bytes())
+        tree = json.loads(content)
     except (ValueError, RecursionError):
         return None
     if not isinstance(tree, dict):
         return None
-    if isinstance(tree.get("shards"), list) and given in (None, "mds"):
-        if tree.get("version") != 2:
+    if "shards" in tree and given in (None, "mds"):
+        index = parse(MdsIndex, content, path)
+        if index.version != 2:
             raise DataError(
-                f"{key}: {path}: version {tree.get('version')} of MDS is not known, 2 is: write it again with "
+                f"{key}: {path}: version {index.version} of MDS is not known, 2 is: write it again with "
                 "mosaicml-streaming"
             )
-        return [_shard(folder, shard, key) for shard in tree["shards"]]
-    if isinstance(tree.get("chunks"), list) and given in (None, "litdata"):
-        chunks = [folder / str(chunk.get("filename")) for chunk in tree["chunks"]]
+        return [_shard(folder, shard, key) for shard in index.shards]
+    if "chunks" in tree and given in (None, "litdata"):
+        chunks = [folder / chunk.filename for chunk in parse(ChunkIndex, content, path).chunks]
         missing = next((chunk for chunk in chunks if not chunk.is_file()), None)
         if missing is not None:
             raise DataError(f"{key}: {missing} is missing, although {path.name} beside it names it: fetch it")
@@ -160,10 +163,10 @@ def _indexed(folder: Path, key: str, given: Format | None) -> list[Path] | None:
     return None
 
 
-def _shard(folder: Path, shard: dict[str, Any], key: str) -> Path:
+def _shard(folder: Path, shard: ShardEntry, key: str) -> Path:
     """The file of an MDS shard: the plain one if it is there, else the compressed one."""
-    named = [shard.get(kind) or {} for kind in ("raw_data", "zip_data")]
-    paths = [(folder / str(entry["basename"]), entry.get("bytes")) for entry in named if entry.get("basename")]
+    named = (shard.raw_data, shard.zip_data)
+    paths = [(folder / entry.basename, entry.bytes) for entry in named if entry is not None]
     for path, size in paths:
         if not path.is_file():
             continue

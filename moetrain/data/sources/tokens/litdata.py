@@ -11,13 +11,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from moetrain.data.errors import DataError
 from moetrain.data.sources.opening import broken, open_plain
 from moetrain.data.sources.rows import Row, Wanted
+from moetrain.data.sources.tokens.described import ChunkConfig, ChunkIndex, parse
 
 INDEX = "index.json"
 _AGAIN = "fetch it again"
@@ -62,22 +63,26 @@ def read(path: Path, wanted: Wanted) -> Iterator[Row]:
 
 def _layout(path: Path, wanted: Wanted) -> _Layout:
     index = path.parent / INDEX
-    tree = read_index(index)
-    config = tree.get("config") or {}
-    chunk = next((chunk for chunk in tree["chunks"] if chunk.get("filename") == path.name), None)
+    try:
+        tree = parse(ChunkIndex, index.read_bytes(), index)
+    except FileNotFoundError:
+        raise DataError(f"{index}: is missing beside its chunks: fetch it") from None
+    config = tree.config
+    chunk = next((chunk for chunk in tree.chunks if chunk.filename == path.name), None)
     if chunk is None:
         raise DataError(f"{index}: does not list {path.name}: fetch both again")
     others = [column for column in wanted.columns if column != wanted.text_field]
     if others:
         raise DataError(f"{path}: filter and by cannot read {others[0]!r} of litdata chunks: remove them")
-    if config.get("encryption") or config.get("compression_level") not in (None, "chunk"):
-        what = "encrypted" if config.get("encryption") else f"compressed by {config.get('compression_level')}"
+    if config.encryption or config.compression_level not in (None, "chunk"):
+        what = "encrypted" if config.encryption else f"compressed by {config.compression_level}"
         raise DataError(f"{path}: is {what}, which is not read: write it again without, or compressed by chunk")
-    formats = [str(name) for name in config.get("data_format") or []]
-    if config.get("item_loader") == "TokensLoader":
+    formats = config.data_format
+    # Older versions do not name the loader; only TokensLoader counts the ids of a chunk.
+    if config.item_loader == "TokensLoader" or (config.item_loader is None and chunk.dim is not None):
         if wanted.text_field:
             raise DataError(f"{path}: its items are ids alone, without a column {wanted.text_field!r}: remove column")
-        return _Layout(0, 0, _type(formats[0] if formats else "", path), chunk["chunk_size"])
+        return _Layout(0, 0, _type(formats[0] if formats else "", path), chunk.chunk_size)
     names = _leaf_names(config, len(formats))
     rows = [names[number] for number, name in enumerate(formats) if _row_type(name) is not None]
     usual = [name for name in _USUAL if name in rows]
@@ -86,46 +91,27 @@ def _layout(path: Path, wanted: Wanted) -> _Layout:
         described = ", ".join(f"{name} ({kind})" for name, kind in zip(names, formats, strict=True)) or "none"
         remedy = "set column to one that does" if rows else _REWRITE
         raise DataError(f"{path}: no one field is a row of integers (fields: {described}): {remedy}")
-    return _Layout(len(formats), names.index(chosen), _type(formats[names.index(chosen)], path), chunk["chunk_size"])
+    return _Layout(len(formats), names.index(chosen), _type(formats[names.index(chosen)], path), chunk.chunk_size)
 
 
-def read_index(path: Path) -> dict[str, Any]:
-    """The content of an ``index.json``.
-
-    Raises:
-        DataError: it is missing or no index.
-    """
-    try:
-        tree = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: is missing beside its chunks: fetch it") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read ({error}): {_AGAIN}") from None
-    if not isinstance(tree, dict) or not isinstance(tree.get("chunks"), list):
-        raise DataError(f"{path}: is no index of litdata chunks: {_AGAIN}")
-    return tree
-
-
-def _leaf_names(config: dict[str, Any], count: int) -> list[str]:
+def _leaf_names(config: ChunkConfig, count: int) -> list[str]:
     """The keys of an item that is one dictionary, else the numbers of its leaves."""
-    spec = config.get("data_spec")
-    while isinstance(spec, str | list):  # [protocol, {"type", "context", "children_spec"}], as text
-        spec = json.loads(spec) if isinstance(spec, str) else spec[-1]
-    keys = spec.get("context") if isinstance(spec, dict) else None
-    keys = json.loads(keys) if isinstance(keys, str) else keys
-    if isinstance(keys, list) and len(keys) == count:
-        return [str(key) for key in keys]
-    return [str(number) for number in range(count)]
+    numbers = [str(number) for number in range(count)]
+    try:
+        _, spec = json.loads(config.data_spec)  # [protocol, {"type", "context", "children_spec"}]
+        keys = spec["context"]
+        keys = json.loads(keys) if isinstance(keys, str) else keys
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return numbers
+    return [str(key) for key in keys] if isinstance(keys, list) and len(keys) == count else numbers
 
 
 def _row_type(name: str) -> np.dtype | None:
     """The type of the integers that a format describes a row of; None if it is something else."""
     kind, _, code = name.partition(":")
-    if kind == "no_header_tensor" and int(code) in _TORCH_TYPES:
-        return np.dtype(_TORCH_TYPES[int(code)])
-    if kind == "no_header_numpy" and int(code) < len(_NUMPY_TYPES):
-        return np.dtype(_NUMPY_TYPES[int(code)])
-    return None
+    types = {"no_header_tensor": _TORCH_TYPES, "no_header_numpy": dict(enumerate(_NUMPY_TYPES))}.get(kind, {})
+    found = types.get(int(code)) if code.isdigit() else None
+    return np.dtype(found) if found is not None else None
 
 
 def _type(name: str, path: Path) -> np.dtype:

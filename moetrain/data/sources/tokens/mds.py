@@ -11,13 +11,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from moetrain.data.errors import DataError
 from moetrain.data.sources.opening import broken, open_plain
 from moetrain.data.sources.rows import Row, Wanted
+from moetrain.data.sources.tokens.described import Columns, parse
 from moetrain.data.sources.tokens.raw import check_type
 
 COMPRESSIONS = {".zstd": ".zst", ".zst": ".zst", ".gz": ".gz", ".bz2": ".bz2"}
@@ -25,12 +26,6 @@ _AGAIN = "fetch it again"
 _USUAL = ("input_ids", "tokens")
 _CODES = {8: "u1", 9: "i1", 16: "<u2", 17: "<i2", 32: "<u4", 33: "<i4", 64: "<u8", 65: "<i8"}
 _SCALARS = ("int", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float32", "float64")
-
-
-class _Columns(NamedTuple):
-    names: list[str]
-    encodings: list[str]
-    sizes: list[int | None]
 
 
 def read(path: Path, wanted: Wanted, dtype: str | None, vocab_size: int) -> Iterator[Row]:
@@ -52,15 +47,17 @@ def read(path: Path, wanted: Wanted, dtype: str | None, vocab_size: int) -> Iter
     columns = _columns(bytes(content[head : places[0]]), path)
     name = _column_of_ids(columns, wanted.text_field, path)
     wanted = replace(wanted, text_field=name)
-    missing = [(column, remedy) for column, remedy in wanted.columns.items() if column not in columns.names]
+    missing = [(column, remedy) for column, remedy in wanted.columns.items() if column not in columns.column_names]
     if missing:
         column, remedy = missing[0]
-        raise DataError(f"{path}: no column {column!r} (columns: {', '.join(columns.names)}): {remedy}")
+        raise DataError(f"{path}: no column {column!r} (columns: {', '.join(columns.column_names)}): {remedy}")
     for number in range(count):
         place = f"{path}, sample {number}"
         sample = content[places[number] : places[number + 1]]
         record = dict(_fields(sample, columns, wanted, place))
-        record[name] = _ids(record[name], columns.encodings[columns.names.index(name)], dtype, vocab_size, place)
+        record[name] = _ids(
+            record[name], columns.column_encodings[columns.column_names.index(name)], dtype, vocab_size, place
+        )
         yield wanted.pick(record, place, 0, int(places[number + 1]))
 
 
@@ -75,48 +72,46 @@ def _content(path: Path) -> np.ndarray:
         raise DataError(f"{path}: the compressed shard ends or breaks ({error}): {_AGAIN}") from None
 
 
-def _columns(text: bytes, path: Path) -> _Columns:
-    try:
-        tree = json.loads(text)
-        columns = _Columns(tree["column_names"], tree["column_encodings"], tree["column_sizes"])
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path}: its columns cannot be read, so it is no MDS shard or corrupt: {_AGAIN}") from None
-    if (tree.get("version"), tree.get("format")) != (2, "mds"):
+def _columns(text: bytes, path: Path) -> Columns:
+    columns = parse(Columns, text, path)
+    if (columns.version, columns.format) != (2, "mds"):
         raise DataError(
-            f"{path}: format {tree.get('format')}, version {tree.get('version')} is not known, mds 2 is: write it "
-            "again with mosaicml-streaming"
+            f"{path}: format {columns.format}, version {columns.version} is not known, mds 2 is: write it again with "
+            "mosaicml-streaming"
         )
     return columns
 
 
-def _column_of_ids(columns: _Columns, given: str, path: Path) -> str:
+def _column_of_ids(columns: Columns, given: str, path: Path) -> str:
     names = [
         name
-        for name, encoding in zip(columns.names, columns.encodings, strict=True)
+        for name, encoding in zip(columns.column_names, columns.column_encodings, strict=True)
         if encoding.partition(":")[0] in ("ndarray", "bytes")
     ]
     usual = [name for name in _USUAL if name in names]
     chosen = given or (usual or names if len(usual or names) == 1 else [""])[0]
     if chosen in names:
         return chosen
-    described = ", ".join(f"{name} ({encoding})" for name, encoding in zip(*columns[:2], strict=True))
+    described = ", ".join(
+        f"{name} ({encoding})" for name, encoding in zip(columns.column_names, columns.column_encodings, strict=True)
+    )
     raise DataError(
         f"{path}: {f'column {given!r} holds no' if given else 'no one column holds'} token ids as ndarray or bytes "
         f"(columns: {described}): set column to one that does"
     )
 
 
-def _fields(sample: np.ndarray, columns: _Columns, wanted: Wanted, place: str) -> Iterator[tuple[str, Any]]:
+def _fields(sample: np.ndarray, columns: Columns, wanted: Wanted, place: str) -> Iterator[tuple[str, Any]]:
     """The fields of a sample that are wanted, the ids as bytes."""
-    open_sizes = sum(size is None for size in columns.sizes)
+    open_sizes = sum(size is None for size in columns.column_sizes)
     if len(sample) < 4 * open_sizes:
         raise DataError(f"{place}: {len(sample)} bytes, too few for the sizes of its columns: {_AGAIN}")
     given = iter(np.frombuffer(sample, "<u4", open_sizes).tolist())
-    sizes = [next(given) if size is None else size for size in columns.sizes]
+    sizes = [next(given) if size is None else size for size in columns.column_sizes]
     if 4 * open_sizes + sum(sizes) != len(sample):
         raise DataError(f"{place}: {len(sample)} bytes, but its columns take {4 * open_sizes + sum(sizes)}: {_AGAIN}")
     begin = 4 * open_sizes
-    for name, encoding, size in zip(columns.names, columns.encodings, sizes, strict=True):
+    for name, encoding, size in zip(columns.column_names, columns.column_encodings, sizes, strict=True):
         value = bytes(sample[begin : begin + size])
         begin += size
         if name == wanted.text_field:
@@ -127,14 +122,17 @@ def _fields(sample: np.ndarray, columns: _Columns, wanted: Wanted, place: str) -
 
 def _plain(value: bytes, encoding: str, place: str) -> Any:
     """A value that rows are chosen by."""
-    if encoding == "str":
-        return value.decode()
-    if encoding in ("str_int", "str_float"):
-        return int(value) if encoding == "str_int" else float(value)
-    if encoding == "json":
-        return json.loads(value)
-    if encoding in _SCALARS:
-        return np.frombuffer(value, np.dtype("int64" if encoding == "int" else encoding))[0].item()
+    try:
+        if encoding == "str":
+            return value.decode()
+        if encoding in ("str_int", "str_float"):
+            return int(value) if encoding == "str_int" else float(value)
+        if encoding == "json":
+            return json.loads(value)
+        if encoding in _SCALARS:
+            return np.frombuffer(value, np.dtype("int64" if encoding == "int" else encoding))[0].item()
+    except (ValueError, IndexError, RecursionError) as error:
+        raise DataError(f"{place}: cannot be read as {encoding} ({error}): {_AGAIN}") from None
     raise DataError(f"{place}: is {encoding}, by which rows cannot be chosen: remove filter or by")
 
 

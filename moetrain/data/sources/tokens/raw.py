@@ -71,8 +71,7 @@ def check_type(head: bytes, dtype: str, vocab_size: int, place: str) -> None:
     Raises:
         DataError: the message names the types that they fit.
     """
-    fitting = [name for name in _TYPES if _fits(head, name, vocab_size)]
-    if dtype in fitting or not head:
+    if not head or _fits(head, dtype, vocab_size):
         return
     ids = _as(head, dtype)
     outside = np.flatnonzero((ids >= vocab_size) | (ids < 0))
@@ -82,6 +81,8 @@ def check_type(head: bytes, dtype: str, vocab_size: int, place: str) -> None:
         problem = "every second id is 0, as where larger ids were cut in two"
     else:
         return
+    any_bytes = vocab_size >= 2**8  # fit uint8
+    fitting = [name for name in _TYPES if _fits(head, name, vocab_size) and not (any_bytes and name == "uint8")]
     better = f"set dtype: {fitting[0]}, which its first ids fit, or " if fitting else ""
     raise DataError(f"{place}: read as {dtype}, {problem}: {better}{REMEDY}")
 

@@ -129,9 +129,7 @@ def test_rolling_likelihood_equals_our_loss_of_whole_texts(run, exported, tmp_pa
     trained = open_model(run, dtype=torch.float32)
     assert all(len(trained.tokenizer.encode(text)) < 64 for text in texts)  # one window of the harness
     ours = [log_probability(trained, "", text) for text in texts]
-    harness = [
-        float(line["resps"][0][0][0] if isinstance(line["resps"][0], list) else line["resps"][0]) for line in lines
-    ]
+    harness = [float(line["resps"][0][0]) for line in lines]
     assert harness == pytest.approx(ours, abs=1e-3)
     bits = -sum(ours) / math.log(2) / sum(len(text.encode()) for text in texts)
     assert scores["bits_per_byte,none"] == pytest.approx(bits, rel=1e-4)

@@ -3,11 +3,11 @@
     python tools/export_hf.py runs/four_domains exported          # the run's newest checkpoint
     python tools/export_hf.py runs/four_domains/checkpoints/step_00001000 exported --dtype bfloat16
 
-The folder holds a model card, README.md. Evaluate it with lm-evaluation-harness; every training sample began with the
-begin token, which tasks of rolling likelihood get without add_bos_token, and other tasks by it:
+The folder holds a model card, README.md. Evaluate it with lm-evaluation-harness. Every training sample began with the
+begin token; in tasks of rolling likelihood the harness puts one there itself:
 
     lm_eval --model hf --model_args pretrained=exported,add_bos_token=True --include_path my_tasks --tasks my_task
-    lm_eval --model hf --model_args pretrained=exported --include_path my_tasks --tasks my_text
+    lm_eval --model hf --model_args pretrained=exported,add_bos_token=False --include_path my_tasks --tasks my_text
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from moetrain.checkpoint.manager import Checkpoint, checkpoint_folder
 from moetrain.grokking import Estimate
 from moetrain.loggers.events import Events, as_event
@@ -113,9 +115,7 @@ class RunLogger:
             if metric == "memorized/share":
                 self._scalar(f"{FIRST_GROUP}/memorized_share/{domain}", estimate.mean, points.step, same_as=tag)
         for tag, matrix in points.matrices.items():
-            pixels = heat_map(matrix.values, 0.0, matrix.top)
-            self._board.image(tag, pixels, points.step)
-            self._points.add_image(tag, pixels, points.step)
+            self._image(tag, heat_map(matrix.values, 0.0, matrix.top), points.step)
         for tag, values in points.distributions.items():
             self._board.histogram(tag, values, points.step)
         for domain, verdict in points.phases.items():
@@ -134,7 +134,7 @@ class RunLogger:
         """The verdicts where TensorBoard does not smooth them: as an image over time, and in words."""
         course = {domain: [verdict.phase for verdict in own] for domain, own in points.verdicts.items()}
         steps = [verdict.step for verdict in next(iter(points.verdicts.values()))]
-        self._board.image(f"{FIRST_GROUP}/domains", phase_image(steps, course, points.steps), points.step)
+        self._image(f"{FIRST_GROUP}/domains", phase_image(steps, course, points.steps), points.step)
         said = [f"| {domain} | {own.phase.name.lower()} | {own.why} |" for domain, own in points.phases.items()]
         self._board.text(
             f"{FIRST_GROUP}/domains", "\n".join(["| domain | phase | reason |", "|---|---|---|", *said]), points.step
@@ -230,12 +230,16 @@ class RunLogger:
         self._board.flush(durable=True)
 
     def end_trackers(self, files: Sequence[Path] = ()) -> None:
-        """End the runs of trackers, after they got the newest heat maps and ``files``."""
+        """End the runs of trackers, after they got the newest images and ``files``."""
         self._points.finish(files)
 
     def _scalar(self, tag: str, value: float, step: int, remark: str = "", same_as: str = "") -> None:
         self._board.scalar(tag, value, step, remark, same_as)
         self._points.add(tag, value, step)
+
+    def _image(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        self._board.image(tag, pixels, step)
+        self._points.add_image(tag, pixels, step)
 
     def _flush(self, step: int) -> None:
         """Write points and events; on a full disk they are kept for the next time, with one message."""

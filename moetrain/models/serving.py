@@ -1,4 +1,4 @@
-"""What vLLM and llama.cpp make of an exported model, by their sources; see ``README.md`` in this folder."""
+"""What vLLM (read) and llama.cpp (run) make of an exported model; see ``README.md`` in this folder."""
 
 from __future__ import annotations
 

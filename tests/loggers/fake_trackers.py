@@ -17,6 +17,17 @@ class Run:
         self.points, self.settings, self.images, self.files = [], {}, {}, {}
         self.starts, self.ends = 1, 0
 
+    def keep(self, values, step):
+        for name, value in values.items():
+            if isinstance(value, tuple):
+                kind, content = value
+                getattr(self, kind)[name] = content
+            else:
+                self.points.append((name, step, value))
+
+    def end(self):
+        self.ends += 1
+
 
 class Service:
     """The runs of a tracker, by what finds them again."""
@@ -35,30 +46,20 @@ class Service:
 
 def fake_wandb(service):
     wandb = ModuleType("wandb")
-    wandb.Image = lambda pixels: ("image", pixels)
-    wandb.Html = lambda text, inject: ("file", text)
+    wandb.Image = lambda pixels: ("images", pixels)
+    wandb.Html = lambda text, inject: ("files", text)
 
     def init(project, name, dir, group, id, resume):
         assert resume == "allow"
         run = service.open(id, name, project)
         wandb.config = SimpleNamespace(update=lambda values, allow_val_change: run.settings.update(values))
-        return SimpleNamespace(id=run.id, log=lambda values, step=None: log(run, values, step),
-                               define_metric=lambda name, step_metric: None, finish=lambda: end(run))  # fmt: skip
+        return SimpleNamespace(id=run.id, log=lambda values, step=None: log(run, dict(values), step),
+                               define_metric=lambda name, step_metric: None, finish=run.end)  # fmt: skip
 
     def log(run, values, step):
         assert step is None  # W&B drops points of earlier steps
-        step = values.get("step")
-        for name, value in values.items():
-            kind, content = value if isinstance(value, tuple) else ("point", value)
-            if kind == "image":
-                run.images[name] = content
-            elif kind == "file":
-                run.files[name] = content
-            elif name != "step":
-                run.points.append((name, step, value))
-
-    def end(run):
-        run.ends += 1
+        step = values.pop("step", None)
+        run.keep(values, step)
 
     wandb.init = init
     return wandb
@@ -107,7 +108,7 @@ def fake_mlflow(service):
 
 def fake_trackio(service):
     trackio = ModuleType("trackio")
-    trackio.Image = lambda pixels: ("image", pixels)
+    trackio.Image = lambda pixels: ("images", pixels)
 
     def init(project, name, group, resume):
         if resume == "must" and name not in service.runs:
@@ -117,20 +118,10 @@ def fake_trackio(service):
         trackio.config = run.settings
         return SimpleNamespace(
             name=name,
-            log=lambda values, step: log(run, values, step),
+            log=run.keep,
             log_artifact=lambda path, name, type: run.files.update({name: path.read_text()}),
-            finish=lambda: end(run),
+            finish=run.end,
         )
-
-    def log(run, values, step):
-        for name, value in values.items():
-            if isinstance(value, tuple):
-                run.images[name] = value[1]
-            else:
-                run.points.append((name, step, value))
-
-    def end(run):
-        run.ends += 1
 
     trackio.init = init
     return trackio

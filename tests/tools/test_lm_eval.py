@@ -22,29 +22,21 @@ from tests.tools.test_prepare_data import load_tool
 pytest.importorskip("lm_eval", reason="pip install 'moetrain[lm-eval]'")
 pytestmark = pytest.mark.slow
 
-TASK = """
-task: small_task
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {items}}}}}
-test_split: test
+TASKS = {
+    "small_task": """
 output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-metric_list: [{{metric: acc}}]
-"""
-
-
-ROLLING = """
-task: small_text
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {items}}}}}
-test_split: test
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list: [{metric: acc}]
+""",
+    "small_text": """
 output_type: loglikelihood_rolling
 doc_to_text: ""
-doc_to_target: "{{{{text}}}}"
-metric_list: [{{metric: bits_per_byte}}]
-"""
+doc_to_target: "{{text}}"
+metric_list: [{metric: bits_per_byte}]
+""",
+}
 
 
 @pytest.fixture
@@ -99,14 +91,15 @@ def exported(run):
     return folder
 
 
-def evaluated(task, content, items, exported, folder):
+def evaluated(task, items, exported, folder):
     """Run README's command, but for the names, on a task; returns the samples in order, and the scores."""
     asked = f"my_{task.split('_')[1]}"
     (said,) = [line for line in README.splitlines() if "lm_eval --model hf" in line and f"--tasks {asked}" in line]
     tasks = folder / "tasks"
     tasks.mkdir()
     (tasks / "items.jsonl").write_text("\n".join(map(json.dumps, items)) + "\n")
-    (tasks / f"{task}.yaml").write_text(content.format(items=tasks / "items.jsonl"))
+    data = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {tasks / 'items.jsonl'}}}}}\ntest_split: test\n"
+    (tasks / f"{task}.yaml").write_text(f"task: {task}\n{data}{TASKS[task]}")
     names = {"lm_eval": f"{sys.executable} -m lm_eval", "my_tasks": str(tasks), asked: task}
     named = re.sub("|".join(names), lambda found: names[found[0]], said.partition("#")[0])
     named = named.replace("pretrained=exported", f"pretrained={exported}")
@@ -125,20 +118,18 @@ def evaluated(task, content, items, exported, folder):
 def test_rolling_likelihood_equals_our_loss_of_whole_texts(run, exported, tmp_path):
     rng = random.Random(2)
     texts = [sentences(rng, 1), sums(rng, 2), "12 plus 7 is 19.", "Ada\u2581 </s> has é"]
-    lines, scores = evaluated("small_text", ROLLING, [{"text": text} for text in texts], exported, tmp_path)
+    lines, scores = evaluated("small_text", [{"text": text} for text in texts], exported, tmp_path)
     trained = open_model(run, dtype=torch.float32)
     assert all(len(trained.tokenizer.encode(text)) < 64 for text in texts)  # one window of the harness
     ours = [log_probability(trained, "", text) for text in texts]
-    harness = [
-        float(line["resps"][0][0][0] if isinstance(line["resps"][0], list) else line["resps"][0]) for line in lines
-    ]
+    harness = [float(line["resps"][0][0]) for line in lines]
     assert harness == pytest.approx(ours, abs=1e-3)
     bits = -sum(ours) / math.log(2) / sum(len(text.encode()) for text in texts)
     assert scores["bits_per_byte,none"] == pytest.approx(bits, rel=1e-4)
 
 
 def test_log_probabilities_equal_ours(run, exported, items, tmp_path):
-    lines, scores = evaluated("small_task", TASK, items, exported, tmp_path)
+    lines, scores = evaluated("small_task", items, exported, tmp_path)
     harness = [[float(response[0][0]) for response in line["resps"]] for line in lines]
     trained = open_model(run, dtype=torch.float32)
     ours = [[log_probability(trained, item["question"], f" {c}") for c in item["choices"]] for item in items]

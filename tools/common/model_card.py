@@ -140,11 +140,11 @@ def _experts_note(config: Mapping[str, Any]) -> str:
 
 def _serving(config: Mapping[str, Any]) -> str:
     lines = [
-        f"- {program}: {'; '.join(limits) if limits else 'nothing in its source stands against this model'}."
+        f"- {program}: {'; '.join(limits) if limits else 'no setting of this model stands against it'}."
         for program, limits in serving_limits(config).items()
     ]
-    known = "- llama.cpp's converter knows the tokenizers of published models only, by the ids of one text."
-    return "\n".join(["By the sources of two programs for serving (read, not run):", "", *lines, known])
+    known = "- llama.cpp's converter knows the tokenizers of published models only; see moetrain/models/README.md."
+    return "\n".join(["In other programs:", "", *lines, known])
 
 
 def _data(trained: TrainedModel, recorded: Recorded) -> str:

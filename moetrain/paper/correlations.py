@@ -214,7 +214,9 @@ def scatter(run: OpenedRun, domain: str | None = None) -> Result:
             line = {"mse": float((rest**2).mean()), "r2": found.rvalue**2, "slope": found.slope}
             line["intercept"] = found.intercept
         for step, a, b in zip(accuracy.steps[first:], x, y, strict=True):
-            rows.append({"panel": name, "step": int(step), "x": a, "accuracy": b, "n": int(known.sum()), **line})
+            share = grokking.share(round(b * accuracy.items), accuracy.items)
+            found_at = {"panel": name, "step": int(step), "x": a, "accuracy": b, "low": share.low, "high": share.high}
+            rows.append(found_at | {"items": accuracy.items, "n": int(known.sum()), **line})
 
     def picture(plt: Any) -> Any:
         figure, axes = grid(plt, len(predictors))

@@ -188,17 +188,19 @@ def _cell(row: Row) -> str:
 def scatter(run: OpenedRun, domain: str | None = None) -> Result:
     """Figure 7: accuracy against each metric over the readings of the probes, with a line, its MSE and R².
 
-    Accuracy is that of the run's own probes, standardized as in the paper; a run without probes of the domain has none.
+    Accuracy is that of the run's own probes, standardized as in the paper. Without a given domain it is the first whose
+    accuracy exceeds chance, or else varies.
 
     Raises:
-        PaperError: no domain has an accuracy at four readings of the panel.
+        PaperError: no domain has an accuracy at four readings of the panel, or it does not vary.
     """
-    for name in [domain] if domain else run.domains:
-        accuracy = recorded_accuracy(run, name)
-        if accuracy is not None:
-            break
-    else:
-        raise PaperError(f"{run.path}: figure7: no domain has an accuracy at {LEAST} readings of the panel")
+    known = [recorded_accuracy(run, name) for name in ([domain] if domain else run.domains)]
+    varying = [accuracy for accuracy in known if accuracy is not None and np.ptp(accuracy.values) > 0]
+    if not varying:
+        raise PaperError(
+            f"{run.path}: figure7: no domain has an accuracy that varies over {LEAST} readings of the panel"
+        )
+    accuracy = next((each for each in varying if each.first is not None), varying[0])
     first = accuracy.first or 0
     predictors = predictor_values(run, accuracy.domain, accuracy.steps.tolist())
     y = accuracy.values[first:]

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from moetrain import grokking
-from moetrain.grokking.correlation import LEAST_READINGS
+from moetrain.grokking.correlation import LEAST_READINGS, Method, Series
 from moetrain.grokking.paper import CORRELATIONS
 from moetrain.metrics import table
 from moetrain.paper.dynamics import INCONSISTENCY, distance
@@ -24,6 +24,7 @@ from moetrain.paper.results import COLORS, PaperError, Result, Row, grid, table_
 from moetrain.report.derived import newest_values
 from moetrain.report.open_run import OpenedRun
 
+METHODS: tuple[Method, Method] = ("pearson", "spearman")
 LEAST = 4  # checkpoints: the paper's fewest; Fisher's interval needs as many
 LOGGED = ("d_path", "consistency", "cosine", "train_loss", "train_loss_average", "validation_loss")
 TITLES = {
@@ -85,7 +86,7 @@ def predictor_values(run: OpenedRun, domain: str, steps: Sequence[int]) -> dict[
     }
 
 
-def correlation(x: np.ndarray, y: np.ndarray, method: str) -> Row:
+def correlation(x: np.ndarray, y: np.ndarray, method: Method) -> Row:
     """Pearson's or Spearman's coefficient with p and Fisher's 95% interval, which takes the readings as independent."""
     known = np.isfinite(x) & np.isfinite(y)
     x, y, n = x[known], y[known], int(known.sum())
@@ -107,7 +108,7 @@ def correlation_rows(accuracy: Accuracy, predictors: Mapping[str, np.ndarray]) -
     first = accuracy.first
     rows: list[Row] = []
     for name, values_T in predictors.items():
-        for method in ("pearson", "spearman"):
+        for method in METHODS:
             head = {"panel": accuracy.name, "predictor": name, "method": method}
             if first is None:
                 nan = float("nan")
@@ -121,13 +122,13 @@ def correlation_rows(accuracy: Accuracy, predictors: Mapping[str, np.ndarray]) -
     return rows
 
 
-def _with_controls(accuracy: Accuracy, values_T: np.ndarray, first: int, method: str) -> Row:
+def _with_controls(accuracy: Accuracy, values_T: np.ndarray, first: int, method: Method) -> Row:
     """Coefficients of first differences and of residuals on log steps, where there are enough checkpoints."""
     first = max(first, int(np.argmax(accuracy.steps > 0)))
     if len(values_T) - first < LEAST_READINGS:
         return {}
     found = grokking.correlate(values_T[first:], accuracy.values[first:], accuracy.steps[first:])
-    kinds = ("differences", "residuals")
+    kinds: tuple[Series, Series] = ("differences", "residuals")
     return {f"{kind}_{key}": getattr(found[kind, method], key) for kind in kinds for key in ("value", "low", "high")}
 
 
@@ -158,12 +159,13 @@ def table_of(
                 | own
             )
     by_place = {(row["panel"], row["predictor"], row["method"]): row for row in rows if "method" in row}
-    methods = ("pearson", "spearman")
-    columns = ["", *(f"{accuracy.name}\n{method}" for accuracy in each for method in methods)]
-    cells = [
-        [TITLES[name], *(_cell(by_place[accuracy.name, name, method]) for accuracy in each for method in methods)]
-        for name in TITLES
-    ]
+    columns = ["", "metric", *METHODS, "paper"]
+    cells = []
+    for accuracy in each:
+        for number, predictor in enumerate(TITLES):
+            both = [by_place[accuracy.name, predictor, method] for method in METHODS]
+            published = ", ".join(f"{row['paper']:+.2f}" for row in both if "paper" in row)
+            cells.append(["" if number else accuracy.name, TITLES[predictor], *map(_cell, both), published])
     notes = [
         f"{accuracy.name}: accuracy {accuracy.values[0]:.3f} to {accuracy.values[-1]:.3f} over {len(accuracy.steps)} "
         f"checkpoints, {accuracy.items} items; "
@@ -174,7 +176,7 @@ def table_of(
         )
         for accuracy in each
     ]
-    return Result(name, title, rows, table_picture(columns, cells, width=3 + 2.6 * len(each)), facts, notes)
+    return Result(name, title, rows, table_picture(columns, cells), facts, notes)
 
 
 def _cell(row: Row) -> str:
@@ -186,17 +188,19 @@ def _cell(row: Row) -> str:
 def scatter(run: OpenedRun, domain: str | None = None) -> Result:
     """Figure 7: accuracy against each metric over the readings of the probes, with a line, its MSE and R².
 
-    Accuracy is that of the run's own probes, standardized as in the paper; a run without probes of the domain has none.
+    Accuracy is that of the run's own probes, standardized as in the paper. Without a given domain it is the first whose
+    accuracy exceeds chance, or else varies.
 
     Raises:
-        PaperError: no domain has an accuracy at four readings of the panel.
+        PaperError: no domain has an accuracy at four readings of the panel, or it does not vary.
     """
-    for name in [domain] if domain else run.domains:
-        accuracy = recorded_accuracy(run, name)
-        if accuracy is not None:
-            break
-    else:
-        raise PaperError(f"{run.path}: figure7: no domain has an accuracy at {LEAST} readings of the panel")
+    known = [recorded_accuracy(run, name) for name in ([domain] if domain else run.domains)]
+    varying = [accuracy for accuracy in known if accuracy is not None and np.ptp(accuracy.values) > 0]
+    if not varying:
+        raise PaperError(
+            f"{run.path}: figure7: no domain has an accuracy that varies over {LEAST} readings of the panel"
+        )
+    accuracy = next((each for each in varying if each.first is not None), varying[0])
     first = accuracy.first or 0
     predictors = predictor_values(run, accuracy.domain, accuracy.steps.tolist())
     y = accuracy.values[first:]
@@ -212,7 +216,9 @@ def scatter(run: OpenedRun, domain: str | None = None) -> Result:
             line = {"mse": float((rest**2).mean()), "r2": found.rvalue**2, "slope": found.slope}
             line["intercept"] = found.intercept
         for step, a, b in zip(accuracy.steps[first:], x, y, strict=True):
-            rows.append({"panel": name, "step": int(step), "x": a, "accuracy": b, "n": int(known.sum()), **line})
+            share = grokking.share(round(b * accuracy.items), accuracy.items)
+            found_at = {"panel": name, "step": int(step), "x": a, "accuracy": b, "low": share.low, "high": share.high}
+            rows.append(found_at | {"items": accuracy.items, "n": int(known.sum()), **line})
 
     def picture(plt: Any) -> Any:
         figure, axes = grid(plt, len(predictors))

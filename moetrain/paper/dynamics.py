@@ -154,7 +154,9 @@ def dynamics(run: OpenedRun, name: str, title: str, measure: Measure, domains: S
         for one in found:
             notes.append(in_words(one))
             if one.fit is not None and heldout is not None and one is found[0]:
-                compared.append({"panel": one.panel, "series": one.name, **_difference(one.fit, heldout)})
+                apart = _difference(one.fit, heldout)
+                compared.append({"panel": one.panel, "series": one.name, **apart})
+                notes.append(_compared_in_words(apart, heldout))
     facts = {
         "fits": [one.facts for one in series],
         "slope_minus_that_of_heldout_per_1000_steps": compared,
@@ -173,13 +175,24 @@ def in_words(series: Series) -> str:
     if fit is None:
         return f"{series.panel}, {series.name}: too few readings follow for a line"
     slope = fit.slope
-    known = math.isfinite(slope.low)
-    way = "falls" if known and slope.high < 0 else "rises" if known and slope.low > 0 else "has no clear trend"
+    if not math.isfinite(slope.low):
+        return f"{series.panel}, {series.name} (n={slope.samples}): too few samples for an interval"
+    way = "falls" if slope.high < 0 else "rises" if slope.low > 0 else "has no clear trend"
     low, high = slope.low * PER, slope.high * PER
     return (
         f"{series.panel}, {series.name} (n={slope.samples}): {way} afterwards, by {slope.mean * PER:+.3g} "
         f"({low:+.3g} to {high:+.3g}) per 1,000 steps over {fit.readings} readings"
     )
+
+
+def _compared_in_words(difference: Row, control: Fit) -> str:
+    """The slope of a group beside that of held-out samples over the same readings."""
+    value, low, high = (difference[name] for name in ("value", "low", "high"))
+    slope = control.slope.mean * PER
+    if not math.isfinite(low):
+        return f"  control: held-out samples {slope:+.3g}; too few samples to compare"
+    way = "no other slope" if low <= 0 <= high else "a smaller slope" if high < 0 else "a larger slope"
+    return f"  control: held-out samples {slope:+.3g}; the group has {way}, by {value:+.3g} ({low:+.3g} to {high:+.3g})"
 
 
 def _why_none(samples: DomainSamples) -> str:

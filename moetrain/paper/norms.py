@@ -87,8 +87,8 @@ def parameter_norms(run: Path) -> Result:
         [
             row["kind"],
             str(row["n"]),
-            f"{row['speed']:.4f} ({row['speed_low']:.4f} to {row['speed_high']:.4f})",
-            f"{row['stability']:.1f} ({row['stability_low']:.1f} to {row['stability_high']:.1f})",
+            _with_interval(row, "speed", ".4f"),
+            _with_interval(row, "stability", ".1f"),
             f"{row['paper_speed']}, {row['paper_stability']}" if "paper_speed" in row else "-",
         ]
         for row in rows
@@ -112,6 +112,11 @@ def _row(norms_TM: np.ndarray) -> Row:
         "stability_high": ends[1][1],
         "n": matrices,
     }
+
+
+def _with_interval(row: Row, name: str, form: str) -> str:
+    value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value:{form}} ({low:{form}} to {high:{form}})" if np.isfinite(low) else f"{value:{form}}"
 
 
 def _paper(kind: str) -> Row:

@@ -125,11 +125,14 @@ def titled(axis: Any, title: str, x: str = "step", y: str = "") -> None:
     axis.set_ylabel(y, fontsize=7)
 
 
-def table_picture(columns: Sequence[str], cells: Sequence[Sequence[str]], width: float = 9.0) -> Draw:
-    """Draws a table of words."""
+def table_picture(columns: Sequence[str], cells: Sequence[Sequence[str]], width: float = 10.5) -> Draw:
+    """Draws a table of words; a column without any is left out."""
+    kept = [place for place in range(len(columns)) if any(row[place] for row in cells)]
+    columns = [columns[place] for place in kept]
+    cells = [[row[place] for place in kept] for row in cells]
 
     def draw(plt: Any) -> Any:
-        figure, axis = plt.subplots(figsize=(width, 0.5 + 0.24 * (len(cells) + 1)), layout="constrained")
+        figure, axis = plt.subplots(figsize=(width, 0.5 + 0.215 * (len(cells) + 1)), layout="constrained")
         axis.axis("off")
         drawn = axis.table(cellText=cells, colLabels=list(columns), loc="center", cellLoc="left")
         drawn.auto_set_font_size(False)

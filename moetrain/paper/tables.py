@@ -120,7 +120,10 @@ def zero_shot(run: OpenedRun, tasks: Sequence[str] | None = None) -> Result:
         PaperError: no such task, or fewer than four readings of it.
     """
     known = list(run.tasks.loc[run.tasks["chance"].notna(), "task"])
-    wanted = list(tasks) if tasks else [task for task in ZERO_SHOT if task in known] or known
+    untrained = [task for domain in dict.fromkeys(run.tasks["domain"]) for task in untrained_tasks(run, domain)]
+    wanted = list(
+        tasks or [task for task in ZERO_SHOT if task in known] or [each for each in known if each in untrained]
+    )
     measured, used = [], {}
     for task in wanted:
         answers = answers_of(run, [task])

@@ -46,10 +46,11 @@ def membership_scores(
         hidden_KD = scored_hidden_states(model, batch).to(model.dtype)
         head_VD = model.lm_head.weight.to(model.dtype)
         log_probs_K, _ = log_probabilities(hidden_KD, head_VD, batch.targets_K)
-        statistics = (log_probs_K, *prediction_statistics(hidden_KD, head_VD))
+        means_K, deviations_K = prediction_statistics(hidden_KD, head_VD)
         ends = np.cumsum(batch.counts)
         for request, start, end in zip(batch.requests, ends - batch.counts, ends, strict=True):
-            scores_I[request] = min_k_plus_plus(*(each[start:end] for each in statistics), share)
+            own = slice(start, end)
+            scores_I[request] = min_k_plus_plus(log_probs_K[own], means_K[own], deviations_K[own], share)
     return scores_I
 
 

@@ -88,20 +88,23 @@ def memorization(run: OpenedRun) -> Group:
     entries = [paper, online, left_out, right, trained_right, by_chance]
     legend = [entry for entry in entries if entry in shown]
     return Group(
-        figures, legend, _why_nothing_is_drawn(run) if not figures else "", text=_on_memorization(shown, entries)
+        figures,
+        legend,
+        _why_nothing_is_drawn(run) if not figures else "",
+        text=_on_memorization(shown, entries, run.setting("panel.delta")),
     )
 
 
-def _on_memorization(shown: set[Legend], entries: Sequence[Legend]) -> str:
+def _on_memorization(shown: set[Legend], entries: Sequence[Legend], delta: float) -> str:
     """What the curves of `memorization` are, of those that are drawn."""
     paper, online, left_out, right, trained_right, _ = (entry in shown for entry in entries)
     said = []
     if paper:
         said.append(
             "By the paper's rule a panel sample is memorized from the reading on at which its loss stays at or below "
-            "eps, and within 0.05 nats of its last value. eps is the least that counts a fifth of a domain's samples: "
-            "so at least a fifth counts, whatever was memorized: the texts with the lowest losses that no longer "
-            "move, known by heart or just predictable, as much natural text is. How much was memorized is shown "
+            f"eps, and within {delta:g} nats of its last value. eps is the least that counts a fifth of a domain's "
+            "samples: so at least a fifth counts, whatever was memorized: the texts with the lowest losses that no "
+            "longer move, known by heart or just predictable, as much natural text is. How much was memorized is shown "
             "further below, as a share of what was learned."
         )
     if online:

@@ -29,6 +29,7 @@ from moetrain.routing.store import (
     write_reading,
 )
 from moetrain.train import train
+from moetrain.training.initialize import initial_model
 from tests.distributed.layouts import Recording, Replaying
 from tests.trainer.reading import scalars
 
@@ -435,6 +436,17 @@ def test_distances_are_taken_over_no_more_pairs_than_set(made):
     seen = panel_cells(stored, "stories", 0.7, STEPS)["seen"]
     assert found["pathway/d_path/stories"] == grokking.d_path(seen.weights, 0.7, max_pairs=5)
     assert found["pathway/spread/stories"] == whole["pathway/spread/stories"]
+
+
+def test_a_run_with_top_k_weights_records_only_experts_that_tokens_are_sent_to(make_settings):
+    settings = make_settings("monitor.weights=top_k", "train.max_steps=40")
+    corpus = prepare_corpus(settings)
+    model = initial_model(settings, corpus.tokenizer, torch.float32)
+    panel = draw_panel(corpus, training_stream(corpus, settings), settings, 40, rows=4)
+    reading = read_panel(model, panel, 0, ParallelLayout())
+    assert np.array_equal(reading.even + reading.odd > 0, reading.counts > 0)
+    assert (reading.counts == 0).any()
+    np.testing.assert_allclose(reading.even.sum(-1), 1, rtol=1e-5)
 
 
 def test_delta_decides_what_counts_as_memorized_online_and_at_the_end(made):

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import random
+import re
 
 import numpy as np
 import paper
@@ -28,6 +29,7 @@ from tests.conftest import small_run
 from tests.grokking import references as ref
 from tests.grokking.test_membership import reference
 from tests.report.recorded import Recorded
+from tools.common import ROOT
 
 DELTA = 0.6  # nats: the losses of a run of 12 steps still fall
 
@@ -408,6 +410,27 @@ def test_every_figure_and_table_is_listed_with_its_command(capsys):
     for name in names:
         assert f"python tools/paper.py {name}" in printed
     assert {*paper.COMPUTE, "figure8"} == set(names)
+
+
+def test_the_page_of_results_has_every_command_and_small_pictures():
+    page = ROOT / "tools" / "results" / "paper.md"
+    text = page.read_text()
+    for entry in ENTRIES:
+        kind, number = re.fullmatch(r"(\D+)(\d+)", entry.name).groups()
+        assert entry.name in text or f"{kind} {number}" in text, entry.name
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert len(pictures) >= 15
+    assert all((page.parent / picture).stat().st_size < 80_000 for picture in pictures)
+
+
+def test_figure7_has_the_r2_of_a_line(folder, written):
+    rows = [row for row in written["figure7"]["rows"] if row["panel"] == "train_loss"]
+    x, y = (np.array([row[name] for row in rows], float) for name in ("x", "accuracy"))
+    known = np.isfinite(x)
+    assert known.sum() >= 4
+    assert y.std() > 0
+    assert rows[0]["r2"] == pytest.approx(np.corrcoef(x[known], y[known])[0, 1] ** 2)
+    assert all(row["low"] <= row["accuracy"] <= row["high"] for row in rows)
 
 
 def test_bad_input_is_one_line(folder, tmp_path, capsys):

@@ -66,7 +66,7 @@ def random_states(settings: Settings) -> dict[str, State]:
     if settings.tokenizer.model is not None:
         raise SettingsError("saving: give tokenizer.vocab_size instead of tokenizer.model")
     model = Transformer(settings.model, settings.tokenizer.vocab_size, torch.float32)
-    states = {
+    states: dict[str, State] = {
         "model": model.state_dict(),
         "optimizer": initial_optimizer_state(model, make_optimizer(model, settings.optim)),
     }

@@ -40,26 +40,25 @@ def split_experts(model: Transformer, layout: ParallelLayout) -> None:
 
 
 def shard_experts(model: Transformer, layout: ParallelLayout, policy: MixedPrecisionPolicy) -> None:
-    """Shard this rank's experts further, in place, each layer's as a group of `fully_shard` of their own.
-
-    Raises:
-        SettingsError: their second dimensions do not split evenly.
-    """
+    """Shard this rank's experts further, in place, each layer's as a group of `fully_shard` of their own."""
     mesh = layout.expert_mesh
     assert mesh is not None
     shards, replicas = mesh["expert_shard"].size(), mesh["expert_data"].size()
-    _check_second_dimension(model.settings, shards)
     ranks = mesh["expert_data", "expert_shard"] if replicas > 1 else mesh["expert_shard"]
     for experts in expert_modules(model):
         fully_shard(experts, mesh=ranks, mp_policy=policy, shard_placement_fn=lambda parameter: Shard(1))
         assert isinstance(experts, FSDPModule)
         experts.set_gradient_divide_factor(layout.world_size)
-        # Only NCCL can scale while it reduces. FSDP divides twice if told so with a single shard.
-        if shards > 1 and layout.device.type == "cpu":
-            experts.set_force_sum_reduction_for_comms(True)
+        # Sum, then divide: only NCCL can scale while it reduces. With a single shard FSDP would divide twice.
+        experts.set_force_sum_reduction_for_comms(shards > 1)
 
 
-def _check_second_dimension(settings: ModelSettings, shards: int) -> None:
+def check_expert_shards(settings: ModelSettings, shards: int) -> None:
+    """Check that the second dimensions of experts split over so many ranks.
+
+    Raises:
+        SettingsError: they do not.
+    """
     for name, size in (("hidden_size", settings.hidden_size), ("intermediate_size", 2 * settings.intermediate_size)):
         if size % shards:
             raise SettingsError(
@@ -78,13 +77,16 @@ def reduce_expert_gradients(model: nn.Module, layout: ParallelLayout) -> None:
         return
     replicas = layout.expert_mesh["expert_data"].size()
     group = layout.expert_mesh.get_group("expert_data")
+    reducing = []
     for experts in expert_modules(model):
         for parameter in experts.parameters():
             assert isinstance(parameter.grad, DTensor)
             gradient = parameter.grad.to_local()
             gradient /= layout.world_size
             if replicas > 1:
-                dist.all_reduce(gradient, group=group)
+                reducing.append(dist.all_reduce(gradient, group=group, async_op=True))
+    for each in reducing:
+        each.wait()
 
 
 def expert_modules(model: nn.Module) -> list[Experts]:

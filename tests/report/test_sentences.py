@@ -341,7 +341,7 @@ LACKS = {
     r"(\w+) is of (\w+), which is no domain of this run, and stands alone: map it with (\S+)(?: \(or (.*)\))?": (
         _of_no_domain
     ),
-    r"no verdicts: model.experts=dense has no router, so there is no panel": _dense,
+    r"no verdicts: model.experts=dense has no router, so there is no panel: set model.dense_experts": _dense,
     r"optim.warmup_steps=(\d+), but the run has (\d+) steps?: .*": _all_warmup,
 }
 

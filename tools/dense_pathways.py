@@ -36,6 +36,7 @@ from moetrain.loggers.terminal import Terminal
 from moetrain.report.open_run import RunError
 
 RESULTS = ROOT / "tools" / "results" / "dense_pathways.json"
+_OTHERS = "last reading with other blocks"
 
 
 @reports_errors(StudyError, RunError, SettingsError, CheckpointError, OSError)
@@ -58,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.what == "run":
         make_runs(runs, options.output, options.workers, terminal.preparing)
     elif options.what == "measure":
-        write_json(options.json, measure(runs, options.output, terminal))
+        before = json.loads(options.json.read_text(encoding="utf-8")) if options.json.is_file() else {}
+        write_json(options.json, measure(runs, options.output, before, terminal))
     else:
         if not options.json.is_file():
             raise StudyError(f"{options.json}: missing: write it with `dense_pathways.py measure`")
@@ -68,22 +70,27 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(runs: Sequence[Planned], output: Path, terminal: Terminal) -> dict[str, Any]:
+def measure(runs: Sequence[Planned], output: Path, before: Mapping[str, Any], terminal: Terminal) -> dict[str, Any]:
     """The numbers of the finished runs: each metric of each domain at each reading, by kind of model and seed.
 
+    Args:
+        before: what the file holds; numbers of other runs are kept.
+
     Raises:
-        StudyError: no run is finished.
+        StudyError: no run is finished, or the file's runs were read at other steps.
     """
     finished = [run for run in runs if (output / run.name / FINISHED).is_file()]
     if not finished:
         raise StudyError(f"{output}: no finished run: train them with `dense_pathways.py run`")
-    values: dict[str, Any] = {}
-    blocks: dict[str, Any] = {}
+    values: dict[str, Any] = dict(before.get("values", {}))
+    blocks: dict[str, Any] = dict(before.get(_OTHERS, {}))
     steps: list[int] = []
     for number, planned in enumerate(finished):
         terminal.preparing(planned.name, number, len(finished))
         run = moetrain.open_run(output / planned.name)
         steps = run.reading_steps
+        if steps != before.get("steps", steps):
+            raise StudyError(f"{planned.name}: other steps of readings than the file's runs: give another --json")
         frame = pd.concat([panel_values(run), answer_accuracies(run)], ignore_index=True)
         values.setdefault(planned.variant, {})[str(planned.seed)] = _nested(frame, steps)
         if planned.variant == "dense":
@@ -96,7 +103,7 @@ def measure(runs: Sequence[Planned], output: Path, terminal: Terminal) -> dict[s
         "processor": processor(),
         "steps": steps,
         "values": values,
-        "last reading with other blocks": blocks,
+        _OTHERS: blocks,
     }
 
 

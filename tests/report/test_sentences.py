@@ -80,6 +80,7 @@ KINDS = {
     "skipped updates": ("guard.skipped=100", *ONE_DOMAIN, "train.log_every=1"),
     "resumed": ("probes.tasks=[quiz.jsonl]", "probes.readings=3"),
     "stopped by a signal": (*ONE_DOMAIN, PIECES),
+    "dense, in blocks": ("model.experts=dense", "model.dense_experts=8", "probes.builtin=false"),
 }
 STOPPED_AFTER = {"resumed": 7, "stopped by a signal": 6}  # calls of the loop that asks for signals, one a step
 

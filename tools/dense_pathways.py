@@ -25,9 +25,9 @@ except ModuleNotFoundError:
 from benchmarks.machine import processor
 from common.command_line import make_parser, reports_errors, write_json
 from validity.dense_blocks import other_blocks
-from validity.dense_tables import tables
+from validity.dense_tables import of_study, tables
 from validity.plan import FINISHED, ROOT, Planned, StudyError, make_runs, read_plan
-from validity.readings import answer_accuracies, panel_values
+from validity.readings import answer_accuracies, load, panel_values
 
 import moetrain
 from moetrain.checkpoint.manifest import CheckpointError
@@ -36,6 +36,7 @@ from moetrain.loggers.terminal import Terminal
 from moetrain.report.open_run import RunError
 
 RESULTS = ROOT / "tools" / "results" / "dense_pathways.json"
+VALIDITY = ROOT / "tools" / "results" / "validity" / "planted"
 _OTHERS = "last reading with other blocks"
 
 
@@ -64,7 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         if not options.json.is_file():
             raise StudyError(f"{options.json}: missing: write it with `dense_pathways.py measure`")
-        for title, frame in tables(json.loads(options.json.read_text(encoding="utf-8"))).items():
+        shown = tables(json.loads(options.json.read_text(encoding="utf-8")))
+        study = of_study(load(VALIDITY)["readings"])
+        shown["mixture of experts, the runs of validate_monitor.py: a rule and random answers"] = study
+        for title, frame in shown.items():
             rows = [[str(value) for value in row] for row in frame.itertuples(index=False)]
             terminal.table(title, list(frame.columns), rows)
     return 0

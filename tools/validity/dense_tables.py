@@ -41,6 +41,20 @@ def tables(found: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     return shown
 
 
+def of_study(readings: pd.DataFrame) -> pd.DataFrame:
+    """The same table of the mixtures of experts of the study with planted truth: its rule and its random answers.
+
+    Args:
+        readings: the study's table of that name.
+    """
+    rule, noise = "modular", "random"
+    last = readings[readings["step"] == readings.groupby("run")["step"].transform("max")]
+    of_seeds: dict[str, dict[str, dict[str, list[float | None]]]] = {}
+    for row in last[last["domain"].isin([rule, noise])].itertuples():
+        of_seeds.setdefault(row.run, {}).setdefault(row.metric, {})[row.domain] = [row.value]
+    return measures(of_seeds, 0, (rule,), noise)
+
+
 def by_blocks(found: Mapping[str, OfSeeds]) -> pd.DataFrame:
     """A row per measure of routing that other blocks have too, and the AUC with each kind of blocks."""
     columns = {name: measures(of_seeds, 0).set_index("measure")["AUC"] for name, of_seeds in found.items()}
@@ -67,20 +81,20 @@ def accuracies(values: Mapping[str, OfSeeds], steps: list[int]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def measures(of_seeds: OfSeeds, number: int) -> pd.DataFrame:
+def measures(of_seeds: OfSeeds, number: int, rules: tuple[str, ...] = RULES, noise: str = NOISE) -> pd.DataFrame:
     """A row per measure at one reading: values, difference with interval, null, AUC.
 
     The intervals are Student's over runs. AUC above 0.5: larger for the rules. ``pairs`` counts the pairs of a rule and
-    the random answers of the same run in which the rule has the larger value.
+    the random answers of the same run in which the rule has the larger value. With one rule there is no null.
     """
     rows = []
     for metric, title in _SHOWN.items():
         units = [of[metric] for _, of in sorted(of_seeds.items()) if metric in of]
-        units = [of for of in units if all(of.get(d, [None])[number] is not None for d in (*RULES, NOISE))]
+        units = [of for of in units if all(of.get(d, [None])[number] is not None for d in (*rules, noise))]
         if not units:
             continue
-        rule_RS = np.array([[of[domain][number] for of in units] for domain in RULES], float)
-        noise_S = np.array([of[NOISE][number] for of in units], float)
+        rule_RS = np.array([[of[domain][number] for of in units] for domain in rules], float)
+        noise_S = np.array([of[noise][number] for of in units], float)
         rows.append(
             {
                 "measure": title,
@@ -88,7 +102,7 @@ def measures(of_seeds: OfSeeds, number: int) -> pd.DataFrame:
                 "rules": f"{rule_RS.mean():.4g}",
                 "random": f"{noise_S.mean():.4g}",
                 "rules - random": _interval(rule_RS.mean(0) - noise_S),
-                "add - subtract": _interval(rule_RS[0] - rule_RS[1]),
+                "rule - rule": _interval(rule_RS[0] - rule_RS[1]) if len(rules) == 2 else "-",
                 "AUC": f"{auc(rule_RS.ravel(), noise_S):.2f}",
                 "pairs": f"{int((rule_RS > noise_S).sum())} of {rule_RS.size}",
             }

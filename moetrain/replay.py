@@ -69,7 +69,7 @@ class SavedModel:
         """
         dtype = compute_dtype(settings, device)
         if self.ours:
-            model = open_model(self.name, device, dtype).model
+            model = open_model(self.name, device, dtype, settings.model.dense_experts).model
         else:
             model = open_folder(find_olmoe(self.name), dtype).to(device)
         if settings.monitor.weights != "softmax" and isinstance(model, ForeignModel):
@@ -155,7 +155,10 @@ def texts_of_run(settings: Settings, layout: ParallelLayout, terminal: Terminal,
     rows = settings.train.micro_batch_rows or settings.train.batch_rows
     panel = build_panel_monitor(corpus, stream, settings, steps, rows)
     if panel is None:
-        raise SettingsError("the run has no panel: it has no router, monitor.enabled=false, or no text is long enough")
+        raise SettingsError(
+            "the run has no panel: a dense model without model.dense_experts, monitor.enabled=false, or no text is "
+            "long enough"
+        )
     validation = validation_streams(corpus, settings, rows)
     texts = ReplayTexts(settings, corpus, panel, panel.domains, validation, probes)
     if start:
@@ -309,6 +312,8 @@ class _Reader:
 @torch.no_grad()
 def measured_context(model: Transformer, panel: Panel, tokens: int, device: torch.device) -> TrainingContext:
     """The phase rule's controls from the panel's first rows, for a model without a record of its training."""
+    if model.settings.experts == "dense":
+        return TrainingContext(tokens, None, None)
     batch = panel.stream.batch(0, 0, panel.stream.batch_rows)
     routing = model(batch.to(device).model_input(by_sample=False)).routing
     assert routing is not None

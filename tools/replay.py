@@ -160,13 +160,19 @@ def for_models(settings: Settings, run: Path | None, external: list[str]) -> Set
             raise SettingsError(
                 f"{folder}: {_shape(model)}, {folders[0]} {_shape(models[0])}: replay one series at a time"
             )
-    return settings.model_copy(update={"tokenizer": TokenizerSettings(model=str(files[0])), "model": models[0]})
+    model = models[0]
+    if model.experts == "dense":
+        blocks = settings.model.dense_experts or model.dense_experts
+        if not blocks or model.dense_width % blocks:
+            units = f"its {model.dense_width} hidden units"
+            raise SettingsError(f"{folders[0]}: a dense model: set model.dense_experts to a divisor of {units}")
+        model = model.model_copy(update={"dense_experts": blocks})
+    return settings.model_copy(update={"tokenizer": TokenizerSettings(model=str(files[0])), "model": model})
 
 
 def _shape(model: ModelSettings) -> str:
-    return (
-        "no router" if model.experts == "dense" else f"{model.num_hidden_layers} layers of {model.num_experts} experts"
-    )
+    experts = f"{model.dense_width} hidden units, dense" if model.experts == "dense" else f"{model.num_experts} experts"
+    return f"{model.num_hidden_layers} layers of {experts}"
 
 
 if __name__ == "__main__":

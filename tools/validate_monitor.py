@@ -27,7 +27,7 @@ except ModuleNotFoundError:
     sys.exit("error: the study's tables need pandas: pip install 'moetrain[report]'")
 from common.command_line import make_parser, reports_errors, write_json
 from validity import claims, readings, separation, text_study, verdicts
-from validity.plan import ROOT, STUDIES, Planned, StudyError, make_runs, read_plan
+from validity.plan import ROOT, Planned, StudyError, make_runs, read_plan
 from validity.units import make_units
 
 from moetrain.grokking import PhaseThresholds
@@ -36,6 +36,7 @@ from moetrain.report.open_run import MissingPackageError, RunError, need
 
 RESULTS = ROOT / "tools" / "results" / "validity"
 SUMMARY = RESULTS.with_suffix(".json")
+_STUDIES = ("planted", "text")
 
 
 @reports_errors(StudyError, RunError, MissingPackageError, OSError)
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train, measure or print; returns the exit status: 0 done, 2 an invalid request or a failed run."""
     parser = make_parser(__doc__)
     parser.add_argument("what", choices=("run", "measure", "frequencies", "worth", "tables"))
-    parser.add_argument("--study", choices=tuple(STUDIES), default="planted", help="planted facts, or natural text")
+    parser.add_argument("--study", choices=_STUDIES, default="planted", help="planted facts, or natural text")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/validity"), metavar="FOLDER", help="folder of the runs"
     )
@@ -127,7 +128,7 @@ def repeat_worths(results: Path) -> dict[str, pd.DataFrame]:
 def _write_summary(path: Path, study: str, numbers: dict[str, Any]) -> None:
     """Write the main numbers of a study, beside those of the other that the file holds."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, {name: before[name] for name in STUDIES if name in before} | {study: numbers})
+    write_json(path, {name: before[name] for name in _STUDIES if name in before} | {study: numbers})
 
 
 def report(

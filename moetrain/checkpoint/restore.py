@@ -32,13 +32,17 @@ class TrainedModel:
 
 
 def open_model(
-    checkpoint: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    checkpoint: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    dense_experts: int | None = None,
 ) -> TrainedModel:
     """The model of a checkpoint.
 
     Args:
         checkpoint: RUN/checkpoints/step_XXXXXXXX, or RUN for its newest valid one.
         dtype: of matmuls; None: by the run's ``train.precision``, on this device.
+        dense_experts: blocks of a dense model whose routing is recorded; None: as in the run.
 
     Raises:
         CheckpointError: there is no checkpoint, it is corrupt, or its run lacks a file, in one line.
@@ -47,6 +51,9 @@ def open_model(
     device = torch.device(device)
     folder, run = find_checkpoint(Path(checkpoint))
     settings = load_settings(run / _CONFIG)
+    if dense_experts is not None:
+        model_settings = settings.model.model_copy(update={"dense_experts": dense_experts})
+        settings = settings.model_copy(update={"model": model_settings})
     loaded = load_checkpoint(folder, owners=("model",))
     tokenizer = _open_tokenizer(run, settings)
     dtype = dtype or compute_dtype(settings, device)

@@ -56,8 +56,8 @@ class Settings(Section):
 
     @property
     def watches_routing(self) -> bool:
-        """Whether the model has routers and the monitor is enabled."""
-        return self.monitor.enabled and self.model.experts != "dense"
+        """Whether the monitor is enabled and the model has experts, routed or blocks of a dense model."""
+        return self.monitor.enabled and self.model.recorded_experts > 0
 
     def panel_tokens(self, domain: str) -> int:
         """Text tokens at the start of this domain's samples over which routing is compared."""
@@ -81,11 +81,13 @@ class Settings(Section):
                 "tokenizer.pad_to has no effect with model.initialize_from, whose embeddings are taken as they are: "
                 "remove it"
             )
+        if self.model.experts == "dense" and self.monitor.weights != "softmax":
+            raise ValueError(f"monitor.weights {self.monitor.weights} needs a router: set softmax for a dense model")
         auto = [name for name, domain in self.data.domains.items() if domain.repeats == "auto"]
         if auto and not (self.watches_routing and self.panel.repeat_every):
             raise ValueError(
-                f"data.domains.{auto[0]}.repeats: auto needs the monitor, a model with routers and "
-                "panel.repeat_every above 0: give a number of repeats, or restore them"
+                f"data.domains.{auto[0]}.repeats: auto needs the monitor, a model with routers or "
+                "model.dense_experts, and panel.repeat_every above 0: give a number of repeats, or restore them"
             )
         if (ranks := self.train.expert_parallel) > 1:
             if self.model.experts == "dense":

@@ -66,6 +66,12 @@ class ModelSettings(Section):
         "loop; grouped_mm needs a hidden_size and intermediate_size that are multiples of 8 (fp32: 4). dense: a dense "
         "model of equal active size, without a router.",
     )
+    dense_experts: int = Field(
+        0,
+        ge=0,
+        description="With experts: dense, blocks of equally many consecutive hidden units per feed-forward layer that "
+        "the monitor treats as experts; 0: the dense model is not monitored.",
+    )
     attention: Literal["auto", "flash_attn", "varlen", "sdpa", "batched", "reference"] = Field(
         "auto",
         description="Backend of attention; all of them attend within samples only. auto: batched on CPU; on CUDA the "
@@ -95,6 +101,16 @@ class ModelSettings(Section):
     def head_width(self) -> int:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
+    @property
+    def dense_width(self) -> int:
+        """Hidden units of a feed-forward layer of the dense model: as many as the experts of a token have."""
+        return (self.num_experts_per_tok + self.num_shared_experts) * self.intermediate_size
+
+    @property
+    def recorded_experts(self) -> int:
+        """Experts per layer that routing is recorded over: routed ones, or blocks of a dense model; 0: none is."""
+        return self.dense_experts if self.experts == "dense" else self.num_experts
+
     @model_validator(mode="after")
     def _shapes(self) -> ModelSettings:
         if self.head_dim is not None and self.head_dim % 2:
@@ -112,6 +128,11 @@ class ModelSettings(Section):
         if self.num_experts_per_tok > self.num_experts:
             raise ValueError(
                 f"num_experts_per_tok {self.num_experts_per_tok} exceeds num_experts {self.num_experts}: lower it"
+            )
+        if self.experts == "dense" and self.dense_experts and self.dense_width % self.dense_experts:
+            raise ValueError(
+                f"dense_experts {self.dense_experts} must divide the {self.dense_width} hidden units of a layer "
+                "((num_experts_per_tok + num_shared_experts) * intermediate_size)"
             )
         return self
 

@@ -73,11 +73,10 @@ def model_line(model: Transformer) -> str:
     """Size and kind of the model."""
     every, active = model.parameter_counts()
     settings = model.settings
-    mlp = (
-        "dense"
-        if settings.experts == "dense"
-        else f"{settings.num_experts} experts, top {settings.num_experts_per_tok}"
-    )
+    mlp = f"{settings.num_experts} experts, top {settings.num_experts_per_tok}"
+    if settings.experts == "dense":
+        blocks = settings.dense_experts
+        mlp = f"dense, monitored as {blocks} blocks of units" if blocks else "dense, not monitored: model.dense_experts"
     dtype = str(model.dtype).removeprefix("torch.")
     size = f"{every / 1e6:.1f}M parameters, {active / 1e6:.1f}M active"
     return f"{size}, {settings.num_hidden_layers} layers, {mlp}, {dtype}"

@@ -32,6 +32,9 @@ class Decision(NamedTuple):
 class LayerRouting(NamedTuple):
     """Routing statistics of one layer, float32. A sample's halves are its even and its odd recorded tokens.
 
+    Of a dense model (`moetrain.models.dense_experts`) probabilities are shares of activation, and the statistics of all
+    real tokens are empty.
+
     A NamedTuple, which is a pytree: `fully_shard` looks for tensors with gradients in the pytree of a module's outputs.
     """
 
@@ -60,6 +63,19 @@ class RecordingMasks:
             halves_BRT=(inputs.recorded_BT[:, None, :] == halves[None, :, None]).float(),
             layer_inputs=layer_inputs,
         )
+
+    @property
+    def any_sample(self) -> bool:
+        """Whether the pass sums anything per sample."""
+        return self.halves_BRT.shape[1] > 0
+
+    def sum_halves(self, x_NX: Tensor) -> Tensor:
+        """Sums of a quantity of each token over the halves of samples, [B, R, X].
+
+        One batched matmul: deterministic, which index_add is not on CUDA.
+        """
+        rows, _, row_length = self.halves_BRT.shape
+        return torch.bmm(self.halves_BRT, x_NX.view(rows, row_length, -1))
 
 
 class Router(nn.Module):
@@ -98,21 +114,16 @@ class Router(nn.Module):
         index_NK: Tensor,
         masks: RecordingMasks,
     ) -> LayerRouting:
-        rows, _, row_length = masks.halves_BRT.shape
         with torch.no_grad():
             sent_NE = torch.zeros_like(probs_NE).scatter_(1, index_NK, 1.0)
             # The entropy of a softmax is its logsumexp minus the expected logit.
             entropy_N = log_sum_N - (probs_NE * logits_NE).sum(-1)
-            # Sums per sample as one batched matmul: deterministic, which index_add is not on CUDA.
             recorded_NE = probs_NE
             if self.recorded == "top_k":
                 recorded_NE = probs_NE * sent_NE
                 recorded_NE = recorded_NE / recorded_NE.sum(-1, keepdim=True)
-            both_BT2E = torch.cat([recorded_NE, sent_NE], dim=1).view(rows, row_length, -1)
-            sums_BRE, counts_BRE = torch.bmm(masks.halves_BRT, both_BT2E).chunk(2, dim=-1)
-            inputs_BRD = logits_NE.new_zeros(0)
-            if masks.layer_inputs:
-                inputs_BRD = torch.bmm(masks.halves_BRT, x_ND.float().view(rows, row_length, -1))
+            sums_BRE, counts_BRE = masks.sum_halves(torch.cat([recorded_NE, sent_NE], dim=1)).chunk(2, dim=-1)
+            inputs_BRD = masks.sum_halves(x_ND.float()) if masks.layer_inputs else logits_NE.new_zeros(0)
         return LayerRouting(
             sums_BRE=sums_BRE,
             counts_BRE=counts_BRE,

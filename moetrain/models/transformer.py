@@ -22,6 +22,7 @@ from moetrain.config import ModelSettings
 from moetrain.model_input import PackedTokens
 from moetrain.models.attention import Layout, attention, make_layout
 from moetrain.models.backends import Backends, choose_backends
+from moetrain.models.dense_experts import record_blocks
 from moetrain.models.elementwise import rms_norm, rotate, swiglu
 from moetrain.models.experts import Backend, experts
 from moetrain.models.experts_exchange import exchanged_experts
@@ -31,7 +32,10 @@ from moetrain.models.router import Decision, LayerRouting, RecordingMasks, Route
 
 @dataclass(frozen=True)
 class Routing:
-    """The routing of one forward pass: `moetrain.models.router.LayerRouting`, layers stacked."""
+    """The routing of one forward pass: `moetrain.models.router.LayerRouting`, layers stacked.
+
+    Of a dense model the four that belong to a router have no elements.
+    """
 
     sums_LBRE: Tensor
     counts_LBRE: Tensor
@@ -61,7 +65,7 @@ class Output:
     loss_sum: Tensor  # nats, summed over predicted tokens; with gradient
     loss_BT: Tensor  # nats per token, 0 where nothing is predicted; no gradient
     entropy_BT: Tensor | None  # of the prediction, likewise; None where it was not asked for
-    routing: Routing | None  # None for the dense twin, which has no router
+    routing: Routing | None  # None for a dense model that is not monitored, or in a pass that records no sample
 
 
 class RMSNorm(nn.Module):
@@ -160,8 +164,12 @@ class DenseMLP(nn.Module):
         self.gate_up_proj = Linear(hidden, 2 * width)
         self.down_proj = Linear(width, hidden)
 
+    def units(self, x_ND: Tensor) -> Tensor:
+        """The activations of its hidden units, [N, F]."""
+        return swiglu(self.gate_up_proj(x_ND))
+
     def forward(self, x_ND: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_up_proj(x_ND)))
+        return self.down_proj(self.units(x_ND))
 
 
 class MoE(nn.Module):
@@ -189,8 +197,9 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(settings.hidden_size, settings.rms_norm_eps)
         self.self_attn = Attention(settings)
         self.post_attention_layernorm = RMSNorm(settings.hidden_size, settings.rms_norm_eps)
-        width = (settings.num_experts_per_tok + settings.num_shared_experts) * settings.intermediate_size
-        self.mlp = DenseMLP(settings.hidden_size, width) if settings.experts == "dense" else MoE(settings)
+        dense = settings.experts == "dense"
+        self.mlp = DenseMLP(settings.hidden_size, settings.dense_width) if dense else MoE(settings)
+        self.dense_experts = settings.dense_experts if dense else 0
 
     def forward(self, x_ND: Tensor, context: LayerContext) -> tuple[Tensor, LayerRouting | None]:
         """The residual stream, float32, after this layer, and the layer's routing."""
@@ -200,7 +209,12 @@ class Layer(nn.Module):
         if isinstance(self.mlp, MoE):
             out_ND, routing = self.mlp(normed_ND, context)
             return x_ND + out_ND, routing
-        return x_ND + self.mlp(normed_ND.to(context.dtype)), None
+        units_NF = self.mlp.units(normed_ND.to(context.dtype))
+        routing = None
+        if self.dense_experts and context.masks.any_sample:
+            down_DF = self.mlp.down_proj.weight.to(context.dtype)
+            routing = record_blocks(normed_ND, units_NF, down_DF, self.dense_experts, context.masks)
+        return x_ND + self.mlp.down_proj(units_NF), routing
 
 
 class Decoder(nn.Module):

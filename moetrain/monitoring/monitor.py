@@ -20,7 +20,8 @@ from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import evaluation, full_tensor, inner_model
 from moetrain.grokking import Estimate, gram_blocks
 from moetrain.loggers.run_logger import RunLogger
-from moetrain.models.transformer import Transformer
+from moetrain.models.dense_experts import block_rows
+from moetrain.models.transformer import DenseMLP, Transformer
 from moetrain.monitoring.background import BackgroundWorker
 from moetrain.monitoring.delays import delays
 from moetrain.monitoring.state import MonitorState
@@ -343,7 +344,15 @@ class Monitor:
 
 
 def router_rows(model: nn.Module) -> np.ndarray:
-    """The routers' weights, float32 [L, E, D], gathered where they are sharded; all ranks must call."""
-    return np.stack(
-        [full_tensor(weight.detach()).float().cpu().numpy() for weight in inner_model(model).router_weights()]
-    )
+    """The routers' weights, float32 [L, E, D], gathered where they are sharded; all ranks must call.
+
+    Of a dense model: see `moetrain.models.dense_experts.block_rows`.
+    """
+    transformer = inner_model(model)
+    if transformer.settings.experts == "dense":
+        projections = [each.gate_up_proj for each in transformer.modules() if isinstance(each, DenseMLP)]
+        blocks = transformer.settings.dense_experts
+        rows = [block_rows(full_tensor(each.weight.detach()), blocks) for each in projections]
+    else:
+        rows = [full_tensor(weight.detach()) for weight in transformer.router_weights()]
+    return np.stack([layer_rows.float().cpu().numpy() for layer_rows in rows])

@@ -189,8 +189,8 @@ def no_panel(settings: Settings) -> str:
     """Why a run without a panel gives no verdict, and what helps."""
     if not settings.monitor.enabled:
         return "no verdicts: monitor.enabled=false"
-    if settings.model.experts == "dense":
-        return "no verdicts: model.experts=dense has no router, so there is no panel"
+    if not settings.model.recorded_experts:
+        return "no verdicts: model.experts=dense has no router, so there is no panel: set model.dense_experts"
     return "no verdicts: no text is long enough for the panel: lower panel.tokens"
 
 

@@ -42,7 +42,7 @@ class StreamRecorder:
         settings = self._settings
         if not (settings.watches_routing and settings.monitor.store_top):
             return
-        top = min(settings.monitor.store_top, settings.model.num_experts)
+        top = min(settings.monitor.store_top, settings.model.recorded_experts)
         slots_per_step = settings.train.batch_rows * self._stream.most_samples
         domains = list(settings.data.domains)
         self._store = SampleStore(folder, self._layout.rank, top, self._stream.samples, domains, slots_per_step)

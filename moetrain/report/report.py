@@ -150,7 +150,9 @@ def facts(run: OpenedRun) -> list[tuple[str, str]]:
     if parameters:
         found.append((short(parameters["all"]), f"parameters, {short(parameters['active'])} active"))
     if run.setting("model.experts") == "dense":
-        found.append((str(run.setting("model.num_hidden_layers")), "layers without experts"))
+        blocks = run.setting("model.dense_experts")
+        monitored = f", monitored as {blocks} blocks of hidden units each" if blocks else ""
+        found.append((str(run.setting("model.num_hidden_layers")), f"layers without experts{monitored}"))
     else:
         experts, top = run.setting("model.num_experts"), run.setting("model.num_experts_per_tok")
         found.append((f"{experts}", f"experts, top {top}, in {run.setting('model.num_hidden_layers')} layers"))

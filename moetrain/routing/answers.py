@@ -75,7 +75,7 @@ def read_answers(model: Transformer, batch: Batch, stream: Stream, layout: Paral
     samples_BS = batch.samples_BS.numpy()
     chosen_BS = samples_BS >= 0
     if not layout.passes(int(chosen_BS.any())):
-        return no_answers(model.settings.num_hidden_layers, model.settings.num_experts)
+        return no_answers(model.settings.num_hidden_layers, model.settings.recorded_experts)
     recorded_BT, slots = batch.record_per_token(torch.from_numpy(chosen_BS))
     inputs = replace(batch, recorded_BT=recorded_BT).to(layout.device).model_input()
     _, routing = model.hidden_states(replace(inputs, slots_per_row=slots))

@@ -273,7 +273,7 @@ def read_panel(
     """
     size = len(panel)
     settings = model.settings
-    shape = (size, settings.num_hidden_layers, settings.num_experts)
+    shape = (size, settings.num_hidden_layers, settings.recorded_experts)
     loss = np.zeros(size, np.float32)
     even, odd = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     counts = np.zeros(shape, np.uint16)
@@ -303,7 +303,7 @@ def read_panel(
 def _read_answers(model: Transformer, panel: Panel, layout: ParallelLayout) -> AnswerRouting:
     """The answer tokens of this rank's share of the seen samples that mark a short answer; all ranks must call."""
     chosen = np.flatnonzero(short_answers(panel.stream) & (panel.cell == SEEN))
-    found = [no_answers(model.settings.num_hidden_layers, model.settings.num_experts)]
+    found = [no_answers(model.settings.num_hidden_layers, model.settings.recorded_experts)]
     if len(chosen):
         stream = panel.stream.select(chosen)
         for number in layout.share(stream.steps):

@@ -76,7 +76,8 @@ class Guards:
         self.skipped, self.skipped_in_a_row, self.last_skipped = (state[k] for k in ("skipped", "in_a_row", "last"))
         self._losses.extend(state["losses"])
         self._in_spike = state["in_spike"]
-        self._idle_LE = None if state["idle"] is None else torch.tensor(state["idle"], device=device)
+        # A dense model's has no layers, and as a list no number of experts either.
+        self._idle_LE = torch.tensor(state["idle"], device=device) if state["idle"] else None
 
     def _evaluate(self, keep_pending: int) -> Findings:
         findings: Findings = []

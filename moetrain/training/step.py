@@ -95,8 +95,8 @@ def part_of_loss(output: Output, balancing: Balancing, settings: Settings, predi
         predicted, real: predicted tokens and tokens of the whole step.
     """
     loss = output.loss_sum / predicted
-    if output.routing is None:
-        return loss
+    if output.routing is None or not output.routing.z_L.numel():
+        return loss  # a dense model
     model = settings.model
     loss = loss + model.router_z_loss_coef * output.routing.z_L.mean() / real
     if model.balancing == "aux":

@@ -58,6 +58,17 @@ def test_losses_and_metrics_agree_over_all_ranks(run_of, ranks):
     assert_same_scalars(scalars(run_of(ranks)), scalars(run_of(1)))
 
 
+def test_a_dense_model_in_blocks_is_recorded_alike_on_two_ranks(corpus_folder, tmp_path, tmp_path_factory):
+    (tmp_path / "empty.yaml").write_text("")
+    dense = ["model.experts=dense", "model.dense_experts=8", "train.micro_batch_rows=2", "train.max_steps=6"]
+    base = [*small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp()), *dense, "optim.learning_rate=0.003"]
+    for ranks in (1, 2):
+        launch(ranks, [str(tmp_path / "empty.yaml"), *base, f"run.name=p{ranks}"])
+    one, two = (scalars(tmp_path / "runs" / f"p{ranks}") for ranks in (1, 2))
+    assert {"stream/cosine/sums", "pathway/d_path_norm/sums", "kernel/effective_rank/sums"} <= one.keys()
+    assert_same_scalars(two, one)
+
+
 @SEVERAL
 def test_only_the_main_rank_writes(run_of, ranks):
     for run in (run_of(1), run_of(ranks)):

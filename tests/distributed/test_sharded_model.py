@@ -85,6 +85,15 @@ def test_a_sharded_model_is_read_as_an_unsharded_one_whatever_the_share_of_each_
         assert_close(sharded[key], alone[key])
 
 
+@pytest.mark.slow
+def test_a_sharded_dense_model_in_blocks_is_read_as_an_unsharded_one(check):
+    blocks = ("model.experts=dense", "model.dense_experts=8", "probes.tasks=[quiz.jsonl]")
+    found = check("evaluations", overrides=(*MARKED_ANSWERS, *blocks, "train.eval_tokens=200"))["evaluations"]
+    assert found["sharded"]["answers"] == found["alone"]["answers"] > 0
+    for key in ("losses", "panel"):
+        assert_close(found["sharded"][key], found["alone"][key])
+
+
 def assert_close(value, expected):
     if isinstance(expected, dict):
         assert value.keys() == expected.keys()

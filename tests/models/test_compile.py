@@ -27,9 +27,10 @@ def _fresh():
     torch.compiler.reset()
 
 
-def test_a_layer_on_a_device_is_one_graph_for_any_number_of_samples():
+@pytest.mark.parametrize("experts", [{}, {"experts": "dense", "dense_experts": 8}], ids=["routed", "dense"])
+def test_a_layer_on_a_device_is_one_graph_for_any_number_of_samples(experts):
     """Traced on the meta device, which takes the same code path as CUDA."""
-    model = make_model(dtype=torch.bfloat16, num_shared_experts=1, num_key_value_heads=2).to(META)
+    model = make_model(dtype=torch.bfloat16, num_shared_experts=1, num_key_value_heads=2, **experts).to(META)
     graphs = []
 
     def keep(graph, _):
@@ -52,7 +53,8 @@ def test_a_layer_on_a_device_is_one_graph_for_any_number_of_samples():
             Backends("varlen", "grouped_mm"),
         )
         out, routing = layer(x, context)
-        (out.sum() + routing.z + routing.probs_E.sum()).backward()
+        (out.sum() + routing.z.sum() + routing.probs_E.sum()).backward()
+        assert routing.sums_BRE.shape == (1, 16, 8)
     # One for the first number of samples, one for all others.
     assert len(graphs) == 2
 

@@ -80,6 +80,7 @@ KINDS = {
     "skipped updates": ("guard.skipped=100", *ONE_DOMAIN, "train.log_every=1"),
     "resumed": ("probes.tasks=[quiz.jsonl]", "probes.readings=3"),
     "stopped by a signal": (*ONE_DOMAIN, PIECES),
+    "dense, in blocks": ("model.experts=dense", "model.dense_experts=8", "probes.builtin=false"),
 }
 STOPPED_AFTER = {"resumed": 7, "stopped by a signal": 6}  # calls of the loop that asks for signals, one a step
 
@@ -341,7 +342,7 @@ LACKS = {
     r"(\w+) is of (\w+), which is no domain of this run, and stands alone: map it with (\S+)(?: \(or (.*)\))?": (
         _of_no_domain
     ),
-    r"no verdicts: model.experts=dense has no router, so there is no panel": _dense,
+    r"no verdicts: model.experts=dense has no router, so there is no panel: set model.dense_experts": _dense,
     r"optim.warmup_steps=(\d+), but the run has (\d+) steps?: .*": _all_warmup,
 }
 

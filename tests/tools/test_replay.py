@@ -111,6 +111,23 @@ def test_a_replay_of_a_run_equals_the_live_metrics_bit_for_bit(run, tmp_path, ca
     assert "4 readings of" in printed
 
 
+def test_a_dense_run_is_replayed_with_any_number_of_blocks(corpus_folder, tmp_path, tmp_path_factory, capsys):
+    dense = ("model.experts=dense", "train.max_steps=4", "train.eval_every=4", "probes.builtin=false")
+    base = [*small_run(corpus_folder, tmp_path, tmp_path_factory.getbasetemp()), *dense]
+    assert train(load_settings(None, [*base, "panel.readings=2", "model.dense_experts=4"])) == 0
+    run = tmp_path / "runs" / "run"
+    assert replay.main([str(run), "--output", str(tmp_path / "same")]) == 0
+    (first, last), live = read_readings(tmp_path / "same"), list(read_readings(run))
+    assert same(first, live[0])
+    assert same(last, live[1])
+    assert replay.main([str(run), "model.dense_experts=8", "--output", str(tmp_path / "finer")]) == 0
+    finer = list(read_readings(tmp_path / "finer"))[-1]
+    assert finer.weights.shape[-1] == 8
+    np.testing.assert_allclose(finer.weights.reshape(*last.weights.shape, 2).sum(-1), last.weights, atol=2e-3)
+    assert replay.main([str(run), "model.dense_experts=0", "--output", str(tmp_path / "none")]) == 2
+    assert "a dense model without model.dense_experts" in capsys.readouterr().err
+
+
 def test_a_run_that_kept_two_checkpoints_is_told_what_keeps_more(corpus_folder, tmp_path, tmp_path_factory, capsys):
     cache = tmp_path_factory.getbasetemp()
     assert train(load_settings(None, small_run(corpus_folder, tmp_path, cache))) == 0  # checkpoints of steps 5, 10, 12

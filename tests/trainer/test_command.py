@@ -3,11 +3,13 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import yaml
 
 from moetrain.config import describe_settings, load_settings
 from moetrain.metrics import table
+from moetrain.routing.store import read_readings
 from moetrain.train import main
 from tests.conftest import small_run
 from tests.trainer.reading import assert_types_of_events, scalars
@@ -185,6 +187,28 @@ def test_the_dense_twin_and_a_run_without_monitor_train_too(run_main, tmp_path):
     assert run_main("model.experts=dense", "--check") == 0
     silent = scalars(tmp_path / "runs" / "silent")
     assert not any(tag.startswith("stream/") for tag in silent)
+
+
+def test_a_dense_model_in_blocks_has_every_metric_that_needs_no_router_and_trains_as_without(
+    run_main, finished, tmp_path, capsys
+):
+    blocks = ("model.experts=dense", "model.dense_experts=8")
+    assert run_main(*blocks, "run.name=blocks") == 0
+    assert "dense, monitored as 8 blocks of units" in capsys.readouterr().out
+    assert run_main("model.experts=dense", "run.name=dense") == 0
+    found, silent, routed = (scalars(tmp_path / "runs" / name) for name in ("blocks", "dense", finished.name))
+    of_routers = ("loss/balance", "loss/z", "experts/")
+    expected = {tag for tag in routed if not tag.startswith(of_routers)}
+    # Consistency divides by the largest cosine, which is too small for that in so short a run.
+    assert {tag for tag in expected if "consistency" not in tag} <= found.keys() <= expected
+    assert all(math.isfinite(value) for points in found.values() for _, value in points)
+    assert all(found[tag] == points for tag, points in silent.items())
+    run = tmp_path / "runs" / "blocks"
+    for reading in read_readings(run):
+        assert reading.weights.shape[1:] == (3, 8)
+        np.testing.assert_allclose(reading.weights.sum(-1), 1, rtol=1e-6)
+        assert (reading.counts.sum(-1) == reading.tokens[:, None]).all()
+        assert reading.training_context.router_entropy is reading.training_context.load_cv is None
 
 
 def test_tied_embeddings_are_saved_and_go_on(run_main, tmp_path):

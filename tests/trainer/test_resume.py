@@ -118,6 +118,18 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_run(straight, make_settings
     assert sum(event["type"] == "resume" for event in events) == len(stops)
 
 
+def test_a_dense_model_in_blocks_stopped_and_resumed_is_the_same_run(make_settings, monkeypatch, tmp_path):
+    settings = make_settings(*SETTINGS, "model.experts=dense", "model.dense_experts=8", "model.balancing=aux")
+    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
+    assert train(settings) == 0
+    straight = (tmp_path / "runs" / "run").rename(tmp_path / "straight")
+    stop_after(monkeypatch, 7)
+    assert train(settings) == STOPPED_BY_SIGNAL
+    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
+    assert train(settings) == 0
+    assert_same_run(tmp_path / "runs" / "run", straight)
+
+
 def test_what_was_written_after_an_older_checkpoint_is_cut_off_not_repeated(
     straight, make_settings, tmp_path, monkeypatch
 ):

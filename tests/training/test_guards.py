@@ -1,3 +1,4 @@
+import json
 import math
 from types import SimpleNamespace
 
@@ -110,7 +111,12 @@ def test_an_expert_dies_after_so_many_steps_without_a_token_and_may_die_again():
 
 
 def test_a_dense_model_has_no_experts_to_die():
-    assert check(Guards(GuardSettings(dead_steps=1)), [1.0, 1.0], torch.zeros(0, 0)) == []
+    guards, resumed = Guards(GuardSettings(dead_steps=1)), Guards(GuardSettings(dead_steps=1))
+    no_layers = torch.zeros(0, 8)
+    assert check(guards, [1.0, 1.0], no_layers) == []
+    resumed.load_state(json.loads(json.dumps(guards.state())), torch.device("cpu"))
+    assert take(resumed, 3, 1.0, no_layers) == []
+    assert resumed.state()["losses"] == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("stop", [1, 30, 61, 62, 79])

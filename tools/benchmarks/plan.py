@@ -207,7 +207,7 @@ def disk_bytes(settings: Settings, parameters: int, optimizer: int, tokens: floa
         optimizer: bytes of the optimizer's state.
     """
     model = settings.model
-    layers, experts = model.num_hidden_layers, model.num_experts
+    layers, experts = model.num_hidden_layers, model.recorded_experts
     members = most_samples(settings.panel.samples) * len(settings.data.domains) if settings.watches_routing else 0
     a_sample = settings.monitor.store_top * layers * (3 if experts <= 256 else 4) + 28
     samples = tokens / settings.data.seq_len if settings.monitor.store_top and settings.watches_routing else 0
@@ -224,7 +224,7 @@ def reading_bytes(settings: Settings, members: int) -> int:
     Per sample, layer and expert: both halves in float16 and a count in uint16. Per router: its Gram block and that with
     the next router, in float32.
     """
-    layers, experts = settings.model.num_hidden_layers, settings.model.num_experts
+    layers, experts = settings.model.num_hidden_layers, settings.model.recorded_experts
     inputs = 2 * layers * settings.model.hidden_size if settings.panel.linear_kernel else 0
     return members * (6 * layers * experts + inputs + _ROW_BYTES) + 8 * layers * experts**2
 

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
-STUDIES = {"planted": ROOT / "configs" / "study", "text": ROOT / "configs" / "study_text"}
+_CONFIGS = ROOT / "configs"
+STUDIES = {"planted": _CONFIGS / "study", "text": _CONFIGS / "study_text", "dense": _CONFIGS / "study_dense"}
 FINISHED = "summary.json"
 
 

@@ -47,7 +47,7 @@ def measure(
         progress(planned.name, number, len(finished))
         run = moetrain.open_run(output / planned.name)
         frames = {
-            "readings": pd.concat([_panel(run), _answers(run), _model(run)], ignore_index=True),
+            "readings": pd.concat([panel_values(run), answer_accuracies(run), _model(run)], ignore_index=True),
             "correlations": run.correlations,
             "delays": run.delays,
             "onsets": run.onsets[["domain", "step"]],
@@ -144,7 +144,8 @@ def with_frequencies(
     return pd.concat(parts, ignore_index=True)
 
 
-def _panel(run: OpenedRun) -> pd.DataFrame:
+def panel_values(run: OpenedRun) -> pd.DataFrame:
+    """Rows of ``readings``: every panel metric, and the number of tokens that routing is compared over."""
     rows = []
     for step in run.reading_steps:
         for tag, each in panel_metrics(run.reading(step), run.domains, run.setting("monitor.tau"), 2 * step).items():
@@ -155,7 +156,7 @@ def _panel(run: OpenedRun) -> pd.DataFrame:
     return _frame(rows)
 
 
-def _answers(run: OpenedRun) -> pd.DataFrame:
+def answer_accuracies(run: OpenedRun) -> pd.DataFrame:
     """Accuracy of free answers, with Wilson's interval."""
     asked = run.tasks[run.tasks["task"].str.endswith(_OPEN)]
     answers = run.probes.merge(asked[["task", "trained"]], on="task")

@@ -21,7 +21,7 @@ from moetrain.integrations.recorder import RouterRecorder
 from moetrain.integrations.rows import MonitorError, Rows
 from moetrain.models.router import RecordingMasks
 from moetrain.routing.answers import no_answers
-from moetrain.routing.panel import HELDOUT, SEEN, TO_COME, Panel, PanelReading
+from moetrain.routing.panel import HELDOUT, SEEN, TO_COME, Panel, PanelReading, needed_to_come
 from moetrain.training.train_metrics import expert_load
 
 NEVER = np.iinfo(np.int64).max
@@ -74,8 +74,13 @@ def draw_row_panel(
         if heldout is not None:
             untouched = heldout.long_enough & (heldout.domain == domain) & ~copied
             pools[HELDOUT] = (heldout, untouched, np.zeros(len(heldout), np.int64))
-        for cell, (rows, pool, by_step) in pools.items():
-            members = _draw(rows.keys, pool, samples, [seed, 4, domain, cell])
+        drawn = {
+            cell: _draw(rows.keys, pool, samples, [seed, 4, domain, cell]) for cell, (rows, pool, _) in pools.items()
+        }
+        if TO_COME in drawn:
+            drawn[TO_COME] = drawn[TO_COME][: needed_to_come(samples, len(drawn.get(HELDOUT, ())))]
+        for cell, (rows, _, by_step) in pools.items():
+            members = np.sort(drawn[cell])
             chosen.append((rows, members))
             parts.append(_as_samples(rows, members))
             cells.append(np.full(len(members), cell, np.int8))
@@ -105,11 +110,11 @@ def draw_row_panel(
 
 
 def _draw(keys: np.ndarray, pool: np.ndarray, samples: int, seed: list[int]) -> np.ndarray:
-    """A seeded choice of rows of different texts, ascending."""
+    """A seeded choice of rows of different texts, in random order."""
     among = np.flatnonzero(pool)
     _, one_of_each = np.unique(keys[among], return_index=True)
     texts = among[np.sort(one_of_each)]
-    return np.sort(np.random.default_rng(seed).permutation(texts)[:samples])
+    return np.random.default_rng(seed).permutation(texts)[:samples]
 
 
 def _as_samples(rows: Rows, members: np.ndarray) -> Samples:

@@ -48,7 +48,7 @@ class MonitorCallback(TrainerCallback):
         eval_dataset: tokenized rows of the same domains that are not trained on; or several such data sets by name.
             Without any, a domain is judged by rows that the run first meets in its last tenth, if its order is known.
         output_dir: folder of the results. Nothing in it is overwritten: another run goes to ``output_dir-2``.
-        samples: panel samples of a domain and cell.
+        samples: panel samples of a domain and cell; of samples to come a quarter where enough are held out.
         tokens: first tokens of a row that are read and compared; shorter rows are left out.
         readings: of the panel, evenly spaced, the first before training.
         every: steps between streaming metrics.
@@ -70,8 +70,8 @@ class MonitorCallback(TrainerCallback):
         output_dir: str | Path = "monitor",
         *,
         samples: int = 64,
-        tokens: int = 64,
-        readings: int = 20,
+        tokens: int = 40,
+        readings: int = 11,
         every: int = 10,
         window: int = 64,
         tau: float = 0.7,

@@ -120,7 +120,7 @@ def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, r
             HELDOUT: (heldout, (heldout.domain == domain) & (heldout.length >= tokens)),
         }
         drawn = {cell: _draw(*pool, settings, domain, cell) for cell, pool in pools.items()}
-        drawn[TO_COME] = drawn[TO_COME][: _needed_to_come(settings, len(drawn[HELDOUT]))]
+        drawn[TO_COME] = drawn[TO_COME][: needed_to_come(settings.panel.samples, len(drawn[HELDOUT]))]
         for cell, (samples, _) in pools.items():
             chosen = np.sort(drawn[cell])
             parts.append(_cut(samples.take(chosen), tokens))
@@ -165,9 +165,9 @@ def _draw(samples: Samples, pool: np.ndarray, settings: Settings, domain: int, c
     return texts[_by_turns(samples.document[texts])[: settings.panel.samples]]
 
 
-def _needed_to_come(settings: Settings, heldout: int) -> int:
-    """The number of samples to come of a domain with so many held-out ones."""
-    return max(settings.panel.samples - heldout, _least_to_come(settings.panel.samples))
+def needed_to_come(samples: int, heldout: int) -> int:
+    """The number of samples to come of a domain with so many held-out ones; ``samples``: that of ``panel.samples``."""
+    return max(samples - heldout, _least_to_come(samples))
 
 
 def most_samples(samples: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,16 @@ class MonitorOptions:
             first = error.errors()[0]
             raise MonitorError(f"MonitorCallback: {first['loc'][-1]}={first['input']!r}: {first['msg']}") from None
 
-    def config(self, domains: Sequence[str], routers: Routers) -> str:
-        """``config.yaml`` of the run's folder: the settings that apply, and the model's shape."""
-        tree = self.settings(domains).model_dump()
+    def config(self, copies: Mapping[str, int], routers: Routers) -> str:
+        """``config.yaml`` of the run's folder: the settings that apply, and the model's shape.
+
+        Args:
+            copies: by domain, of each of its texts in the training data, on average.
+        """
+        tree = self.settings(list(copies)).model_dump()
         kept: dict[str, Any] = {name: tree[name] for name in ("run", "data", "panel", "monitor", "phase")}
+        for domain, count in copies.items():
+            kept["data"]["domains"][domain]["repeats"] = count
         kept["model"] = {
             "num_hidden_layers": len(routers.modules),
             "num_experts": routers.experts,

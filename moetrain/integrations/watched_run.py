@@ -341,6 +341,15 @@ class WatchedRun:
         """The routers' weights, float32 [L, E, D]."""
         return np.stack([weight.detach().float().cpu().numpy() for weight in self._recorder.routers.rows()])
 
+    def _copies(self) -> dict[str, int]:
+        """By domain, how often each of its texts is in the training data, on average."""
+        rows_D, texts_D = (
+            np.bincount(domain, minlength=len(self.domains))
+            for domain in (self._domain_of_row, self._domain_of_row[self._row])
+        )
+        copies_D = np.maximum(np.rint(rows_D / np.maximum(texts_D, 1)), 1).astype(int)
+        return dict(zip(self.domains, copies_D.tolist(), strict=True))
+
     def _fingerprint(self) -> str:
         return hashlib.sha256(self.rows.keys.tobytes() + self.rows.panel.cell.tobytes()).hexdigest()
 
@@ -366,7 +375,7 @@ class WatchedRun:
                     f"{self.options.output_dir} exists and is kept: the monitor writes to {self._folder}"
                 )
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_file(self._folder / "config.yaml", self.options.config(self.domains, self._recorder.routers))
+            write_file(self._folder / "config.yaml", self.options.config(self._copies(), self._recorder.routers))
         self._logger = RunLogger(self._folder, self.domains, checkpoint, self._terminal)
         if checkpoint is None and step:
             self._logger.guard(step, "there is no state of the steps before: all is measured from here")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from tests.tools.test_prepare_data import load_tool
 
@@ -17,6 +18,9 @@ def test_the_example_trains_with_and_without_the_monitor(tmp_path, capsys, monke
     summary = json.loads((tmp_path / "watched" / "monitor" / "summary.json").read_text())
     assert summary["steps"] == 2
     assert set(summary["domains"]) == {"repeated", "fresh"}
+    settings = yaml.safe_load((tmp_path / "watched" / "monitor" / "config.yaml").read_text())
+    repeats = {name: domain["repeats"] for name, domain in settings["data"]["domains"].items()}
+    assert repeats == {"repeated": 4, "fresh": 1}
     assert "2 steps in" in capsys.readouterr().out
     assert tool.main(["olmoe", "--steps", "1", "--without", "--output", str(tmp_path / "alone")]) == 0
     assert "without the monitor" in capsys.readouterr().out

@@ -14,10 +14,12 @@ from torch.nn import functional
 transformers = pytest.importorskip("transformers")
 
 import moetrain  # noqa: E402
+from moetrain.checkpoint.manager import CheckpointError  # noqa: E402
 from moetrain.integrations.batches import first_tokens  # noqa: E402
 from moetrain.integrations.families import FamilyError  # noqa: E402
 from moetrain.integrations.rows import NO_TOKEN, MonitorError, reading_order, row_keys  # noqa: E402
 from moetrain.integrations.transformers import MonitorCallback  # noqa: E402
+from moetrain.replay import own_model  # noqa: E402
 from moetrain.routing.panel import HELDOUT, SEEN, TO_COME  # noqa: E402
 from moetrain.routing.store import read_readings  # noqa: E402
 from tests.integrations.tiny import tiny_model  # noqa: E402
@@ -276,6 +278,14 @@ def test_an_earlier_run_is_kept(finished, tmp_path):
     training.train()
     assert (tmp_path / "monitor-2" / "summary.json").is_file()
     assert (tmp_path / "monitor" / "summary.json").read_text() == (folder / "monitor" / "summary.json").read_text()
+
+
+def test_a_state_cannot_be_replayed(finished):
+    folder, _ = finished
+    with pytest.raises(
+        CheckpointError, match="the state of a monitor in another trainer, without a model: replay that"
+    ):
+        own_model(folder / "monitor" / "checkpoints" / "step_00000006")
 
 
 def test_a_state_of_another_training_is_refused(finished, tmp_path):

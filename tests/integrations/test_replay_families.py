@@ -18,7 +18,7 @@ from moetrain.training.initialize import initial_model
 from tests.conftest import sentences, sums
 from tests.integrations.tiny import tiny_model
 from tests.tools.test_prepare_data import load_tool
-from tests.tools.test_replay import write_documents
+from tests.tools.test_replay import pieces_of, write_documents
 
 replay = load_tool("replay")
 VOCABULARY = 320
@@ -47,11 +47,7 @@ def test_checkpoints_of_mixtral_are_replayed_through_transformers(documents, tmp
     assert replay.main([*given, *data, "--output", str(tmp_path / "replay")]) == 0
     readings = list(read_readings(tmp_path / "replay"))
     assert [reading.step for reading in readings] == [5, 10]
-    pieces = []
-    for domain, texts in written.items():
-        for ids in map(tokenizer.encode, texts):
-            samples = (ids[start : start + 62] for start in range(0, len(ids), 62))
-            pieces += [(domain, [tokenizer.begin_id, *sample[:16]]) for sample in samples if len(sample) >= 16]
+    pieces = pieces_of(tokenizer, written)
     tokens = torch.tensor([ids for _, ids in pieces])
     for reading, model in zip(readings, models.values(), strict=True):
         with torch.no_grad():

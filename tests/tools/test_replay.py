@@ -210,13 +210,19 @@ def test_transformers_models_have_their_own_routing_and_loss(documents, tmp_path
     assert load_settings(tmp_path / "replay" / "config.yaml").model.num_experts == 8
 
 
-def _compare(reading, model, tokenizer, written):
-    """Compare a reading with transformers' own router logits and loss, per sample."""
+def pieces_of(tokenizer, written):
+    """Domain and first tokens of each sample that is long enough for the panel."""
     pieces = []
     for domain, texts in written.items():
         for ids in map(tokenizer.encode, texts):
             samples = (ids[start : start + 62] for start in range(0, len(ids), 62))
             pieces += [(domain, [tokenizer.begin_id, *sample[:16]]) for sample in samples if len(sample) >= 16]
+    return pieces
+
+
+def _compare(reading, model, tokenizer, written):
+    """Compare a reading with transformers' own router logits and loss, per sample."""
+    pieces = pieces_of(tokenizer, written)
     tokens = torch.tensor([ids for _, ids in pieces])
     with torch.no_grad():
         output = model(tokens, output_router_logits=True)

@@ -40,15 +40,10 @@ def split_experts(model: Transformer, layout: ParallelLayout) -> None:
 
 
 def shard_experts(model: Transformer, layout: ParallelLayout, policy: MixedPrecisionPolicy) -> None:
-    """Shard this rank's experts further, in place, each layer's as a group of `fully_shard` of their own.
-
-    Raises:
-        SettingsError: their second dimensions do not split evenly.
-    """
+    """Shard this rank's experts further, in place, each layer's as a group of `fully_shard` of their own."""
     mesh = layout.expert_mesh
     assert mesh is not None
     shards, replicas = mesh["expert_shard"].size(), mesh["expert_data"].size()
-    _check_second_dimension(model.settings, shards)
     ranks = mesh["expert_data", "expert_shard"] if replicas > 1 else mesh["expert_shard"]
     for experts in expert_modules(model):
         fully_shard(experts, mesh=ranks, mp_policy=policy, shard_placement_fn=lambda parameter: Shard(1))
@@ -59,7 +54,12 @@ def shard_experts(model: Transformer, layout: ParallelLayout, policy: MixedPreci
             experts.set_force_sum_reduction_for_comms(True)
 
 
-def _check_second_dimension(settings: ModelSettings, shards: int) -> None:
+def check_expert_shards(settings: ModelSettings, shards: int) -> None:
+    """Check that the second dimensions of experts split over so many ranks.
+
+    Raises:
+        SettingsError: they do not.
+    """
     for name, size in (("hidden_size", settings.hidden_size), ("intermediate_size", 2 * settings.intermediate_size)):
         if size % shards:
             raise SettingsError(

@@ -13,6 +13,7 @@ from accelerate import PartialState
 
 from moetrain.config import Settings, SettingsError
 from moetrain.data.workers import available_cpus
+from moetrain.distributed.expert_parallel import check_expert_shards
 from moetrain.distributed.mesh import ParallelLayout, make_expert_mesh, make_mesh
 
 JOIN_TIMEOUT = timedelta(minutes=10)
@@ -25,7 +26,7 @@ def start_ranks(settings: Settings) -> ParallelLayout:
     """Join this launch's ranks, with gloo on CPU and NCCL on CUDA, and set up threads and determinism.
 
     Raises:
-        SettingsError: ranks that did not join or have other settings, or a batch or mesh that does not split evenly.
+        SettingsError: ranks that did not join or have other settings; a batch, mesh or model that does not split.
     """
     deterministic = settings.train.deterministic
     if deterministic or (deterministic is None and not torch.cuda.is_available()):
@@ -65,6 +66,8 @@ def start_ranks(settings: Settings) -> ParallelLayout:
         mesh = make_mesh(*ranks)
     expert_mesh = make_expert_mesh(settings.train.expert_parallel, *ranks)
     layout = ParallelLayout(state.process_index, launched, local_world_size, state.device, mesh, expert_mesh)
+    if expert_mesh is not None:
+        check_expert_shards(settings.model, expert_mesh["expert_shard"].size())
     layout.set_timeout(_PREPARATION_TIMEOUT)
     return layout
 

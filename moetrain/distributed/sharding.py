@@ -38,11 +38,7 @@ def replicate(model: Transformer, layout: ParallelLayout) -> nn.Module:
 
 
 def parallelize(model: Transformer, layout: ParallelLayout) -> None:
-    """Leave this rank its part of the weights of a model on the meta device, in place.
-
-    Raises:
-        SettingsError: they do not split evenly.
-    """
+    """Leave this rank its part of the weights of a model on the meta device, in place."""
     if layout.expert_ranks > 1:
         split_experts(model, layout)
     if layout.shards > 1:

@@ -5,21 +5,16 @@
 The main rank prints the largest differences on any rank as one line of JSON, by variant.
 """
 
-import json
-import os
 import sys
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moetrain.config import load_settings
-from moetrain.data.corpus import prepare_corpus
-from moetrain.distributed.exit import leave
-from moetrain.distributed.launch import end_processes, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import full_tensor, unsharded_copy
 from moetrain.training.step import forward_backward
-from tests.distributed.sharded_model import Model
+from tests.distributed.sharded_model import Model, run_checks
 
 VARIANTS = {
     "plain": [],
@@ -137,22 +132,10 @@ def exchanges(overrides, layout, corpus):
     return found
 
 
-def main():
-    variants, overrides = sys.argv[1].split(","), sys.argv[2:]
-    settings = load_settings(None, overrides)
-    layout = start_ranks(settings)
-    torch.set_num_threads(1)
-    with layout.main_first():
-        corpus = prepare_corpus(settings)
-    found = {each: compare(each, overrides, layout, corpus) for each in variants if each != "exchanges"}
-    if "exchanges" in variants:
-        found["exchanges"] = exchanges(overrides, layout, corpus)
-    if layout.is_main:
-        print(json.dumps(found))
-    end_processes()
-    return 0
+def check(name, settings, layout, corpus):
+    overrides = sys.argv[2:]
+    return exchanges(overrides, layout, corpus) if name == "exchanges" else compare(name, overrides, layout, corpus)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    leave(main())
+    run_checks(check)

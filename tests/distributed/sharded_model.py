@@ -144,19 +144,20 @@ def evaluations(settings, layout, corpus):
     return found
 
 
-def main():
+def run_checks(check):
+    """Call ``check`` with each check's name, settings, layout and corpus; the main rank prints the results."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     settings = load_settings(None, sys.argv[2:])
     layout = start_ranks(settings)
     torch.set_num_threads(1)
     with layout.main_first():
         corpus = prepare_corpus(settings)
-    results = {check: globals()[check](settings, layout, corpus) for check in sys.argv[1].split(",")}
+    results = {name: check(name, settings, layout, corpus) for name in sys.argv[1].split(",")}
     if layout.is_main:
         print(json.dumps(results))
     end_processes()
-    return 0
+    leave(0)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    leave(main())
+    run_checks(lambda name, *args: globals()[name](*args))

@@ -7,6 +7,7 @@ import torch
 from benchmarks import plan
 
 from moetrain.config import SettingsError
+from moetrain.distributed.expert_parallel import check_expert_shards
 from moetrain.distributed.launch import start_ranks
 from moetrain.distributed.mesh import make_expert_mesh
 from tests.conftest import small_run
@@ -82,6 +83,14 @@ def test_the_plan_knows_the_bytes_of_each_exchange(check, make_settings):
 def test_ranks_that_do_not_split_are_refused(experts, sharding, ranks, machine, said):
     with pytest.raises(SettingsError, match=f"train.{said}"):
         make_expert_mesh(experts, sharding, ranks, machine, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("setting", "size"), [("hidden_size", 36), ("intermediate_size", 30)])
+def test_experts_that_cannot_be_sharded_further_are_refused(make_settings, setting, size):
+    settings = make_settings("model.hidden_size=40", "model.intermediate_size=20", f"model.{setting}={size}")
+    check_expert_shards(make_settings().model, 8)
+    with pytest.raises(SettingsError, match=rf"model.{setting}: .* over 8 ranks, which do not divide \d+: raise train"):
+        check_expert_shards(settings.model, 8)
 
 
 def test_a_single_process_that_should_split_experts_is_refused(make_settings):

@@ -63,11 +63,19 @@ def test_a_sharded_layer_has_no_more_graphs_than_an_unsharded_one(found):
     assert sharded["losses"] == pytest.approx(alone["losses"], rel=1e-4)
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_sharded_model_is_read_as_an_unsharded_one_whatever_the_share_of_each_rank(check, ranks):
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        (2, ()),
+        pytest.param(4, (), marks=pytest.mark.slow),
+        pytest.param(2, ("train.sharding=none", "train.expert_parallel=2"), marks=pytest.mark.slow),
+        pytest.param(4, ("train.expert_parallel=2",), marks=pytest.mark.slow),
+    ],
+)
+def test_a_sharded_model_is_read_as_an_unsharded_one_whatever_the_share_of_each_rank(check, ranks, layout):
     """Ranks have unequal numbers of batches of each kind, some none, and training goes on in between."""
     probes = ("probes.tasks=[quiz.jsonl]", "probes.generate=true", "train.compile=false")
-    overrides = (*MARKED_ANSWERS, *probes, "train.eval_tokens=200")
+    overrides = (*MARKED_ANSWERS, *probes, "train.eval_tokens=200", *layout)
     found = check("evaluations", overrides=overrides, ranks=ranks)["evaluations"]
     sharded, alone = found["sharded"], found["alone"]
     assert sharded["answers"] == alone["answers"] > 0

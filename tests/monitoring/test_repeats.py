@@ -175,12 +175,20 @@ def test_a_resumed_run_goes_on(straight, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
-def test_ranks_measure_what_one_measures(straight, sharding, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("none", ["train.sharding=none"]),
+        ("fsdp", ["train.sharding=fsdp"]),
+        ("experts", ["train.expert_parallel=2"]),
+        ("both", ["train.sharding=fsdp", "train.expert_parallel=2"]),
+    ],
+)
+def test_ranks_measure_what_one_measures(straight, name, settings, tmp_path):
     base, runs = straight
     (tmp_path / "empty.yaml").write_text("")
-    launch(2, [str(tmp_path / "empty.yaml"), *base, f"run.name={sharding}", f"train.sharding={sharding}"], 1)
-    one, two = points(runs / "straight"), points(runs / sharding)
+    launch(2, [str(tmp_path / "empty.yaml"), *base, f"run.name={name}", *settings], 1)
+    one, two = points(runs / "straight"), points(runs / name)
     assert one.keys() == two.keys()
     for tag, series in one.items():
         assert [step for step, _ in two[tag]] == [step for step, _ in series]

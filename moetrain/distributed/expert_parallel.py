@@ -78,13 +78,16 @@ def reduce_expert_gradients(model: nn.Module, layout: ParallelLayout) -> None:
         return
     replicas = layout.expert_mesh["expert_data"].size()
     group = layout.expert_mesh.get_group("expert_data")
+    reducing = []
     for experts in expert_modules(model):
         for parameter in experts.parameters():
             assert isinstance(parameter.grad, DTensor)
             gradient = parameter.grad.to_local()
             gradient /= layout.world_size
             if replicas > 1:
-                dist.all_reduce(gradient, group=group)
+                reducing.append(dist.all_reduce(gradient, group=group, async_op=True))
+    for each in reducing:
+        each.wait()
 
 
 def expert_modules(model: nn.Module) -> list[Experts]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moetrain.training.step import StepStatistics
-from moetrain.training.train_metrics import TrainMetrics, expert_load
+from moetrain.training.train_metrics import TrainMetrics, expert_load, rank_load
 
 APPLIED = torch.tensor(True)
 
@@ -47,3 +47,18 @@ def test_a_point_is_the_mean_per_token_over_the_steps_since_the_last():
         assert points["loss/balance"] == 1.5
     interval.add(statistics([10.0, 0.0], [5.0, 0.0]), torch.tensor(1.0), APPLIED)
     assert "loss/train/b" not in interval.points()
+
+
+def test_the_load_of_ranks_is_that_of_their_experts_together():
+    even = [1.0, 3.0, 3.0, 1.0]  # experts 0 and 1 on one rank, 2 and 3 on the other
+    uneven = [3.0, 3.0, 1.0, 1.0]
+    load = rank_load(torch.tensor([even, uneven]), ranks=2)
+    assert load == {"experts/rank_load_cv": pytest.approx(0.25), "experts/rank_load_cv/worst": pytest.approx(0.5)}
+    assert rank_load(torch.tensor([uneven]), ranks=4)["experts/rank_load_cv"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("ranks", "logged"), [(1, None), (2, 0.5)])
+def test_the_load_of_ranks_is_logged_where_experts_are_split(ranks, logged):
+    metrics = TrainMetrics(["a"], expert_ranks=ranks)
+    metrics.add(statistics([2.0], [1.0]), torch.tensor(1.0), APPLIED)
+    assert metrics.points().get("experts/rank_load_cv") == logged

@@ -49,9 +49,8 @@ def shard_experts(model: Transformer, layout: ParallelLayout, policy: MixedPreci
         fully_shard(experts, mesh=ranks, mp_policy=policy, shard_placement_fn=lambda parameter: Shard(1))
         assert isinstance(experts, FSDPModule)
         experts.set_gradient_divide_factor(layout.world_size)
-        # Only NCCL can scale while it reduces. FSDP divides twice if told so with a single shard.
-        if shards > 1 and layout.device.type == "cpu":
-            experts.set_force_sum_reduction_for_comms(True)
+        # Sum, then divide: only NCCL can scale while it reduces. With a single shard FSDP would divide twice.
+        experts.set_force_sum_reduction_for_comms(shards > 1)
 
 
 def check_expert_shards(settings: ModelSettings, shards: int) -> None:

@@ -18,10 +18,9 @@ from torch.distributed.tensor import DTensor
 from moetrain.config import SettingsError
 from moetrain.distributed.progress import Progress
 
-Group = Literal["all", "data", "shard", "expert", "expert_data"]
+Group = Literal["all", "data", "shard"]
 """``all``: every rank, each reading rows of its own. ``data``: ranks that hold the same shard of different replicas.
-``shard``: ranks that together hold one replica of the model. ``expert``: ranks over which the experts of each layer are
-split. ``expert_data``: ranks that hold the same shard of the same experts of different replicas."""
+``shard``: ranks that together hold one replica of the model."""
 
 Sharding = Literal["none", "fsdp", "hybrid"]
 
@@ -156,9 +155,6 @@ class ParallelLayout:
         """A process group; None stands for the default one, of all ranks."""
         if over == "all" or self.mesh is None:
             return self.object_group
-        if over in ("expert", "expert_data"):
-            assert self.expert_mesh is not None
-            return self.expert_mesh.get_group(over)
         return self.mesh.get_group(over)
 
 

@@ -217,7 +217,7 @@ class TrainSettings(Section):
     resume: str = Field(
         "auto",
         description="auto: resume the newest unfinished run of this name if its settings agree, else start NAME-2; "
-        "never: always start a new run; or the path of a checkpoint. With a checkpoint, a run may go on with more steps, "
+        "never: always start a new run; or the path of a checkpoint. From one, a run may go on with more steps, "
         "another schedule, other weights or added domains: it is then a new run, and the other stays as it is.",
     )
     log_every: int = Field(10, ge=1, description="Steps between points of the training curves.")

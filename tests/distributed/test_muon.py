@@ -31,6 +31,16 @@ def test_sharded_matrices_and_experts_move_as_on_one_rank(runs):
     assert_same(copy, one, STEPS, 1e-3)
 
 
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.fault)])
+def test_split_experts_move_as_on_one_rank(runs, ranks):
+    """On four ranks, the experts of each are also sharded within their matrices."""
+    split = ["train.expert_parallel=2", *(["train.sharding=fsdp"] if ranks == 4 else [])]
+    name = f"muon-split-{ranks}"
+    runs.launch(1, ranks, runs.overrides(name, *MUON, *split))
+    for step, tolerance in ((1, 1e-5), (STEPS, 1e-3)):
+        assert_same(runs.folder / "runs" / name, runs.one(*MUON), step, tolerance)
+
+
 def test_replicas_move_as_on_one_rank(runs):
     one = runs.one(*MUON)
     runs.launch(1, 2, runs.overrides("muon-replicated", *MUON))

@@ -266,12 +266,3 @@ class GuardSettings(Section):
     )
     dead_steps: int = Field(100, ge=1, description="Steps without a token after which an expert counts as dead.")
     samples: int = Field(8, ge=0, description="Samples most involved in an incident that its event names.")
-
-
-class ProfileSettings(Section):
-    """A trace of training steps by torch.profiler, in the run's folder ``profile``."""
-
-    start: int | None = Field(
-        None, ge=1, description="First step of the trace, 1 the first of the run; null: no trace."
-    )
-    steps: int = Field(3, ge=1, description="Number of steps in the trace; a few take tens of megabytes.")

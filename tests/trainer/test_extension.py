@@ -78,7 +78,17 @@ def test_twelve_steps_and_twelve_more_are_twenty_four(runs, schedule):
     actual, expected = scalars(longer), scalars(once)
     assert actual.keys() == expected.keys()
     # The panel was drawn for twelve steps. All else is the same, from the first step on.
-    follows = ("loss/panel", "pathway", "memorized/", "kernel", "phase", "correlation", "delay", "experts/rank")
+    follows = (
+        "Verdict/",
+        "loss/panel",
+        "pathway",
+        "memorized/",
+        "kernel",
+        "phase",
+        "correlation",
+        "delay",
+        "experts/rank",
+    )
     for tag in actual:
         if not tag.startswith(follows) or tag.startswith("memorized/excess"):
             assert actual[tag] == expected[tag], tag

@@ -6,6 +6,7 @@ import muon_trial
 import numpy as np
 import pytest
 from muon_trial import (
+    RATES,
     TrialError,
     accuracy_steps,
     compare,
@@ -38,10 +39,11 @@ def test_the_grid_grows_while_an_end_of_it_is_best():
     def loss(best):
         return lambda rate: tried.append(rate) or abs(math.log(rate / best))
 
-    assert sorted(tune(loss(3e-3))) == [1e-3, 3e-3, 1e-2]
-    assert sorted(tune(loss(4e-2))) == [1e-3, 3e-3, 1e-2, 3.2e-2, 1e-1]
-    assert min(tune(loss(1e-9))) == pytest.approx(3.2e-5)  # six rates at most
-    assert len(tried) == 3 + 5 + 6
+    assert sorted(tune(RATES, loss(3e-3))) == [1e-3, 3e-3, 1e-2]
+    assert sorted(tune(RATES, loss(4e-2))) == [1e-3, 3e-3, 1e-2, 3.2e-2, 1e-1]
+    assert min(tune(RATES, loss(1e-9))) == pytest.approx(3.2e-5)  # six rates at most
+    assert list(tune([2.0], loss(1.0))) == [2.0]
+    assert len(tried) == 3 + 5 + 6 + 1
 
 
 def test_intervals_over_seeds():

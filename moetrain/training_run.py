@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moetrain.calibration import choose_readings, dry_run
 from moetrain.checkpoint.extension import check_extension, extended_settings
-from moetrain.checkpoint.run_folder import MAY_DIFFER, claim_run_folder
+from moetrain.checkpoint.run_folder import claim_run_folder, may_differ
 from moetrain.config import Settings
 from moetrain.data.split import split_domains
 from moetrain.distributed.launch import start_ranks
@@ -16,7 +16,8 @@ from moetrain.trainer import Trainer
 def run(settings: Settings, check: bool = False) -> int:
     """What `moetrain.train.train` does, see there."""
     check_trackers(settings.run.trackers)
-    settings = extended_settings(split_domains(settings), MAY_DIFFER)
+    settings = split_domains(settings)
+    settings = extended_settings(settings, may_differ(settings))
     layout = start_ranks(settings)
     with watchdog(layout, preparing=True):
         trainer = Trainer.build(settings, layout)

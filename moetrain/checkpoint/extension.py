@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def run_of(checkpoint: Path) -> Path:
     return run
 
 
-def extended_settings(settings: Settings, may_differ: tuple[str, ...]) -> Settings:
+def extended_settings(settings: Settings, may_differ: Collection[str]) -> Settings:
     """The settings of a run that goes on with more steps or other data; those of any other run unchanged.
 
     Args:
@@ -87,8 +87,9 @@ def extended_settings(settings: Settings, may_differ: tuple[str, ...]) -> Settin
     record = _record(checkpoint)
     if "planned_steps" not in record:
         raise CheckpointError(
-            f"{checkpoint}: an earlier version wrote it, which did not note how long its run was to be: resume it with "
-            f"{run / 'config.yaml'} until its next checkpoint, and go on from that"
+            f"{checkpoint}: an earlier version wrote it, which noted too little for that: go on from its weights by "
+            f"python tools/export_hf.py {checkpoint} exported, then train.resume=never model.initialize_from=exported "
+            "tokenizer.model=exported/tokenizer.json"
         )
     weighed = saved.data.mixture == "weights"
     begin = saved.data.earlier[-1].steps if saved.data.earlier else 0

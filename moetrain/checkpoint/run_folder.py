@@ -17,7 +17,7 @@ from moetrain.distributed.mesh import ParallelLayout
 # Settings that `monitor.budget: auto` calibrates for each run.
 _CALIBRATED = ("panel.readings", "probes.readings")
 
-MAY_DIFFER = (
+_MAY_DIFFER = (
     "train.resume",
     "train.keep_checkpoints",
     "train.keep_every",
@@ -33,7 +33,6 @@ MAY_DIFFER = (
     "data.cache_dir",
     "data.workers",
 )
-"""Settings in which a run may differ from the one it resumes."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,11 @@ class RunFolder:
     def release(self) -> None:
         """Unlock the run."""
         os.close(self.lock)
+
+
+def may_differ(settings: Settings) -> tuple[str, ...]:
+    """Settings in which a run may differ from the one it resumes."""
+    return (*_MAY_DIFFER, *_CALIBRATED) if settings.monitor.budget == "auto" else _MAY_DIFFER
 
 
 def claim_run_folder(settings: Settings, layout: ParallelLayout) -> RunFolder:
@@ -140,7 +144,7 @@ def _differences(run: Path, settings: Settings) -> list[str]:
     """
     saved = load_settings(run / "config.yaml")  # settings newer than the run get their defaults
     a, b = saved.by_key(), settings.by_key()
-    free = (*MAY_DIFFER, *_CALIBRATED) if settings.monitor.budget == "auto" else MAY_DIFFER
+    free = may_differ(settings)
     return sorted(key for key in a.keys() | b.keys() if key not in free and a.get(key) != b.get(key))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from moetrain.checkpoint.extension import extended_settings
 from moetrain.checkpoint.manager import CheckpointError, checkpoint_folder
-from moetrain.checkpoint.run_folder import MAY_DIFFER
+from moetrain.checkpoint.run_folder import may_differ
 from moetrain.config import SettingsError, load_settings
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import run_steps, training_stream
@@ -260,6 +260,18 @@ def test_a_stream_that_was_trained_to_its_end_needs_new_text(runs):
     assert "has trained on all of its stream: add text as a new domain" in said
 
 
-def test_settings_of_any_other_run_stay(runs):
+def test_settings_of_any_other_run_stay(runs, tmp_path):
     settings = runs.settings("plain")
-    assert extended_settings(settings, MAY_DIFFER) is settings
+    assert extended_settings(settings, may_differ(settings)) is settings
+    # A calibrated number of readings is no change.
+    first = shutil.copytree(runs.run("constant-first", *CONSTANT), tmp_path / "runs" / "calibrated")
+    (first / "summary.json").unlink()
+    auto = runs.settings("calibrated", *CONSTANT, "monitor.budget=auto", resume(first, 12))
+    readings = auto.panel.model_copy(update={"readings": 99})
+    (first / "config.yaml").write_text(auto.model_copy(update={"panel": readings}).to_yaml())
+    assert extended_settings(auto, may_differ(auto)) == auto
+    record = checkpoint_folder(first, 12) / "record.json"
+    record.write_text(record.read_text().replace("planned_steps", "unplanned_steps"))
+    longer = runs.settings("calibrated", *CONSTANT, "monitor.budget=auto", "train.max_steps=24", resume(first, 12))
+    with pytest.raises(CheckpointError, match=r"an earlier version wrote it.*export_hf\.py"):
+        extended_settings(longer, may_differ(longer))

@@ -51,13 +51,17 @@ class RunState:
             "guards": self.guards.state(),
         }
 
-    def load(self, checkpoint: Checkpoint, layout: ParallelLayout) -> None:
-        """Restore the state from a checkpoint that holds what `tensors` and `record` returned."""
+    def load(self, checkpoint: Checkpoint, layout: ParallelLayout, extended: bool = False) -> None:
+        """Restore the state from a checkpoint that holds what `tensors` and `record` returned.
+
+        Args:
+            extended: it is of another run, which this one goes on from with more steps or other data.
+        """
         tensors, record = checkpoint.states, checkpoint.record
         self.step = checkpoint.step
         self.tokens_trained = record["tokens_trained"]
         self.balancing.load_state(tensors["balancing"])
         self.train_metrics.load_state(tensors.get("interval", {}), layout.device)
         self.guards.load_state(record["guards"], layout.device)
-        self.monitor.load_tensors(tensors, layout.is_main)
+        self.monitor.load_tensors(tensors, layout.is_main, extended)
         self.monitor.load_record(record, layout.is_main)

@@ -20,6 +20,7 @@ class RunStream:
         reader: reads this rank's micro-batches of the stream.
         panel: follows the stream's changes; None where the run has no panel.
         stops: after how many steps the repeats of which domains, by number, were left out.
+        planned: ``steps`` before any was left out.
     """
 
     settings: Settings
@@ -28,6 +29,16 @@ class RunStream:
     steps: int
     panel: PanelMonitor | None = None
     stops: list[tuple[int, list[int]]] = field(default_factory=list)
+    planned: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.planned = self.steps
+
+    @property
+    def begin(self) -> int:
+        """The step of the checkpoint that the run went on from with more steps or other data; 0 where it did not."""
+        earlier = self.settings.data.earlier
+        return earlier[-1].steps if earlier else 0
 
     def to_stop(self, names: Sequence[str]) -> list[int]:
         """The numbers of those of some domains whose repeats are still in the stream."""
@@ -47,9 +58,12 @@ class RunStream:
 
     def record(self) -> dict[str, Any]:
         """The changes of the stream, for a checkpoint, as JSON."""
-        return {"stops": self.stops}
+        return {"stops": self.stops, "planned_steps": self.planned}
 
     def load_record(self, record: Mapping[str, Any]) -> None:
         """Repeat the changes of the stream that `record` returned, on a stream that has not changed yet."""
         for step, numbers in record.get("stops", []):
-            self.stop_repeats(step, numbers)
+            if step <= self.begin:
+                self.stops.append((step, numbers))  # the stream was built with it
+            else:
+                self.stop_repeats(step, numbers)

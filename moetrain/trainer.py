@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from moetrain.checkpoint.background import CheckpointWriter, Write
+from moetrain.checkpoint.extension import changed_data
 from moetrain.checkpoint.manager import (
     Checkpoint,
     CheckpointError,
@@ -299,7 +300,8 @@ class Trainer:
         self.monitor.publish(wait=True)  # readings that are still being computed belong to the state
         model = inner_model(self.model)
         tensors = {"model": model.state_dict(), "optimizer": optimizer_state(model, self.optimizer)}
-        record = {**self.state.record(), **self.run_stream.record(), "corpus": self.corpus.fingerprint}
+        record = {**self.state.record(), **self.run_stream.record(), **self.corpus.record()}
+        record["learning_rate"] = learning_rate(self.state.step, self.steps, self.settings.optim)
         return {**tensors, **self.state.tensors()}, record
 
     def load_state_dict(self, checkpoint: Checkpoint) -> None:
@@ -308,7 +310,11 @@ class Trainer:
         Raises:
             CheckpointError: the checkpoint was trained on other data, or holds another model.
         """
-        if checkpoint.record["corpus"] != self.corpus.fingerprint:
+        extended = 0 < checkpoint.step == self.run_stream.begin  # it is of the run that this one goes on from
+        if extended:
+            if problem := changed_data(checkpoint.record, self.corpus, self.settings):
+                raise CheckpointError(f"the run goes on from a checkpoint that was trained with {problem}")
+        elif checkpoint.record["corpus"] != self.corpus.fingerprint:
             raise CheckpointError(
                 "the checkpoint was trained on other data or another tokenizer: restore them, or set train.resume=never"
             )
@@ -317,7 +323,9 @@ class Trainer:
         if checkpoint.states.names("optimizer"):
             checkpoint.states.fill("optimizer", initial_optimizer_state(model, self.optimizer))
         self.run_stream.load_record(checkpoint.record)  # before the monitor's state, which counts exposures by it
-        self.state.load(checkpoint, self.layout)
+        self.state.load(checkpoint, self.layout, extended)
+        if extended:
+            self.monitor.read_added(self.model, checkpoint.step)
 
     def save(self, run: Path, wait: bool = True) -> bool:
         """Write a checkpoint; a full disk does not end the run. All ranks must call.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from moetrain.calibration import choose_readings, dry_run
-from moetrain.checkpoint.run_folder import claim_run_folder
+from moetrain.checkpoint.extension import check_extension, extended_settings
+from moetrain.checkpoint.run_folder import claim_run_folder, may_differ
 from moetrain.config import Settings
 from moetrain.data.split import split_domains
 from moetrain.distributed.launch import start_ranks
@@ -16,9 +17,11 @@ def run(settings: Settings, check: bool = False) -> int:
     """What `moetrain.train.train` does, see there."""
     check_trackers(settings.run.trackers)
     settings = split_domains(settings)
+    settings = extended_settings(settings, may_differ(settings))
     layout = start_ranks(settings)
     with watchdog(layout, preparing=True):
         trainer = Trainer.build(settings, layout)
+        check_extension(settings, trainer.corpus, trainer.steps)
         trainer.describe()
         if check:
             dry_run(trainer)

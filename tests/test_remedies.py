@@ -2,21 +2,16 @@
 
 import json
 import re
-import shlex
-from pathlib import Path
 
 import pytest
 import torch
 
-from moetrain.checkpoint.manager import checkpoint_folder
-from moetrain.checkpoint.run_folder import open_run_folder
 from moetrain.config import SettingsError
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.errors import DataError
 from moetrain.train import train
 from moetrain.training.initialize import initial_model
 from tests.tools.test_prepare_data import load_tool
-from tests.trainer.reading import scalars
 
 SETTING = re.compile(r"\b[a-z]+\.[a-z_.]+=[^\s,;:]+")
 
@@ -26,29 +21,6 @@ def exported(finished_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hf") / "exported"
     assert load_tool("export_hf").main([str(finished_run), str(folder)]) == 0
     return folder
-
-
-def test_a_finished_run_cannot_be_made_longer_and_what_is_proposed_instead_works(
-    finished_run, make_settings, monkeypatch, tmp_path
-):
-    pytest.importorskip("transformers")
-    resume = f"train.resume={checkpoint_folder(finished_run, 12)}"
-    with pytest.raises(SettingsError, match="is finished and cannot be made longer") as caught:
-        open_run_folder(make_settings(resume, "train.max_steps=24"))
-    anew, from_weights = str(caught.value).split(", or go on from its weights: ")
-    (never,) = SETTING.findall(anew.partition(" a new run ")[2])
-    assert open_run_folder(make_settings(resume, "train.max_steps=24", never)).checkpoint is None
-    command, _, rest = from_weights.partition(", then ")
-    python, tool, *arguments = shlex.split(command)
-    assert python == "python"
-    monkeypatch.chdir(tmp_path)
-    assert load_tool(Path(tool).stem).main(arguments) == 0
-    overrides = SETTING.findall(rest)
-    assert len(overrides) == 3
-    assert train(make_settings("train.max_steps=1", *overrides)) == 0
-    (run,) = (path for path in (tmp_path / "runs").iterdir() if (path / "summary.json").exists())
-    before, after = scalars(finished_run)["loss/validation/sums"], scalars(run)["loss/validation/sums"]
-    assert after[0][1] == pytest.approx(before[-1][1], abs=1e-5)
 
 
 @pytest.mark.parametrize(

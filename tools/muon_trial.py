@@ -18,7 +18,8 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("study", choices=("loss", "grokking"))
     parser.add_argument("--small", action="store_true", help="smaller and shorter runs")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="the grid; one rate is not tuned")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of each arm (default 3)")
     parser.add_argument("--output", type=Path, default=Path("runs/muon_trial"), help="folder of the runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file")
@@ -85,7 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     study = loss_study if options.study == "loss" else grokking_study
     found = study(options)
     words = ["python", "tools/muon_trial.py", *(sys.argv[1:] if arguments is None else arguments)]
-    heading = {"command": " ".join(words), "machine": describe_machine(this_device())}
+    date = datetime.now(UTC).date().isoformat()
+    heading = {"date": date, "command": " ".join(words), "machine": describe_machine(this_device())}
     write_json(options.json, heading | {"settings": found.pop("settings")} | found)
     return 0
 
@@ -100,7 +103,10 @@ def loss_study(options: argparse.Namespace) -> dict[str, Any]:
         own = (f"optim.name={optimizer}", f"optim.learning_rate={rate}", f"run.seed={seed}")
         return loss_curve(train("four_domains", name, [*settings, *own], options.output))
 
-    grids = {optimizer: tune(lambda rate, o=optimizer: float(curve(o, rate, 0)[1][-1])) for optimizer in OPTIMIZERS}
+    def grid(optimizer: str) -> dict[float, float]:
+        return tune(options.rates, lambda rate: float(curve(optimizer, rate, 0)[1][-1]))
+
+    grids = {optimizer: grid(optimizer) for optimizer in OPTIMIZERS}
     best = {optimizer: min(grid, key=lambda rate: grid[rate]) for optimizer, grid in grids.items()}
     rows: list[dict[str, Any]] = []
     for seed in range(options.seeds):
@@ -160,10 +166,10 @@ def train(config: str, name: str, overrides: Sequence[str], output: Path) -> Pat
     return folder
 
 
-def tune(final_loss: Any) -> dict[float, float]:
-    """The final loss by learning rate: on the grid, and beyond it while an end of it is best."""
-    found = {rate: final_loss(rate) for rate in RATES}
-    while len(found) < _MOST_RATES:
+def tune(rates: Sequence[float], final_loss: Callable[[float], float]) -> dict[float, float]:
+    """The final loss by learning rate: on a grid, and beyond it while an end of it is best; a single rate stays."""
+    found = {rate: final_loss(rate) for rate in rates}
+    while 1 < len(found) < _MOST_RATES:
         best = min(found, key=lambda rate: found[rate])
         if best not in (min(found), max(found)):
             break

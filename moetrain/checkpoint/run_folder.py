@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moetrain.atomic_io import write_file
+from moetrain.checkpoint.extension import finished, goes_on_from, named_checkpoint, run_of, start_folder
 from moetrain.checkpoint.manager import CheckpointError, list_checkpoints, load_checkpoint, newest_valid
 from moetrain.config import Settings, SettingsError, expand, load_settings
 from moetrain.distributed.mesh import ParallelLayout
@@ -16,7 +17,6 @@ from moetrain.distributed.mesh import ParallelLayout
 # Settings that `monitor.budget: auto` calibrates for each run.
 _CALIBRATED = ("panel.readings", "probes.readings")
 
-# Settings in which a run may differ from the one it resumes.
 _MAY_DIFFER = (
     "train.resume",
     "train.keep_checkpoints",
@@ -49,6 +49,11 @@ class RunFolder:
         os.close(self.lock)
 
 
+def may_differ(settings: Settings) -> tuple[str, ...]:
+    """Settings in which a run may differ from the one it resumes."""
+    return (*_MAY_DIFFER, *_CALIBRATED) if settings.monitor.budget == "auto" else _MAY_DIFFER
+
+
 def claim_run_folder(settings: Settings, layout: ParallelLayout) -> RunFolder:
     """`open_run_folder` on the main rank; every rank gets the same folder, or the same error. All ranks must call."""
     folder: RunFolder | None = None
@@ -74,11 +79,12 @@ def open_run_folder(settings: Settings) -> RunFolder:
     """
     base = Path(expand(settings.run.output_dir, "run.output_dir"))
     base.mkdir(parents=True, exist_ok=True)
-    if settings.train.resume not in ("auto", "never"):
-        return _from_checkpoint(Path(expand(settings.train.resume, "train.resume")), settings)
+    named, origin = named_checkpoint(settings), goes_on_from(settings)
+    if named is not None and origin is None:
+        return _from_checkpoint(named, settings)
     earlier = _runs_named(base, settings.run.name)
     notes = []
-    for run in reversed(earlier) if settings.train.resume == "auto" else ():
+    for run in reversed(earlier) if settings.train.resume != "never" else ():
         reason = _cannot_continue(run, settings)
         lock = None if reason else _lock(run)
         if lock is not None:
@@ -87,6 +93,12 @@ def open_run_folder(settings: Settings) -> RunFolder:
         notes.append(f"{run} {reason or 'is being written by another process'}")
     name = settings.run.name
     path = base / (name if not earlier else f"{name}-{_number(earlier[-1], name) + 1}")
+    if origin is not None:
+        start_folder(path, origin, settings)
+        lock = _lock(path)
+        assert lock is not None
+        copied = path / "checkpoints" / origin.resolve().name
+        return RunFolder(path, copied, [f"{path} goes on from {run_of(origin)}, {origin.name}"], lock)
     path.mkdir()
     lock = _lock(path)
     assert lock is not None
@@ -95,15 +107,9 @@ def open_run_folder(settings: Settings) -> RunFolder:
 
 
 def _from_checkpoint(folder: Path, settings: Settings) -> RunFolder:
-    run = folder.resolve().parent.parent
-    if not (run / "config.yaml").is_file():
-        raise SettingsError(f"train.resume: {folder} is in no run: give RUN/checkpoints/step_XXXXXXXX")
+    run = run_of(folder)
     if (run / "summary.json").exists():
-        raise SettingsError(
-            f"train.resume: {run} is finished and cannot be made longer: train a new run with train.resume=never, or "
-            f"go on from its weights: python tools/export_hf.py {folder} exported, then train.resume=never "
-            "model.initialize_from=exported tokenizer.model=exported/tokenizer.json"
-        )
+        raise SettingsError(finished(run, folder))
     different = _differences(run, settings)
     if different:
         raise SettingsError(f"train.resume: {run} was run with another {different[0]}: resume it with its config.yaml")
@@ -124,7 +130,7 @@ def _cannot_continue(run: Path, settings: Settings) -> str | None:
     except SettingsError as error:
         return f"holds settings that cannot be read ({error})"
     if different:
-        return f"was run with another {different[0]}"
+        return "went on from another run" if different == ["data.earlier"] else f"was run with another {different[0]}"
     if not list_checkpoints(run):
         return "has no checkpoint to continue from"
     return None
@@ -138,7 +144,7 @@ def _differences(run: Path, settings: Settings) -> list[str]:
     """
     saved = load_settings(run / "config.yaml")  # settings newer than the run get their defaults
     a, b = saved.by_key(), settings.by_key()
-    free = (*_MAY_DIFFER, *_CALIBRATED) if settings.monitor.budget == "auto" else _MAY_DIFFER
+    free = may_differ(settings)
     return sorted(key for key in a.keys() | b.keys() if key not in free and a.get(key) != b.get(key))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from typing import Annotated, Literal
 
@@ -192,6 +193,20 @@ class MixturePhase(Section):
     weights: dict[str, float] = Field(description="Weight per domain; a domain that is not named is not used.")
 
 
+class EarlierStage(Section):
+    """What the first steps of a run were trained on, where it then went on with more steps or other data."""
+
+    steps: int = Field(ge=1, description="Steps of the run up to the end of the stage.")
+    planned: int = Field(ge=1, description="Steps that the run was to have, for which its panel was drawn.")
+    domains: list[str] = Field(description="The domains.")
+    mixture: Literal["by_size", "weights"] = Field("by_size", description="As data.mixture.")
+    weights: dict[str, float] = Field(default_factory=dict, description="Weight per domain, with mixture: weights.")
+    phases: list[MixturePhase] = Field(default_factory=list, description="As data.phases.")
+    stops: list[tuple[int, list[int]]] = Field(
+        default_factory=list, description="Steps after which the repeats of domains, by number, were left out."
+    )
+
+
 class DataSettings(Section):
     domains: dict[str, DomainSettings] = Field(
         default_factory=dict, description="The domains by name, each with its source (data.domains.NAME.KEY)."
@@ -219,6 +234,11 @@ class DataSettings(Section):
         default_factory=list,
         description="With mixture: weights: changes of the weights, a list of {from_tokens, weights: {DOMAIN: "
         "WEIGHT}}.",
+    )
+    earlier: list[EarlierStage] = Field(
+        default_factory=list,
+        description="Stages of a run that went on from a checkpoint with more steps or other data; written by "
+        "train.resume, not to be set.",
     )
     heldout_share: float = Field(
         0.01, gt=0, lt=0.5, description="Share of documents held out of training, chosen by a hash of their content."
@@ -264,6 +284,17 @@ class DataSettings(Section):
                 raise ValueError(f"phases.{number}.weights: no domain {unknown[0]!r}{hint}")
             if any(weight < 0 for weight in phase.weights.values()) or not any(phase.weights.values()):
                 raise ValueError(f"phases.{number}.weights: none may be negative, and one must be above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_follow_each_other(self) -> DataSettings:
+        names, ends = list(self.domains), [stage.steps for stage in self.earlier]
+        known = [stage.domains for stage in self.earlier] + [names]
+        kept = all(later[: len(own)] == own for own, later in itertools.pairwise(known))
+        if ends != sorted(set(ends)) or not kept:
+            raise ValueError(
+                "earlier: its stages do not fit the domains: leave it out; train.resume=CHECKPOINT writes it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -20,16 +20,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from moetrain.config.base import Section
 from moetrain.config.data import DataSettings, DomainSettings, TokenizerSettings
 from moetrain.config.facts import FactSettings
-from moetrain.config.monitoring import MonitorSettings, PanelSettings, PhaseSettings, ProbeSettings
-from moetrain.config.training import (
-    RUN_NAME,
-    GuardSettings,
-    ModelSettings,
-    OptimSettings,
-    ProfileSettings,
-    RunSettings,
-    TrainSettings,
-)
+from moetrain.config.monitoring import MonitorSettings, PanelSettings, PhaseSettings, ProbeSettings, ProfileSettings
+from moetrain.config.training import RUN_NAME, GuardSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
 
 _MAX_SHOWN = 200  # characters of a value in a message
 

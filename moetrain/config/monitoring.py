@@ -1,4 +1,4 @@
-"""Settings of the monitor: streaming metrics, panel, phases, probes."""
+"""Settings of the monitor: streaming metrics, panel, phases, probes; and of the profiler."""
 
 from __future__ import annotations
 
@@ -169,3 +169,12 @@ class PhaseSettings(Section):
     window: int = Field(
         3, ge=1, description="Readings for which a domain must have been generalizing before it can be settled."
     )
+
+
+class ProfileSettings(Section):
+    """A trace of training steps by torch.profiler, in the run's folder ``profile``."""
+
+    start: int | None = Field(
+        None, ge=1, description="First step of the trace, 1 the first of the run; null: no trace."
+    )
+    steps: int = Field(3, ge=1, description="Number of steps in the trace; a few take tens of megabytes.")

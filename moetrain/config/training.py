@@ -217,7 +217,8 @@ class TrainSettings(Section):
     resume: str = Field(
         "auto",
         description="auto: resume the newest unfinished run of this name if its settings agree, else start NAME-2; "
-        "never: always start a new run; or the path of a checkpoint.",
+        "never: always start a new run; or the path of a checkpoint. From one, a run may go on with more steps, "
+        "another schedule, other weights or added domains: it is then a new run, and the other stays as it is.",
     )
     log_every: int = Field(10, ge=1, description="Steps between points of the training curves.")
     eval_every: int = Field(
@@ -265,12 +266,3 @@ class GuardSettings(Section):
     )
     dead_steps: int = Field(100, ge=1, description="Steps without a token after which an expert counts as dead.")
     samples: int = Field(8, ge=0, description="Samples most involved in an incident that its event names.")
-
-
-class ProfileSettings(Section):
-    """A trace of training steps by torch.profiler, in the run's folder ``profile``."""
-
-    start: int | None = Field(
-        None, ge=1, description="First step of the trace, 1 the first of the run; null: no trace."
-    )
-    steps: int = Field(3, ge=1, description="Number of steps in the trace; a few take tens of megabytes.")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ class DomainTokens:
     index: np.ndarray
     report: DomainReport
 
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the domain's documents: their ids, which are hashes of their texts, and where they are."""
+        return blake2b(np.ascontiguousarray(self.index).view(np.uint8).data, digest_size=16).hexdigest()
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -57,6 +63,11 @@ class Corpus:
     domains: list[DomainTokens]
     tokenizer: Tokenizer
     fingerprint: str
+
+    def record(self) -> dict[str, Any]:
+        """What was trained on, for a checkpoint, as JSON: hashes of everything, of the tokenizer, of each domain."""
+        documents = {domain.name: domain.digest for domain in self.domains}
+        return {"corpus": self.fingerprint, "tokenizer": self.tokenizer.fingerprint, "documents": documents}
 
 
 def prepare_corpus(settings: Settings, progress: Progress = lambda what, done, total: None) -> Corpus:

@@ -26,7 +26,7 @@ def order_by_weights(
     """Samples in an order in which each part of the stream has tokens in proportion to the weights, int64.
 
     Each domain has its own seeded order. The stream ends when the first domain with a positive weight is exhausted;
-    the rest of the other domains is not used.
+    the rest of the other domains is not used. A domain without samples must have no weight.
 
     Args:
         phases: (first token of the phase in the stream, weight of each domain), in order, beginning at 0.
@@ -40,6 +40,8 @@ def order_by_weights(
     orders, times, ends = [], [], []
     for domain in range(shares.shape[1]):
         members = np.random.default_rng([seed, 2, domain]).permutation(np.flatnonzero(samples.domain == domain))
+        if not len(members) and not shares[:, domain].any():
+            continue
         members = _gather_copies(samples, members, seed, within)
         tokens = np.cumsum(samples.row_lengths[members]).astype(float)
         orders.append(members)

@@ -16,8 +16,8 @@ import torch
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.documents import DataError
-from moetrain.data.mixture import order_by_size, order_by_weights
 from moetrain.data.packing import MARKS, Rows, Samples, cut_samples, pack_rows
+from moetrain.data.stages import Stage, stage_order, stages
 from moetrain.device_transfer import to_device
 from moetrain.model_input import PackedTokens
 
@@ -93,7 +93,12 @@ class Stream:
 
     With ``truncated``, the samples are cut short, for evaluation: their end mark is not predicted, and if a document
     marks its answer, only the answer is predicted.
+
+    Attributes:
+        stages: of a training stream, each with the stream as it was planned at the stage's begin.
     """
+
+    stages: Sequence[tuple[Stage, Stream]] = ()
 
     def __init__(
         self,
@@ -135,25 +140,48 @@ class Stream:
         Their texts that have not been met stay, once each. The rest keeps its order and is packed again; rows before
         are not changed. Which rows follow is a pure function of the rows so far, so that a resumed run can repeat it.
         """
-        first = min(step * self.batch_rows, len(self.rows))
-        starts, samples = self.rows.starts[: first + 1], self.rows.samples
-        before, after = samples[: starts[-1]], samples[starts[-1] :]
+        before, after = self._split(step)
         text = self.text_of_sample
         first_in_rest = np.zeros(len(after), bool)
         first_in_rest[np.unique(text[after], return_index=True)[1]] = True
         fresh = first_in_rest & ~np.isin(text[after], text[before])
         rest = after[fresh | ~np.isin(self.samples.domain[after], list(domains))]
-        packed = pack_rows(rest, self.samples.row_lengths, self._seq_len, self._pack_window, self._seed)
         # The number of slots per row is fixed: rows that hold more samples become several.
-        lengths = [
-            len(part)
-            for number in range(len(packed))
-            for part in np.split(
-                packed.row(number), range(self.most_samples, len(packed.row(number)), self.most_samples)
-            )
+        packed = [
+            part
+            for row in self._packed(rest)
+            for part in np.split(row, range(self.most_samples, len(row), self.most_samples))
         ]
-        ends = starts[-1] + np.cumsum(np.array(lengths, np.int64))
-        self.rows = Rows(np.concatenate([starts, ends]), np.concatenate([before, packed.samples]))
+        self._replace_rows(step, packed)
+
+    def followed_by(self, step: int, rest: np.ndarray) -> Stream:
+        """The stream's rows of its first ``step`` steps, and then those of other samples in the order of ``rest``."""
+        changed = copy(self)
+        packed = changed._packed(rest)
+        most = max((len(row) for row in packed), default=1)
+        changed.most_samples = max(self.most_samples, -(-most // 8) * 8)
+        changed._replace_rows(step, packed)
+        return changed
+
+    def trained(self, step: int) -> np.ndarray:
+        """The samples of the first ``step`` steps, in the stream's order."""
+        return self._split(step)[0]
+
+    def _split(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The samples of the rows before and after so many steps."""
+        end = self.rows.starts[min(step * self.batch_rows, len(self.rows))]
+        return self.rows.samples[:end], self.rows.samples[end:]
+
+    def _packed(self, order: np.ndarray) -> list[np.ndarray]:
+        packed = pack_rows(order, self.samples.row_lengths, self._seq_len, self._pack_window, self._seed)
+        return [packed.row(number) for number in range(len(packed))]
+
+    def _replace_rows(self, step: int, rows: Sequence[np.ndarray]) -> None:
+        """Put other rows in the place of those after so many steps."""
+        before, _ = self._split(step)
+        starts = self.rows.starts[: min(step * self.batch_rows, len(self.rows)) + 1]
+        ends = starts[-1] + np.cumsum(np.array([len(row) for row in rows], np.int64))
+        self.rows = Rows(np.concatenate([starts, ends]), np.concatenate([before, *rows]))
         self.__dict__.pop("exposures", None)
 
     @property
@@ -301,32 +329,40 @@ class Stream:
 def training_stream(corpus: Corpus, settings: Settings) -> Stream:
     """The run's training stream.
 
+    Where the run went on from a checkpoint with other data, the rows of its earlier stages stay as they were trained
+    on, and no sample of them comes again.
+
     Raises:
         DataError: a domain has fewer tokens than one step.
     """
-    data = settings.data
+    data, seed, names = settings.data, settings.run.seed, list(settings.data.domains)
     samples = cut_samples(corpus, data.seq_len, heldout=False)
     _check_size(corpus, samples, settings)
     within = [domain.repeats_within for domain in data.domains.values()]
-    if data.mixture == "weights":
-        order = order_by_weights(samples, mixture_phases(settings), settings.run.seed, within)
-    else:
-        order = order_by_size(samples, settings.run.seed, within)
-    rows = pack_rows(order, samples.row_lengths, data.seq_len, data.pack_window, settings.run.seed)
-    return Stream(corpus, settings, samples, rows, settings.train.batch_rows)
+    first, *later = stages(data)
+    order = stage_order(samples, np.zeros(0, np.int64), first, names, seed, within)
+    rows = pack_rows(order, samples.row_lengths, data.seq_len, data.pack_window, seed)
+    stream = Stream(corpus, settings, samples, rows, settings.train.batch_rows)
+    found = [(first, copy(stream))]
+    stopped: list[int] = []
+    for stage in later:
+        before = found[-1][0]
+        for step, numbers in before.stops:
+            stream.stop_repeats(numbers, step)
+            stopped += numbers
+        if not stage.mixes_as(before):
+            rest = stage_order(samples, stream.trained(stage.begin), stage, names, seed, within)
+            stream = stream.followed_by(stage.begin, rest)
+            if stopped:
+                stream.stop_repeats(stopped, stage.begin)
+        found.append((stage, copy(stream)))
+    stream.stages = found
+    return stream
 
 
 def run_steps(stream: Stream, settings: Settings) -> int:
     """Steps of a run: those of its stream, or ``train.max_steps`` if that is less."""
     return min(stream.steps, settings.train.max_steps or stream.steps)
-
-
-def mixture_phases(settings: Settings) -> list[tuple[int, list[float]]]:
-    """(first token of the stream, weight of each domain) of each phase of a mixture by weights."""
-    data = settings.data
-    first = [float(domain.weight or 0) for domain in data.domains.values()]
-    later = [(phase.from_tokens, [phase.weights.get(name, 0.0) for name in data.domains]) for phase in data.phases]
-    return [(0, first), *later]
 
 
 def _check_size(corpus: Corpus, samples: Samples, settings: Settings) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "given_tokenizer",
     "load_from_folder",
     "load_tokenizer",
+    "tokenizer_file",
     "train_tokenizer",
 ]
 
@@ -73,5 +74,10 @@ def load_from_folder(folder: Path) -> Tokenizer:
         FileNotFoundError: the folder holds none.
         OSError, RuntimeError, ValueError: as `load_tokenizer`.
     """
+    return load_tokenizer(tokenizer_file(folder))
+
+
+def tokenizer_file(folder: Path) -> Path:
+    """The file that `Tokenizer.save_in` writes into a folder, which need not be there."""
     path = folder / SentencePieceTokenizer.FILE
-    return load_tokenizer(path if path.is_file() else folder / JsonTokenizer.FILE)
+    return path if path.is_file() else folder / JsonTokenizer.FILE

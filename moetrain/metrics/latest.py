@@ -66,5 +66,5 @@ class LatestMetrics:
         return {"domains": self.domains, "tasks": self.tasks}
 
     def load_record(self, record: Mapping[str, Any]) -> None:
-        """Restore what `record` returned."""
-        self.domains, self.tasks = record["domains"], record["tasks"]
+        """Restore what `record` returned; domains that the run has had since then keep none."""
+        self.domains, self.tasks = self.domains | record["domains"], record["tasks"]

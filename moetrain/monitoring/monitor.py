@@ -156,6 +156,14 @@ class Monitor:
             self.background.submit(panel.take, stored)
         self.publish()
 
+    def read_added(self, model: nn.Module, step: int) -> None:
+        """Read the losses before training of the panel's samples of domains that were added to the run at a step."""
+        panel = self.state.panel
+        if panel is not None and panel.initial is not None and np.isnan(panel.initial).any():
+            with self.clock.measure("panel"), evaluation(model) as transformer:
+                loss = read_panel(transformer, panel.panel, step, self.layout).loss
+            panel.initial = np.where(np.isnan(panel.initial), loss, panel.initial)
+
     def measure_repeats(self, model: nn.Module, optimizer: Optimizer, step: int) -> list[str]:
         """Log what the next pass over each repeated domain is worth, at some readings of the panel.
 

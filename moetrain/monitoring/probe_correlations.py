@@ -78,8 +78,10 @@ class ProbeCorrelations:
         return {domain: torch.tensor(rows, dtype=torch.float64) for domain, rows in self._rows.items() if rows}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `state` returned; predictors that did not exist then have no value at those readings."""
-        for domain, rows in state.items():
+        """Restore what `state` returned; predictors and domains that did not exist then have no values."""
+        readings = max((len(rows) for rows in state.values()), default=0)
+        for domain in self._rows:
+            rows = state.get(domain, torch.zeros(readings, 0))
             added = [math.nan] * (len(table.predictors()) - rows.shape[1])
             self._rows[domain] = [row + added for row in rows.tolist()]
 

@@ -86,8 +86,13 @@ class MonitorState:
             "relations": self.correlations.state() if self.correlations is not None else {},
         }
 
-    def load_tensors(self, tensors: Mapping[str, Tensors], is_main: bool) -> None:
-        """Restore what `tensors` returned."""
+    def load_tensors(self, tensors: Mapping[str, Tensors], is_main: bool, extended: bool = False) -> None:
+        """Restore what `tensors` returned.
+
+        Args:
+            extended: of a run that this one goes on from, maybe with more data, whose tasks may have other items: then
+                the readings of the probes begin anew.
+        """
         self.stream.load_state(tensors.get("monitor", {}), is_main)
         if self.exposures is not None:
             self.exposures.load_state(tensors.get("exposures", {}))
@@ -95,8 +100,11 @@ class MonitorState:
             self.panel.load_state(tensors.get("panel", {}))
         if self.repeats is not None:
             self.repeats.load_state(tensors.get("repeats", {}))
+        probes = tensors.get("probes", {})
+        if extended and self.probes is not None and self.probes.history.changed_tasks(probes):
+            return
         if self.probes is not None:
-            self.probes.history.load_state(tensors.get("probes", {}))
+            self.probes.history.load_state(probes)
         if self.correlations is not None:
             self.correlations.load_state(tensors.get("relations", {}))
 

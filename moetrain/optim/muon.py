@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.placement_types import Placement
 
 from moetrain.optim.adamw import AdamW
 
@@ -49,9 +50,9 @@ class MatrixParameter:
 class Muon:
     """Muon for matrices, AdamW for the rest; meets `moetrain.optim.builder.Optimizer`.
 
-    Each expert's matrices are orthogonalized by themselves. A sharded parameter that holds whole matrices on each rank,
-    as experts do, needs no communication. Any other is gathered, one parameter at a time, orthogonalized on every rank,
-    and each rank applies its shard: the result is that of one rank.
+    Each expert's matrices are orthogonalized by themselves. Where a rank has whole matrices of a sharded parameter, as
+    of experts, that needs no communication. Else they are gathered, one parameter at a time, and orthogonalized on each
+    rank that shares them. Each rank applies its shard: the result is that of one rank.
 
     Args:
         matrices: what Muon updates.
@@ -91,7 +92,7 @@ class Muon:
         if parameter not in self._matrices:
             return self._adamw.direction(parameter, gradient)
         local = self._orthogonal_update(self._matrices[parameter], _local(gradient))
-        return _like(local, parameter)
+        return _as_sharded(local, parameter, parameter.placements) if isinstance(parameter, DTensor) else local
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients."""
@@ -126,12 +127,14 @@ class Muon:
     def _orthogonal_update(self, matrix: MatrixParameter, values: Tensor) -> Tensor:
         """This rank's shard of the scaled update, float32, from this rank's shard of momentum or gradient."""
         parameter, local = matrix.parameter, values.to(self._dtype)
-        if not isinstance(parameter, DTensor) or _holds_whole_matrices(parameter):
+        if not isinstance(parameter, DTensor):
             return self._scaled(matrix, local)
-        spec = parameter.device_mesh, parameter.placements
-        sharded = DTensor.from_local(local, *spec, shape=parameter.shape, stride=parameter.stride())
-        whole = self._scaled(matrix, sharded.full_tensor())
-        return distribute_tensor(whole, *spec, src_data_rank=None).to_local()
+        held, whole = parameter.placements, _whole_matrices(parameter)
+        if held == whole:
+            return self._scaled(matrix, local)
+        gathered = _as_sharded(local, parameter, held).redistribute(placements=whole).to_local()
+        update = _as_sharded(self._scaled(matrix, gathered), parameter, whole)
+        return update.redistribute(placements=held).to_local()
 
     @staticmethod
     def _scaled(matrix: MatrixParameter, values: Tensor) -> Tensor:
@@ -157,10 +160,10 @@ def orthogonalize(matrices_NAB: Tensor) -> Tensor:
     return (x.mT if tall else x).contiguous()
 
 
-def _holds_whole_matrices(parameter: DTensor) -> bool:
-    """Whether the parameter is sharded in its leading dimensions alone, by experts."""
-    sharded = [placement for placement in parameter.placements if not isinstance(placement, Replicate)]
-    return parameter.ndim > 2 and all(placement.is_shard(0) for placement in sharded)
+def _whole_matrices(parameter: DTensor) -> tuple[Placement, ...]:
+    """Placements of the parameter with which each rank has whole matrices: sharded by experts, if at all."""
+    by_experts = parameter.ndim > 2
+    return tuple(p if by_experts and p.is_shard(0) else Replicate() for p in parameter.placements)
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -168,9 +171,8 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _like(local: Tensor, parameter: Tensor) -> Tensor:
-    """This rank's shard as a tensor that is sharded as the parameter."""
-    if not isinstance(parameter, DTensor):
-        return local
-    spec = parameter.device_mesh, parameter.placements
-    return DTensor.from_local(local, *spec, shape=parameter.shape, stride=parameter.stride())
+def _as_sharded(local: Tensor, parameter: DTensor, placements: Sequence[Placement]) -> DTensor:
+    """This rank's part as a tensor of the parameter's shape with these placements."""
+    return DTensor.from_local(
+        local, parameter.device_mesh, placements, shape=parameter.shape, stride=parameter.stride()
+    )

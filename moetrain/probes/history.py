@@ -83,6 +83,14 @@ class ProbeHistory:
             state[f"correct.{name}"] = torch.from_numpy(self.correct(name))
         return state
 
+    def changed_tasks(self, state: Mapping[str, torch.Tensor]) -> set[str]:
+        """Names of the tasks whose items are not those of a checkpoint's readings, or that only one of them has."""
+        saved = {key.removeprefix("items.") for key in state if key.startswith("items.")}
+        changed = saved ^ self.tasks.keys()
+        return changed | {
+            name for name in saved - changed if not torch.equal(state[f"items.{name}"], _item_hashes(self.tasks[name]))
+        }
+
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore the readings of a checkpoint.
 
@@ -91,12 +99,7 @@ class ProbeHistory:
         """
         if not state:
             return
-        saved = {key.removeprefix("items.") for key in state if key.startswith("items.")}
-        changed = saved ^ self.tasks.keys()
-        changed |= {
-            name for name in saved - changed if not torch.equal(state[f"items.{name}"], _item_hashes(self.tasks[name]))
-        }
-        if changed:
+        if changed := self.changed_tasks(state):
             raise DataError(
                 f"probes: the items of {min(changed)} are not those that the checkpoint's readings are of: restore its "
                 "file and settings, or set train.resume=never"

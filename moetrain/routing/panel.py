@@ -101,22 +101,25 @@ def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, r
         corpus: the data.
         stream: the training stream.
         settings: of the run.
-        steps: steps of the run; ``seen`` is from its first tenth, ``to_come`` from its last.
+        steps: steps of the run; ``seen`` is from its first tenth, ``to_come`` from its last. Where the run went on from
+            a checkpoint, these are the tenths of the stage in which a domain was added, as it was planned.
         rows: rows of a forward pass.
     """
     trained = stream.samples
     first_step = first_steps(stream, steps)
+    origins = _origins(stream, steps)
     heldout = cut_samples(corpus, settings.data.seq_len, heldout=True)
     parts: list[Samples] = []
     cells: list[np.ndarray] = []
     first: list[np.ndarray] = []
-    early, late = max(1, steps // 10), steps - max(1, steps // 10)
     for domain, source in enumerate(corpus.domains):
         tokens = settings.panel_tokens(source.name)
+        begin, end, met = origins[domain]
+        tenth = max(1, (end - begin) // 10)
         long_enough = (trained.domain == domain) & (trained.length >= tokens)
         pools = {
-            SEEN: (trained, long_enough & (first_step >= 1) & (first_step <= early)),
-            TO_COME: (trained, long_enough & (first_step > late)),
+            SEEN: (trained, long_enough & (met >= 1) & (met <= begin + tenth)),
+            TO_COME: (trained, long_enough & (met > end - tenth)),
             HELDOUT: (heldout, (heldout.domain == domain) & (heldout.length >= tokens)),
         }
         drawn = {cell: _draw(*pool, settings, domain, cell) for cell, pool in pools.items()}
@@ -127,6 +130,16 @@ def draw_panel(corpus: Corpus, stream: Stream, settings: Settings, steps: int, r
             cells.append(np.full(len(chosen), cell, np.int8))
             first.append(first_step[chosen] if cell != HELDOUT else np.zeros(len(chosen), np.int64))
     return _pack(corpus, settings, parts, cells, first, rows)
+
+
+def _origins(stream: Stream, steps: int) -> dict[int, tuple[int, int, np.ndarray]]:
+    """Of each domain the stage that added it: begin, end, and which step first trains on each sample's text."""
+    found: dict[int, tuple[int, int, np.ndarray]] = {}
+    for stage, planned in stream.stages:
+        end = steps if stage.planned is None else stage.planned
+        met = first_steps(stream if stage.planned is None else planned, end)
+        found |= {domain: (stage.begin, end, met) for domain in stage.domains if domain not in found}
+    return found
 
 
 def document_panel(corpus: Corpus, settings: Settings, trained_domains: int, rows: int) -> Panel:

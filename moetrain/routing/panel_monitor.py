@@ -19,6 +19,7 @@ from moetrain.routing.panel_metrics import Cells, expert_load, expert_load_by_do
 from moetrain.routing.store import StoredReading, TrainingContext
 
 _TOP_LOAD = 2.0  # brightest color of the load's heat maps: twice an even share
+_NO_LOSS = np.finfo(np.float32).max
 _STATE_NAMES = {"d_path": "by_layer", "d_eff": "dimension_by_layer"}
 """Names in a checkpoint of metrics by layer; another metric's is NAME_by_layer."""
 
@@ -141,20 +142,26 @@ class PanelMonitor:
         return state
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Restore the readings of a checkpoint; a metric that it does not know has no value at its readings."""
+        """Restore the readings of a checkpoint; a metric that it does not know has no value at its readings.
+
+        Samples of domains that were added since then come after those of the readings, and have no loss there.
+        """
         if state:
             unknown = torch.full((len(state["steps"]), 3), math.nan)
+            added = len(self.panel) - state["losses"].shape[1]
             self._read_at = state["steps"].tolist()
             self._tokens = state["tokens"].tolist()
-            self._losses = list(state["losses"].numpy())
-            self.initial = state["initial"].numpy() if "initial" in state else None
+            self._losses = list(np.pad(state["losses"].numpy(), ((0, 0), (0, added)), constant_values=_NO_LOSS))
+            initial = state["initial"].numpy() if "initial" in state else None
+            self.initial = None if initial is None else np.pad(initial, (0, added), constant_values=math.nan)
             self._begun = list(self._read_at)
             for domain, history in self._history.items():
                 for name, layers in self._by_layer[domain].items():
                     if f"{_state_name(name)}.{domain}" in state:
                         layers[:] = state[f"{_state_name(name)}.{domain}"].numpy()
                 for name in history:
-                    history[name] = [tuple(row) for row in state.get(f"{name}.{domain}", unknown).tolist()]
+                    none = unknown if name not in _COUNTED else torch.zeros_like(unknown)
+                    history[name] = [tuple(row) for row in state.get(f"{name}.{domain}", none).tolist()]
 
     def begin(self, step: int) -> None:
         """Count a reading; its metrics may be computed later."""
@@ -171,7 +178,7 @@ class PanelMonitor:
         self._read_at.append(stored.step)
         self._tokens.append(stored.training_context.tokens)
         # A loss that is not finite counts as the largest float: no sample that has one is memorized.
-        self._losses.append(np.where(np.isfinite(stored.loss), stored.loss, np.finfo(np.float32).max))
+        self._losses.append(np.where(np.isfinite(stored.loss), stored.loss, _NO_LOSS))
         cells = {domain: panel_cells(stored, domain, self.tau, self.steps, self.max_pairs) for domain in self.domains}
         metrics = metrics_of(cells)
         memorized = {}

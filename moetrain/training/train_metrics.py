@@ -65,7 +65,12 @@ class TrainMetrics:
         return dict(self._sums)
 
     def load_state(self, state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+        """Restore what `state` returned; domains that were added since then have no sums."""
         self._sums = {name: value.to(device) for name, value in state.items()}
+        for name in ("loss_D", "tokens_D"):
+            if name in self._sums:
+                added = len(self.domains) - len(self._sums[name])
+                self._sums[name] = torch.nn.functional.pad(self._sums[name], (0, added))
 
 
 def expert_load(load_LE: torch.Tensor) -> dict[str, float]:

@@ -65,7 +65,7 @@ def test_a_given_checkpoint_must_belong_to_a_run_with_these_settings(make_settin
     with pytest.raises(SettingsError, match=r"was run with another optim\.eps"):
         open_run_folder(make_settings(f"train.resume={folder}", "optim.eps=1e-6"))
     (run / "summary.json").write_text("{}")
-    with pytest.raises(SettingsError, match=r"is finished and cannot be made longer"):
+    with pytest.raises(SettingsError, match=r"is finished: to go on from step_00000004, set a larger train\.max_steps"):
         open_run_folder(make_settings(f"train.resume={folder}"))
     with pytest.raises(SettingsError, match="is in no run: give RUN/checkpoints/step_XXXXXXXX"):
         open_run_folder(make_settings(f"train.resume={tmp_path / 'elsewhere' / 'x'}"))

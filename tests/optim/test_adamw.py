@@ -54,10 +54,10 @@ def test_optimizer_state_is_saved_and_restored_by_name():
     assert all(torch.equal(restored[key], state[key]) for key in state)
 
 
-@pytest.mark.parametrize("state_precision", ["fp32", "bf16"])
-def test_the_direction_is_that_of_a_step_without_momentum(state_precision):
+@pytest.mark.parametrize("changes", [{}, {"state_precision": "bf16"}, {"name": "muon"}], ids=str)
+def test_the_direction_is_that_of_a_step_without_momentum(changes):
     model, _ = small_model()
-    settings = OptimSettings(beta1=0.0, weight_decay=0.0, state_precision=state_precision)
+    settings = OptimSettings(beta1=0.0, momentum=0.0, weight_decay=0.0, **changes)
     optimizer = make_optimizer(model, settings)
     for step in range(3):
         torch.manual_seed(step)

@@ -183,20 +183,6 @@ def test_a_skipped_step_changes_nothing_and_state_is_restored(state_precision):
     assert all(map(torch.equal, model.parameters(), other.parameters()))
 
 
-def test_the_direction_is_that_of_a_step_without_momentum():
-    model = small_model()
-    optimizer = muon(model, momentum=0.0, beta1=0.0, weight_decay=0.0)
-    for step in range(2):
-        give_gradients(model, step)
-        expected = [optimizer.direction(parameter, parameter.grad) for parameter in model.parameters()]
-        before = [parameter.detach().clone() for parameter in model.parameters()]
-        for group in optimizer.param_groups:
-            group["lr"] = 0.01
-        optimizer.step()
-        for parameter, old, direction in zip(model.parameters(), before, expected, strict=True):
-            assert torch.allclose(parameter, old - 0.01 * direction, atol=1e-6)
-
-
 def test_a_momentum_that_bf16_would_round_away_is_refused():
     with pytest.raises(ValueError, match=r"rounds away what a step changes with momentum 0\.99: set it to 0\.98"):
         OptimSettings(name="muon", state_precision="bf16", momentum=0.99)

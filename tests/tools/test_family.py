@@ -19,6 +19,7 @@ BAD = {
     "export_hf": ["PLACE", "OUT"],
     "instruct_probe": ["PLACE", "PLACE.jsonl", "--instructions", "PLACE.jsonl"],
     "monitor_transformers": ["--steps", "0"],
+    "muon_trial": ["loss", "--seeds", "many"],
     "ngram": ["PLACE"],
     "plot_run": ["PLACE", "pathway/cosine", "-o", "OUT.png"],
     "prepare_data": ["PLACE.yaml"],

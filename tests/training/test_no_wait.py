@@ -75,8 +75,10 @@ def test_reading_a_tensor_without_content_is_an_error():
         ["model.balancing=bias", "model.num_shared_experts=1", "model.norm_topk_prob=true"],
         ["train.sharding=fsdp", "train.micro_batch_rows=4", "model.balancing=bias"],
         ["train.sharding=fsdp", "train.activation_checkpointing=true", "model.tie_word_embeddings=true"],
+        ["optim.name=muon", "model.num_shared_experts=1"],
+        ["optim.name=muon", "train.sharding=fsdp"],
     ],
-    ids=["plain", "recomputed", "bias", "sharded", "sharded and recomputed"],
+    ids=["plain", "recomputed", "bias", "sharded", "sharded and recomputed", "muon", "muon sharded"],
 )
 def test_a_step_reads_nothing_off_the_device(make_settings, request, more):
     settings = make_settings("model.num_attention_heads=2", "model.num_key_value_heads=1", *more)

@@ -504,6 +504,10 @@ def _memorization_notes(run, steps, cells):
     return notes
 
 
+def in_words(names):
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 TITLES = {"d_path_norm": "pathway distance", "spread": "spread of routing", "cosine": "cosine of consecutive layers"}
 
 
@@ -523,12 +527,11 @@ def _routing_notes(run):
             if abs(change) > (number["high"].iloc[0] - number["low"].iloc[0]) / 2 and other / change >= 0.5:
                 names.append(title)
         if names:
-            text = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-            shared.setdefault(text, []).append(domain)
+            shared.setdefault(in_words(names), []).append(domain)
         low = run.metric(domain, "pathway/individuality").get("low") if run.summary else None
         if low is not None and low <= 0:
             noise.append(domain)
-    notes += [f"Controls show the same change in {' and '.join(d)}: {text} changed .*" for text, d in shared.items()]
+    notes += [f"Controls show the same change in {in_words(d)}: {text} changed .*" for text, d in shared.items()]
     if noise:
         notes.append(f"Individuality of {', '.join(noise)} is not above 0 by its interval: .*")
     dead = run.curves.get("experts/dead/worst")
@@ -711,7 +714,7 @@ def test_texts_claim_only_what_is_drawn_or_why_it_is_not(run, said):
     )
     assert ("Accuracy is over the domain's probe items" in texts["memorization"]) == answered
     assert ("By the paper's rule" in texts["memorization"]) == any(
-        run.panel and run.eps(d) is not None for d in run.domains
+        run.panel and run.seen_losses(d).size and run.eps(d) is not None for d in run.domains
     )
     online = any(f"memorized/fraction/{domain}" in run.curves for domain in run.domains)
     assert ("The online rule uses" in texts["memorization"]) == online

@@ -456,10 +456,10 @@ def expected_notes(run):
         notes.append(f"No panel sample is held out: {', '.join(none)}.")
     names = {"seen": "trained on", "to_come": "to come", "heldout": "held out"}
     shared = [
-        f"{domain} ({len(rows)} {names[cell]} of {rows['document'].nunique()} documents)"
+        f"{domain} ({len(rows)} {names[cell]} of {count} document{'s' * (count > 1)})"
         for domain, found in cells.items()
         for cell, rows in found.items()
-        if len(rows) > rows["document"].nunique()
+        if len(rows) > (count := rows["document"].nunique())
     ]
     if shared:
         notes.append(re.escape(f"Several panel samples are of one document: {', '.join(shared)}.") + ".*")
@@ -657,6 +657,9 @@ def check_caption(run, section, figure, sentence):
             return known and not against
         if sentence.startswith("No domain has readings enough"):
             return not known
+    if found := re.fullmatch(r"No value for (.*)\.", sentence):
+        tag = WITHOUT_INTERVAL.get(figure, "kernel/d_eff")
+        return found[1] == in_words([domain for domain in run.domains if f"{tag}/{domain}" not in run.curves])
     if sentence == "There are too few samples for an interval.":
         tag = WITHOUT_INTERVAL[figure]
         numbers = open_run(run.folder).summary.query("metric == @tag", local_dict={"tag": tag})
@@ -667,21 +670,25 @@ def check_caption(run, section, figure, sentence):
 def check_repeats(run, domain, sentence):
     """What the next pass over a domain is worth, by the newest reading that measured it."""
     interval = r"(?: \(([−\d.]+) to ([\d.]+|more than can be told)\))?"
-    if found := re.fullmatch(
-        r"([\d.]+) passes; the next is worth ([−\d.]+) of fresh text" + interval + r"\.", sentence
-    ):
-        (step, passes), (at, worth) = (run.curves[f"repeat/{name}/{domain}"][-1] for name in ("passes", "worth"))
-        data = run.summary["data"][domain]
-        trained_on = np.interp(step, *np.array([(0, 0), *run.curves[f"data/tokens/{domain}"]]).T)
+    points = run.curves[f"repeat/passes/{domain}"]
+    data, logged = run.summary["data"][domain], np.array([(0, 0), *run.curves[f"data/tokens/{domain}"]])
+    for step, passes in points:
+        trained_on = np.interp(step, *logged.T)
         assert passes == pytest.approx(trained_on / (data["train_tokens"] / data["copies"]), rel=0.02)
+    (step, newest), (at, worth) = points[-1], run.curves[f"repeat/worth/{domain}"][-1]
+    if found := re.fullmatch(r"At ([\d.]+) it could not be told\.", sentence):
+        return step > at and float(found[1]) == pytest.approx(newest, abs=0.051)
+    said = r"([\d.]+) passes; the next is worth|At ([\d.]+) passes the next was worth"
+    if found := re.fullmatch(rf"(?:{said}) ([−\d.]+) of fresh text{interval}\.", sentence):
         number = run.metric(domain, "repeat/worth")
-        shown = [float(each.replace("−", "-")) for each in found.groups()]
-        return step == at and shown == pytest.approx([passes, worth, number["low"], number["high"]], abs=0.051)
+        shown = [float(each.replace("−", "-")) for each in found.groups() if each]
+        right = [dict(points)[at], worth, number["low"], number["high"]]
+        return bool(found[1]) == (step == at) and shown == pytest.approx(right, abs=0.051)
     half = r"(Forecast: worth half of it|By all readings it was worth half of that) after ([\d.]+) passes"
     found = re.fullmatch(half + interval + r"\.", sentence)
-    number, passes = run.metric(domain, "repeat/budget"), run.newest(f"repeat/passes/{domain}")
+    number = run.metric(domain, "repeat/budget")
     high = "more than can be told" if number["high"] is None else f"{number['high']:.1f}"
-    ahead = found[1].startswith("Forecast") == (number["value"] >= passes)
+    ahead = found[1].startswith("Forecast") == (number["value"] >= newest)
     return ahead and float(found[2]) == pytest.approx(number["value"], abs=0.051) and (found[4] or high) == high
 
 

@@ -213,10 +213,10 @@ def repeats(run: OpenedRun) -> Group:
         number = metric(run, domain, "repeat/worth")
         curves = [Line(x, y, "accent", last=(number.low, number.high))]
         budget = run.curve(f"repeat/budget/{domain}")["value"]
-        worth = f"worth {two(y[-1])} of fresh text{_between(number)}"
-        caption = f"{x[-1]:.1f} passes; the next is {worth}."
+        measured = f"worth {two(y[-1])} of fresh text{_between(number)}"
+        caption = f"{x[-1]:.1f} passes; the next is {measured}."
         if passes.index[-1] > both[-1]:
-            caption = f"At {x[-1]:.1f} passes the next was {worth}. At {passes.iloc[-1]:.1f} it could not be told."
+            caption = f"At {x[-1]:.1f} passes the next was {measured}. At {passes.iloc[-1]:.1f} it could not be told."
         if len(budget):
             forecast_drawn = True
             along = np.linspace(0, max(x[-1], float(budget.iloc[-1])), 50)
@@ -225,7 +225,7 @@ def repeats(run: OpenedRun) -> Group:
             after = metric(run, domain, "repeat/budget")
             half = (
                 "Forecast: worth half of it"
-                if budget.iloc[-1] >= x[-1]
+                if budget.iloc[-1] >= passes.iloc[-1]
                 else "By all readings it was worth half of that"
             )
             caption += f" {half} after {budget.iloc[-1]:.1f} passes{_between(after, 1)}."

@@ -277,13 +277,14 @@ def _no_verdict(run, last, domain, count, needed, tokens):
     return right and run.phase(domain, last) == "undecided"
 
 
-def _no_verdict_at_the_end(run, last, domain, count, needed, tokens, before, share):
+def _no_verdict_at_the_end(run, last, domain, count, needed, tokens, before, share, enough):
     most = max(run.documents(domain, step, "unseen") for step in run.panel)
     return (
         int(count) == run.documents(domain, last, "unseen") < int(needed)
         and (int(before) == most if before else most < int(needed))
         and int(tokens) == run.config["panel"]["tokens"]
         and float(share) == run.config["data"]["heldout_share"]
+        and (not enough or 0.5 >= float(enough) > float(share) * int(needed) / int(count))
         and run.phase(domain, last) == "undecided"
     )
 
@@ -330,7 +331,8 @@ LACKS = {
     r"(\w+): no verdict: (\d+) of (\d+) documents of (\d+) tokens or more are first trained on in the run's first "
     r"tenth: give more documents, or lower panel.tokens": _no_verdict,
     r"(\w+): no verdict at the end: (\d+) of (\d+) documents of (\d+) tokens or more are held out"
-    r"(?:, (\d+) before the last tenth)?: raise data.heldout_share, now ([\d.]+)": _no_verdict_at_the_end,
+    r"(?:, (\d+) before the last tenth)?: raise data.heldout_share, now ([\d.]+), "
+    r"(?:to about ([\d.]+)|or give more documents)": _no_verdict_at_the_end,
     r"([\w, ]+): not settled: that takes (\d+) readings with documents enough: raise panel.readings, now (\d+)": (
         _not_settled
     ),

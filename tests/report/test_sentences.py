@@ -493,8 +493,8 @@ def _memorization_notes(run, steps, cells):
     between = [step for step in steps if tenth <= step <= run.config["train"]["max_steps"] - tenth]
     never, unread = [], []
     for domain, found in cells.items():
-        read = [step for step in between if len(run.cell(domain, step, "seen"))]
-        if len(found["seen"]) and len(found["heldout"]):
+        read = [step for step in between if len(run.cell(domain, step, "seen")) > 1]
+        if len(found["seen"]) > 1 and len(found["heldout"]):  # a gap needs two samples
             if not len(found["to_come"]):
                 never.append(domain)
             elif not read:

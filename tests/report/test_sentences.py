@@ -191,7 +191,9 @@ def run(trained):
 
 @pytest.fixture(scope="module")
 def said(trained):
-    return Said(report(open_run(trained[0])))
+    with pytest.MonkeyPatch.context() as patched:  # drawing takes most of the time, and says nothing in words
+        patched.setattr("moetrain.report.charts._svg", lambda draw, label, *size, **more: "<svg></svg>")
+        return Said(report(open_run(trained[0])))
 
 
 def percent(number):

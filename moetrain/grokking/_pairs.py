@@ -63,9 +63,9 @@ class PairDistances:
             sums_RB = counts_RA @ dense_AB
         return np.einsum("rb,rb->r", sums_RB, counts_RB, dtype=np.float64)
 
-    def estimate(self, counts_RA: Floats, counts_RB: Floats, samples: int) -> Estimate:
-        """The mean over the pairs with its interval."""
-        low, high = percentiles(self.resampled_means(counts_RA, counts_RB), samples)
+    def estimate(self, counts_RA: Floats, counts_RB: Floats, samples: int, documents: int | None = None) -> Estimate:
+        """The mean over the pairs with its interval, over so many documents; None: as many as samples."""
+        low, high = percentiles(self.resampled_means(counts_RA, counts_RB), documents or samples)
         return Estimate(self.mean(), low, high, samples, len(self.distances))
 
 

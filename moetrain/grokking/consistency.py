@@ -12,7 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Arrayish, Floats, finite, routing_weights, to_float64
-from .estimate import LEAST_SAMPLES, Estimate, mean_of_samples, percentiles, resample_indices
+from .estimate import (
+    LEAST_SAMPLES,
+    Estimate,
+    document_numbers,
+    mean_of_samples,
+    percentiles,
+    resample_counts,
+    resample_indices,
+)
 
 Blocks: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 RowsOrBlocks: TypeAlias = Arrayish | tuple[Arrayish, Arrayish]
@@ -118,12 +126,15 @@ def max_cosine(weights: Arrayish, rows_or_blocks: RowsOrBlocks) -> Floats:
     return _over_layers(np.max, layer_cosines(weights, rows_or_blocks))
 
 
-def guarded_median(values: Arrayish, maxima: Arrayish, seed: int = 0) -> GuardedMedian:
+def guarded_median(
+    values: Arrayish, maxima: Arrayish, seed: int = 0, documents: np.ndarray | None = None
+) -> GuardedMedian:
     """Median of `values` over the samples whose `maxima` exceed 0.05.
 
     Args:
         values: [S] from `inconsistency`.
         maxima: [S] from `max_cosine`.
+        documents: [S] of each sample, by which the interval resamples; None: by samples.
 
     Raises:
         ValueError: unequal lengths.
@@ -133,26 +144,35 @@ def guarded_median(values: Arrayish, maxima: Arrayish, seed: int = 0) -> Guarded
         raise ValueError(
             f"values and maxima have lengths {len(values_S)} and {len(maxima_S)}: pass one of each per sample"
         )
-    used = values_S[(maxima_S > LEAST_MAXIMUM) & ~np.isnan(values_S)]  # False for a NaN maximum
+    usable_S = (maxima_S > LEAST_MAXIMUM) & ~np.isnan(values_S)  # False for a NaN maximum
+    used, number = values_S[usable_S], document_numbers(documents, len(values_S))[usable_S]
     left_out = len(values_S) - len(used)
     median = low = high = float("nan")
     if len(used):
         median = float(np.median(used))
-    if len(used) >= LEAST_SAMPLES:
-        medians_R = np.median(used[resample_indices(len(used), np.random.default_rng(seed))], axis=1)
-        low, high = percentiles(medians_R, len(used))
+    total, rng = len(np.unique(number)), np.random.default_rng(seed)
+    if total >= LEAST_SAMPLES:
+        if total == len(used):
+            medians_R = np.median(used[resample_indices(len(used), rng)], axis=1)
+        else:
+            counts_RS = resample_counts(len(used), rng, number).astype(np.int64)
+            medians_R = np.array([np.median(np.repeat(used, counts)) for counts in counts_RS])
+        low, high = percentiles(medians_R, total)
     return GuardedMedian(median, low, high, len(used), left_out)
 
 
-def group_consistency(weights: Arrayish, rows_or_blocks: RowsOrBlocks, seed: int = 0) -> GroupConsistency:
+def group_consistency(
+    weights: Arrayish, rows_or_blocks: RowsOrBlocks, seed: int = 0, documents: np.ndarray | None = None
+) -> GroupConsistency:
     """`cosine`, `inconsistency` and 1 - `inconsistency` of a group of samples, from one computation of the cosines.
 
-    Samples without a value are counted and excluded. Arguments and errors as `layer_cosines`.
+    Samples without a value are counted and excluded. Intervals are over documents [S] where they are given. Arguments
+    and errors as `layer_cosines`.
     """
     cosines_SL = layer_cosines(weights, rows_or_blocks)
-    median = guarded_median(_inconsistency(cosines_SL), _over_layers(np.max, cosines_SL), seed)
+    median = guarded_median(_inconsistency(cosines_SL), _over_layers(np.max, cosines_SL), seed, documents)
     return GroupConsistency(
-        cosine=mean_of_samples(_over_layers(np.mean, cosines_SL), seed),
+        cosine=mean_of_samples(_over_layers(np.mean, cosines_SL), seed, documents),
         inconsistency=median,
         consistency=replace(median, median=1 - median.median, low=1 - median.high, high=1 - median.low),
     )

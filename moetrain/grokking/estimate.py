@@ -41,8 +41,29 @@ def resample_indices(samples: int, rng: np.random.Generator) -> Ints:
     return rng.integers(samples, size=(RESAMPLES, samples))
 
 
-def resample_counts(samples: int, rng: np.random.Generator) -> Floats:
-    """[R, S] number of times that each sample occurs in each resample; every row sums to S."""
+def document_numbers(documents: np.ndarray | None, samples: int) -> Ints:
+    """[S] number of each sample's document, in order of first occurrence; None: each sample is a document.
+
+    Raises:
+        ValueError: not one document per sample.
+    """
+    if documents is None:
+        return np.arange(samples)
+    documents_S = np.asarray(documents).ravel()
+    if len(documents_S) != samples:
+        raise ValueError(f"{len(documents_S)} documents for {samples} samples: pass the document of each sample")
+    _, first, number_S = np.unique(documents_S, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first, kind="stable"), kind="stable")[number_S]
+
+
+def resample_counts(samples: int, rng: np.random.Generator, documents: np.ndarray | None = None) -> Floats:
+    """[R, S] number of times that each sample occurs in each resample; every row sums to S.
+
+    With ``documents`` [S] whole documents are drawn, as many as there are, and rows sum to S on average.
+    """
+    if documents is not None:
+        number_S = document_numbers(documents, samples)
+        return resample_counts(int(number_S.max(initial=-1)) + 1, rng)[:, number_S]
     cells_RS = resample_indices(samples, rng) + samples * np.arange(RESAMPLES)[:, None]
     counts_RS = np.bincount(cells_RS.ravel(), minlength=RESAMPLES * samples).reshape(RESAMPLES, samples)
     return counts_RS.astype(np.float64)
@@ -60,15 +81,21 @@ def percentiles(replicates_R: Floats, samples: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def mean_of_samples(values: Arrayish, seed: int = 0) -> Estimate:
-    """Mean of per-sample values [S], in their unit. NaN values are excluded and not counted in `samples`."""
+def mean_of_samples(values: Arrayish, seed: int = 0, documents: np.ndarray | None = None) -> Estimate:
+    """Mean of per-sample values [S], in their unit. NaN values are excluded and not counted in `samples`.
+
+    The interval is over documents [S] where they are given.
+    """
     values_S = to_float64(values).ravel()
+    number_S = document_numbers(documents, len(values_S))[~np.isnan(values_S)]
     values_S = values_S[~np.isnan(values_S)]
     samples = len(values_S)
     if samples == 0:
         return Estimate.undefined()
-    replicates_R = _resampled_means(values_S, np.random.default_rng(seed))
-    return Estimate(float(values_S.mean()), *percentiles(replicates_R, samples), samples, 0)
+    counts_RS = resample_counts(samples, np.random.default_rng(seed), number_S)
+    # Not by BLAS: its last bits depend on the number of threads.
+    replicates_R = np.einsum("rs,s->r", counts_RS, values_S) / counts_RS.sum(1)
+    return Estimate(float(values_S.mean()), *percentiles(replicates_R, len(np.unique(number_S))), samples, 0)
 
 
 def share(right: int, of: int) -> Estimate:
@@ -79,7 +106,9 @@ def share(right: int, of: int) -> Estimate:
     return Estimate(right / of, float(interval.low), float(interval.high), of, 0)
 
 
-def jackknife(statistic: Callable[[Ints], float], samples: int, seed: int = 0) -> Estimate:
+def jackknife(
+    statistic: Callable[[Ints], float], samples: int, seed: int = 0, documents: np.ndarray | None = None
+) -> Estimate:
     """A statistic of a group of samples with its interval by the delete-a-group jackknife (Shao and Tu 1995).
 
     The statistic is computed on all samples, and eight times with one of eight random groups left out. The spread of
@@ -88,21 +117,20 @@ def jackknife(statistic: Callable[[Ints], float], samples: int, seed: int = 0) -
 
     Args:
         statistic: function of sample indices.
+        documents: [S] of each sample: all samples of a document are in one group.
 
     Returns:
-        The estimate. `low` and `high` are NaN below 16 samples, or where the statistic of a part is NaN.
+        The estimate. `low` and `high` are NaN below 16 documents, or where the statistic of a part is NaN.
     """
     value = statistic(np.arange(samples))
     low = high = float("nan")
-    if samples >= 2 * GROUPS:
-        shuffled = np.random.default_rng(seed).permutation(samples)
-        parts_G = np.array([statistic(np.sort(np.delete(shuffled, slice(g, None, GROUPS)))) for g in range(GROUPS)])
+    number_S = document_numbers(documents, samples)
+    total = int(number_S.max(initial=-1)) + 1
+    if total >= 2 * GROUPS:
+        group_D = np.empty(total, np.int64)
+        group_D[np.random.default_rng(seed).permutation(total)] = np.arange(total) % GROUPS
+        parts_G = np.array([statistic(np.flatnonzero(group_D[number_S] != g)) for g in range(GROUPS)])
         error = float(np.sqrt((GROUPS - 1) / GROUPS * ((parts_G - parts_G.mean()) ** 2).sum()))
         half_width = float(stats.t.ppf(0.975, GROUPS - 1)) * error
         low, high = value - half_width, value + half_width
     return Estimate(value, low, high, samples, 0)
-
-
-def _resampled_means(values_S: Floats, rng: np.random.Generator) -> Floats:
-    """[R] means of resamples. Not by BLAS: its last bits depend on the number of threads."""
-    return np.einsum("rs,s->r", resample_counts(len(values_S), rng), values_S) / len(values_S)

@@ -75,13 +75,17 @@ def d_eff(weights: Arrayish, features: Arrayish | None = None) -> float:
     return _dimension(weights_SLE, features_SLD) if len(weights_SLE) == SAMPLES else float("nan")
 
 
-def d_eff_estimate(weights: Arrayish, features: Arrayish | None = None) -> Estimate:
-    """`d_eff` with its interval by `jackknife`. Arguments and errors as `d_eff`."""
+def d_eff_estimate(
+    weights: Arrayish, features: Arrayish | None = None, documents: np.ndarray | None = None
+) -> Estimate:
+    """`d_eff` with its interval by `jackknife`, over documents [S] where they are given. Otherwise as `d_eff`."""
     weights_SLE, features_SLD = _first_samples(weights, features)
     if len(weights_SLE) < SAMPLES:
         return Estimate.undefined(len(weights_SLE))
     return jackknife(
-        lambda which: _dimension(weights_SLE[which], None if features_SLD is None else features_SLD[which]), SAMPLES
+        lambda which: _dimension(weights_SLE[which], None if features_SLD is None else features_SLD[which]),
+        SAMPLES,
+        documents=None if documents is None else documents[:SAMPLES],
     )
 
 

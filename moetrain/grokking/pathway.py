@@ -66,11 +66,18 @@ def d_path(
 
 
 def d_path_both(
-    weights: Arrayish, tau: float = 0.7, max_pairs: int | None = None, seed: int = 0
+    weights: Arrayish,
+    tau: float = 0.7,
+    max_pairs: int | None = None,
+    seed: int = 0,
+    documents: np.ndarray | None = None,
 ) -> tuple[Estimate, Estimate]:
-    """`d_path` in edits and normalized, from one computation of the distances. Arguments and errors as `d_path`."""
+    """`d_path` in edits and normalized, from one computation of the distances. Arguments and errors as `d_path`.
+
+    The intervals are over documents [S] where they are given: samples of one document depend on each other.
+    """
     pairs = distances_within(weights, tau, max_pairs, seed)
-    return _estimate_within(pairs, seed), _estimate_within(pairs.normalized(), seed)
+    return _estimate_within(pairs, seed, documents), _estimate_within(pairs.normalized(), seed, documents)
 
 
 def d_path_between(
@@ -134,24 +141,35 @@ def d_path_floor(
 
 
 def individuality(
-    even: Arrayish, odd: Arrayish, tau: float = 0.7, max_pairs: int | None = None, seed: int = 0
+    even: Arrayish,
+    odd: Arrayish,
+    tau: float = 0.7,
+    max_pairs: int | None = None,
+    seed: int = 0,
+    documents: np.ndarray | None = None,
 ) -> Estimate:
     """`d_path_floor` across samples minus within one sample, normalized (ours): above 0 where samples differ.
 
-    Arguments and errors as `d_path_floor`. The interval resamples both means together; `pairs` counts those across
-    samples. NaN for one sample.
+    Arguments and errors as `d_path_floor`. The interval resamples both means together, by documents [S] where they are
+    given; `pairs` counts those across samples. NaN for one sample.
     """
     same, across = (pairs.normalized() for pairs in _halves(even, odd, tau, max_pairs, seed))
     samples = len(same.row_lengths)
-    counts_RS = resample_counts(samples, generators(seed)[1])
+    counts_RS = resample_counts(samples, generators(seed)[1], documents)
     across_R = across.resampled_means(counts_RS, counts_RS)
     same_R = same.resampled_means(counts_RS, np.ones_like(counts_RS))
-    interval = percentiles(across_R - same_R, samples)
+    interval = percentiles(across_R - same_R, _count(documents, samples))
     return Estimate(across.mean() - same.mean(), *interval, samples, len(across.distances))
 
 
 def sharing(
-    weights: Arrayish, others: Arrayish, tau: float = 0.7, max_pairs: int | None = None, seed: int = 0
+    weights: Arrayish,
+    others: Arrayish,
+    tau: float = 0.7,
+    max_pairs: int | None = None,
+    seed: int = 0,
+    documents: np.ndarray | None = None,
+    other_documents: np.ndarray | None = None,
 ) -> Estimate:
     """1 - d_path / d_path_between (ours): how much closer a domain's pathways are to each other than to other domains'.
 
@@ -159,6 +177,8 @@ def sharing(
         weights: [S, L, E] samples of the domain.
         others: [S_o, L, E] samples of other domains, of the same number of tokens.
         max_pairs: limit for each of the two means.
+        documents: [S] of each sample, by which the interval resamples; None: by samples.
+        other_documents: [S_o] likewise.
 
     Returns:
         At most 1, without unit; 0 where a domain is as far from itself as from the others. `samples` is S and `pairs`
@@ -170,11 +190,11 @@ def sharing(
     """
     within = distances_within(weights, tau, max_pairs, seed)
     between = _between(weights, others, tau, max_pairs, seed, names=("weights", "others"))
-    counts_RS, counts_RO = _counts_of_two(between, seed)
+    counts_RS, counts_RO = _counts_of_two(between, seed, documents, other_documents)
     within_R, between_R = within.resampled_means(counts_RS, counts_RS), between.resampled_means(counts_RS, counts_RO)
     samples = len(within.row_lengths)
     mean = float(_one_minus_ratio(np.array([within.mean()]), np.array([between.mean()]))[0])
-    interval = percentiles(_one_minus_ratio(within_R, between_R), samples)
+    interval = percentiles(_one_minus_ratio(within_R, between_R), _count(documents, samples))
     return Estimate(mean, *interval, samples, len(within.distances))
 
 
@@ -217,10 +237,15 @@ def distances_within(weights: Arrayish, tau: float, max_pairs: int | None, seed:
     return pairs_within(_sequences(*_prefixes(weights, tau)), max_pairs, generators(seed)[0])
 
 
-def _estimate_within(pairs: PairDistances, seed: int) -> Estimate:
+def _estimate_within(pairs: PairDistances, seed: int, documents: np.ndarray | None = None) -> Estimate:
     samples = len(pairs.row_lengths)
-    counts_RS = resample_counts(samples, generators(seed)[1])
-    return pairs.estimate(counts_RS, counts_RS, samples)
+    counts_RS = resample_counts(samples, generators(seed)[1], documents)
+    return pairs.estimate(counts_RS, counts_RS, samples, _count(documents, samples))
+
+
+def _count(documents: np.ndarray | None, samples: int) -> int:
+    """The number of documents."""
+    return samples if documents is None else len(np.unique(documents))
 
 
 def _between(
@@ -233,9 +258,12 @@ def _between(
     return pairs_between(_sequences(order_a, kept_a), _sequences(order_b, kept_b), max_pairs, generators(seed)[0])
 
 
-def _counts_of_two(pairs: PairDistances, seed: int) -> tuple[Floats, Floats]:
+def _counts_of_two(
+    pairs: PairDistances, seed: int, documents: np.ndarray | None = None, other_documents: np.ndarray | None = None
+) -> tuple[Floats, Floats]:
     rng = generators(seed)[1]
-    return resample_counts(len(pairs.row_lengths), rng), resample_counts(len(pairs.column_lengths), rng)
+    rows = resample_counts(len(pairs.row_lengths), rng, documents)
+    return rows, resample_counts(len(pairs.column_lengths), rng, other_documents)
 
 
 def _halves(

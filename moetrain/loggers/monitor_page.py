@@ -37,7 +37,8 @@ def monitor_charts(domains: Sequence[str], tasks: Sequence[str] = (), trained_ta
         tasks: names of the probe tasks.
         trained_tasks: those of them that ask for trained facts.
     """
-    verdict, charts = {}, {}
+    verdict: dict[str, Chart] = {}
+    charts: dict[str, Chart] = {}
     for title, shown in table.charts().items():
         smoothed = not any(metric.categories for _, metric in shown)
         if all(metric.verdict for _, metric in shown):

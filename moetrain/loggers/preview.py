@@ -78,8 +78,9 @@ def model_line(model: Transformer) -> str:
         blocks = settings.dense_experts
         mlp = f"dense, monitored as {blocks} blocks of units" if blocks else "dense, not monitored: model.dense_experts"
     dtype = str(model.dtype).removeprefix("torch.")
+    layers = f"{settings.num_hidden_layers} layer{'s' * (settings.num_hidden_layers > 1)}"
     size = f"{every / 1e6:.1f}M parameters, {active / 1e6:.1f}M active"
-    return f"{size}, {settings.num_hidden_layers} layers, {mlp}, {dtype}"
+    return f"{size}, {layers}, {mlp}, {dtype}"
 
 
 def data_summary(corpus: Corpus, stream: Stream, steps: int, settings: Settings) -> dict[str, dict[str, Any]]:

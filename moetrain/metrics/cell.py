@@ -60,6 +60,8 @@ class Cell:
     initial: np.ndarray = field(default_factory=_nothing)  # float32, each of ``losses`` before the first step, or NaN
     difficulty: np.ndarray = field(default_factory=_nothing)  # float32, likewise: loss under the tokens' frequencies
     claims: np.ndarray = field(default_factory=_nothing)  # float32 [2, ...], likewise: gain and claim, or NaN
+    texts: np.ndarray = field(default_factory=_nothing)  # uint64 [S], the document of each sample; empty in a window
+    foreign_texts: np.ndarray = field(default_factory=_nothing)  # likewise, of ``foreign``
     tokens: np.ndarray = field(default_factory=_nothing)  # int [S], whose routing it is
     even: np.ndarray = field(default_factory=_nothing)  # float64 [S, L, E], routing of the even tokens
     odd: np.ndarray = field(default_factory=_nothing)  # float64 [S, L, E], of the odd tokens; NaN for a single token
@@ -76,15 +78,20 @@ class Cell:
     @cached_property
     def distances(self) -> tuple[Estimate, Estimate]:
         """Mean pathway distance in edits, and normalised, from one pass over the pairs."""
-        return grokking.d_path_both(self.weights, self.tau, self.max_pairs)
+        return grokking.d_path_both(self.weights, self.tau, self.max_pairs, documents=self.resampled)
 
     @cached_property
     def consistency(self) -> GroupConsistency:
         """Cosine, consistency and inconsistency of consecutive layers, from one pass over the layers."""
-        return grokking.group_consistency(self.weights, self.blocks)
+        return grokking.group_consistency(self.weights, self.blocks, documents=self.resampled)
+
+    @property
+    def resampled(self) -> np.ndarray | None:
+        """What intervals resample: the documents of the samples, or, where they are not known, the samples."""
+        return self.texts if len(self.texts) else None
 
     def statistic(self, of_weights: Callable[[np.ndarray], float]) -> Estimate:
         """A statistic of the routing weights with its jackknife interval; a window, read often, has no interval."""
         if self.name == STREAM:
             return Estimate(of_weights(self.weights), math.nan, math.nan, len(self), 0)
-        return grokking.jackknife(lambda which: of_weights(self.weights[which]), len(self))
+        return grokking.jackknife(lambda which: of_weights(self.weights[which]), len(self), documents=self.resampled)

@@ -78,17 +78,23 @@ def _individuality(cell: Cell) -> Estimate | None:
     both = cell.tokens > 1  # a single token has no odd half
     if both.sum() < 2:
         return None
-    return grokking.individuality(cell.even[both], cell.odd[both], cell.tau, cell.max_pairs)
+    documents = None if cell.resampled is None else cell.resampled[both]
+    return grokking.individuality(cell.even[both], cell.odd[both], cell.tau, cell.max_pairs, documents=documents)
 
 
 def _sharing(cell: Cell) -> Estimate | None:
     if len(cell.foreign) < 2:
         return None
-    return grokking.sharing(cell.weights, cell.foreign, cell.tau, cell.max_pairs)
+    others = cell.foreign_texts if len(cell.foreign_texts) else None
+    return grokking.sharing(
+        cell.weights, cell.foreign, cell.tau, cell.max_pairs, documents=cell.resampled, other_documents=others
+    )
 
 
 def _d_eff_linear(cell: Cell) -> Estimate | None:
-    return grokking.d_eff_estimate(cell.weights, cell.inputs.astype(np.float64)) if cell.inputs.size else None
+    if not cell.inputs.size:
+        return None
+    return grokking.d_eff_estimate(cell.weights, cell.inputs.astype(np.float64), cell.resampled)
 
 
 def _median(median: GuardedMedian) -> Estimate:
@@ -169,7 +175,7 @@ METRICS: tuple[Metric, ...] = (
            by_sample=lambda cell: _finite(grokking.cosine(cell.weights, cell.blocks)), predictor=3, evidence=8,
            compared=True, figure="consistency", chart="cosine of consecutive layers"),
     Metric("d_eff", "kernel/d_eff", "Effective dimension of routing", (SEEN,),
-           lambda cell: grokking.d_eff_estimate(cell.weights),
+           lambda cell: grokking.d_eff_estimate(cell.weights, documents=cell.resampled),
            by_layer=lambda cell: grokking.d_eff_by_layer(cell.weights), top=64.0,
            predictor=7, compared=True, figure="routing", chart="effective dimension of the routing kernel"),
     Metric("d_eff_linear", "kernel/d_eff_linear", "Effective dimension of routing and content", (SEEN,), _d_eff_linear),

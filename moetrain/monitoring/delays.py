@@ -20,6 +20,7 @@ from moetrain.data.items import Item
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.grokking import Delay, GroupPair
 from moetrain.grokking.memorization import MIN_TAIL_IN_RUNS
+from moetrain.metrics.correlations import NO_TASKS
 from moetrain.models.transformer import Transformer
 from moetrain.monitoring.state import MonitorState
 from moetrain.probes.embeddings import item_text, mean_hidden_states, sentence_encoder
@@ -71,7 +72,7 @@ def delays(
         losses_ST = state.panel.losses(number)[1]
         tasks = state.correlations.tasks(domain)
         if not losses_ST.size or not tasks:
-            note = "no seen panel samples, or no task that is answered right or wrong"
+            note = NO_TASKS if losses_ST.size else "no panel sample is trained on early"
             found[domain] = DomainDelay([], None, note)
             continue
         accuracy_T, chance, count = state.correlations.accuracy(domain)

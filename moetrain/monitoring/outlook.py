@@ -29,6 +29,9 @@ LEGEND = (
     f"kinds; intervals are wide below {LEAST_CELL} documents"
 )
 
+_MARGIN = 1.2  # of a share of held-out documents that is to give enough of them: it is drawn by chance
+_MOST_HELD_OUT = 0.5
+
 
 @dataclass(frozen=True)
 class DomainOutlook:
@@ -142,9 +145,12 @@ def lacks(found: Sequence[DomainOutlook], settings: Settings) -> list[str]:
             )
         elif each.unseen < needed:
             before = f", {each.unseen_before} before the last tenth" if each.unseen_before >= needed else ""
+            share = settings.data.heldout_share
+            enough = share * needed / max(each.unseen, 1) * _MARGIN  # as many more as are missing, by the same drawing
+            remedy = f"to about {enough:.2g}" if each.unseen and enough <= _MOST_HELD_OUT else "or give more documents"
             lines.append(
                 f"{each.domain}: no verdict at the end: {each.unseen} of {needed} documents of {tokens} tokens or more "
-                f"are held out{before}: raise data.heldout_share, now {settings.data.heldout_share:g}"
+                f"are held out{before}: raise data.heldout_share, now {share:g}, {remedy}"
             )
     short = [each for each in found if each.readings and Phase.SETTLED not in each.phases]
     if short:

@@ -44,12 +44,18 @@ class Repeats:
     def sentence(self, domain: str) -> str:
         """In words, with numbers."""
         worth, budget = self.worth, self.budget
-        text = f"{domain}: {self.passes:.1f} passes; the next is worth {worth.mean:.2f} of fresh text"
-        text += f" ({worth.low:.2f} to {worth.high:.2f}, n={worth.samples} documents)"
+        ends = f"{_two(worth.low)} to {_two(worth.high)}, n={worth.samples} documents"
+        text = f"{domain}: {self.passes:.1f} passes; the next is worth {_two(worth.mean)} of fresh text ({ends})"
         if not np.isfinite(budget.mean):
             return text
         high = f"{budget.high:.1f}" if np.isfinite(budget.high) else "more than can be told"
-        return f"{text}; half of it after {budget.mean:.1f} passes ({budget.low:.1f} to {high})"
+        half = "half of it after" if budget.mean >= self.passes else "it was worth half of that after"
+        return f"{text}; {half} {budget.mean:.1f} passes ({budget.low:.1f} to {high})"
+
+
+def _two(number: float) -> str:
+    """A number with two decimals, without a sign where they are 0."""
+    return f"{round(number, 2) + 0.0:.2f}"
 
 
 class RepeatMonitor:

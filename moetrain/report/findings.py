@@ -267,8 +267,8 @@ def _of_panel_sizes(run: OpenedRun) -> Iterator[str]:
     ]
     if shared:
         yield (
-            f"Several panel samples are of one document: {', '.join(shared)}. Intervals of losses, gaps and shares are "
-            "over documents. Those of routing metrics are over samples: they are too narrow here."
+            f"Several panel samples are of one document: {', '.join(shared)}. Intervals are over "
+            "documents, which are fewer."
         )
     readings = len(run.reading_steps)
     if readings < LEAST_PANEL_READINGS:

@@ -25,6 +25,7 @@ from moetrain.report.page import (
     curve_lines,
     domain_legend,
     listed,
+    minus,
     plain,
     short_title,
     time_of,
@@ -215,21 +216,29 @@ def repeats(run: OpenedRun) -> Group:
         number = metric(run, domain, "repeat/worth")
         curves = [Line(x, y, "accent", last=(number.low, number.high))]
         budget = run.curve(f"repeat/budget/{domain}")["value"]
-        caption = f"{x[-1]:.1f} passes; the next is worth {y[-1]:.2f} of fresh text{_between(number)}."
+        measured = f"worth {two(y[-1])} of fresh text{_between(number)}"
+        caption = f"{x[-1]:.1f} passes; the next is {measured}."
+        if passes.index[-1] > both[-1]:
+            caption = f"At {x[-1]:.1f} passes the next was {measured}. At {passes.iloc[-1]:.1f} it could not be told."
         if len(budget):
             forecast_drawn = True
             along = np.linspace(0, max(x[-1], float(budget.iloc[-1])), 50)
             forecast = np.exp(-((along / budget.iloc[-1]) ** 2) * np.log(2))
             curves.append(Line(along, forecast, "ink", "dashed"))
             after = metric(run, domain, "repeat/budget")
-            caption += f" Forecast: worth half of it after {budget.iloc[-1]:.1f} passes{_between(after, 1)}."
+            half = (
+                "Forecast: worth half of it"
+                if budget.iloc[-1] >= passes.iloc[-1]
+                else "By all readings it was worth half of that"
+            )
+            caption += f" {half} after {budget.iloc[-1]:.1f} passes{_between(after, 1)}."
         curves.append(Line(np.array([0, max(curve.x[-1] for curve in curves)]), np.ones(2), "faint", "dotted"))
         label = f"{domain}: worth of the next pass over passes"
         svg = charts.lines(curves, label, "passes", y_title="worth of the next pass")
         figures.append(Figure(domain, svg, caption))
     legend = [Legend("measured, with the interval of the newest", "accent"), Legend("fresh text", "faint", "dotted")]
     if forecast_drawn:
-        legend.insert(1, Legend("forecast, from all readings", "ink", "dashed"))
+        legend.insert(1, Legend("curve through all readings, and its forecast", "ink", "dashed"))
     repeated = [name for name in run.domains if run.setting(f"data.domains.{name}.repeats") != 1]
     missing = "No domain is repeated."
     if repeated:
@@ -241,8 +250,8 @@ def _between(number: Number, places: int = 2) -> str:
     """The ends of an interval in words, in brackets; empty without one."""
     if not math.isfinite(number.low):
         return ""
-    high = f"{number.high:.{places}f}" if math.isfinite(number.high) else "more than can be told"
-    return f" ({number.low:.{places}f} to {high})"
+    low, high = (minus(f"{end:.{places}f}") for end in (number.low, number.high))
+    return f" ({low} to {high if math.isfinite(number.high) else 'more than can be told'})"
 
 
 def gaps(run: OpenedRun) -> Group:

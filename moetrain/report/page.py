@@ -140,10 +140,10 @@ def plain(number: Any, digits: int = 3) -> str:
     if number is None or not math.isfinite(number):
         return _NONE
     if float(number).is_integer():
-        return _minus(f"{number:,.0f}")
+        return minus(f"{number:,.0f}")
     if not 1e-4 <= abs(number) < 1e6:
-        return _minus(f"{number:.{digits - 1}e}")
-    return _minus(f"{number:.{max(0, digits - 1 - math.floor(math.log10(abs(number))))}f}")
+        return minus(f"{number:.{digits - 1}e}")
+    return minus(f"{number:.{max(0, digits - 1 - math.floor(math.log10(abs(number))))}f}")
 
 
 def within(number: Number) -> tuple[str, str]:
@@ -154,7 +154,7 @@ def within(number: Number) -> tuple[str, str]:
     places = max(0 if half >= 10 else 2, -math.floor(math.log10(half)))
     if places > _MOST_PLACES:
         return plain(number.value), f"[{plain(number.low)}, {plain(number.high)}]"
-    return _minus(f"{number.value:.{places}f}"), _minus(_ends(number, places))
+    return minus(f"{number.value:.{places}f}"), minus(_ends(number, places))
 
 
 def _ends(number: Number, places: int) -> str:
@@ -166,7 +166,7 @@ def _ends(number: Number, places: int) -> str:
 
 def two(number: float) -> str:
     """A coefficient between -1 and 1, with two digits."""
-    return _minus(f"{number:.2f}") if math.isfinite(number) else _NONE
+    return minus(f"{number:.2f}") if math.isfinite(number) else _NONE
 
 
 def in_yaml(value: Any) -> str:
@@ -174,7 +174,7 @@ def in_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("\n").removesuffix("\n...")
 
 
-def _minus(text: str) -> str:
+def minus(text: str) -> str:
     """A number with a typographic minus; none where it rounds to 0."""
     return text.replace("-", "−") if text.strip("-0.%") else text.replace("-", "")
 

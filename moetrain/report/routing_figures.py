@@ -180,7 +180,9 @@ def _over_time(run: OpenedRun, group: str) -> list[Figure]:
                 svg = charts.lines(curves, label, unit(run), row.bounds, row.log, y_title=title)
                 barred = [domain for domain, each in newest.items() if math.isfinite(each.half)]
                 bars = "" if barred else " There are too few samples for an interval."
-                figures.append(Figure(row.title, svg, sign(row) + bars))
+                without = [domain for domain in run.domains if not len(run.curve(f"{row.tag}/{domain}"))]
+                gone = f" No value for {listed(without)}." if without else ""
+                figures.append(Figure(row.title, svg, sign(row) + bars + gone))
     return figures
 
 

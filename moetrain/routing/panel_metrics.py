@@ -41,7 +41,8 @@ def panel_cells(stored: StoredReading, domain: str, tau: float, steps: int, max_
     if len(seen):
         foreign = trained_on & ~own & (stored.tokens == seen.tokens[0])
         answers = _answers(stored, np.flatnonzero(own & trained_on))
-        seen = replace(seen, answers=answers, foreign=stored.weights[foreign], peers=peers)
+        others = {"foreign": stored.weights[foreign], "foreign_texts": stored.document[foreign]}
+        seen = replace(seen, answers=answers, peers=peers, **others)
     return {SEEN: seen, **peers}
 
 
@@ -62,6 +63,7 @@ def _cell(
         initial=stored.initial[chosen][known],
         difficulty=stored.difficulty[chosen][known],
         claims=np.stack([stored.claim_gain, stored.claim])[:, chosen][:, known],
+        texts=stored.document[chosen],
         tokens=stored.tokens[chosen],
         even=even[chosen],
         odd=odd[chosen],

@@ -125,7 +125,7 @@ def test_a_row_from_outside_is_logged_with_its_description(folder):
     assert "pathway/largest_share_by_layer/sums" in events.Tags()["images"]
     assert "pathway/largest_share_by_sample/sums" in events.Tags()["histograms"]
     layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
-    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    charts = {chart.title: list(chart.multiline.tag) for page in layout.category for chart in page.chart}
     assert charts["largest share of an expert"] == [f"^pathway/largest_share/{d}$" for d in ("stories", "sums")]
 
 

@@ -86,7 +86,7 @@ def test_delays_are_those_of_the_groups_they_pair(make_settings):
         assert delay.tokens == 1000 * delay.steps
         assert (delay.steps_resolution, pair.items, pair.samples) == (10, 10, 7)
     assert stories.mean.steps == 30  # (5 + 7 - 2 - 4) / 2 readings, however they are paired
-    assert found["sums"].note.startswith("no seen panel samples, or no task")
+    assert found["sums"].note.startswith("no task of this domain that is")
     assert found["stories"].as_dict()["mean"]["steps"] == 30
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from moetrain.checkpoint.background import CheckpointWriter, Write
 from moetrain.checkpoint.extension import changed_data
 from moetrain.checkpoint.manager import (
     Checkpoint,
@@ -20,8 +19,6 @@ from moetrain.checkpoint.manager import (
     State,
     load_checkpoint,
     move_superseded,
-    prune_checkpoints,
-    save_checkpoint,
 )
 from moetrain.checkpoint.run_folder import RunFolder
 from moetrain.config import Settings
@@ -52,7 +49,8 @@ from moetrain.probes.tasks import check_tasks
 from moetrain.report.report import report_or_say_why
 from moetrain.routing.near_duplicates import NearDuplicates, near_duplicates
 from moetrain.routing.panel import reading_steps
-from moetrain.routing.store import TrainingContext, list_files, remove_unlisted
+from moetrain.routing.store import TrainingContext, remove_unlisted
+from moetrain.run_saving import RunSaver
 from moetrain.run_state import RunState
 from moetrain.run_stream import RunStream
 from moetrain.run_summary import Speed, run_summary
@@ -92,11 +90,10 @@ class Trainer:
     clock: Clock
     matmul_rate: float
     logged_tokens_D: np.ndarray
-    writer: CheckpointWriter
+    saver: RunSaver
     logged_step: int = 0
     newest: StepStatistics | None = None
     logger: RunLogger | None = None
-    _saved: bool = True
 
     @classmethod
     def build(cls, settings: Settings, layout: ParallelLayout | None = None) -> Trainer:
@@ -149,7 +146,7 @@ class Trainer:
             clock=clock,
             matmul_rate=layout.world_size * matmul_rate(layout.device, dtype),
             logged_tokens_D=np.zeros(len(domains), np.int64),
-            writer=CheckpointWriter(layout, settings.train.background_checkpoints),
+            saver=RunSaver(settings.train, layout),
         )
 
     @property
@@ -232,8 +229,8 @@ class Trainer:
                 every = settings.train.checkpoint_every
                 if last or signal or (every and step % every == 0):
                     saved = self.save(folder.path, wait=bool(last or signal))
-                elif self.writer.done:
-                    self._finish_saving()
+                elif self.saver.done:
+                    self.saver.finish(self.logger)
                 if signal and not last:
                     outcome = f"saved at step {step}" if saved else "not saved: it resumes from the last checkpoint"
                     self.terminal.end_training()
@@ -343,36 +340,8 @@ class Trainer:
         self.monitor.report_incidents()  # a run resumed from here would not report them again
         tensors, record = self.state_dict()
         with self.clock.measure("checkpoint"):
-            saved = self._finish_saving()
-            self.writer.write(step, tensors, self._write(run, step, record))
-            return self._finish_saving() if wait else saved
-
-    def _write(self, run: Path, step: int, record: dict[str, Any]) -> Write | None:
-        """On the main rank, what writes a checkpoint of this step; None where it cannot be written."""
-        if self.logger is None or (sizes := self.logger.begin_checkpoint(step)) is None:
-            return None
-        record, train = record | {"pieces": list_files(run)}, self.settings.train
-
-        def write(tensors: Mapping[str, State], layout: ParallelLayout) -> list[str]:
-            save_checkpoint(run, step, tensors, record, sizes, layout)
-            try:
-                prune_checkpoints(run, train.keep_checkpoints, train.keep_every)
-            except OSError as error:
-                return [f"an old checkpoint was not removed ({error})"]
-            return []
-
-        return write
-
-    def _finish_saving(self) -> bool:
-        """Wait for the checkpoint being written, say what failed, and whether the newest one was saved."""
-        if (outcome := self.writer.finish()) is not None:
-            self._saved = outcome.saved
-            if self.logger is not None:
-                if outcome.problem:
-                    self.logger.checkpoint_failed(outcome.step, outcome.problem)
-                for remark in outcome.remarks:
-                    self.logger.guard(outcome.step, remark)
-        return self._saved
+            self.saver.begin(run, step, tensors, record, self.logger)
+            return self.saver.finish(self.logger) if wait else self.saver.saved
 
     @cached_property
     def near_duplicates(self) -> dict[str, NearDuplicates]:
@@ -394,7 +363,7 @@ class Trainer:
         """End the display and the background threads."""
         self.terminal.end_training()
         self.run_stream.reader.close()
-        self.writer.close()
+        self.saver.close()
         self.monitor.close()
 
     def _open(self, folder: Path, checkpoint: Checkpoint | None) -> None:

@@ -22,6 +22,7 @@ VARIANTS = {
     "recomputed": ["train.activation_checkpointing=true", "train.micro_batch_rows=2"],
     "bias": ["model.balancing=bias", "model.num_shared_experts=1", "model.norm_topk_prob=true"],
     "micro_batch": ["model.balance_scope=micro_batch", "model.tie_word_embeddings=true"],
+    "muon": ["optim.name=muon"],
     "compiled": ["train.compile=true"],
     "bf16": ["train.precision=bf16"],
     "starved": ["model.num_experts_per_tok=1", "model.balancing=bias", "model.bias_update_rate=0"],

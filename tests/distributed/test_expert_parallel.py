@@ -14,7 +14,7 @@ from tests.conftest import small_run
 from tests.distributed.expert_parallel import EXCHANGES
 from tests.distributed.ranks import run_ranks
 
-EXACT = ("plain", "loop", "recomputed", "bias", "micro_batch", "compiled", "starved")
+EXACT = ("plain", "loop", "recomputed", "bias", "micro_batch", "muon", "compiled", "starved")
 LAYOUTS = {
     "2": (2, ["train.expert_parallel=2"]),
     "2, sharded": (2, ["train.expert_parallel=2", "train.sharding=fsdp"]),
@@ -42,7 +42,7 @@ def check(corpus_folder, tmp_path_factory):
 @pytest.mark.parametrize("name", EACH)
 def test_three_steps_are_those_of_one_rank(check, name):
     ranks, overrides = LAYOUTS[name]
-    variants = EXACT if "sharding" not in str(overrides) else ("plain", "recomputed", "bias")
+    variants = EXACT if "sharding" not in str(overrides) else ("plain", "recomputed", "bias", "muon")
     found = check(name, *variants, "bf16")
     for variant in variants:
         worst = found[variant]

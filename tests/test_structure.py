@@ -18,7 +18,7 @@ FLOORS = (
     ("trainer", "replay"),
     ("integrations",),
     ("run_summary",),
-    ("run_state", "run_stream"),
+    ("run_saving", "run_state", "run_stream"),
     ("report", "monitoring"),
     ("loggers",),
     ("probes", "training"),

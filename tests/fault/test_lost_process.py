@@ -68,7 +68,7 @@ def test_a_launcher_that_restarts_lost_ranks_continues_from_the_newest_checkpoin
     assert "continuing" in said
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
     events = [json.loads(line) for line in (tmp_path / "runs" / "run" / "events.jsonl").read_text().splitlines()]
-    assert [event["kind"] for event in events].count("resume") == 1
+    assert [event["type"] for event in events].count("resume") == 1
     assert list_checkpoints(tmp_path / "runs" / "run")[-1].name == "step_00000012"
 
 

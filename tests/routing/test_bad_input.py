@@ -119,6 +119,9 @@ class FixedPanel:
     first_step = np.repeat([1, 0], [10, 42])
     samples = SimpleNamespace(document=np.arange(52))
 
+    def __len__(self):
+        return 52
+
     def members(self, domain, cell):
         return {SEEN: np.arange(5) + 5 * domain, HELDOUT: np.arange(21) + 10 + 21 * domain}.get(cell, np.arange(0))
 

@@ -125,6 +125,7 @@ def test_tensorboard_overlays_the_runs_by_tokens(runs, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["run", "slow"]
     for run in runs:
         copied, own = scalars(tmp_path / "both" / run.name), scalars(run.path)
+        own = {tag: points for tag, points in own.items() if not tag.startswith("Verdict/")}  # copies of other curves
         assert copied.keys() == own.keys()
         for tag, points in own.items():
             at = np.rint(run.tokens([step for step, _ in points])).astype(int).tolist()

@@ -18,6 +18,9 @@ from moetrain.distributed.mesh import ParallelLayout, make_expert_mesh, make_mes
 
 JOIN_TIMEOUT = timedelta(minutes=10)
 """How long ranks wait for each other at the start of a launch."""
+_REJOIN_TIMEOUT = timedelta(minutes=1)
+"""The same where torchrun starts lost ranks again: they start together, and joining sometimes hangs then (torch 2.13,
+gloo). It fails after this time, and torchrun tries again while it may."""
 # Rank 0 alone prepares data, for which the others may wait for hours. The watchdog shortens this once training runs.
 _PREPARATION_TIMEOUT = timedelta(hours=12)
 
@@ -39,11 +42,12 @@ def start_ranks(settings: Settings) -> ParallelLayout:
         # Without this, accelerate launch gives a rank on CPU one thread.
         torch.set_num_threads(settings.train.threads or max(1, available_cpus() // local_world_size))
     launched = int(os.environ.get("WORLD_SIZE", "1"))
+    timeout = _REJOIN_TIMEOUT if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) else JOIN_TIMEOUT
     try:
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=JOIN_TIMEOUT)
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timeout)
     except dist.DistError as error:
         raise SettingsError(
-            f"not all of {launched} processes joined within {JOIN_TIMEOUT.total_seconds():.0f} s "
+            f"not all of {launched} processes joined within {timeout.total_seconds():.0f} s "
             f"({str(error).splitlines()[0]}): start all of them, or see why one ended"
         ) from None
     joined = state.num_processes

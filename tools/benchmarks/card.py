@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -52,8 +53,10 @@ PARTS = {
     "train_16k": _steps(_GROUPED),
     "train_16k_compiled": _steps(_GROUPED, "train.compile=true"),
     "train_16k_megablocks": _steps("model.experts=megablocks"),
+    "train_16k_muon": _steps(_GROUPED, "optim.name=muon"),
     "train_32k": _steps(_GROUPED, _LARGE),
     "train_32k_recomputed": _steps(_GROUPED, _LARGE, "train.activation_checkpointing=true"),
+    "saving": Part("saving", ("--turns", "3"), ("model.num_hidden_layers=2",)),  # 13 GB, twice in pinned host memory
     "monitor": Part("monitor", ("--parts", "share", "panel", "costs")),
 }
 """All parts use the given configuration's shape; without one, `monitor` uses its own configurations."""
@@ -161,6 +164,8 @@ def summary(path: Path) -> dict[str, Any]:
     if "backends" in result:
         milliseconds = {name: row["seconds"] * 1e3 for name, row in result["backends"].items()}
         return {"milliseconds": milliseconds, "left_out": result["left_out"]}
+    if "pause_ratio" in result:
+        return {"pause_seconds": {name: median(side["pause"]) for name, side in result["sides"].items()}}
     return {"shares": {name: row["wall"] for name, row in result["share"].items()}}
 
 
@@ -183,6 +188,8 @@ def _describe(part: dict[str, Any]) -> str:
     if "milliseconds" in part:
         ran = (f"{name} {time:.1f} ms" for name, time in sorted(part["milliseconds"].items(), key=lambda row: row[1]))
         return ", ".join([*ran, *(f"{name}: {reason}" for name, reason in part["left_out"].items())])
+    if "pause_seconds" in part:
+        return ", ".join(f"{name}: training waits {seconds:.2f} s" for name, seconds in part["pause_seconds"].items())
     if "shares" in part:
         return ", ".join(f"{name}: {format_share(share)}" for name, share in part["shares"].items())
     return ", ".join(part.get("failed", []))

@@ -36,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each checkpoint of each kind."""
     settings = load_configs(options)[0]
-    states = random_states(settings)
-    sides = {False: CheckpointWriter(ParallelLayout(), False), True: CheckpointWriter(ParallelLayout(), True)}
+    layout = ParallelLayout(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    states = random_states(settings, layout.device)
+    sides = {background: CheckpointWriter(layout, background) for background in (False, True)}
     found: dict[str, dict[str, list[float]]] = {}
     first = None
     with tempfile.TemporaryDirectory() as place:
@@ -61,11 +62,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def random_states(settings: Settings) -> dict[str, State]:
+def random_states(settings: Settings, device: torch.device) -> dict[str, State]:
     """A model's weights and its optimizer's state, as a checkpoint holds them, of random values."""
     if settings.tokenizer.model is not None:
         raise SettingsError("saving: give tokenizer.vocab_size instead of tokenizer.model")
-    model = Transformer(settings.model, settings.tokenizer.vocab_size, torch.float32)
+    with device:
+        model = Transformer(settings.model, settings.tokenizer.vocab_size, torch.float32)
     states: dict[str, State] = {
         "model": model.state_dict(),
         "optimizer": initial_optimizer_state(model, make_optimizer(model, settings.optim)),

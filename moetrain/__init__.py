@@ -1,4 +1,4 @@
-"""Pretrain mixture-of-experts language models and monitor memorization and generalization from the router alone.
+"""Pretrain mixture-of-experts language models and monitor memorization and generalization in training.
 
 ``moetrain.open_run(path)`` gives all records of a run as data frames: settings, scalars, events, summary, panel,
 probes, samples, and what follows from them. ``path`` is the folder of a run, finished or not. It raises RunError for

@@ -13,6 +13,9 @@ def test_every_setting_has_a_description_and_a_valid_default():
     kinds = {key: kind for key, kind, *_ in rows}
     assert kinds["data.mixture"] == "by_size | weights"
     assert kinds["data.domains.NAME.facts.rule"] == "copy | reverse | brackets | null"
+    assert kinds["data.domains.NAME.repeats"] == "int | auto"
+    assert kinds["data.domains.NAME.path"] == "str | list[str] | null"
+    assert kinds["run.trackers"].startswith("list[wandb | mlflow | ")
     overrides = [f"{key}={default}" for key, _, default, _ in rows if not key.startswith("data.domains")]
     assert load_settings(None, [CODE, *overrides]) == load_settings(None, [CODE])
 

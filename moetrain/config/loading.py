@@ -12,7 +12,8 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -189,12 +190,17 @@ def _section_type(annotation: Any) -> type[BaseModel] | None:
 
 
 def _type_name(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    choices = re.fullmatch(r"(typing\.Optional\[)?typing\.Literal\[(.*?)\]+", text)
-    if choices:
-        names = [choice.strip(" '") for choice in choices[2].split(",")]
-        return " | ".join([*names, "null"] if choices[1] else names)
-    return re.sub(r"(\w+\.)+", "", text).replace("None", "null")
+    """A type as ``--help`` shows it: alternatives separated by |, None as null, without constraints."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type_name, arguments))
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(map(_type_name, arguments))}]"
+    return "null" if annotation is type(None) else annotation.__name__
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -297,12 +297,13 @@ def _decide_learned(
             "needed, trained on or held out" + (", or a further rise" if unsure else "")
         )
     course = _course(unseen, rule)
-    why = f"of what was learned, {number} is memory, {{}} {threshold:.0%}; the loss of unseen texts {course}"
+    compared = f"of what was learned, {number} is memory, {{}} the threshold of {threshold:.0%}"
+    why = f"{compared}; the loss of unseen texts {course}"
     if vote < 0:
-        return Phase.MEMORIZING, why.format("at least")
+        return Phase.MEMORIZING, why.format("above")
     if generalizing_for >= rule.window and not unseen.vote:
-        return Phase.SETTLED, why.format("less than")
-    return Phase.GENERALIZING, why.format("less than")
+        return Phase.SETTLED, why.format("below")
+    return Phase.GENERALIZING, why.format("below")
 
 
 def _course(fall: Evidence, rule: PhaseThresholds) -> str:

@@ -17,7 +17,7 @@ from moetrain.version import __version__
 _COUNTED = {
     "documents": "docs",
     "heldout_documents": "held out",
-    "duplicates_dropped": "twice",
+    "duplicates_dropped": "duplicates",
     "bad_dropped": "bad",
     "left_out": "left out",
     "train_tokens": "text tokens",
@@ -130,8 +130,9 @@ def data_legend(summary: Mapping[str, Mapping[str, Any]]) -> str:
     """What the headings of the table of the data mean."""
     files = "left out: files; " if any(domain["left_out"] for domain in summary.values()) else ""
     return (
-        f"docs: read, held-out ones among them; twice, bad: dropped; {files}text tokens: of the stream, all copies; "
-        "long: share of its samples long enough for the panel; unused: share of its text that the run does not reach"
+        f"docs: all that were read, the held-out ones included; duplicates, bad: dropped; {files}"
+        "text tokens: of the stream, all copies; long: share of its samples long enough for the panel; "
+        "unused: share of its text that the run does not reach"
     )
 
 

@@ -52,7 +52,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     since = "" if measured == tokens else f" since it was resumed, {measured:,} tokens ago"
     return [
         *lines,
-        f"{text:,} tokens of text and {tokens - text:,} marks; {summary['tokens_per_second']:,.0f} of both per second "
-        f"of training, {summary['monitor_share']:.1%} of the time spent on monitoring{since}; peak memory "
-        f"{summary['peak_memory_bytes'] / 2**30:.2f} GiB; all of it is in {folder}",
+        f"{text:,} tokens of text and {tokens - text:,} begin and end tokens; {summary['tokens_per_second']:,.0f} of "
+        f"both per second of training, {summary['monitor_share']:.1%} of the time spent on monitoring{since}; "
+        f"peak memory {summary['peak_memory_bytes'] / 2**30:.2f} GiB; run folder: {folder}",
     ]

@@ -68,7 +68,7 @@ def test_plain_text_that_carries_over_generalizes_and_is_settled_once_it_stops()
     deciding = [item for item in verdicts[-1].evidence if item.role == "deciding"]
     assert [(item.name, item.vote, item.samples) for item in deciding] == [("share", 1, 164)]
     assert deciding[0].value == pytest.approx(0.02 / (INITIAL - history().loss_seen.value[-1]))
-    assert "is memory, less than" in verdicts[-1].why
+    assert "is memory, below the threshold of" in verdicts[-1].why
     assert verdicts[-1].why.endswith(
         "the loss of unseen texts falls by less than 5% of its fall so far in the last 5 readings"
     )
@@ -116,7 +116,7 @@ def test_repeated_text_is_memorizing():
     verdicts = g.phases(repeated())
     assert order(verdicts)[-1] == MEMORIZING
     assert verdicts[-1].evidence[1].vote == -1
-    assert "at least" in verdicts[-1].why
+    assert "above the threshold of 9%" in verdicts[-1].why
 
 
 def test_memorizing_is_said_even_while_unseen_texts_improve():

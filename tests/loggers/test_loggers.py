@@ -180,8 +180,8 @@ def test_the_last_lines_are_the_summary_in_words():
     first, last = closing_lines(summary, Path("runs/x"))
     assert first == "math is settled: of what was learned, 3% is memory"
     assert last == (
-        "1,000 tokens of text and 200 marks; 31 of both per second of training, 12.3% of the time spent on monitoring; "
-        "peak memory 0.50 GiB; all of it is in runs/x"
+        "1,000 tokens of text and 200 begin and end tokens; 31 of both per second of training, 12.3% of the time spent "
+        "on monitoring; peak memory 0.50 GiB; run folder: runs/x"
     )
     resumed = closing_lines(summary | {"measured_tokens": 300}, Path("runs/x"))[-1]
     assert "12.3% of the time spent on monitoring since it was resumed, 300 tokens ago; peak" in resumed

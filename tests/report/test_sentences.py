@@ -232,7 +232,7 @@ def check_reason(run, domain, step, phase, why):
     share_of = r"(\d+)% \((\d+)% to (\d+)%, n=(\d+) documents\)"
     if found := re.fullmatch(rf"the memorized share, {share_of}, is too uncertain to compare with (\d+)%: .*", why):
         return phase == "undecided" and rounded(100 * run.share(domain, step), int(found[1]))
-    verdict = r"is memory, (at least|less than) (\d+)%; (the loss of unseen texts .*)"
+    verdict = r"is memory, (above|below) the threshold of (\d+)%; (the loss of unseen texts .*)"
     found = re.fullmatch(f"of what was learned, {share_of} {verdict}", why)
     assert found, f"a reason without a check: {why}"
     share, low, high = (int(found[n]) for n in (1, 2, 3))
@@ -243,7 +243,7 @@ def check_reason(run, domain, step, phase, why):
         and low <= share <= high
         and int(found[4]) == seen + unseen
         and int(found[6]) == round(100 * threshold)
-        and (found[5] == "at least") == (true_share >= threshold) == (phase == "memorizing")
+        and (found[5] == "above") == (true_share >= threshold) == (phase == "memorizing")
         and check_fall(run, domain, step, phase, found[7])
     )
 
@@ -768,7 +768,7 @@ def test_costs_and_counts_are_one_number_each(run, said, trained):
         return
     lines = " ".join(printed.split())
     assert f"{met:,} text tokens; rows are" in lines  # before the first step
-    assert f"{met:,} tokens of text and {run.summary['tokens'] - met:,} marks;" in lines
+    assert f"{met:,} tokens of text and {run.summary['tokens'] - met:,} begin and end tokens;" in lines
     since = f" since it was resumed, {run.summary['measured_tokens']:,} tokens ago" if resumed else ""
     assert f"{monitored:.1%} of the time spent on monitoring{since}; peak memory" in lines
     rest = 1 - (resumed[-1] if resumed else 0) / run.last_step

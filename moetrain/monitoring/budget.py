@@ -54,5 +54,6 @@ class Cost:
         if share <= self.target:
             return text
         fewer = self.affordable
-        remedy = f"{self.what}.readings={fewer}" if fewer >= LEAST else f"a smaller {self.what}, or a longer run"
-        return f"{text}; the target is {self.target:.0%}: set {remedy}"
+        size = {"panel": "panel.samples", "probes": "probes.items"}[self.what]
+        remedy = f"set {self.what}.readings={fewer}" if fewer >= LEAST else f"lower {size}, or train for longer"
+        return f"{text}; the target is {self.target:.0%}: {remedy}"

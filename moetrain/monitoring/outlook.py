@@ -163,7 +163,8 @@ def lacks(found: Sequence[DomainOutlook], settings: Settings) -> list[str]:
             f"panel.readings={settings.panel.readings}: with fewer than {LEAST_ONSETS}, onsets of memorization are "
             "known only roughly"
         )
-    if without := [each for each in found if not each.marked]:
+    without = [each for each in found if not each.marked]
+    if without and len(without) < len(found):
         lines.append(f"{_names(without)}: no document marks an answer: no kernel/left_out")
     return lines
 

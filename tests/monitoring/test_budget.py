@@ -15,7 +15,7 @@ from tests.trainer.test_resume import StopAt
 
 def test_a_high_cost_is_reported_with_a_remedy():
     assert Cost("panel", 1.0, 7200.0).line(20) == "panel: 20 readings of 1.0 s, about 0.3% of the run's time"
-    assert Cost("panel", 10.0, 7200.0).line(20).endswith("the target is 1%: set a smaller panel, or a longer run")
+    assert Cost("panel", 10.0, 7200.0).line(20).endswith("the target is 1%: lower panel.samples, or train for longer")
     assert Cost("probes", 10.0, 7200.0).line(20) == "probes: 20 readings of 10.0 s, about 2.7% of the run's time"
     line = Cost("panel", 0.6, 120.0).line(20)
     assert line.endswith("about 9.1% of the run's time; the target is 5%: set panel.readings=10")

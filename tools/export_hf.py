@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         terminal.note(note)
     size = sum(path.stat().st_size for path in options.folder.iterdir())
     exported = f"exported step {trained.step:,} of {trained.run} to {options.folder}"
-    terminal.note(f"{exported}: {size / 1e9:.2f} GB, {options.dtype}")
+    terminal.note(f"{exported}: {size / 1e6:,.0f} MB, {options.dtype}")
     return 0
 
 

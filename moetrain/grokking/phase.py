@@ -268,7 +268,10 @@ def _decide_unlearned(
     """Part 2 of the rule."""
     if recent.readings < LEAST_READINGS:
         return Phase.UNDECIDED, f"too few readings of the loss: {recent.readings} of {LEAST_READINGS}"
-    so_far = f"the loss has fallen by {max(fallen, 0.0):.0%} of {what}, less than {needed:.0%}"
+    shown, least = _percent(fallen), f"{needed:.0%}"
+    if shown == least:  # 9.9% is not shown as 10%, less than 10%
+        shown = f"{math.floor(10_000 * fallen) / 100:.2f}%"
+    so_far = f"the loss has fallen by {shown} of {what}, less than {least}"
     phase = Phase.LEARNING if recent.vote else Phase.UNDECIDED
     return phase, f"{so_far}, and {_course(recent, rule)}"
 

@@ -165,7 +165,7 @@ def facts(run: OpenedRun) -> list[tuple[str, str]]:
     if len(speed):
         average = run.outcome.get("tokens_per_second")
         when = "" if average else ", newest"
-        found.append((short(average or speed.iloc[-1]), f"tokens per second, with marks{when}"))
+        found.append((short(average or speed.iloc[-1]), f"tokens per second, with begin and end tokens{when}"))
     if (share := monitor_share(run)) is not None:
         found.append((f"{share:.1%}", f"{_of_the_time(run)} spent on monitoring"))
     return found

@@ -194,6 +194,13 @@ def test_before_anything_is_learned_only_the_loss_decides():
     assert g.phases(history(loss=decay(30, 3.0, 60)))[6].phase == LEARNING
 
 
+def test_a_fall_just_below_the_threshold_is_not_rounded_to_it():
+    start = INITIAL + 0.02  # of the unseen texts, the higher of the two
+    for share, shown in ((0.09756, "9.75%"), (0.099998, "9.99%"), (0.09, "9%")):
+        verdict = g.phases(history(loss=decay(floor=start * (1 - share), time=1)))[-1]
+        assert f"the loss has fallen by {shown} of its value before the training, less than 10%" in verdict.why
+
+
 def test_too_few_documents_or_readings():
     few = g.phases(history(seen=7))
     expected = "too few documents in the panel that were trained on: 7 of 8"

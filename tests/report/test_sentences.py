@@ -220,10 +220,10 @@ def check_reason(run, domain, step, phase, why):
     fallen = 1 - np.median([run.mean_loss(domain, each, "seen") for each in _known(run, domain, step)[-3:]]) / start
     if found := re.fullmatch(r"too few readings of the loss: (\d) of 3", why):
         return phase == "undecided" and int(found[1]) == len(_known(run, domain, step)) < 3
-    fallen_by = rf"the loss has fallen by (\d+)% of {of}, less than (\d+)%, "
+    fallen_by = rf"the loss has fallen by ([\d.]+)% of {of}, less than (\d+)%, "
     if found := re.fullmatch(fallen_by + "and (.*)", why):
         return (
-            rounded(100 * max(fallen, 0), int(found[1]))
+            rounded(100 * max(fallen, 0), float(found[1]))
             and int(found[2]) == round(100 * rule["learned_answers" if marked else "learned"])
             and fallen < int(found[2]) / 100
             and found[3] == course(run, *run.fall(domain, step, "seen"))

@@ -196,6 +196,8 @@ class Trainer:
         probe_steps = reading_steps(self.steps, readings.probes)
         saved = True
         profiler = StepProfiler(settings.profile, folder.path, self.layout, self.terminal.note)
+        if warning := profiler.unreached(state.step, self.steps):
+            self.terminal.note(warning)
         with StopSignals() as stop, profiler:
             agreement = StopAgreement(self.layout)
             self.terminal.start_training(state.step, self.steps)

@@ -92,7 +92,12 @@ def extended_settings(settings: Settings, may_differ: Collection[str]) -> Settin
             "tokenizer.model=exported/tokenizer.json"
         )
     weighed = saved.data.mixture == "weights"
-    begin = saved.data.earlier[-1].steps if saved.data.earlier else 0
+    begin = _begin(saved)
+    if step <= begin:  # the copy that the run began with
+        raise SettingsError(
+            f"train.resume: {checkpoint} is a copy of the checkpoint that {run} went on from: set "
+            f"train.resume={saved.train.resume}, or give a later checkpoint of {run}"
+        )
     stage = EarlierStage(
         steps=step,
         planned=record["planned_steps"],
@@ -216,9 +221,16 @@ def _link(path: Path, copy: Path) -> None:
 
 
 def _stable_checkpoints(run: Path) -> list[Path]:
-    """The kept checkpoints of a run at whose step the rate was at its peak, oldest first."""
-    peak = load_settings(run / "config.yaml").optim.learning_rate
-    return [each for each in list_checkpoints(run) if math.isclose(_record(each).get("learning_rate", 0.0), peak)]
+    """The kept checkpoints of a run's own steps at which the rate was at its peak, oldest first."""
+    saved = load_settings(run / "config.yaml")
+    own = [each for each in list_checkpoints(run) if Manifest.read(each, ()).step > _begin(saved)]
+    peak = saved.optim.learning_rate
+    return [each for each in own if math.isclose(_record(each).get("learning_rate", 0.0), peak)]
+
+
+def _begin(settings: Settings) -> int:
+    """The step that a run went on from another run at; 0 where it did not."""
+    return settings.data.earlier[-1].steps if settings.data.earlier else 0
 
 
 def _with_tokenizer(settings: Settings, model: str | None) -> Settings:

@@ -73,8 +73,13 @@ def extended_settings(settings: Settings, may_differ: Collection[str]) -> Settin
         return settings
     run = run_of(checkpoint)
     saved = load_settings(run / "config.yaml")
+    model = saved.tokenizer.model
+    if model is not None and not Path(expand(model, "tokenizer.model")).exists():  # with a run that was deleted
+        raise SettingsError(
+            f"train.resume: the tokenizer of {run} is not at {model} any more: copy {tokenizer_file(run)} to that place"
+        )
     if saved.data.earlier and settings.tokenizer.model is None:
-        settings = _with_tokenizer(settings, saved.tokenizer.model)  # an earlier extension has set it
+        settings = _with_tokenizer(settings, model)  # an earlier extension has set it
     before, after = saved.by_key(), settings.by_key()
     free = {*may_differ, "data.earlier"}
     different = {key for key in before.keys() | after.keys() if key not in free and before.get(key) != after.get(key)}

@@ -288,8 +288,13 @@ class Trainer:
         before = self.steps
         self.run_stream.stop_repeats(step, numbers)
         if self.logger is not None:
+            length = (
+                f"has {self.steps:,} steps instead of {before:,}"
+                if self.steps < before
+                else f"keeps its {before:,} steps"
+            )
             for number in numbers:
-                sentence = f"is not repeated any more; the run has {self.steps:,} steps instead of {before:,}"
+                sentence = f"is not repeated any more; the run {length}"
                 name = list(self.settings.data.domains)[number]
                 self.logger.repeats(step, name, f"{name}: {sentence}")
             self.terminal.set_steps(self.steps)

@@ -196,6 +196,8 @@ class Trainer:
         probe_steps = reading_steps(self.steps, readings.probes)
         saved = True
         profiler = StepProfiler(settings.profile, folder.path, self.layout, self.terminal.note)
+        if warning := profiler.unreached(state.step, self.steps):
+            self.terminal.note(warning)
         with StopSignals() as stop, profiler:
             agreement = StopAgreement(self.layout)
             self.terminal.start_training(state.step, self.steps)
@@ -286,8 +288,13 @@ class Trainer:
         before = self.steps
         self.run_stream.stop_repeats(step, numbers)
         if self.logger is not None:
+            length = (
+                f"has {self.steps:,} steps instead of {before:,}"
+                if self.steps < before
+                else f"keeps its {before:,} steps"
+            )
             for number in numbers:
-                sentence = f"is not repeated any more; the run has {self.steps:,} steps instead of {before:,}"
+                sentence = f"is not repeated any more; the run {length}"
                 name = list(self.settings.data.domains)[number]
                 self.logger.repeats(step, name, f"{name}: {sentence}")
             self.terminal.set_steps(self.steps)

@@ -20,6 +20,11 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
+if [[ -z ${SLURM_JOB_ID:-} ]]; then
+    echo "tools/slurm.sh: not in a Slurm job: submit it with sbatch --nodes N tools/slurm.sh CONFIG.yaml; without Slurm" \
+        "start torchrun on each machine (README.md, On several machines)" >&2
+    exit 2
+fi
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 status=0
 srun --kill-on-bad-exit=1 torchrun \

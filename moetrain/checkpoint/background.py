@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
+from moetrain.checkpoint.host_memory import available_memory
 from moetrain.checkpoint.manager import State, end_write, help_write
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.progress import Progress
@@ -135,17 +136,6 @@ class CheckpointWriter:
         available = available_memory()
         fits = available is not None and own * self._layout.local_world_size <= _LARGEST_SHARE * available
         return all(self._layout.all_gather_objects(fits))
-
-
-def available_memory() -> int | None:
-    """Bytes of host memory that new allocations may use without swapping; None where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-    except OSError:
-        return None
-    value = fields.get("MemAvailable")
-    return None if value is None else int(value.split()[0]) * 1024
 
 
 def _with_own_group(layout: ParallelLayout) -> ParallelLayout:

@@ -73,8 +73,13 @@ def extended_settings(settings: Settings, may_differ: Collection[str]) -> Settin
         return settings
     run = run_of(checkpoint)
     saved = load_settings(run / "config.yaml")
+    model = saved.tokenizer.model
+    if model is not None and not Path(expand(model, "tokenizer.model")).exists():  # with a run that was deleted
+        raise SettingsError(
+            f"train.resume: the tokenizer of {run} is not at {model} any more: copy {tokenizer_file(run)} to that place"
+        )
     if saved.data.earlier and settings.tokenizer.model is None:
-        settings = _with_tokenizer(settings, saved.tokenizer.model)  # an earlier extension has set it
+        settings = _with_tokenizer(settings, model)  # an earlier extension has set it
     before, after = saved.by_key(), settings.by_key()
     free = {*may_differ, "data.earlier"}
     different = {key for key in before.keys() | after.keys() if key not in free and before.get(key) != after.get(key)}
@@ -92,7 +97,12 @@ def extended_settings(settings: Settings, may_differ: Collection[str]) -> Settin
             "tokenizer.model=exported/tokenizer.json"
         )
     weighed = saved.data.mixture == "weights"
-    begin = saved.data.earlier[-1].steps if saved.data.earlier else 0
+    begin = _begin(saved)
+    if step <= begin:  # the copy that the run began with
+        raise SettingsError(
+            f"train.resume: {checkpoint} is a copy of the checkpoint that {run} went on from: set "
+            f"train.resume={saved.train.resume}, or give a later checkpoint of {run}"
+        )
     stage = EarlierStage(
         steps=step,
         planned=record["planned_steps"],
@@ -216,9 +226,16 @@ def _link(path: Path, copy: Path) -> None:
 
 
 def _stable_checkpoints(run: Path) -> list[Path]:
-    """The kept checkpoints of a run at whose step the rate was at its peak, oldest first."""
-    peak = load_settings(run / "config.yaml").optim.learning_rate
-    return [each for each in list_checkpoints(run) if math.isclose(_record(each).get("learning_rate", 0.0), peak)]
+    """The kept checkpoints of a run's own steps at which the rate was at its peak, oldest first."""
+    saved = load_settings(run / "config.yaml")
+    own = [each for each in list_checkpoints(run) if Manifest.read(each, ()).step > _begin(saved)]
+    peak = saved.optim.learning_rate
+    return [each for each in own if math.isclose(_record(each).get("learning_rate", 0.0), peak)]
+
+
+def _begin(settings: Settings) -> int:
+    """The step that a run went on from another run at; 0 where it did not."""
+    return settings.data.earlier[-1].steps if settings.data.earlier else 0
 
 
 def _with_tokenizer(settings: Settings, model: str | None) -> Settings:

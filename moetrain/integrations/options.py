@@ -36,6 +36,8 @@ class MonitorOptions:
         Raises:
             MonitorError: a value out of range; names it.
         """
+        if self.batch_rows is not None and self.batch_rows < 1:
+            raise MonitorError(f"MonitorCallback: batch_rows={self.batch_rows!r}: give at least 1, or None")
         name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(self.output_dir).name).lstrip("._-") or "run"
         tree = {
             "run": {"name": name, "output_dir": str(Path(self.output_dir).parent)},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -150,11 +150,7 @@ def across_domains(run: OpenedRun, domains: Sequence[str] | None = None) -> Resu
         trajectory = distance().of(samples, np.arange(len(samples)), 0)
         rows += Series(samples.domain, "within", samples.steps, trajectory, None, "global").rows
     trends = {panel: _line(run, [row for row in rows if row["panel"] == panel]) for panel in _panels(rows)}
-    notes = [
-        f"{panel}: {each['slope']:+.3g} ({each['low']:+.3g} to {each['high']:+.3g}) edits per 1,000 steps, Student's "
-        f"interval over {each['n']} readings after the first step"
-        for panel, each in trends.items()
-    ]
+    notes = [slope_in_words(panel, each) for panel, each in trends.items()]
 
     def picture(plt: Any) -> Any:
         between = [panel for panel in _panels(rows) if "×" in panel]
@@ -173,6 +169,15 @@ def across_domains(run: OpenedRun, domains: Sequence[str] | None = None) -> Resu
 
 def _panels(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["panel"] for row in rows))
+
+
+def slope_in_words(panel: str, line: Mapping[str, float]) -> str:
+    """What figure 12 says of a distance's slope."""
+    readings = f"{line['n']} readings after the first step"
+    if not np.isfinite(line["slope"]):
+        return f"{panel}: too few readings for a slope: {readings}"
+    between = f"{line['low']:+.3g} to {line['high']:+.3g}"
+    return f"{panel}: {line['slope']:+.3g} ({between}) edits per 1,000 steps, Student's interval over {readings}"
 
 
 def _line(run: OpenedRun, rows: Sequence[Row]) -> dict[str, float]:

@@ -128,7 +128,8 @@ def zero_shot(run: OpenedRun, tasks: Sequence[str] | None = None) -> Result:
     for task in wanted:
         answers = answers_of(run, [task])
         if answers is None:
-            raise PaperError(f"--task {task}: the tasks answered right or wrong are {', '.join(known) or 'none'}")
+            remedy = f"the tasks that are: {', '.join(known)}" if known else "nor is any other: set probes.tasks"
+            raise PaperError(f"--task {task}: no task of this run that is answered right or wrong; {remedy}")
         both = np.isin(answers.steps, run.reading_steps)
         if both.sum() < LEAST:
             raise PaperError(f"{run.path}: {task} and the panel have {both.sum()} common readings, {LEAST} are needed")

@@ -39,6 +39,15 @@ class StepProfiler:
         self._running: profile | None = None
         self._recorded: list[int] = []
 
+    def unreached(self, done: int, steps: int) -> str | None:
+        """A line for the user where a launch that begins after ``done`` of ``steps`` steps reaches none of its own."""
+        if not self._steps or self._folder.exists() or (self._steps[-1] > done and self._steps[0] <= steps):
+            return None
+        return (
+            f"profile.start={self._steps[0]}: no trace is written, for steps {done + 1} to {steps} are trained now: "
+            "set profile.start to one of them"
+        )
+
     def __enter__(self) -> StepProfiler:
         return self
 

@@ -105,8 +105,3 @@ def test_a_thread_is_used_where_the_copies_fit_into_half_of_the_memory(available
     writer.finish()
     assert (threads == ["checkpoint"]) == threaded
     writer.close()
-
-
-def test_available_memory_is_a_part_of_the_machines():
-    available = background.available_memory()
-    assert available is None or 2**20 < available < 2**50

@@ -12,6 +12,7 @@ from moetrain.data.contamination import all_documents
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.documents import DataError
 from moetrain.data.portions import fingerprint
+from moetrain.data.sources.tokens.raw import check_type
 from moetrain.data.split import split_domains
 from moetrain.data.stream import training_stream, validation_streams
 from tests.data.token_files import chosen, read, write_litdata, write_mds, write_megatron, write_raw
@@ -228,6 +229,19 @@ def test_a_wrong_type_of_raw_ids_is_named_with_one_that_fits(held, given, tmp_pa
     assert [each.tokens.tolist() for each in found] == documents
 
 
+@pytest.mark.parametrize(
+    ("dtype", "vocab_size", "wider"),
+    [("uint8", 257, "uint16"), ("uint8", 70_000, "uint32"), ("uint16", 65_537, "uint32")],
+)
+def test_a_type_that_cannot_hold_the_vocabulary_is_refused(dtype, vocab_size, wider):
+    head = np.arange(1, 200, dtype="<u4").tobytes()  # also read as halves, all ids are within the vocabulary
+    with pytest.raises(
+        DataError, match=rf"a.bin: dtype {dtype} holds ids up to \d+, .* set dtype: {wider}, or set tok"
+    ):
+        check_type(head, dtype, vocab_size, "a.bin")
+    check_type(bytes(range(1, 200)), "uint8", 256, "a.bin")
+
+
 def damaged(kind, folder, path, change):
     path = folder / path
     path.write_bytes(change(path.read_bytes()))
@@ -326,7 +340,7 @@ def test_files_are_found_and_what_is_left_out_is_named(tmp_path, tokenizer, docu
         found, counts[given] = read(tokenizer, given, f"data.root={tmp_path}")
         assert len(found) == 300, given
     assert [counts[given].left_out for given in ("one/text", "one", "one/*")] == [0, 2, 1]
-    assert counts["one/*"].left_out_files == [f"1 no token files ({folder / 'notes.txt'})"]
+    assert counts["one/*"].left_out_files == [f"1 of no token format ({folder / 'notes.txt'})"]
     write("mds", tmp_path / "mds", documents, end)
     shutil.copy(tmp_path / "mds" / "shard.00000.mds", tmp_path / "mds" / "shard.00009.mds")
     found, report = read(tokenizer, tmp_path / "mds")
@@ -337,7 +351,7 @@ def test_files_are_found_and_what_is_left_out_is_named(tmp_path, tokenizer, docu
         read(tokenizer, tmp_path / "mds")
     with pytest.raises(DataError, match="no file at"):
         read(tokenizer, tmp_path / "nothing")
-    with pytest.raises(DataError, match=r"no token file at .*notes.txt \(1 no token files .*set format: olmo"):
+    with pytest.raises(DataError, match=r"no token file at .*notes.txt \(1 of no token format .*set format: olmo"):
         read(tokenizer, folder / "notes.txt")
     (folder / "text.bin").unlink()
     with pytest.raises(DataError, match=r"text.bin is missing beside text.idx"):

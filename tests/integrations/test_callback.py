@@ -350,7 +350,7 @@ def test_a_dense_model_is_refused(tmp_path):
         training.train()
 
 
-@pytest.mark.parametrize("options", [{"tau": 2.0}, {"samples": 0}, {"every": 0}])
+@pytest.mark.parametrize("options", [{"tau": 2.0}, {"samples": 0}, {"every": 0}, {"batch_rows": 0}])
 def test_a_value_out_of_range_is_told_at_once(tmp_path, options):
     with pytest.raises(MonitorError, match=next(iter(options))):
         monitor(tmp_path, **options)

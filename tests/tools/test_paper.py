@@ -209,6 +209,13 @@ def test_figure12_is_the_distance_across_domains(folder, written):
     assert row["low"] < row["value"] < row["high"]
 
 
+def test_a_slope_over_too_few_readings_is_not_told():
+    none = {"slope": np.nan, "low": np.nan, "high": np.nan, "n": 2}
+    assert robustness.slope_in_words("a", none) == "a: too few readings for a slope: 2 readings after the first step"
+    three = {"slope": 2.0, "low": 1.0, "high": 3.0, "n": 3}
+    assert robustness.slope_in_words("a", three).startswith("a: +2 (+1 to +3) edits per 1,000 steps")
+
+
 def test_figure13_correlates_entropy_and_distance_of_pairs(folder):
     found = pathways.entropy_and_distance(open_run(folder), pairs=10**6)  # all pairs
     entropy, distance = [], []
@@ -440,7 +447,10 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys):
         (["figure4", str(tmp_path)], "no config.yaml"),
         (["figure4", str(folder), "--domain", "chess"], "the domains are stories, sums"),
         (["figure5", str(folder), "--domain", "sums", "stories"], "of one domain"),
-        (["table5", str(folder), "--task", "chess"], "answered right or wrong are"),
+        (
+            ["table5", str(folder), "--task", "chess"],
+            "no task of this run that is answered right or wrong; the tasks that are: ",
+        ),
     ):
         assert paper.main(words) == 2, words
         error = capsys.readouterr().err

@@ -179,6 +179,33 @@ def test_an_extension_is_resumed_by_the_same_command_and_extended_again(runs, mo
     assert [key for key in same if actual[key].numpy().tobytes() != expected[key].numpy().tobytes()] == []
 
 
+def test_the_copy_that_an_extension_began_with_is_refused_and_the_remedy_works(runs):
+    first = runs.run("constant-first", *CONSTANT)
+    longer = runs.run("constant-longer", *CONSTANT, "train.max_steps=24", resume(first, 12))
+    settings = runs.settings("again", *CONSTANT, "train.max_steps=30", resume(longer, 12))
+    with pytest.raises(
+        SettingsError, match=r"is a copy of the checkpoint that .* went on from: set train.resume="
+    ) as e:
+        extended_settings(settings, may_differ(settings))
+    remedy = str(e.value).partition(": set ")[2].partition(",")[0]
+    assert remedy == resume(first, 12)
+    settings = runs.settings("again", *CONSTANT, "train.max_steps=30", remedy)
+    assert [stage.steps for stage in extended_settings(settings, may_differ(settings)).data.earlier] == [12]
+
+
+def test_a_tokenizer_that_went_with_a_deleted_run_is_told_and_the_remedy_works(runs, tmp_path):
+    folder = tmp_path / "later"
+    shutil.copytree(runs.run("constant-first", *CONSTANT), folder)
+    gone = tmp_path / "deleted" / "tokenizer.model"
+    settings = runs.settings("later", *CONSTANT, f"tokenizer.model={gone}", "train.max_steps=30", resume(folder, 12))
+    (folder / "config.yaml").write_text(runs.settings("later", *CONSTANT, f"tokenizer.model={gone}").to_yaml())
+    with pytest.raises(SettingsError, match=r"is not at .* any more: copy .* to that place") as error:
+        extended_settings(settings, may_differ(settings))
+    gone.parent.mkdir()
+    shutil.copyfile(str(error.value).partition(": copy ")[2].removesuffix(" to that place"), gone)
+    assert extended_settings(settings, may_differ(settings)).data.earlier[-1].steps == 12
+
+
 def test_a_changed_mixture_weighs_what_is_left(runs):
     first = runs.run("constant-first", *CONSTANT)
     weights = ("data.mixture=weights", "data.domains.stories.weight=1", "data.domains.sums.weight=9")

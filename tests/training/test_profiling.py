@@ -57,6 +57,26 @@ def test_no_step_in_the_range_writes_nothing(tmp_path, settings):
     assert not (tmp_path / "profile").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "done", "steps", "said"),
+    [
+        ({"start": 13, "steps": 2}, 0, 12, "profile.start=13: no trace is written, for steps 1 to 12 are trained now"),
+        ({"start": 3, "steps": 2}, 4, 12, "profile.start=3: no trace is written, for steps 5 to 12 are trained now"),
+        ({"start": 3, "steps": 3}, 4, 12, None),
+        ({"start": 12}, 0, 12, None),
+        ({}, 0, 12, None),
+    ],
+)
+def test_steps_that_a_launch_does_not_reach_are_told(tmp_path, settings, done, steps, said):
+    line = profiler(tmp_path, [], **settings).unreached(done, steps)
+    assert line is None if said is None else line.startswith(said)
+
+
+def test_a_trace_that_is_there_is_not_asked_for_again(tmp_path):
+    (tmp_path / "profile").mkdir()
+    assert profiler(tmp_path, [], start=3, steps=2).unreached(4, 12) is None
+
+
 def test_a_folder_that_cannot_be_made_is_told_and_training_goes_on(tmp_path):
     notes = []
     (tmp_path / "profile").write_text("a file in its place")

@@ -18,7 +18,7 @@ from moetrain.data.sources.tokens.described import ChunkIndex, MdsIndex, ShardEn
 Format = Literal["megatron", "olmo", "mds", "litdata"]
 
 _KNOWN = "Megatron's .bin with .idx, OLMo's .npy, MDS or litdata"
-_UNKNOWN = "no token files"
+_UNKNOWN = "of no token format"
 _NOT_LISTED = "not named by index.json"
 
 

@@ -66,11 +66,19 @@ def _open_numpy(path: Path, given: str | None) -> np.ndarray:
 
 
 def check_type(head: bytes, dtype: str, vocab_size: int, place: str) -> None:
-    """Raise DataError if the first bytes of ids do not look like a type: outside of the vocabulary, or of two halves.
+    """Check that a type holds the whole vocabulary, and that the first bytes of ids look like it.
+
+    They do not where an id is outside of the vocabulary, or two ids are halves of one.
 
     Raises:
         DataError: the message names the types that they fit.
     """
+    if (largest := int(np.iinfo(dtype).max)) < vocab_size - 1:
+        wider = next(name for name in ("uint16", "uint32") if np.iinfo(name).max >= vocab_size - 1)
+        raise DataError(
+            f"{place}: dtype {dtype} holds ids up to {largest}, and the vocabulary has {vocab_size} ids: set dtype: "
+            f"{wider}, or {REMEDY}"
+        )
     if not head or _fits(head, dtype, vocab_size):
         return
     ids = _as(head, dtype)

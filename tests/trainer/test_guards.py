@@ -57,7 +57,8 @@ def test_a_run_that_diverges_skips_stops_and_leaves_a_dump_that_shows_why(
 
 
 def test_other_ranks_are_patient_while_a_checkpoint_or_a_dump_is_written(make_settings, monkeypatch):
-    settings = make_settings("optim.learning_rate=1e30", "optim.warmup_steps=0", "guard.skipped=2")
+    at_once = "train.background_checkpoints=false"  # a thread lets no rank wait
+    settings = make_settings("optim.learning_rate=1e30", "optim.warmup_steps=0", "guard.skipped=2", at_once)
     run = Trainer.build(settings)
     folder = claim_run_folder(settings, run.layout)
     written = []

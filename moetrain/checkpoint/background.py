@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from moetrain.checkpoint.host_memory import available_memory
 from moetrain.checkpoint.manager import State, end_write, help_write
+from moetrain.checkpoint.sharded_tensors import is_sharded
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.progress import Progress
 
@@ -62,6 +63,8 @@ class CheckpointWriter:
         """
         assert self._outcome is None
         assert self._thread is None
+        if not self._layout.is_main:  # other ranks write nothing but their shards
+            states = {owner: state for owner, state in states.items() if is_sharded(state)}
         if self._background is None:
             self._background = self._fits(states)
         if not self._background:

@@ -10,16 +10,15 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.tensor import DTensor
 
 from moetrain.checkpoint.host_memory import available_memory
 from moetrain.checkpoint.manager import State, end_write, help_write
 from moetrain.checkpoint.sharded_tensors import is_sharded
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.progress import Progress
+from moetrain.distributed.sharding import local_tensor
 
 Write = Callable[[Mapping[str, State], ParallelLayout], list[str]]
 """Writes the given states with the given layout's collectives; returns lines about what did not quite succeed.
@@ -135,7 +134,7 @@ class CheckpointWriter:
 
     def _fits(self, states: Mapping[str, State]) -> bool:
         """Whether all ranks of each machine have memory for copies; the same answer on all ranks."""
-        own = sum(_local(tensor).nbytes for state in states.values() for tensor in state.values())
+        own = sum(local_tensor(tensor).nbytes for state in states.values() for tensor in state.values())
         available = available_memory()
         fits = available is not None and own * self._layout.local_world_size <= _LARGEST_SHARE * available
         return all(self._layout.all_gather_objects(fits))
@@ -145,7 +144,3 @@ def _with_own_group(layout: ParallelLayout) -> ParallelLayout:
     """The layout with a process group of its own, so that collectives of two threads do not mix."""
     group = dist.new_group(backend="gloo") if layout.mesh is not None else None
     return replace(layout, object_group=group, progress=Progress())
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

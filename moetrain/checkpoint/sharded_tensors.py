@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from moetrain.atomic_io import file_hash, sync
 from moetrain.distributed.mesh import ParallelLayout
+from moetrain.distributed.sharding import local_tensor
 from moetrain.fault_injection import fault_point
 
 
@@ -57,7 +58,7 @@ def _unshared(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     unshared: dict[str, torch.Tensor] = {}
     pointers: set[int] = set()
     for name, value in state.items():
-        local = value.to_local() if isinstance(value, DTensor) else value
+        local = local_tensor(value)
         unshared[name] = value.clone() if local.data_ptr() in pointers else value
         pointers.add(local.data_ptr())
     return unshared

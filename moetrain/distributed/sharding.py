@@ -160,9 +160,14 @@ def copy_unsharded(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 def local_size(tensor: torch.Tensor) -> int:
     """The number of elements of a tensor that this rank holds."""
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel()
+    return local_tensor(tensor).numel()
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor that may be sharded; if it is, all ranks must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that this rank holds, all of it where it is not sharded; a view."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -50,7 +50,7 @@ def choose_readings(trainer: Trainer, folder: RunFolder) -> Readings:
     if folder.checkpoint is not None:
         written = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Readings(written["panel"]["readings"], written["probes"]["readings"])
-    costs = trainer.layout.all_gather_objects(measure_costs(trainer, step_seconds(trainer)))[0]
+    costs = trainer.layout.broadcast_object(measure_costs(trainer, step_seconds(trainer)))
     chosen = {cost.what: max(LEAST, cost.affordable) for cost in costs}
     for cost in costs:
         trainer.terminal.note(f"monitor.budget: {cost.line(chosen[cost.what])}")

@@ -130,7 +130,7 @@ class CheckpointWriter:
                 end_write(layout)
         else:
             help_write(states, layout)
-        return Outcome(step, layout.all_gather_objects(saved)[0], problem, tuple(remarks))
+        return Outcome(step, layout.broadcast_object(saved), problem, tuple(remarks))
 
     def _fits(self, states: Mapping[str, State]) -> bool:
         """Whether all ranks of each machine have memory for copies; the same answer on all ranks."""

@@ -155,7 +155,7 @@ def write_checkpoint(
         for owner, state in states.items():
             if is_sharded(state):
                 (place / owner).mkdir()
-                layout.all_gather_objects(place / owner)  # what `help_write` waits for
+                layout.broadcast_object(place / owner)  # what `help_write` waits for
                 shards = save_shards(place / owner, state, layout)
                 files |= {f"{owner}/{name}": digest for name, digest in shards.items()}
                 sync(place / owner)
@@ -178,14 +178,14 @@ def write_checkpoint(
 
 def help_write(states: Mapping[str, State], layout: ParallelLayout) -> None:
     """Write this rank's shards of the checkpoint that the main rank writes, until that calls `end_write`."""
-    while (folder := layout.all_gather_objects(None)[0]) is not None:
+    while (folder := layout.broadcast_object(None)) is not None:
         with suppress(OSError), layout.progress.busy():  # the main rank raises it too, and discards the checkpoint
             save_shards(folder, states[folder.name], layout)
 
 
 def end_write(layout: ParallelLayout) -> None:
     """The main rank has written a checkpoint, or failed to: release the others from `help_write`."""
-    layout.all_gather_objects(None)
+    layout.broadcast_object(None)
 
 
 def prune_checkpoints(run: Path, keep: int, keep_every: int | None) -> None:

@@ -63,7 +63,7 @@ def claim_run_folder(settings: Settings, layout: ParallelLayout) -> RunFolder:
             folder = open_run_folder(settings)
         except (SettingsError, CheckpointError, OSError) as caught:
             error = caught
-    folder, error = layout.all_gather_objects((folder, error))[0]
+    folder, error = layout.broadcast_object((folder, error))
     if error is not None:
         raise error
     assert folder is not None

@@ -99,6 +99,25 @@ class ParallelLayout:
         dist.all_gather_object(gathered, value, group=group)
         return gathered
 
+    def gather_objects(self, value: Any) -> list[Any] | None:
+        """The value of each rank, in the order of ranks, on the main rank; None on the others.
+
+        What ranks send then does not grow with their number, as it does in `all_gather_objects`.
+        """
+        if self.mesh is None:
+            return [value]
+        gathered: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, gathered, group=self.object_group, group_dst=0)
+        return gathered
+
+    def broadcast_object(self, value: Any) -> Any:
+        """The main rank's value, on all ranks; that of the others is not read."""
+        if self.mesh is None:
+            return value
+        box = [value if self.is_main else None]
+        dist.broadcast_object_list(box, group=self.object_group, group_src=0)
+        return box[0]
+
     def all_reduce_sum(self, tensor: torch.Tensor, over: Group = "all") -> torch.Tensor:
         """The sum of a tensor over a group, in place."""
         if self.mesh is not None:

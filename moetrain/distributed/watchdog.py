@@ -237,7 +237,7 @@ def watchdog(layout: ParallelLayout, preparing: bool = False, stall_limit: float
     store = None
     if layout.is_main:
         store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_STORE_TIMEOUT)
-    port = layout.all_gather_objects(store.port if store is not None else None)[0]
+    port = layout.broadcast_object(store.port if store is not None else None)
     if store is None:
         store = dist.TCPStore(host, port, is_master=False, timeout=_STORE_TIMEOUT)
     everyone = [Peer(*each) for each in layout.all_gather_objects((rank, os.getpid(), socket.gethostname()))]

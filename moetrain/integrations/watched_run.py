@@ -92,7 +92,7 @@ class WatchedRun:
         self._clock = Clock(layout.device)
         self._recorder = RouterRecorder(model)
         self._batches = BatchRecorder(model, self._recorder, options.tokens, self._clock)
-        self._stream = StreamMonitor(domains, options.window, options.tau, layout.all_gather_objects)
+        self._stream = StreamMonitor(domains, options.window, options.tau, layout)
         thresholds = PhaseThresholds(**self._settings.phase.model_dump())
         eps: dict[str, float | None] = dict.fromkeys(domains)
         self.panel = PanelMonitor(self.rows.panel, domains, options.tau, steps, eps, thresholds)
@@ -123,7 +123,7 @@ class WatchedRun:
                 self._open(checkpoint, step)
             except (MonitorError, CheckpointError, OSError) as caught:
                 error = caught
-        resumed, error = self.layout.all_gather_objects((checkpoint is not None, error))[0]
+        resumed, error = self.layout.broadcast_object((checkpoint is not None, error))
         if error is not None:
             raise error
         self._gather(step)

@@ -20,11 +20,13 @@ from moetrain import grokking
 from moetrain.data.stream import IGNORED, Batch, Stream
 from moetrain.device_transfer import HostCopy
 from moetrain.distributed.mesh import ParallelLayout
+from moetrain.distributed.newest import among_newest
 from moetrain.grokking import Estimate
 from moetrain.models.transformer import Output
 
 MOST = 64
 """Exposures from this number on are one group."""
+_BUCKETS = 2 + MOST.bit_length() - 1  # of exposures: 0, 1, 2, 4, ..., `MOST`
 LEAST_DOCUMENTS = 8
 """Fewer documents in a window give no value."""
 _MOST_PENDING = 64  # micro-batches whose losses may still be on their way to the host
@@ -85,13 +87,24 @@ class ExposureLosses:
         self._settle(_MOST_PENDING)
 
     def windows(self) -> SampleLosses | None:
-        """The newest samples over all ranks, ``size`` per domain and group of exposures; all ranks must call."""
+        """The newest samples over all ranks, ``size`` per domain and group of exposures; on the main rank alone.
+
+        All ranks must call; the others get None.
+        """
         self._settle(0)
-        parts = [part for part in self._layout.all_gather_objects(self._held) if part is not None]
+        held = self._held
+        if self._layout.world_size > 1:
+            none = np.zeros(0, np.int64)
+            order, group = (none, none) if held is None else (held.order, _groups(held))
+            newest = among_newest(order, group, len(self._domains) * _BUCKETS, self._size, self._layout)
+            held = held.take(newest) if held is not None else None
+        parts = [part for part in self._layout.gather_objects(held) or () if part is not None]
         return self._newest(SampleLosses.join(parts)) if parts else None
 
     def metrics(self, after_step: int = 0) -> dict[str, Estimate]:
         """Metrics per predicted token, in nats, by tag, with intervals over documents; all ranks must call.
+
+        On ranks other than the main one there are none.
 
         ``loss/first_exposure`` and ``loss/exposure_K``: mean loss. ``memorized/excess_confidence``: entropy of the
         prediction minus loss, over the newest texts trained on before; ``..._unseen``: at first exposure.
@@ -124,7 +137,7 @@ class ExposureLosses:
         return found
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The windows of all ranks as tensors, for a checkpoint; all ranks must call."""
+        """The windows of all ranks as tensors, for the main rank's checkpoint; all ranks must call."""
         held = self.windows()
         if held is None:
             return {}
@@ -161,9 +174,15 @@ class ExposureLosses:
     def _newest(self, losses: SampleLosses) -> SampleLosses:
         """The newest ``size`` samples of each domain and group, in the stream's order."""
         ordered = losses.take(np.argsort(losses.order, kind="stable"))
-        group = ordered.domain * (MOST + 1) + ordered.exposures
+        group = _groups(ordered)
         place_from_end = np.zeros(len(ordered), np.int64)
         for number in np.unique(group):
             members = np.flatnonzero(group == number)
             place_from_end[members] = np.arange(len(members))[::-1]
         return ordered.take(place_from_end < self._size)
+
+
+def _groups(losses: SampleLosses) -> np.ndarray:
+    """A number for each sample's domain and group of exposures, int64 [samples]: `_BUCKETS` for each domain."""
+    bucket = np.where(losses.exposures > 0, np.log2(np.maximum(losses.exposures, 1)).astype(np.int64) + 1, 0)
+    return losses.domain * _BUCKETS + bucket

@@ -146,6 +146,8 @@ class Monitor:
             with_claims = panel.due(self.settings.panel.claim_every, step)
             layer_inputs = self.settings.panel.linear_kernel
             stored = self._panel_reading(model, step, rows_LED, context, layer_inputs, with_claims)
+            if stored is None:
+                return
             panel.initial = stored.initial
             if self.logger is None:
                 return
@@ -161,8 +163,9 @@ class Monitor:
         panel = self.state.panel
         if panel is not None and panel.initial is not None and np.isnan(panel.initial).any():
             with self.clock.measure("panel"), evaluation(model) as transformer:
-                loss = read_panel(transformer, panel.panel, step, self.layout).loss
-            panel.initial = np.where(np.isnan(panel.initial), loss, panel.initial)
+                reading = read_panel(transformer, panel.panel, step, self.layout)
+            if reading is not None:
+                panel.initial = np.where(np.isnan(panel.initial), reading.loss, panel.initial)
 
     def measure_repeats(self, model: nn.Module, optimizer: Optimizer, step: int) -> list[str]:
         """Log what the next pass over each repeated domain is worth, at some readings of the panel.
@@ -181,7 +184,7 @@ class Monitor:
             for domain, each in found.items()
             if data.domains[domain].repeats == "auto" and each.worth.mean < data.least_worth and each.worth.high < 1
         ]
-        worthless = self.layout.all_gather_objects(worthless)[0]
+        worthless = self.layout.broadcast_object(worthless)
         if self.logger is None:
             return worthless
         for domain, each in found.items():
@@ -300,7 +303,8 @@ class Monitor:
         assert panel is not None
         with self.clock.measure("panel trial"):
             stored = self._panel_reading(model, 0, router_rows(model), TrainingContext(), False, False)
-            panel_metrics(stored, panel.domains, panel.tau, steps, max_pairs=panel.max_pairs)
+            if stored is not None:
+                panel_metrics(stored, panel.domains, panel.tau, steps, max_pairs=panel.max_pairs)
         reading = seconds = self.clock.pop("panel trial")
         if settings.claim_every:
             with self.clock.measure("panel trial"), evaluation(model) as transformer:
@@ -324,12 +328,15 @@ class Monitor:
         context: TrainingContext,
         layer_inputs: bool,
         with_claims: bool,
-    ) -> StoredReading:
+    ) -> StoredReading | None:
+        """A reading on the main rank; None on the others."""
         assert self.state.panel is not None
         monitor = self.state.panel
         with evaluation(model) as transformer:
             reading = read_panel(transformer, monitor.panel, step, self.layout, layer_inputs)
             claims = panel_claims(transformer, monitor.panel, step, self.layout) if with_claims else None
+        if reading is None:
+            return None
         initial = reading.loss if step == 0 else monitor.initial
         blocks = gram_blocks(rows_LED)
         return to_stored(monitor.panel, reading, self._panel_domains, blocks, context, initial, claims)

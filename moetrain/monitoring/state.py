@@ -61,7 +61,7 @@ class MonitorState:
         domains, monitor = list(settings.data.domains), settings.monitor
         repeats = RepeatMonitor(panel.panel, stream, domains) if panel is not None and stream is not None else None
         return cls(
-            stream=StreamMonitor(domains, monitor.window, monitor.tau, layout.all_gather_objects),
+            stream=StreamMonitor(domains, monitor.window, monitor.tau, layout),
             exposures=ExposureLosses(stream, domains, monitor.exposure_window, layout) if stream is not None else None,
             panel=panel,
             probes=probes,

@@ -60,14 +60,16 @@ def mean_hidden_states(
     if not all(map(len, texts)):
         raise ValueError("a text without tokens has no embedding: leave it out")
     if layout.passes_together:
-        layout.all_gather_objects((texts, batch_tokens))  # `help_embed` waits for them
-    return _mean_hidden_states(model, texts, tokenizer, layout, context_tokens, batch_tokens)
+        layout.broadcast_object((texts, batch_tokens))  # `help_embed` waits for them
+    means_RD = _mean_hidden_states(model, texts, tokenizer, layout, context_tokens, batch_tokens)
+    assert means_RD is not None
+    return means_RD
 
 
 @torch.no_grad()
 def help_embed(model: Transformer, tokenizer: Tokenizer, layout: ParallelLayout, context_tokens: int) -> None:
     """Take part in the main rank's calls of `mean_hidden_states`, until it calls `end_embed`."""
-    while layout.passes_together and (call := layout.all_gather_objects(None)[0]) is not None:
+    while layout.passes_together and (call := layout.broadcast_object(None)) is not None:
         texts, batch_tokens = call
         _mean_hidden_states(model, texts, tokenizer, layout, context_tokens, batch_tokens)
 
@@ -75,7 +77,7 @@ def help_embed(model: Transformer, tokenizer: Tokenizer, layout: ParallelLayout,
 def end_embed(layout: ParallelLayout) -> None:
     """The main rank has embedded all its texts: release the others from `help_embed`."""
     if layout.passes_together:
-        layout.all_gather_objects(None)
+        layout.broadcast_object(None)
 
 
 def _mean_hidden_states(
@@ -85,20 +87,27 @@ def _mean_hidden_states(
     layout: ParallelLayout,
     context_tokens: int,
     batch_tokens: int,
-) -> np.ndarray:
+) -> np.ndarray | None:
+    """See `mean_hidden_states`; None on ranks other than the main one."""
     ranks = layout if layout.passes_together else ParallelLayout(device=layout.device)
     # The tokens "from which scored tokens are predicted" are the text, between the beginning mark and the end mark.
     requests = [
         Request(np.array([tokenizer.begin_id, *text[: context_tokens - 1], tokenizer.end_id]), first=2)
         for text in texts
     ]
-    means_RD = np.zeros((len(requests), model.settings.hidden_size), np.float32)
     batches = pack_requests(requests, tokenizer.end_id, batch_tokens)
+    own_means: list[tuple[np.ndarray, np.ndarray]] = []
     for batch, own in equal_passes(batches[ranks.rank :: ranks.world_size], ranks, tokenizer.end_id):
         means = _means(model, batch)
         if own:
-            means_RD[batch.requests] = means.cpu().numpy()
-    return np.sum(ranks.all_gather_objects(means_RD), axis=0)  # each text is read by one rank
+            own_means.append((batch.requests, means.cpu().numpy()))
+    gathered = ranks.gather_objects(own_means)
+    if gathered is None:
+        return None
+    means_RD = np.zeros((len(requests), model.settings.hidden_size), np.float32)
+    for numbers, means in (batch_means for part in gathered for batch_means in part):  # one rank reads a text
+        means_RD[numbers] = means
+    return means_RD
 
 
 def _means(model: Transformer, batch: RequestBatch) -> torch.Tensor:

@@ -199,7 +199,6 @@ def _score_requests(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-probability of each request's scored tokens, float64 [R]; whether greedy decoding gives them, bool [R]."""
     batches = prepared.batches[layout.rank :: layout.world_size]
-    log_probs_R, greedy_R = np.zeros(len(prepared.requests)), np.zeros(len(prepared.requests), bool)
     sizes = [len(batch.tokens_N) for batch in batches]
     results = []
     # All passes are launched before the first result is copied to the host.
@@ -209,13 +208,16 @@ def _score_requests(
         if own:
             # In float32: rounded to bf16, log-probabilities of different choices are often exactly equal.
             results.append(log_probabilities(hidden_KD, model.lm_head.weight.float(), batch.targets_K))
+    own_scores: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for batch, (log_probs_K, greedy_K) in zip(batches, results, strict=True):
         starts = np.cumsum(batch.counts) - batch.counts
-        log_probs_R[batch.requests] = np.add.reduceat(log_probs_K.cpu().double().numpy(), starts)
-        greedy_R[batch.requests] = np.logical_and.reduceat(greedy_K.cpu().numpy(), starts)
-    # A request is scored by one rank and is zero on the others.
-    parts = layout.all_gather_objects([log_probs_R, greedy_R])
-    return np.sum([part[0] for part in parts], axis=0), np.any([part[1] for part in parts], axis=0)
+        log_probs = np.add.reduceat(log_probs_K.cpu().double().numpy(), starts)
+        own_scores.append((batch.requests, log_probs, np.logical_and.reduceat(greedy_K.cpu().numpy(), starts)))
+    log_probs_R, greedy_R = np.zeros(len(prepared.requests)), np.zeros(len(prepared.requests), bool)
+    for part in layout.all_gather_objects(own_scores):  # a request is scored by one rank
+        for requests, log_probs, greedy in part:
+            log_probs_R[requests], greedy_R[requests] = log_probs, greedy
+    return log_probs_R, greedy_R
 
 
 def _exact_matches(
@@ -236,10 +238,10 @@ def _exact_matches(
         batch_tokens=prepared.batch_tokens,
         max_new_tokens=max_new_tokens,
     )
+    own = [is_exact(answer, items[number]) for number, answer in zip(share, answers, strict=True)]
     exact_G = np.zeros(len(items), bool)
-    for number, answer in zip(share, answers, strict=True):
-        exact_G[number] = is_exact(answer, items[number])
-    exact_G = np.any([part[0] for part in layout.all_gather_objects([exact_G])], axis=0)
+    for rank, exact in enumerate(layout.all_gather_objects(own)):
+        exact_G[rank :: layout.world_size] = exact
     ends = np.cumsum([len(part.members) for part in parts])
     by_task = np.split(exact_G, ends[:-1]) if parts else []
     return {part.task.name: exact_I for part, exact_I in zip(parts, by_task, strict=True)}

@@ -51,26 +51,31 @@ def swap_first_halves(tokens_ST: torch.Tensor, document_S: np.ndarray) -> tuple[
 
 
 @torch.no_grad()
-def panel_claims(model: Transformer, panel: Panel, step: int, layout: ParallelLayout) -> tuple[np.ndarray, np.ndarray]:
+def panel_claims(
+    model: Transformer, panel: Panel, step: int, layout: ParallelLayout
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Gain and claim of the panel samples that the run has trained on by ``step``; all ranks must call.
 
     Returns:
+        None on ranks other than the main one, and there:
         Sums over the compared tokens in nats, float32 [P] each. NaN for all other samples, for those of fewer than
         `LEAST_TOKENS` tokens, and for domains whose documents mark answers.
     """
-    gain, claim = np.zeros(len(panel), np.float32), np.zeros(len(panel), np.float32)
-    read = np.zeros(len(panel), bool)
+    own: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     chunks = list(_chunks(model, panel, step))
     for number in layout.share(len(chunks)):  # numbers beyond the chunks are empty passes
         layout.progress.mark()
         members, tokens_ST, swapped_ST = chunks[min(number, len(chunks) - 1)]
         gains, claims = read_claims(model, tokens_ST.to(layout.device), swapped_ST.to(layout.device))
         if number < len(chunks):
-            gain[members], claim[members], read[members] = gains, claims, True
-    parts = layout.all_gather_objects((gain, claim, read))
-    known = np.any([part[2] for part in parts], axis=0)
-    gain, claim = (np.sum([part[place] for part in parts], axis=0) for place in (0, 1))
-    return np.where(known, gain, np.nan).astype(np.float32), np.where(known, claim, np.nan).astype(np.float32)
+            own.append((members, gains, claims))
+    gathered = layout.gather_objects(own)
+    if gathered is None:
+        return None
+    gain, claim = (np.full(len(panel), np.nan, np.float32) for _ in range(2))
+    for members, gains, claims in (chunk for part in gathered for chunk in part):
+        gain[members], claim[members] = gains, claims
+    return gain, claim
 
 
 def _chunks(model: Transformer, panel: Panel, step: int) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:

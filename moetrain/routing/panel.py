@@ -11,7 +11,7 @@ Shapes: P panel samples, L layers, E experts, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -274,8 +274,10 @@ def read_panel(
     step: int,
     layout: ParallelLayout,
     inputs: bool = False,
-) -> PanelReading:
+) -> PanelReading | None:
     """Read the panel by forward passes; each rank reads its share of the rows, and all ranks must call.
+
+    The main rank gets the reading, the others None: they send it their samples alone.
 
     Args:
         model: unsharded.
@@ -284,13 +286,7 @@ def read_panel(
         layout: of the ranks.
         inputs: whether to record layer inputs, for the kernel of linear experts.
     """
-    size = len(panel)
-    settings = model.settings
-    shape = (size, settings.num_hidden_layers, settings.recorded_experts)
-    loss = np.zeros(size, np.float32)
-    even, odd = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    counts = np.zeros(shape, np.uint16)
-    pooled = np.zeros((size, shape[1], settings.hidden_size if inputs else 0), np.float32)
+    parts = [_no_samples(model, inputs)]
     for number in layout.share(panel.stream.steps):
         layout.progress.mark()
         batch = panel.stream.batch(number, 0, panel.stream.full_rows(number))
@@ -298,19 +294,54 @@ def read_panel(
         assert output.routing is not None
         sums, tokens = batch.sum_by_sample(output.loss_BT.cpu().numpy())
         there = batch.samples_BS.numpy() >= 0
-        loss[batch.samples_BS.numpy()[there]] = sums[there] / tokens[there]
         records = start_record(output.routing, batch, first_order=0).wait()
-        even[records.sample] = records.even_SLE
-        odd[records.sample] = records.odd_SLE
-        counts[records.sample] = records.counts_SLE
+        assert np.array_equal(records.sample, batch.samples_BS.numpy()[there])  # panel samples are all long enough
+        pooled = np.zeros((len(records.sample), model.settings.num_hidden_layers, 0), np.float32)
         if inputs:
-            pooled[records.sample] = _mean_inputs(
-                output.routing.inputs_LBRD, batch.compared_BS, records.even_SLE, records.odd_SLE
-            )
+            pooled = _mean_inputs(output.routing.inputs_LBRD, batch.compared_BS, records.even_SLE, records.odd_SLE)
+        loss = (sums[there] / tokens[there]).astype(np.float32)
+        halves = records.even_SLE, records.odd_SLE
+        parts.append(_Part(records.sample, loss, *halves, records.counts_SLE.astype(np.uint16), pooled))
     answers = _read_answers(model, panel, layout)
-    own = PanelReading(step=step, loss=loss, even=even, odd=odd, counts=counts, inputs=pooled, answers=answers)
-    joined = _joined(layout.all_gather_objects(own))
-    return replace(joined, even=_mean(joined.even), odd=_mean(joined.odd))
+    gathered = layout.gather_objects((_joined(parts), answers))
+    if gathered is None:
+        return None
+    found = _joined([part for part, _ in gathered])
+    order = np.argsort(found.sample)
+    assert np.array_equal(found.sample[order], np.arange(len(panel)))  # each sample is read once
+    return PanelReading(
+        step=step,
+        loss=found.loss[order],
+        even=_mean(found.even[order]),
+        odd=_mean(found.odd[order]),
+        counts=found.counts[order],
+        inputs=found.inputs[order],
+        answers=join_answers([own for _, own in gathered]),
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What was read of some samples; as in `PanelReading`, but for sums of probabilities over tokens."""
+
+    sample: np.ndarray  # int64 [Q], index in the panel
+    loss: np.ndarray
+    even: np.ndarray
+    odd: np.ndarray
+    counts: np.ndarray
+    inputs: np.ndarray
+
+
+def _no_samples(model: Transformer, inputs: bool) -> _Part:
+    settings = model.settings
+    routing = np.zeros((0, settings.num_hidden_layers, settings.recorded_experts), np.float32)
+    pooled = np.zeros((0, settings.num_hidden_layers, settings.hidden_size if inputs else 0), np.float32)
+    return _Part(np.zeros(0, np.int64), np.zeros(0, np.float32), routing, routing, routing.astype(np.uint16), pooled)
+
+
+def _joined(parts: Sequence[_Part]) -> _Part:
+    """The samples of all parts, one after the other."""
+    return _Part(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(_Part)))
 
 
 def _read_answers(model: Transformer, panel: Panel, layout: ParallelLayout) -> AnswerRouting:
@@ -324,23 +355,6 @@ def _read_answers(model: Transformer, panel: Panel, layout: ParallelLayout) -> A
             found.append(read_answers(model, stream.batch(number, 0, stream.full_rows(number)), stream, layout))
     answers = join_answers(found)
     return replace(answers, member=chosen[answers.member].astype(np.int32))
-
-
-def _joined(parts: Sequence[PanelReading]) -> PanelReading:
-    """The parts of all ranks as one reading: a sample is read by one rank, and zero on the others."""
-
-    def total(name: str) -> np.ndarray:
-        return np.sum([getattr(part, name) for part in parts], axis=0, dtype=getattr(parts[0], name).dtype)
-
-    return PanelReading(
-        step=parts[0].step,
-        loss=total("loss"),
-        even=total("even"),
-        odd=total("odd"),
-        counts=total("counts"),
-        inputs=total("inputs"),
-        answers=join_answers([part.answers for part in parts]),
-    )
 
 
 def _mean_inputs(

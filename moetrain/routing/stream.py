@@ -1,29 +1,29 @@
 """Streaming metrics: from the routing of the newest samples that each domain trained on, without extra forward passes.
 
 A domain's window is the last ``size`` of its samples, each over its first panel tokens. It is part of a checkpoint.
-Each rank keeps a window of its own rows; the newest samples of all ranks are those that a single rank would hold.
+Each rank keeps a window of its own rows. The newest samples of all ranks, those that a single rank would hold, are
+gathered on the main rank when a value or a checkpoint needs them.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import torch
 
 from moetrain import grokking
+from moetrain.distributed.mesh import ParallelLayout
+from moetrain.distributed.newest import among_newest
 from moetrain.grokking import Estimate
 from moetrain.metrics import table
 from moetrain.metrics.cell import STREAM, Cell
 from moetrain.routing.recorder import ComingRouting, SampleRouting
 
 _MOST_COMING = 64  # micro-batches whose routing may still be copied to the host; with more, training waits
-
-Gather = Callable[[Any], list[Any]]
-"""All-gather of an object over the ranks; on one rank ``lambda value: [value]``."""
+_ONE_RANK = ParallelLayout()
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ class StreamMonitor:
         domains: names by number.
         size: samples of a window.
         tau: share of the routing weight that a pathway covers.
-        gather: all-gather over the ranks.
+        layout: the ranks that train together.
     """
 
-    def __init__(self, domains: Sequence[str], size: int, tau: float, gather: Gather = lambda value: [value]) -> None:
+    def __init__(self, domains: Sequence[str], size: int, tau: float, layout: ParallelLayout = _ONE_RANK) -> None:
         self.domains = list(domains)
         self.size = size
         self.tau = tau
-        self._gather = gather
+        self._layout = layout
         self._windows: dict[int, SampleRouting] = {}
         self._coming: deque[ComingRouting] = deque()
         self.keeps = False  # whether added samples are kept for `kept`
@@ -113,16 +113,29 @@ class StreamMonitor:
         return kept
 
     def windows(self) -> dict[int, SampleRouting]:
-        """The newest samples of each domain over all ranks, by number of the domain. All ranks must call."""
+        """The newest samples of each domain over all ranks, by number of the domain; on the main rank alone.
+
+        All ranks must call; the others get none.
+        """
         self.settle()
         gathered: dict[int, list[SampleRouting]] = {}
-        for windows in self._gather(self._windows):
+        for windows in self._layout.gather_objects(self._newest_of_all_ranks()) or ():
             for domain, window in windows.items():
                 gathered.setdefault(domain, []).append(window)
         return {d: _newest(SampleRouting.join(parts), self.size) for d, parts in sorted(gathered.items())}
 
+    def _newest_of_all_ranks(self) -> dict[int, SampleRouting]:
+        """This rank's samples among the newest of each domain over all ranks."""
+        if self._layout.world_size == 1:
+            return self._windows
+        none = np.zeros(0, np.int64)
+        order_N = np.concatenate([none, *(window.order for window in self._windows.values())])
+        domain_N = np.concatenate([none, *(window.domain for window in self._windows.values())])
+        newest_N = among_newest(order_N, domain_N, len(self.domains), self.size, self._layout)
+        return {d: window.take(newest_N[domain_N == d]) for d, window in self._windows.items()}
+
     def snapshot(self, router_rows: np.ndarray) -> StreamSnapshot:
-        """The full windows over all ranks. All ranks must call.
+        """The full windows over all ranks, on the main rank; the others must call too, and get none.
 
         Args:
             router_rows: a copy of the routers' current weights, [L, E, D].
@@ -135,7 +148,7 @@ class StreamMonitor:
         return self.snapshot(router_rows).readings()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The windows of all ranks as tensors, for a checkpoint. All ranks must call."""
+        """The windows of all ranks as tensors, for the main rank's checkpoint. All ranks must call."""
         return {
             f"{domain}.{field.name}": torch.from_numpy(np.ascontiguousarray(getattr(window, field.name)))
             for domain, window in self.windows().items()

@@ -136,8 +136,9 @@ def evaluations(settings, layout, corpus):
         found[name] = {
             "losses": losses,
             "heldout": {domain: [each.loss, each.tokens] for domain, each in heldout.items()},
-            "panel": [float(x) for x in (reading.loss.sum(), reading.even[:, 0].std(), reading.inputs.std())],
-            "answers": len(reading.answers),
+            "panel": where.is_main
+            and [float(x) for x in (reading.loss.sum(), reading.even[:, 0].std(), reading.inputs.std())],
+            "answers": where.is_main and len(reading.answers),
             "probes": {task: {k: m.value for k, m in each.metrics.items()} for task, each in scores.items()},
             "embeddings": means.astype(float).tolist() if where.is_main else None,
         }

@@ -9,7 +9,7 @@ from moetrain.model_input import PackedTokens
 from moetrain.probes.generation import generate, is_exact, is_generated
 from moetrain.probes.scoring import prepare, score
 from moetrain.probes.tasks import tasks_of
-from tests.distributed.layouts import Recording, Replaying
+from tests.distributed.layouts import in_ranks
 from tests.probes.conftest import item, small_model, some_items
 from tests.probes.references import logits, mean_and_error
 
@@ -77,11 +77,8 @@ def test_ranks_share_the_questions(trained, tokenizer):
     items = questions([(prompt, target if n % 3 else "?") for n, (prompt, target) in enumerate(FACTS)])
     whole = scored(trained, tokenizer, items)["facts"].metrics["exact_match"]
     assert 0 < whole.value < 1
-    kept = []
-    for rank in range(3):
-        scored(trained, tokenizer, items, layout=Recording(rank, 3, kept))
-    joined = scored(trained, tokenizer, items, layout=Replaying(0, 3, kept))
-    assert joined["facts"].metrics["exact_match"] == whole
+    for joined in in_ranks(3, lambda layout: scored(trained, tokenizer, items, layout=layout)):
+        assert joined["facts"].metrics["exact_match"] == whole
 
 
 def slow_answer(model, tokenizer, prompt, context_tokens, most):

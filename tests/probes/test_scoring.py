@@ -15,7 +15,7 @@ from moetrain.model_input import PackedTokens
 from moetrain.probes.requests import Request, make_requests, pack_requests, scored_hidden_states, split_prompt
 from moetrain.probes.scoring import prepare, score
 from moetrain.probes.tasks import ENOUGH, tasks_of
-from tests.distributed.layouts import Recording, Replaying
+from tests.distributed.layouts import in_ranks
 from tests.probes.conftest import item, small_model, some_items
 from tests.probes.references import answer_tokens, log_probability, logits, mean_and_error, parted
 
@@ -195,14 +195,11 @@ def test_batches_change_results_only_by_rounding(model, tokenizer):
 def test_ranks_share_a_reading(model, tokenizer):
     prepared = prepare(tasks_of(some_items()), tokenizer, LONG, 256)
     whole = score(model, prepared, ParallelLayout())
-    kept = []
-    for rank in range(3):
-        score(model, prepared, Recording(rank, 3, kept))
-    joined = score(model, prepared, Replaying(0, 3, kept))
-    for name, result in whole.items():
-        assert all(map(np.array_equal, result.log_probs, joined[name].log_probs))
-        assert result.metrics == joined[name].metrics
-        assert np.array_equal(result.correct, joined[name].correct)
+    for joined in in_ranks(3, lambda layout: score(model, prepared, layout)):
+        for name, result in whole.items():
+            assert all(map(np.array_equal, result.log_probs, joined[name].log_probs))
+            assert result.metrics == joined[name].metrics
+            assert np.array_equal(result.correct, joined[name].correct)
 
 
 def test_a_reading_converts_to_json_and_flags_too_few_items(model, tokenizer):

@@ -7,6 +7,7 @@ import torch
 from moetrain import grokking
 from moetrain.routing.recorder import SampleRouting, mean_routing, start_record
 from moetrain.routing.stream import StreamMonitor
+from tests.distributed.layouts import in_ranks
 
 
 def test_long_enough_samples_are_recorded_in_the_order_of_the_stream():
@@ -56,19 +57,27 @@ def test_windows_of_several_ranks_equal_those_of_one():
     every = records(list(range(40)), [o % 2 for o in range(40)])
     one = StreamMonitor(["a", "b"], 8, 0.7)
     one.add(every)
-    parts = [StreamMonitor(["a", "b"], 8, 0.7) for _ in range(3)]
-    for number, part in enumerate(parts):
-        part.add(every.take(every.order // 4 % 3 == number))
-    gathering = StreamMonitor(["a", "b"], 8, 0.7, gather=lambda _: [part._windows for part in parts])
+
+    def train(layout):
+        part = StreamMonitor(["a", "b"], 8, 0.7, layout)
+        part.add(every.take(every.order // 4 % 3 == layout.rank))
+        return part.windows(), part.state(), sum(map(len, part._newest_of_all_ranks().values()))
+
+    (windows, state, _), *others = every_rank = in_ranks(3, train)
+    assert sum(sent for _, _, sent in every_rank) == 16  # each of the newest once, and no other
+    assert all((own, kept) == ({}, {}) for own, kept, _ in others)
     for domain, window in one.windows().items():
-        assert np.array_equal(gathering.windows()[domain].order, window.order)
-        assert np.array_equal(gathering.windows()[domain].even_SLE, window.even_SLE)
-    state = gathering.state()
-    restored = [StreamMonitor(["a", "b"], 8, 0.7) for _ in range(2)]
-    for rank, monitor in enumerate(restored):
-        monitor.load_state(state, main_process=rank == 0)
-    again = StreamMonitor(["a", "b"], 8, 0.7, gather=lambda _: [monitor._windows for monitor in restored])
-    assert all(torch.equal(state[key], value) for key, value in again.state().items())
+        assert np.array_equal(windows[domain].order, window.order)
+        assert np.array_equal(windows[domain].even_SLE, window.even_SLE)
+
+    def resume(layout):
+        part = StreamMonitor(["a", "b"], 8, 0.7, layout)
+        part.load_state(state, main_process=layout.is_main)
+        return part.state()
+
+    again = in_ranks(2, resume)[0]
+    assert again.keys() == state.keys()
+    assert all(torch.equal(state[key], value) for key, value in again.items())
 
 
 def test_streaming_metrics_need_full_windows():

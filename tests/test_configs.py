@@ -55,7 +55,8 @@ def test_olmoe_fits_eight_gpus_only_when_sharded():
     command = ["plan", str(FOLDER / "olmoe_1b_7b.yaml"), "--vocab-size", str(PUBLISHED_VOCABULARY)]
     options = bench.parse([*command, "--gpus", "8", "--tokens", "20e9", "--tokens-per-second", "20000"])
     found = bench.plan.run(options)
-    assert {name: part["fits"] for name, part in found["memory"].items()} == {"replicated": False, "sharded": True}
+    fits = {name: each["memory"]["fits"] for name, each in found["plans"][0]["layouts"].items()}
+    assert fits == {"none": False, "fsdp": True, "hybrid": True}
 
 
 @pytest.mark.parametrize("name", ["nano_moe", "olmoe_1b_7b"])

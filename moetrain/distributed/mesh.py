@@ -190,7 +190,7 @@ def make_mesh(sharding: Sharding, world_size: int, local_world_size: int, device
             f"train.sharding=hybrid: {world_size} processes are not machines of {local_world_size} each: "
             "launch as many on each"
         )
-    shards = _shards(sharding, world_size, local_world_size)
+    shards = count_shards(sharding, world_size, local_world_size)
     return init_device_mesh(device.type, (world_size // shards, shards), mesh_dim_names=("data", "shard"))
 
 
@@ -204,11 +204,23 @@ def make_expert_mesh(
     same ones. ``expert_data`` are replicas of that.
 
     Raises:
-        SettingsError: the ranks of a replica, or without sharding all ranks, do not split into groups of that size.
+        SettingsError: see `expert_mesh_shape`.
     """
     if expert_parallel == 1:
         return None
-    shards = _shards(sharding, world_size, local_world_size)
+    shape = expert_mesh_shape(expert_parallel, sharding, world_size, local_world_size)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("expert_data", "expert_shard", "expert"))
+
+
+def expert_mesh_shape(
+    expert_parallel: int, sharding: Sharding, world_size: int, local_world_size: int
+) -> tuple[int, int, int]:
+    """Numbers of ranks of `make_expert_mesh` along ``expert_data``, ``expert_shard`` and ``expert``.
+
+    Raises:
+        SettingsError: the ranks of a replica, or without sharding all ranks, do not split into groups of that size.
+    """
+    shards = count_shards(sharding, world_size, local_world_size)
     within, whose = (world_size, "") if sharding == "none" else (shards, " that share a replica of the model")
     if within % expert_parallel:
         raise SettingsError(
@@ -216,10 +228,9 @@ def make_expert_mesh(
             f"launch a multiple of {expert_parallel}, or set train.expert_parallel to a divisor of {within}"
         )
     expert_shards = max(1, shards // expert_parallel)
-    shape = (world_size // expert_shards // expert_parallel, expert_shards, expert_parallel)
-    return init_device_mesh(device.type, shape, mesh_dim_names=("expert_data", "expert_shard", "expert"))
+    return world_size // expert_shards // expert_parallel, expert_shards, expert_parallel
 
 
-def _shards(sharding: Sharding, world_size: int, local_world_size: int) -> int:
+def count_shards(sharding: Sharding, world_size: int, local_world_size: int) -> int:
     """Ranks that share one replica of the model."""
     return {"none": 1, "fsdp": world_size, "hybrid": local_world_size}[sharding]

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from moetrain.distributed.expert_parallel import shard_experts, split_experts
@@ -57,16 +57,33 @@ def shard(model: Transformer, layout: ParallelLayout) -> None:
     layers = model.model.layers
     # The root group first: it takes the embeddings, the head and all routers and norms. Those in the layers are few.
     # In groups of their own their hooks would run inside the layers, and break the graphs of compiled ones.
-    cast_parameters = {p for layer in layers for p in layer.parameters()} - _read_in_float32(layers)
+    cast_parameters = {p for layer in layers for p in layer.parameters()} - read_in_float32(layers)
     fully_shard(model, mesh=mesh, mp_policy=exact, ignored_params=cast_parameters)
     if layout.expert_ranks > 1:
         shard_experts(model, layout, cast)
+
+    def placement(parameter: nn.Parameter) -> Shard:
+        return Shard(sharded_dimension(tuple(parameter.shape), layout.shards))
+
     for layer in layers:
-        fully_shard(layer, mesh=mesh, mp_policy=cast, ignored_params=_read_in_float32(layer))
+        of_norms = read_in_float32(layer)
+        fully_shard(layer, mesh=mesh, mp_policy=cast, ignored_params=of_norms, shard_placement_fn=placement)
     register_fsdp_forward_method(model, "hidden_states")
 
 
-def _read_in_float32(module: nn.Module) -> set[nn.Parameter]:
+def sharded_dimension(shape: tuple[int, ...], shards: int) -> int:
+    """The dimension along which `fully_shard` splits a parameter of a layer.
+
+    Experts are not split by number where the ranks do not divide it: each rank would have room for a whole expert, and
+    with more ranks than experts most of what is sent would be padding. The first other dimension that the ranks divide
+    is split instead; the remaining ones cannot be padded.
+    """
+    if len(shape) < 3 or shape[0] % shards == 0:
+        return 0
+    return next((number for number in range(1, len(shape)) if shape[number] % shards == 0), 0)
+
+
+def read_in_float32(module: nn.Module) -> set[nn.Parameter]:
     """Parameters of routers and norms."""
     modules = [each for each in module.modules() if isinstance(each, Router | RMSNorm)]
     return {parameter for each in modules for parameter in each.parameters()}

@@ -26,7 +26,7 @@ from moetrain.models.transformer import Output
 
 MOST = 64
 """Exposures from this number on are one group."""
-_BUCKETS = 2 + MOST.bit_length() - 1  # of exposures: 0, 1, 2, 4, ..., `MOST`
+BUCKETS = 2 + MOST.bit_length() - 1  # of exposures: 0, 1, 2, 4, ..., `MOST`
 LEAST_DOCUMENTS = 8
 """Fewer documents in a window give no value."""
 _MOST_PENDING = 64  # micro-batches whose losses may still be on their way to the host
@@ -96,7 +96,7 @@ class ExposureLosses:
         if self._layout.world_size > 1:
             none = np.zeros(0, np.int64)
             order, group = (none, none) if held is None else (held.order, _groups(held))
-            newest = among_newest(order, group, len(self._domains) * _BUCKETS, self._size, self._layout)
+            newest = among_newest(order, group, len(self._domains) * BUCKETS, self._size, self._layout)
             held = held.take(newest) if held is not None else None
         parts = [part for part in self._layout.gather_objects(held) or () if part is not None]
         return self._newest(SampleLosses.join(parts)) if parts else None
@@ -183,6 +183,6 @@ class ExposureLosses:
 
 
 def _groups(losses: SampleLosses) -> np.ndarray:
-    """A number for each sample's domain and group of exposures, int64 [samples]: `_BUCKETS` for each domain."""
+    """A number for each sample's domain and group of exposures, int64 [samples]: `BUCKETS` for each domain."""
     bucket = np.where(losses.exposures > 0, np.log2(np.maximum(losses.exposures, 1)).astype(np.int64) + 1, 0)
-    return losses.domain * _BUCKETS + bucket
+    return losses.domain * BUCKETS + bucket

@@ -35,22 +35,22 @@ def launch(ranks, overrides, machines=1):
         assert launcher.returncode == 0, said[-3000:]
 
 
-def alone(command, ranks=2):
+def alone(command, ranks=2, machine=None):
     """Each rank of a Python command as a process, without a launcher that would end the others when one fails.
 
-    ``{rank}`` in an argument stands for the rank.
+    ``{rank}`` in an argument stands for the rank; ``machine`` is the number of ranks on a machine, by default all.
     """
-    everyone = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    everyone = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(machine or ranks)}
     everyone |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
     for rank in range(ranks):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank % (machine or ranks)), "OMP_NUM_THREADS": "1"}
         arguments = [word.replace("{rank}", str(rank)) for word in command]
         yield subprocess.Popen([sys.executable, *arguments], env={**os.environ, **everyone, **own}, **_PIPES)
 
 
-def run_ranks(command, ranks=2, seconds=240):
+def run_ranks(command, ranks=2, seconds=240, machine=None):
     """What each rank of a Python command printed, once all have succeeded."""
-    processes = list(alone(command, ranks))
+    processes = list(alone(command, ranks, machine))
     try:
         said = [process.communicate(timeout=seconds)[0] for process in processes]
     finally:

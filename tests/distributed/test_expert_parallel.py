@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from benchmarks import plan
+from benchmarks.communication import exchanged_bytes
 
 from moetrain.config import SettingsError
 from moetrain.distributed.expert_parallel import check_expert_shards
@@ -68,7 +68,7 @@ def test_the_plan_knows_the_bytes_of_each_exchange(check, make_settings):
     for name, (_, counted) in found.items():
         settings = make_settings("train.batch_rows=8", *EXCHANGES[name])
         tokens, micro_batches = 8 * 64 // 2, 2 if name == "accumulated" else 1
-        assert counted == plan.exchanged_bytes(settings, tokens, micro_batches, itemsize=4), name
+        assert counted == exchanged_bytes(settings, tokens, micro_batches, itemsize=4), name
 
 
 @pytest.mark.parametrize(

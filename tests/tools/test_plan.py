@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from benchmarks import memory, plan, steps
+from benchmarks import communication, memory, plan, steps
+from benchmarks.communication import Collective
+from benchmarks.links import Links
 
 from moetrain.config import SettingsError
 from moetrain.distributed.mesh import ParallelLayout
@@ -13,6 +15,7 @@ from moetrain.monitoring.monitor import router_rows
 from moetrain.routing.panel import most_samples, read_panel
 from moetrain.routing.store import to_stored, write_reading
 from tests.tools.benchmark import run, settings_of
+from tests.tools.test_prepare_data import load_tool
 
 WIDE = ("model.hidden_size=64", "model.intermediate_size=64", "model.num_hidden_layers=4", "model.attention=sdpa")
 
@@ -67,23 +70,45 @@ def test_measured_peak_counts_live_tensors():
     assert memory.measure_peak(work) == 4 * 1500
 
 
+def layout_of(result, sharding, place=0):
+    return result["plans"][place]["layouts"][sharding]
+
+
 def test_a_plan_has_memory_throughput_time_network_and_disk(config, tmp_path):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "plan.png"
     words = ("--gpus", "4", "--tokens", "1e6", "--tokens-per-second", "1000", "--network", "1e-6")
+    words += ("--gpus-per-machine", "1")
     result = run(tmp_path, "plan", *config, *words, "--figure", str(figure))
     assert figure.read_bytes().startswith(b"\x89PNG")
-    replicated, sharded = (result["memory"][name] for name in ("replicated", "sharded"))
+    none, fsdp = (layout_of(result, name) for name in ("none", "fsdp"))
     for part in ("parameters", "optimizer", "gradients"):
-        assert sharded[part] == replicated[part] // 4
-    assert replicated["fits"]
-    speed = result["speed"]["replicated"]
-    sent = 2 * 3 / 4 * 4 * result["parameters"]
-    assert speed["network_bytes_a_step"] == sent
-    compute, network = 16 * 64 / 4 / 1000, sent / 1000
-    assert speed["tokens_per_second"] == pytest.approx([1024 / (compute + network), 1024 / max(compute, network)])
-    assert speed["days"] == pytest.approx([1e6 / rate / 86400 for rate in speed["tokens_per_second"][::-1]])
+        assert fsdp["memory"][part] == none["memory"][part] // 4
+    assert none["memory"]["fits"]
+    gradients, *others = none["collectives"]
+    assert gradients["sent"] == 2 * 3 / 4 * 4 * result["parameters"]
+    assert {each["purpose"] for each in others} == {"losses and loads of experts", "stop signals"}
+    compute, network = 16 * 64 / 4 / 1000, none["sent_a_step"] / 1000
+    hidden = min(gradients["sent"] / 1000, compute * 2 / 3)
+    expected = [1024 / (compute + network), 1024 / (compute + network - hidden)]
+    assert none["tokens_per_second"] == pytest.approx(expected, rel=1e-3)  # steps of rings take microseconds more
+    assert none["days"] == pytest.approx([1e6 / rate / 86400 for rate in expected[::-1]], rel=1e-3)
+    assert none["network_share"] == pytest.approx([1 - compute * rate / 1024 for rate in expected[::-1]], rel=1e-3)
     assert any("given on the command line" in line for line in result["assumptions"])
+
+
+def test_a_plan_for_several_numbers_of_gpus_and_many_domains(config, tmp_path):
+    words = ("--gpus", "8", "64", "--rows-per-gpu", "2", "--domains", "50", "--tokens-per-second", "1000")
+    split = ("model.num_experts=16", "train.expert_parallel=16", "--gpus", "64", *words[3:])
+    result = run(tmp_path, "plan", *config, *split)
+    assert "does not divide 8 processes" in layout_of(result, "hybrid")["impossible"]
+    assert "memory" in layout_of(result, "none")
+    result = run(tmp_path, "plan", *config, *words)
+    assert [plan["tokens_a_step"] for plan in result["plans"]] == [2 * 64 * 8, 2 * 64 * 64]
+    assert result["domains"] == 50
+    few, many = (plan["monitor"] for plan in result["plans"])
+    assert few["received_bytes"] == many["received_bytes"]
+    assert few["panel_seconds"] == pytest.approx(8 * many["panel_seconds"])
 
 
 def test_a_plan_splits_experts(config, tmp_path):
@@ -95,17 +120,48 @@ def test_a_plan_splits_experts(config, tmp_path):
     with torch.device("meta"):
         model = Transformer(settings.model, 320, torch.float32)
     assert routed == sum(p.numel() for name, p in model.named_parameters() if ".experts." in name) > 0
+    none = [layout_of(each, "none")["memory"] for each in (whole, split)]
     for part, size in (("parameters", 4), ("gradients", 4), ("optimizer", 8)):
-        assert whole["memory"]["replicated"][part] - split["memory"]["replicated"][part] == size * routed // 2
-        assert whole["memory"]["sharded"][part] == split["memory"]["sharded"][part]
-    assert split["memory"]["replicated"]["kept"] > whole["memory"]["replicated"]["kept"]
-    sent = [each["speed"]["replicated"]["network_bytes_a_step"] for each in (whole, split)]
-    rest = whole["parameters"] - routed
-    travelling = plan.exchanged_bytes(settings, 16 * 64 // 4, 1) / 2
-    assert sent[0] == 2 * 4 * 3 / 4 * (rest + routed)
-    assert sent[1] == 2 * 4 * (3 / 4 * rest + 1 / 2 * routed / 2) + travelling
+        assert none[0][part] - none[1][part] == size * routed // 2
+        assert layout_of(whole, "fsdp")["memory"][part] == layout_of(split, "fsdp")["memory"][part]
+    assert none[1]["kept"] > none[0]["kept"]
+    sent = {each["purpose"]: each["sent"] for each in layout_of(split, "none")["collectives"]}
+    assert sent["gradients"] == 2 * 4 * 3 / 4 * (whole["parameters"] - routed)
+    assert sent["gradients of experts"] == 2 * 4 * 1 / 2 * routed / 2
+    assert sent["tokens to experts and back"] == communication.exchanged_bytes(settings, 16 * 64 // 4, 1) / 2
+    options = ["plan", *config, "train.expert_parallel=2", "--gpus", "3", "--tokens-per-second", "1"]
     with pytest.raises(SettingsError, match=r"train.expert_parallel 2 does not divide 3 GPUs"):
-        plan.make_plan(settings_of([*config, "train.expert_parallel=2"]), 320, plan.Rate(1, ""), 3, 1e6, 1e9, 1e9)
+        plan.run(load_tool("bench").parse(options))
+
+
+def test_links_share_the_network_among_the_gpus_of_a_machine():
+    links = Links(machine=8, within=400e9, between=50e9)
+
+    def seconds(kind, group, stride=1, nbytes=1e12):
+        return links.seconds(Collective("", kind, nbytes, 1, group, stride))
+
+    assert seconds("all_reduce", 8) == pytest.approx(2 * 7 / 8 * 1e12 / 400e9, rel=1e-4)
+    assert seconds("all_reduce", 64) == pytest.approx(2 * 63 / 64 * 1e12 / 400e9, rel=1e-3)  # eight links at 50
+    assert seconds("all_reduce", 8, stride=8) == pytest.approx(2 * 7 / 8 * 1e12 / 50e9, rel=1e-4)  # one of each machine
+    assert seconds("all_gather", 4, stride=8) == pytest.approx(3 * 1e12 / 50e9, rel=1e-4)
+    assert seconds("all_to_all", 16) == pytest.approx(8 / 16 * 1e12 / 50e9, rel=1e-4)  # half of it leaves the machine
+    small = seconds("all_reduce", 4096, nbytes=8)
+    assert 2 * 9 * 14e-6 < small < 1e-3  # a tree, not a ring of 511 machines
+    assert seconds("reduce_scatter", 4096, nbytes=8) > 511 * 14e-6
+
+
+def test_only_what_overlaps_is_hidden():
+    links = Links(machine=1, within=1e9, between=1e9)
+
+    def waits(overlap, seconds, compute=30.0, micro_batches=2):
+        nbytes = seconds * 1e9 * 2 / 1  # half of a reduce-scatter of two ranks is sent
+        each = Collective("", "reduce_scatter", nbytes, 1, 2, 1, overlap)
+        return links.exposed([each], compute, micro_batches)
+
+    assert waits("none", 12) == pytest.approx(12, rel=1e-3)
+    assert waits("backward", 12) == pytest.approx(2, rel=1e-3)  # the last micro-batch's backward pass takes 10
+    assert waits("step", 12) == pytest.approx(0)
+    assert waits("step", 40) == pytest.approx(10, rel=1e-3)
 
 
 def test_predicted_disk_bytes_match_a_reading(config, tmp_path):

@@ -66,14 +66,14 @@ def predict(
     vocab_size: int,
     dtype: torch.dtype = torch.bfloat16,
     devices: int = 1,
-    sharded: bool = False,
+    shards: int = 1,
     logits_held: int | None = None,
 ) -> Memory:
     """Memory of a training step on each device, with experts split as ``train.expert_parallel`` says.
 
     Args:
-        devices: number of devices that the rows are split over; with ``sharded`` also parameters, gradients and
-            optimizer state.
+        devices: number of devices that the rows are split over.
+        shards: number of devices that parameters, gradients and optimizer state are split over.
         logits_held: number of logits that the loss computes at once; None uses the loss's number on CUDA.
 
     Raises:
@@ -87,7 +87,7 @@ def predict(
     model, tokens = settings.model, micro * settings.data.seq_len
     layers = model.num_hidden_layers
     parameters, layer = count_parameters(settings, vocab_size)
-    shards = devices if sharded else 1
+    sharded = shards > 1
     elsewhere = routed_parameters(settings) // layers
     elsewhere -= elsewhere // settings.train.expert_parallel
     layer -= elsewhere

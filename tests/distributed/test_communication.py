@@ -65,8 +65,7 @@ def test_the_plan_knows_what_the_monitor_sends(corpus_folder, tmp_path_factory, 
     planned["claims"] *= seen / (2 * 24)
     planned["exposures"] *= found.pop("exposed") / (2 * 64)
     for name, sent in found.items():
-        # Of the few rows of this panel one rank has a quarter more than the mean.
-        most = 1.3 if name == "panel" else 1.1
-        assert planned[name] <= sent["gather"] < most * planned[name] + 4000, (name, planned[name])
+        # With so few rows and samples, one of the two ranks has up to a quarter more than the mean.
+        assert planned[name] <= sent["gather"] < 1.3 * planned[name] + 4000, (name, planned[name])
     agreed = found["stream"]["all_reduce"] + found["exposures"]["all_reduce"]
     assert 0 < agreed <= planned["agreement"]

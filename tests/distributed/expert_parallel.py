@@ -8,7 +8,6 @@ The main rank prints the largest differences on any rank as one line of JSON, by
 import sys
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from moetrain.config import load_settings
 from moetrain.distributed.mesh import ParallelLayout
@@ -26,12 +25,6 @@ VARIANTS = {
     "compiled": ["train.compile=true"],
     "bf16": ["train.precision=bf16"],
     "starved": ["model.num_experts_per_tok=1", "model.balancing=bias", "model.bias_update_rate=0"],
-}
-EXCHANGES = {
-    "plain": [],
-    "accumulated": ["train.micro_batch_rows=2"],
-    "recomputed": ["train.activation_checkpointing=true"],
-    "shared": ["train.activation_checkpointing=true", "model.num_shared_experts=1"],
 }
 STEPS = 3
 
@@ -105,37 +98,8 @@ def compare(variant, overrides, layout, corpus):
     return {key: max(each[key] for each in everyone) for key in worst}
 
 
-class Exchanges(TorchDispatchMode):
-    """Counts the all-to-all collectives and the bytes that go into them."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = self.bytes = 0
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        if "alltoall" in str(operator):
-            self.count += 1
-            self.bytes += args[1].nbytes
-        return operator(*args, **kwargs or {})
-
-
-def exchanges(overrides, layout, corpus):
-    """By setting, the exchanges of a step on each rank, and the bytes that go into them, mean over ranks."""
-    found = {}
-    for name, more in EXCHANGES.items():
-        model = Model(load_settings(None, [*overrides, *more]), layout, corpus)
-        with Exchanges() as mode:
-            model.gradients(0)
-        everyone = layout.all_gather_objects((mode.count, mode.bytes))
-        counts, sizes = zip(*everyone, strict=True)
-        assert len(set(counts)) == 1
-        found[name] = counts[0], sum(sizes) / len(sizes)
-    return found
-
-
 def check(name, settings, layout, corpus):
-    overrides = sys.argv[2:]
-    return exchanges(overrides, layout, corpus) if name == "exchanges" else compare(name, overrides, layout, corpus)
+    return compare(name, sys.argv[2:], layout, corpus)
 
 
 if __name__ == "__main__":

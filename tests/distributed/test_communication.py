@@ -26,9 +26,13 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.fault if ranks > 2 else ()) for name, (ranks, *_) in LAYOUTS.items()]
-)
+def marked(name):
+    if LAYOUTS[name][0] > 2:
+        return pytest.param(name, marks=pytest.mark.fault)
+    return name if SHARDED in LAYOUTS[name][2] else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in LAYOUTS])
 def test_the_plan_knows_every_collective_of_a_step(name, corpus_folder, tmp_path_factory, make_settings):
     ranks, machine, overrides = LAYOUTS[name]
     folder = tmp_path_factory.mktemp("communication")

@@ -95,23 +95,34 @@ def consume(
     """Read the micro-batches of some steps as `moetrain.training.step.forward_backward` does.
 
     Returns:
-        ``waited``, seconds spent waiting for micro-batches, the first included, which nothing is read ahead of;
-        ``counted``, seconds spent counting the steps' tokens; ``seconds`` in all; and ``share`` of both in that.
+        ``first``, seconds spent waiting for the first micro-batch, which is not read ahead; ``waited``, for all others;
+        ``counted``, seconds spent counting the steps' tokens; ``seconds`` in all. ``share`` is that of ``waited`` and
+        ``counted`` in the time after the first; ``share_with_first`` is of all, as in a run of this length.
     """
     first, share, micro = step_rows(layout, settings)
     reader = BatchReader(stream, first, share, micro, layout.device, ahead=True)
-    counted, begin = 0.0, time.perf_counter()
+    counted, waits, begin = 0.0, [], time.perf_counter()
     for step in range(steps):
         before = time.perf_counter()
         stream.predicted_tokens(step)
         stream.real_tokens(step)
         counted += time.perf_counter() - before
         for start in range(first, first + share, micro):
+            before = reader.seconds_waited
             reader.batch(step, start, micro)
+            waits.append(reader.seconds_waited - before)
             work()
-    seconds, waited = time.perf_counter() - begin, reader.seconds_waited
+    seconds = time.perf_counter() - begin
     reader.close()
-    return {"waited": waited, "counted": counted, "seconds": seconds, "share": (waited + counted) / seconds}
+    waited = sum(waits[1:])
+    return {
+        "first": waits[0],
+        "waited": waited,
+        "counted": counted,
+        "seconds": seconds,
+        "share": (waited + counted) / (seconds - waits[0]),
+        "share_with_first": (waits[0] + waited + counted) / seconds,
+    }
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
@@ -121,10 +132,11 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
         f"{result['micro_batches']} micro-batches of {result['tokens_a_micro_batch']:,} tokens, each built in "
         f"{built * 1e3:.1f} ms and consumed in {busy * 1e3:.0f} ms"
     )
-    table = Table("consumer", "waited, s", "counting tokens, s", "of, s", "share", title=title)
+    table = Table("consumer", "first, s", "others, s", "counting, s", "of, s", "share", "with the first", title=title)
     for name, found in result["consumers"].items():
-        seconds = (f"{found['waited']:.4f}", f"{found['counted']:.4f}", f"{found['seconds']:.1f}")
-        table.add_row(name, *seconds, f"{found['share']:.3%}")
+        seconds = [f"{found[part]:.4f}" for part in ("first", "waited", "counted")]
+        shares = [f"{found[part]:.3%}" for part in ("share", "share_with_first")]
+        table.add_row(name, *seconds, f"{found['seconds']:.1f}", *shares)
     yield table
 
 

@@ -34,7 +34,11 @@ def test_saving_by_a_thread_is_compared_with_saving_at_once(tmp_path, capsys):
     [
         (("--ranks", "0"), "--ranks 0: give at least 1"),
         (("tokenizer.model=ours.json",), "give tokenizer.vocab_size"),
-        (("train.batch_rows=3", "--ranks", "2"), "train.batch_rows 3 does not split over 2 processes"),
+        pytest.param(
+            ("train.batch_rows=3", "--ranks", "2"),
+            "train.batch_rows 3 does not split over 2 processes",
+            marks=pytest.mark.slow,  # starts ranks
+        ),
     ],
 )
 def test_ranks_that_cannot_save_are_one_line(words, message, capfd):

@@ -7,6 +7,7 @@
     python tools/bench.py overhead --old CHECKOUT      # whole runs with and without the monitor, and of another commit
     python tools/bench.py growth --figure growth.png   # cost over layers, experts, top-k, length, domains, panel size
     python tools/bench.py saving                       # how long training waits for a checkpoint, two ways
+    python tools/bench.py reading                      # how long training waits for data
     python tools/bench.py plan CONFIG.yaml --gpus 8 --tokens 100e9 --measured train.json
     python tools/bench.py card --output card            # all measurements that need a CUDA GPU, at OLMoE-1B-7B's shape
 
@@ -23,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from benchmarks import backends, card, growth, monitor, overhead, peers, plan, saving, steps
+from benchmarks import backends, card, growth, monitor, overhead, peers, plan, reading, saving, steps
 from benchmarks.machine import heading
 from common.command_line import make_parser, reports_errors, write_json
 from rich.console import Console
@@ -49,6 +50,7 @@ BENCHMARKS = {
     "overhead": Benchmark(overhead, overhead.run, "what watching costs a whole run: with, without, another checkout"),
     "growth": Benchmark(growth, growth.run, "how training and watching grow with model, data and panel"),
     "saving": Benchmark(saving, saving.run, "how long training waits for a checkpoint"),
+    "reading": Benchmark(reading, reading.run, "how long training waits for data"),
     "plan": Benchmark(plan, plan.run, "resource plan of a larger run"),
     "card": Benchmark(card, card.run, "all measurements on one CUDA GPU"),
 }

@@ -73,7 +73,7 @@ def reduce_expert_gradients(model: nn.Module, layout: ParallelLayout) -> None:
 
     Others are averaged by DDP.
     """
-    if layout.expert_mesh is None or layout.shards > 1:
+    if layout.expert_mesh is None or layout.sharded:
         return
     replicas = layout.expert_mesh["expert_data"].size()
     group = layout.expert_mesh.get_group("expert_data")

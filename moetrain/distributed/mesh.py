@@ -58,6 +58,11 @@ class ParallelLayout:
         return self.world_size // self.shards
 
     @property
+    def sharded(self) -> bool:
+        """Whether `fully_shard` holds the weights: over several ranks or, with a mesh of a single rank, over that."""
+        return self.mesh is not None and (self.shards > 1 or self.world_size == 1)
+
+    @property
     def expert_ranks(self) -> int:
         """Ranks over which the experts of each layer are split."""
         return 1 if self.expert_mesh is None else self.expert_mesh["expert"].size()

@@ -27,7 +27,7 @@ from moetrain.models.transformer import RMSNorm, Transformer
 
 def replicate(model: Transformer, layout: ParallelLayout) -> nn.Module:
     """The model in DDP where each rank holds a replica of it; one that is sharded, or alone, is returned as it is."""
-    if layout.mesh is None or layout.shards > 1:
+    if layout.mesh is None or layout.sharded:
         return model
     split = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, split)
@@ -41,7 +41,7 @@ def parallelize(model: Transformer, layout: ParallelLayout) -> None:
     """Leave this rank its part of the weights of a model on the meta device, in place."""
     if layout.expert_ranks > 1:
         split_experts(model, layout)
-    if layout.shards > 1:
+    if layout.sharded:
         shard(model, layout)
 
 

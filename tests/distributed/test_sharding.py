@@ -9,6 +9,7 @@ from moetrain.checkpoint.manager import checkpoint_folder, load_checkpoint
 from moetrain.config import load_settings
 from moetrain.train import train
 from tests.conftest import small_run
+from tests.distributed.mesh_of_one import check_training
 from tests.distributed.ranks import launch
 from tests.trainer.reading import assert_close, assert_same_scalars, scalars, states
 
@@ -74,6 +75,19 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(corpus_folder, tmp_path_factory):
     return Runs(corpus_folder, tmp_path_factory.mktemp("sharding"), tmp_path_factory.getbasetemp())
+
+
+MICRO_BATCHES = "train.micro_batch_rows=4"
+
+
+def test_a_model_sharded_over_a_mesh_of_one_trains_like_a_whole_one(make_settings):
+    check_training(make_settings(MICRO_BATCHES), make_settings(MICRO_BATCHES), 0, 0)
+
+
+@pytest.mark.slow  # compiles
+def test_so_does_a_compiled_one(make_settings):
+    compiled = make_settings(MICRO_BATCHES, "train.compile=true")
+    check_training(make_settings(MICRO_BATCHES), compiled, 1e-3, 1e-4)
 
 
 @pytest.mark.parametrize("name", EACH)

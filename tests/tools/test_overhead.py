@@ -80,15 +80,3 @@ def test_costs_are_measured_per_size_and_the_windows_hold_no_more_later(tmp_path
     assert len(points) == 10
     assert max(points[5:]) < 1.05 * min(points[5:])
     assert "kB held" in capsys.readouterr().out
-
-
-def test_saving_by_a_thread_is_compared_with_saving_at_once(tmp_path, capsys):
-    small = ("model.num_hidden_layers=1", "model.hidden_size=32", "tokenizer.vocab_size=300")
-    result = run(tmp_path, "saving", "--turns", "2", *small)
-    sides = result["sides"]
-    assert {name: len(side["pause"]) for name, side in sides.items()} == {"at once": 2, "thread": 2}
-    for pause, written in zip(sides["at once"]["pause"], sides["at once"]["written"], strict=True):
-        assert pause <= written < pause + 0.1
-    assert all(a <= b for a, b in zip(sides["thread"]["pause"], sides["thread"]["written"], strict=True))
-    assert result["bytes"] > 3 * 4 * 300 * 32  # weights and two moments of the embeddings alone
-    assert "the thread's pause is" in " ".join(capsys.readouterr().out.split())

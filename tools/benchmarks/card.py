@@ -1,14 +1,17 @@
 """All measurements on one CUDA GPU by one command: tests, backends, training steps of OLMoE-1B-7B's shape.
 
 Each part is a command in a subprocess, so that a failure or an out-of-memory does not end the others; its output and
-result are kept next to the summary. Training steps use as many layers as the plan fits into the GPU's memory (see
-`benchmarks.memory`); the summary names the number.
+result are kept next to the summary, which is written after each part. Training steps use as many layers as the plan
+fits into the GPU's memory (see `benchmarks.memory`); the summary names the number. One part shards the compiled model
+over a mesh of one rank, so that FSDP2, torch.compile and CUDA meet on a single GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -40,10 +43,11 @@ class Part(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-def _steps(*overrides: str) -> Part:
-    return Part("train", ("--turns", "4", "--warmup", "2"), overrides)
+def _steps(*overrides: str, more: tuple[str, ...] = ()) -> Part:
+    return Part("train", ("--turns", "4", "--warmup", "2", *more), overrides)
 
 
+_MESH_OF_ONE = "--mesh-of-one"
 _GROUPED, _LARGE = "model.experts=grouped_mm", "train.micro_batch_rows=8"
 PARTS = {
     "tests": Part("pytest"),
@@ -52,11 +56,12 @@ PARTS = {
     "attention_16k": Part("attention", ("--tokens", "16384")),
     "train_16k": _steps(_GROUPED),
     "train_16k_compiled": _steps(_GROUPED, "train.compile=true"),
+    "train_16k_sharded_compiled": _steps(_GROUPED, "train.compile=true", more=(_MESH_OF_ONE,)),
     "train_16k_megablocks": _steps("model.experts=megablocks"),
     "train_16k_muon": _steps(_GROUPED, "optim.name=muon"),
     "train_32k": _steps(_GROUPED, _LARGE),
     "train_32k_recomputed": _steps(_GROUPED, _LARGE, "train.activation_checkpointing=true"),
-    "saving": Part("saving", ("--turns", "3"), ("model.num_hidden_layers=2",)),  # 13 GB, twice in pinned host memory
+    "saving": Part("saving", ("--turns", "3"), ("model.num_hidden_layers=2",)),  # 8.4 GB
     "monitor": Part("monitor", ("--parts", "share", "panel", "costs")),
 }
 """All parts use the given configuration's shape; without one, `monitor` uses its own configurations."""
@@ -79,17 +84,28 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     options.output.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"memory_bytes": memory, "parts": {}}
     for name in options.only:
-        part, layers = PARTS[name], None
-        if part.benchmark == "train":
-            layers = layers_that_fit(load_settings(options.config, part.overrides), memory)
-            part = part._replace(overrides=(*part.overrides, f"model.num_hidden_layers={layers}"))
         start = time.perf_counter()
-        result = run_part(name, part, options.config, options.output, options.limit)
-        result |= {"seconds": time.perf_counter() - start} | ({"layers": layers} if layers else {})
-        found["parts"][name] = result
-        print(f"{name}: {result['outcome']} ({result['seconds']:.0f} s)", flush=True)
-    write_json(options.output / "card.json", found)
+        try:
+            part, planned = fit(PARTS[name], options.config, memory)
+            result = run_part(name, part, options.config, options.output, options.limit) | planned
+        except (SettingsError, ValueError) as error:  # settings that this part cannot have
+            result = {"outcome": f"not run: {error}"}
+        found["parts"][name] = result | {"seconds": time.perf_counter() - start}
+        print(f"{name}: {result['outcome']} ({found['parts'][name]['seconds']:.0f} s)", flush=True)
+        write_json(options.output / "card.json", found)
     return found
+
+
+def fit(part: Part, config: Path, memory: int) -> tuple[Part, dict[str, int]]:
+    """A part with as many layers as fit ``memory``, and their number where it trains.
+
+    Raises:
+        SettingsError, ValueError: the configuration is not one that this part can train.
+    """
+    if part.benchmark != "train":
+        return part, {}
+    layers = layers_that_fit(load_settings(config, part.overrides), memory, _MESH_OF_ONE in part.options)
+    return part._replace(overrides=(*part.overrides, f"model.num_hidden_layers={layers}")), {"layers": layers}
 
 
 def card_memory() -> int:
@@ -103,11 +119,13 @@ def card_memory() -> int:
     return torch.cuda.get_device_properties(0).total_memory
 
 
-def layers_that_fit(settings: Settings, memory: int) -> int:
+def layers_that_fit(settings: Settings, memory: int, sharded: bool = False) -> int:
     """The most layers, at least one and at most the configuration's, with which a step is planned to fit ``memory``."""
     for layers in range(settings.model.num_hidden_layers, 1, -1):
         shallow = settings.model.model_copy(update={"num_hidden_layers": layers})
-        planned = predict(settings.model_copy(update={"model": shallow}), settings.tokenizer.vocab_size)
+        planned = predict(
+            settings.model_copy(update={"model": shallow}), settings.tokenizer.vocab_size, sharded=sharded
+        )
         if planned.peak <= _USABLE * memory:
             return layers
     return 1
@@ -125,16 +143,27 @@ def run_part(name: str, part: Part, config: Path, output: Path, limit: float) ->
         command = [str(ROOT / "tools" / "bench.py"), *words]
     found.unlink(missing_ok=True)
     log = output / f"{name}.log"
-    with log.open("w") as file:
-        try:
-            status = subprocess.run(
-                [sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, timeout=limit, cwd=ROOT
-            ).returncode
-        except subprocess.TimeoutExpired:
-            return {"outcome": f"took longer than {limit:g} s"}
+    status = _run([sys.executable, *command], log, limit)
+    ended = f"took longer than {limit:g} s" if status is None else f"failed with status {status}: {_last_line(log)}"
     if not found.exists():
-        return {"outcome": f"failed with status {status}: {_last_line(log)}"}
-    return summary_of_tests(found) if part.benchmark == "pytest" else {"outcome": "done"} | summary(found)
+        return {"outcome": ended}
+    if part.benchmark == "pytest":
+        return summary_of_tests(found)
+    return {"outcome": "done" if status == 0 else f"measured, then {ended}"} | summary(found)
+
+
+def _run(command: list[str], log: Path, limit: float) -> int | None:
+    """The exit status of a command; None where it took too long and was ended with all processes that it started."""
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
+        try:
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def _last_line(log: Path) -> str:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
+import torch.distributed as dist
 from common import CODE_AND_MATH, QUICKSTART, ROOT
 
 from moetrain.config import Settings, SettingsError, load_settings
+from moetrain.distributed.launch import start_ranks
+from moetrain.distributed.mesh import ParallelLayout, make_mesh
 from moetrain.trainer import Trainer
 
 KNOWN = {name: ROOT / "tools" / "benchmarks" / f"{name}.yaml" for name in ("peers", "wide_routing", "olmoe_shape")}
@@ -35,13 +39,31 @@ def load_configs(options: argparse.Namespace) -> list[Settings]:
 
 
 @contextmanager
-def open_run(settings: Settings, steps: int) -> Iterator[Trainer]:
+def mesh_of_one(settings: Settings) -> Iterator[ParallelLayout]:
+    """One rank that shards the model over itself, so that all of FSDP2 runs on a single device.
+
+    The process must not be in a process group; it is in one within the block.
+    """
+    layout = start_ranks(settings)
+    backend = "nccl" if layout.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield replace(layout, mesh=make_mesh("fsdp", 1, 1, layout.device))
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def open_run(settings: Settings, steps: int, layout: ParallelLayout | None = None) -> Iterator[Trainer]:
     """A run that is ready for its first step, with data for at least ``steps`` steps.
+
+    Args:
+        layout: of ranks that were started; None: they are started as for training.
 
     Raises:
         SettingsError: too little data.
     """
-    run = Trainer.build(settings)
+    run = Trainer.build(settings, layout)
     try:
         if run.stream.steps < steps:
             raise SettingsError(

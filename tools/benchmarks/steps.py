@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,12 +19,13 @@ from common.figures import draw_bars
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.configs import add_configs, load_configs, open_run
+from benchmarks.configs import add_configs, load_configs, mesh_of_one, open_run
 from benchmarks.flops import MatrixRate, format_utilization, step_flops
 from benchmarks.timing import Timing, clock, take_turns
 from moetrain import trainer
 from moetrain.config import Settings
 from moetrain.distributed.launch import compute_dtype
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import inner_model
 from moetrain.monitoring.monitor import router_rows
 from moetrain.trainer import Trainer
@@ -38,22 +39,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_configs(parser, "peers")
     parser.add_argument("--turns", type=int, default=10, help="counted steps of each kind (default 10)")
     parser.add_argument("--warmup", type=int, default=_WARMUP, help="warm-up turns of two steps (default %(default)s)")
+    parser.add_argument("--mesh-of-one", action="store_true", help="shard the model over this one rank, with FSDP2")
     parser.add_argument("--operators", type=int, default=12, help="most expensive operators to list (default 12)")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """`measure_steps` of the one configuration that the command line names."""
-    return measure_steps(load_configs(options)[0], options.turns, options.operators, options.warmup)
+    settings = load_configs(options)[0]
+    with mesh_of_one(settings) if options.mesh_of_one else nullcontext() as layout:
+        return measure_steps(settings, options.turns, options.operators, options.warmup, layout)
 
 
-def measure_steps(settings: Settings, turns: int = 10, operators: int = 12, warmup: int = _WARMUP) -> dict[str, Any]:
+def measure_steps(
+    settings: Settings,
+    turns: int = 10,
+    operators: int = 12,
+    warmup: int = _WARMUP,
+    layout: ParallelLayout | None = None,
+) -> dict[str, Any]:
     """Throughput, seconds of each component, bytes, utilization, and the most expensive operators.
+
+    Args:
+        layout: of ranks that were started; None: they are started as for training.
 
     Raises:
         SettingsError: too little data.
     """
     needed = 2 * (turns + warmup) + 1
-    with open_run(settings, needed) as run:
+    with open_run(settings, needed, layout) as run:
         device = run.layout.device
         before = peak_memory(device)
         split: list[dict[str, float]] = []
@@ -74,6 +87,7 @@ def measure_steps(settings: Settings, turns: int = 10, operators: int = 12, warm
     parts = {name: Timing([step[name] for step in split[warmup:]]).seconds for name in PARTS}
     return {
         "shape": settings.model.model_dump(),
+        "sharded": layout is not None and layout.sharded,
         "precision": str(compute_dtype(settings, device)).removeprefix("torch."),
         "tokens_a_step": tokens,
         "samples_a_row": float((batch.samples_BS >= 0).sum() / len(batch.samples_BS)),

@@ -74,12 +74,21 @@ class RepeatMonitor:
         self._rows: dict[str, list[tuple[float, ...]]] = {self._domains[number]: [] for number in self.repeated}
 
     def measure(self, model: nn.Module, optimizer: Optimizer, step: int, layout: ParallelLayout) -> dict[str, Repeats]:
-        """The worth of the next pass per domain after ``step`` steps; all ranks must call, and read the same rows."""
+        """The worth of the next pass per domain after ``step`` steps; all ranks must call.
+
+        Ranks that hold the whole model share the domains. Where ranks share a model, all of them read the same rows.
+        """
+        own = self.repeated if layout.passes_together else self.repeated[layout.rank :: layout.world_size]
+        measured: dict[int, Estimate] = {}
+        for number in own:
+            layout.progress.mark()
+            measured[number] = self._worth(model, optimizer, number, step, layout)
+        if not layout.passes_together:
+            parts = layout.all_gather_objects(measured)
+            measured = {number: worth for part in parts for number, worth in part.items()}
         found = {}
         for number in self.repeated:
-            layout.progress.mark()
-            domain = self._domains[number]
-            worth = self._worth(model, optimizer, number, step, layout)
+            domain, worth = self._domains[number], measured[number]
             passes, rows = self._passes(number, step), self._rows[domain]
             rows.append((float(step), passes, worth.mean, worth.low, worth.high))
             _, passes_T, worth_T, _, high_T = np.array(rows).T

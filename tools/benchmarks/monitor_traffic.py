@@ -76,7 +76,8 @@ def monitor_plan(
         "receiving_share": over_run / bandwidth / seconds,
         "panel_seconds": read / 3 / rate / gpus,
         "panel_share": readings * read / 3 / tokens,
-        # Each rank passes all samples of repeated domains: four to five times, see `RepeatMonitor.cost`.
-        "repeats_seconds": 5 * again / 3 / rate,
-        "repeats_share": with_repeats * 5 * again / 3 / rate / seconds,
+        # Four to five passes of all samples of repeated domains, see `RepeatMonitor.cost`. Ranks that share a model all
+        # make them; others share the domains.
+        "repeats_seconds": [5 * again / 3 / rate / gpus, 5 * again / 3 / rate],
+        "repeats_share": [with_repeats * 5 * again / 3 / rate / seconds / each for each in (gpus, 1)],
     }

@@ -306,8 +306,8 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
         ("time in which the main rank receives", "receiving_share", lambda value: f"{value:.3%}"),
         ("a reading of the panel, seconds", "panel_seconds", lambda value: f"{value:.3g}"),
         ("the panel's share of FLOPs", "panel_share", lambda value: f"{value:.4%}"),
-        ("measuring repeats, seconds", "repeats_seconds", lambda value: f"{value:.3g}"),
-        ("their share of time", "repeats_share", lambda value: f"{value:.4%}"),
+        ("measuring repeats, seconds", "repeats_seconds", lambda ends: f"{ends[0]:.3g}, {ends[1]:.3g} if sharded"),
+        ("their share of time", "repeats_share", lambda ends: f"{ends[0]:.4%}, {ends[1]:.4%} if sharded"),
     ):
         table.add_row(label, *(form(each[key]) for each in monitors))
     yield table

@@ -54,7 +54,9 @@ def run_of(checkpoint: Path) -> Path:
     """
     run = checkpoint.resolve().parent.parent
     if not (run / "config.yaml").is_file():
-        raise SettingsError(f"train.resume: {checkpoint} is in no run: give RUN/checkpoints/step_XXXXXXXX")
+        raise SettingsError(
+            f"train.resume: {checkpoint} is in no run: give auto, never or RUN/checkpoints/step_XXXXXXXX"
+        )
     return run
 
 

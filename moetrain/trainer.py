@@ -42,7 +42,7 @@ from moetrain.monitoring.outlook import print_outlook
 from moetrain.monitoring.recording import StreamRecorder
 from moetrain.monitoring.state import MonitorState, build_panel_monitor
 from moetrain.optim.builder import Optimizer, initial_optimizer_state, make_optimizer, optimizer_state
-from moetrain.optim.schedule import learning_rate, warmup_warning
+from moetrain.optim.schedule import learning_rate, rate_after_jump, warmup_warning
 from moetrain.probes.embeddings import check_encoder
 from moetrain.probes.probe_monitor import COLUMNS, load_probes
 from moetrain.probes.tasks import check_tasks
@@ -293,6 +293,9 @@ class Trainer:
                 if self.steps < before
                 else f"keeps its {before:,} steps"
             )
+            rate = learning_rate(step, before, self.settings.optim)
+            if (after := rate_after_jump(rate, step, self.steps, self.settings.optim)) is not None:
+                length += f", and its learning rate goes from {rate:.3g} to {after:.3g}"
             for number in numbers:
                 sentence = f"is not repeated any more; the run {length}"
                 name = list(self.settings.data.domains)[number]

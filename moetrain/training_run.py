@@ -26,8 +26,10 @@ def run(settings: Settings, check: bool = False) -> int:
         terminal.note(line)
     with watchdog(layout, preparing=True):
         trainer = Trainer.build(settings, layout)
-        check_extension(settings, trainer.corpus, trainer.steps)
+        drop = check_extension(settings, trainer.corpus, trainer.steps)
         trainer.describe()
+        if drop:
+            terminal.note(drop)
         if check:
             dry_run(trainer)
             return 0

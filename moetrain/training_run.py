@@ -8,6 +8,8 @@ from moetrain.checkpoint.run_folder import claim_run_folder, may_differ
 from moetrain.config import Settings, unused_settings
 from moetrain.data.split import split_domains
 from moetrain.distributed.launch import start_ranks
+from moetrain.distributed.mesh import ParallelLayout
+from moetrain.distributed.signals import SignalNotice
 from moetrain.distributed.watchdog import watchdog
 from moetrain.loggers.terminal import Terminal
 from moetrain.loggers.trackers import check_trackers
@@ -24,8 +26,13 @@ def run(settings: Settings, check: bool = False) -> int:
     terminal = Terminal(speaks=layout.is_main)
     for line in unused:
         terminal.note(line)
+    with SignalNotice(terminal.notice, lambda: terminal.doing):
+        return _run(settings, layout, terminal, check)
+
+
+def _run(settings: Settings, layout: ParallelLayout, terminal: Terminal, check: bool) -> int:
     with watchdog(layout, preparing=True):
-        trainer = Trainer.build(settings, layout)
+        trainer = Trainer.build(settings, layout, terminal)
         drop = check_extension(settings, trainer.corpus, trainer.steps)
         trainer.describe()
         if drop:
@@ -35,7 +42,7 @@ def run(settings: Settings, check: bool = False) -> int:
             return 0
         folder = claim_run_folder(settings, layout)
     for note in folder.notes:
-        trainer.terminal.note(note)
+        terminal.note(note)
     try:
         with watchdog(layout):
             return trainer.fit(folder, choose_readings(trainer, folder))

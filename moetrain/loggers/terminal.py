@@ -34,6 +34,15 @@ class Terminal:
         self._end_preparing()
         self.console.print(escape(text))
 
+    def notice(self, text: str) -> None:
+        """Print one line from any thread, beside what is shown."""
+        self.console.print(escape(text))
+
+    @property
+    def doing(self) -> str:
+        """The preparation that is shown; empty where none is."""
+        return self._preparing or ""
+
     def error(self, text: str) -> None:
         """Print one line about an error to stderr."""
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(text)}")

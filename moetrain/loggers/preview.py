@@ -9,7 +9,7 @@ from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.stream import Stream, stream_tokens
 from moetrain.distributed.mesh import ParallelLayout
-from moetrain.distributed.sharding import local_size
+from moetrain.dtensor import local_tensor
 from moetrain.loggers.terminal import Terminal
 from moetrain.models.transformer import Transformer
 from moetrain.version import __version__
@@ -58,7 +58,7 @@ def layout_line(model: Transformer, layout: ParallelLayout, settings: Settings) 
 
     None where it is whole, as it is to be.
     """
-    held = sum(local_size(parameter) for parameter in model.parameters())
+    held = sum(local_tensor(parameter).numel() for parameter in model.parameters())
     whole = sum(parameter.numel() for parameter in model.parameters())
     if held == whole:
         sharding = settings.train.sharding

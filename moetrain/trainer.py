@@ -28,7 +28,7 @@ from moetrain.data.stream import Batch, Stream, run_steps, stream_tokens, traini
 from moetrain.distributed.launch import compute_dtype, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import evaluation, inner_model, replicate, unsharded_copy
-from moetrain.distributed.signals import STOPPED_BY_SIGNAL, StopAgreement, StopSignals
+from moetrain.distributed.signals import STOPPED_BY_SIGNAL, SignalNotice, StopAgreement, StopSignals
 from moetrain.loggers.preview import PROBES_LEGEND, layout_line, print_preview, stream_line
 from moetrain.loggers.run_logger import RunLogger
 from moetrain.loggers.summary import RESULT_COLUMNS, closing_lines, summary_rows, write_summary
@@ -42,7 +42,7 @@ from moetrain.monitoring.outlook import print_outlook
 from moetrain.monitoring.recording import StreamRecorder
 from moetrain.monitoring.state import MonitorState, build_panel_monitor
 from moetrain.optim.builder import Optimizer, initial_optimizer_state, make_optimizer, optimizer_state
-from moetrain.optim.schedule import learning_rate, warmup_warning
+from moetrain.optim.schedule import learning_rate, rate_after_jump, warmup_warning
 from moetrain.probes.embeddings import check_encoder
 from moetrain.probes.probe_monitor import COLUMNS, load_probes
 from moetrain.probes.tasks import check_tasks
@@ -64,6 +64,14 @@ from moetrain.training.profiling import StepProfiler
 from moetrain.training.step import StepStatistics, forward_backward, step_rows, update
 from moetrain.training.throughput import Clock, matmul_rate, peak_memory
 from moetrain.training.train_metrics import TrainMetrics, expert_load
+
+_BUSY = {
+    "validate": "the held-out loss",
+    "panel": "the reading of the panel",
+    "probes": "the probes",
+    "checkpoint": "the checkpoint",
+}
+"""What the clock's entries are called in a line for the user."""
 
 
 @dataclass
@@ -96,14 +104,16 @@ class Trainer:
     logger: RunLogger | None = None
 
     @classmethod
-    def build(cls, settings: Settings, layout: ParallelLayout | None = None) -> Trainer:
+    def build(
+        cls, settings: Settings, layout: ParallelLayout | None = None, terminal: Terminal | None = None
+    ) -> Trainer:
         """Prepare data, model, optimizer and monitor; start the ranks, unless ``layout`` says that they were.
 
         Raises:
             SettingsError, DataError: something that the settings ask for cannot be had, in one line.
         """
         layout = layout or start_ranks(settings)
-        terminal = Terminal(speaks=layout.is_main)
+        terminal = terminal or Terminal(speaks=layout.is_main)
         # Checked before the data is prepared, which may take hours.
         dtype = compute_dtype(settings, layout.device)
         choose_backends(settings.model, layout.device, dtype)
@@ -198,7 +208,7 @@ class Trainer:
         profiler = StepProfiler(settings.profile, folder.path, self.layout, self.terminal.note)
         if warning := profiler.unreached(state.step, self.steps):
             self.terminal.note(warning)
-        with StopSignals() as stop, profiler:
+        with StopSignals() as stop, SignalNotice(self.terminal.notice, self._before_a_stop), profiler:
             agreement = StopAgreement(self.layout)
             self.terminal.start_training(state.step, self.steps)
             if state.step == 0:
@@ -248,6 +258,12 @@ class Trainer:
             self._finish()
         return 0
 
+    def _before_a_stop(self) -> str:
+        """What a run that is to stop has to do before."""
+        step = self.state.step
+        busy = {**_BUSY, "train": f"step {step + 1}"}.get(self.clock.current or "", f"the end of step {step}")
+        return f"{busy}, then the run is saved"
+
     def train_step(self, step: int) -> None:
         """Update the model once (step 1 the first), and record metrics, guards and the routing of its samples."""
         settings, state = self.settings, self.state
@@ -293,6 +309,9 @@ class Trainer:
                 if self.steps < before
                 else f"keeps its {before:,} steps"
             )
+            rate = learning_rate(step, before, self.settings.optim)
+            if (after := rate_after_jump(rate, step, self.steps, self.settings.optim)) is not None:
+                length += f", and its learning rate goes from {rate:.3g} to {after:.3g}"
             for number in numbers:
                 sentence = f"is not repeated any more; the run {length}"
                 name = list(self.settings.data.domains)[number]

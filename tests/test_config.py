@@ -41,7 +41,8 @@ def test_every_setting_has_a_description_and_a_valid_default():
         ("train.micro_batch_rows=3", ["batch_rows 16 must be a multiple of micro_batch_rows 3"]),
         ("data.mixture=weights", ["needs data.domains.code.weight"]),
         ("data.domains.code.weight=2", ["has no effect with by_size"]),
-        ("data.domains.code.repeats=often", ["data.domains.code.repeats"]),
+        ("data.domains.code.repeats=often", ["data.domains.code.repeats", "or 'auto' (given 'often')"]),
+        ("data.domains.code.repeats=automatic", ["or 'auto' (given 'automatic'): did you mean auto?"]),
         ("data.domains.code.repeats=0", ["data.domains.code.repeats"]),
         ("data.phases=[{from_tokens: 5, weights: {code: 1}}]", ["phases have no effect with by_size"]),
         ("data.phases=[{from_token: 5, weights: {code: 1}}]", ["data.phases"]),
@@ -63,6 +64,30 @@ def test_a_wrong_setting_is_one_line_with_place_key_and_remedy(override, parts):
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("data.domains.code.repeats=automatic", "auto"),
+        ("data.domains.code.repeats=autop", "auto"),
+        ("data.domains.code.facts.rule=revers", "reverse"),
+        ("data.domains.code.format=megatron_lm", "megatron"),
+        ("run.trackers=[wandb, mlfow]", "mlflow"),
+        ("model.experts=Grouped", "grouped_mm"),
+        ("model.attention=flash_attention", "flash_attn"),
+        ("train.precision=bfloat16", "bf16"),
+        ("optim.name=Adam", "adamw"),
+        ("optim.schedule=linear", None),
+        ("data.domains.code.repeats=0", None),
+    ],
+)
+def test_a_setting_of_certain_words_offers_the_nearest(override, word):
+    with pytest.raises(SettingsError) as caught:
+        load_settings(None, [CODE, override])
+    message = str(caught.value)
+    assert message.endswith(f": did you mean {word}?") if word else "did you mean" not in message
+    assert " more)" not in message  # the types of a union are one error
 
 
 @pytest.mark.parametrize(

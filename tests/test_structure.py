@@ -27,7 +27,7 @@ FLOORS = (
     ("models", "data"),
     ("metrics",),
     ("config", "atomic_io"),
-    ("grokking", "expression", "device_transfer", "model_input", "fault_injection", "version", "_moved"),
+    ("grokking", "expression", "device_transfer", "dtensor", "model_input", "fault_injection", "version", "_moved"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

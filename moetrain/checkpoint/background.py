@@ -18,7 +18,7 @@ from moetrain.checkpoint.manager import State, end_write, help_write
 from moetrain.checkpoint.sharded_tensors import is_sharded
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.progress import Progress
-from moetrain.distributed.sharding import local_tensor
+from moetrain.dtensor import local_tensor
 
 Write = Callable[[Mapping[str, State], ParallelLayout], list[str]]
 """Writes the given states with the given layout's collectives; returns lines about what did not quite succeed.

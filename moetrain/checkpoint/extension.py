@@ -21,7 +21,7 @@ from moetrain.checkpoint.manifest import RECORD, CheckpointError, Manifest
 from moetrain.config import DataSettings, EarlierStage, Settings, SettingsError, expand, load_settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.tokenizer import tokenizer_file
-from moetrain.optim.schedule import learning_rate
+from moetrain.optim.schedule import learning_rate, rate_after_jump
 
 MAY_CHANGE = (
     "train.max_steps",
@@ -54,7 +54,9 @@ def run_of(checkpoint: Path) -> Path:
     """
     run = checkpoint.resolve().parent.parent
     if not (run / "config.yaml").is_file():
-        raise SettingsError(f"train.resume: {checkpoint} is in no run: give RUN/checkpoints/step_XXXXXXXX")
+        raise SettingsError(
+            f"train.resume: {checkpoint} is in no run: give auto, never or RUN/checkpoints/step_XXXXXXXX"
+        )
     return run
 
 
@@ -136,11 +138,14 @@ def goes_on_from(settings: Settings) -> Path | None:
     return checkpoint if saved.data.earlier != settings.data.earlier else None
 
 
-def check_extension(settings: Settings, corpus: Corpus, steps: int) -> None:
+def check_extension(settings: Settings, corpus: Corpus, steps: int) -> str | None:
     """Check that a run can go on from the checkpoint that it names, once its data are there.
 
     Args:
         steps: steps of the run, those of the checkpoint included.
+
+    Returns:
+        A line for the user where the learning rate drops at once; else None.
 
     Raises:
         CheckpointError: the checkpoint was trained on other data or another tokenizer.
@@ -148,7 +153,7 @@ def check_extension(settings: Settings, corpus: Corpus, steps: int) -> None:
     """
     checkpoint = goes_on_from(settings)
     if checkpoint is None:
-        return
+        return None
     record, begin = _record(checkpoint), settings.data.earlier[-1].steps
     if problem := changed_data(record, corpus, settings):
         raise CheckpointError(f"train.resume: {checkpoint} was trained with {problem}")
@@ -173,6 +178,12 @@ def check_extension(settings: Settings, corpus: Corpus, steps: int) -> None:
             f"optim.schedule={settings.optim.schedule}: the learning rate would jump from {before:g} to {after:g} at "
             f"step {begin + 1}: set optim.schedule=wsd optim.learning_rate={before:g}{other}"
         )
+    if rate_after_jump(before, begin, steps, settings.optim) is None:
+        return None
+    return (
+        f"optim.schedule={settings.optim.schedule}: the learning rate drops from {before:g} to {after:g} at step "
+        f"{begin + 1}, where the run goes on: to keep it, set optim.schedule=constant optim.learning_rate={before:g}"
+    )
 
 
 def changed_data(record: Mapping[str, Any], corpus: Corpus, settings: Settings) -> str | None:

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from moetrain.atomic_io import file_hash, sync
 from moetrain.distributed.mesh import ParallelLayout
-from moetrain.distributed.sharding import local_tensor
+from moetrain.dtensor import local_tensor
 from moetrain.fault_injection import fault_point
 
 

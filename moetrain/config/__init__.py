@@ -5,6 +5,7 @@ from moetrain.config.facts import FactSettings
 from moetrain.config.loading import Settings, SettingsError, describe_settings, expand, flatten, load_settings
 from moetrain.config.monitoring import MonitorSettings, PanelSettings, PhaseSettings, ProbeSettings, ProfileSettings
 from moetrain.config.training import GuardSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
+from moetrain.config.unused import unused_settings
 
 __all__ = [
     "DataSettings",
@@ -29,4 +30,5 @@ __all__ = [
     "expand",
     "flatten",
     "load_settings",
+    "unused_settings",
 ]

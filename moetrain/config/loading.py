@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from moetrain.config.base import Section
 from moetrain.config.data import DataSettings, DomainSettings, TokenizerSettings
@@ -290,25 +291,41 @@ def _printable(line: str) -> str:
 
 
 def _one_line(error: ValidationError, place: str, origin: Mapping[tuple[str, ...], str]) -> str:
-    first = error.errors()[0]
-    keys = tuple(str(part) for part in first["loc"])
-    # For a union (path: text or list) pydantic adds the branch to the location: keep the part that is a setting.
-    while keys and not _is_setting(keys) and first["type"] != "extra_forbidden":
-        keys = keys[:-1]
+    by_setting: dict[tuple[str, ...], list[ErrorDetails]] = {}  # a union of types has an error for each of them
+    for each in error.errors():
+        by_setting.setdefault(_setting_of(each), []).append(each)
+    keys, (first, *others) = next(iter(by_setting.items()))
     key = ".".join(keys)
     unknown = first["type"] == "extra_forbidden"  # an unknown section is the first part of an override's key
     set_by = (text for each, text in origin.items() if each == keys or (unknown and each[: len(keys)] == keys))
     where = next(set_by, place)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" (and {len(by_setting) - 1} more)" if len(by_setting) > 1 else ""
     if unknown:
         known = [setting.key for setting in describe_settings()] + list(Settings.model_fields)
         near = _nearest(keys, known)
         remedy = f"did you mean {near}?" if near else "--help lists every setting"
         return f"{where}: {key}: unknown key: {remedy}{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
+    message, given = first["msg"].removeprefix("Value error, "), first.get("input")
+    message += "".join(f", or {each['ctx']['expected']}" for each in others if each["type"] == "literal_error")
     shown = f" (given {_shown(given)})" if isinstance(given, str | int | float | bool | type(None)) and keys else ""
-    return f"{where}: {key + ': ' if key else ''}{message}{shown}{more}"
+    return f"{where}: {key + ': ' if key else ''}{message}{shown}{_nearest_word(first, others)}{more}"
+
+
+def _setting_of(error: ErrorDetails) -> tuple[str, ...]:
+    """The key of the setting that an error is about; pydantic adds the branch of a union, or the place in a list."""
+    keys = tuple(str(part) for part in error["loc"])
+    while keys and not _is_setting(keys) and error["type"] != "extra_forbidden":
+        keys = keys[:-1]
+    return keys
+
+
+def _nearest_word(first: ErrorDetails, others: Sequence[ErrorDetails]) -> str:
+    """Of a setting that takes certain words, the one that is most like the given one; empty where none is."""
+    given = str(first["input"])
+    expected = [each["ctx"]["expected"] for each in (first, *others) if each["type"] == "literal_error"]
+    words = {word.lower(): word for text in expected for word in re.findall(r"'(\w+)'", text)}
+    near = difflib.get_close_matches(given.lower(), list(words), n=1)
+    return f": did you mean {words[near[0]]}?" if near else ""
 
 
 # Names of settings in other trainers.

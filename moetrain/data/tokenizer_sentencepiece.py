@@ -93,11 +93,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceToken
 
     Raises:
         DataError: ``vocab_size`` is smaller than the number of bytes and characters of the texts.
+        BaseException: what reading the texts raised, an interrupt included.
     """
-    model = io.BytesIO()
+    model, raised = io.BytesIO(), list[BaseException]()
     try:
         spm.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts),
+            sentence_iterator=_noting(_sentences(texts), raised),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -119,6 +120,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceToken
             minloglevel=2,
         )
     except RuntimeError as error:
+        if raised:  # which SentencePiece made an error of its own
+            raise raised[0] from None
         least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
         if least is None:
             raise
@@ -127,6 +130,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceToken
             f"{least[1]} pieces: raise it"
         ) from None
     return SentencePieceTokenizer(model.getvalue())
+
+
+def _noting(sentences: Iterable[str], raised: list[BaseException]) -> Iterator[str]:
+    """The same sentences; what reading them raises is noted too."""
+    try:
+        yield from sentences
+    except BaseException as error:
+        raised.append(error)
+        raise
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:

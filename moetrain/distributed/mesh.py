@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
-from torch.distributed.tensor import DTensor
 
 from moetrain.config import SettingsError
 from moetrain.distributed.progress import Progress
+from moetrain.dtensor import full_tensor
 
 Group = Literal["all", "data", "shard"]
 """``all``: every rank, each reading rows of its own. ``data``: ranks that hold the same shard of different replicas.
@@ -162,7 +162,7 @@ class ParallelLayout:
         norms = []
         for group in by_mesh.values():
             norm = nn.utils.get_total_norm([each.grad for each in group if each.grad is not None])
-            norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            norms.append(full_tensor(norm))
         total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
         for group in by_mesh.values():
             nn.utils.clip_grads_with_norm_(group, largest_norm, total)

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moetrain.distributed.expert_parallel import shard_experts, split_experts
 from moetrain.distributed.mesh import ParallelLayout
+from moetrain.dtensor import full_tensor
 from moetrain.models.router import Router
 from moetrain.models.transformer import RMSNorm, Transformer
 
@@ -173,18 +174,3 @@ def copy_unsharded(tensor: torch.Tensor, value: torch.Tensor) -> None:
         on_device = value.to(tensor.device)
         value = distribute_tensor(on_device, tensor.device_mesh, tensor.placements, src_data_rank=None)
     tensor.copy_(value)
-
-
-def local_size(tensor: torch.Tensor) -> int:
-    """The number of elements of a tensor that this rank holds."""
-    return local_tensor(tensor).numel()
-
-
-def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor that may be sharded; if it is, all ranks must call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of a tensor that this rank holds, all of it where it is not sharded; a view."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+from collections.abc import Callable
 from types import FrameType
 
 from moetrain.device_transfer import HostCopy
@@ -31,6 +34,41 @@ class StopSignals:
         # The default action needs no interpreter, so it ends the process even deep inside a library.
         for handled in self._previous:
             signal.signal(handled, signal.SIG_DFL)
+
+
+class SignalNotice:
+    """Says at once that a signal was received, and what keeps the process from acting on it.
+
+    Python acts on a signal when the main thread is back from C code, which a backward pass or a collective may keep for
+    long. So a thread says it. Only the main thread may enter this; signals without a handler of Python are not noticed.
+
+    Args:
+        say: called from that thread with a line.
+        waiting: called from that thread; what is waited for, or an empty text.
+    """
+
+    def __init__(self, say: Callable[[str], None], waiting: Callable[[], str]) -> None:
+        self._say, self._waiting = say, waiting
+
+    def __enter__(self) -> SignalNotice:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._previous = signal.set_wakeup_fd(self._write)
+        self._thread = threading.Thread(target=self._notice, name="signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._previous)
+        os.close(self._write)
+        self._thread.join()
+        os.close(self._read)
+
+    def _notice(self) -> None:
+        while number := os.read(self._read, 1):
+            if number[0] in (signal.SIGTERM, signal.SIGINT):
+                waiting = self._waiting()
+                self._say(f"{signal.Signals(number[0]).name} received{'; waiting for: ' if waiting else ''}{waiting}")
 
 
 class StopAgreement:

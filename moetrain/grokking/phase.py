@@ -34,6 +34,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from ._arrays import Arrayish, Floats, Ints, to_float64
+from .wording import decimals, exact_percent, percent
 
 LEAST_READINGS = 3  # a line through two readings has no residuals
 
@@ -268,10 +269,8 @@ def _decide_unlearned(
     """Part 2 of the rule."""
     if recent.readings < LEAST_READINGS:
         return Phase.UNDECIDED, f"too few readings of the loss: {recent.readings} of {LEAST_READINGS}"
-    shown, least = _percent(fallen), f"{needed:.0%}"
-    if shown == least:  # 9.9% is not shown as 10%, less than 10%
-        shown = f"{math.floor(10_000 * fallen) / 100:.2f}%"
-    so_far = f"the loss has fallen by {shown} of {what}, less than {least}"
+    shown = percent(fallen, decimals(100 * fallen, 100 * needed))
+    so_far = f"the loss has fallen by {shown} of {what}, less than {exact_percent(needed)}"
     phase = Phase.LEARNING if recent.vote else Phase.UNDECIDED
     return phase, f"{so_far}, and {_course(recent, rule)}"
 
@@ -292,18 +291,19 @@ def _decide_learned(
     evidence.append(unseen)
     if not vote:
         return Phase.UNDECIDED, "the memorized share has no value at this reading"
-    ends = f"{_percent(low)} to {_percent(high)}" if math.isfinite(low) else "no interval"
-    number = f"{_percent(share)} ({ends}, n={documents} documents)"
+    places = decimals(100 * share, 100 * threshold)
+    ends = f"{percent(low, places)} to {percent(high, places)}" if math.isfinite(low) else "no interval"
+    number = f"{percent(share, places)} ({ends}, n={documents} documents)"
     if unclear:
         return Phase.UNDECIDED, (
-            f"the memorized share, {number}, is too uncertain to compare with {threshold:.0%}: more documents are "
-            "needed, trained on or held out" + (", or a further rise" if unsure else "")
+            f"the memorized share, {number}, is too uncertain to compare with {exact_percent(threshold)}: more "
+            "documents are needed, trained on or held out" + (", or a further rise" if unsure else "")
         )
     course = _course(unseen, rule)
-    compared = f"of what was learned, {number} is memory, {{}} the threshold of {threshold:.0%}"
+    compared = f"of what was learned, {number} is memory, {{}} the threshold of {exact_percent(threshold)}"
     why = f"{compared}; the loss of unseen texts {course}"
     if vote < 0:
-        return Phase.MEMORIZING, why.format("above")
+        return Phase.MEMORIZING, why.format("above" if share > threshold else "at")
     if generalizing_for >= rule.window and not unseen.vote:
         return Phase.SETTLED, why.format("below")
     return Phase.GENERALIZING, why.format("below")
@@ -316,13 +316,8 @@ def _course(fall: Evidence, rule: PhaseThresholds) -> str:
     if fall.readings < LEAST_READINGS:
         return f"has too few readings to say whether it falls, {fall.readings} of {LEAST_READINGS}"
     if fall.low > 0:
-        return f"falls by less than {rule.steep:.0%} of its fall so far in the last {fall.readings} readings"
+        return f"falls by less than {exact_percent(rule.steep)} of its fall so far in the last {fall.readings} readings"
     return "no longer falls" if fall.value <= 0 else "does not measurably fall"
-
-
-def _percent(share: float) -> str:
-    """A share of what was learned: estimates below 0 and above 1 are no shares, and count as 0 and 1."""
-    return f"{min(max(share, 0.0), 1.0):.0%}"
 
 
 def _initial(history: History, t: int) -> float:

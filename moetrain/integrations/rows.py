@@ -205,12 +205,18 @@ def _first(dataset: Any, column: str, count: int, what: str) -> np.ndarray:
     place = 0
     for lists in _lists(dataset, column):
         for values in lists:
-            values = np.asarray(values)[:count]
-            if values.dtype.kind not in "iub":
-                raise MonitorError(f"{what}, row {place}: {column} holds {values.dtype}, not numbers of tokens")
-            found[place, : len(values)] = values
+            values = np.asarray(values)
+            if values.ndim != 1 or (len(values) and values.dtype.kind not in "iub"):  # an empty list has another dtype
+                holds = f"holds {values.dtype}" if values.ndim == 1 else f"is {_shown(values)}"
+                raise MonitorError(f"{what}, row {place}: {column} {holds}, not a list of token numbers: tokenize it")
+            found[place, : len(values[:count])] = values[:count]
             place += 1
     return found
+
+
+def _shown(values: np.ndarray) -> str:
+    """What stands in the place of a list."""
+    return repr(values.item()) if values.ndim == 0 else f"a table of shape {values.shape}"
 
 
 def _lists(dataset: Any, column: str) -> Iterator[Any]:

@@ -95,7 +95,10 @@ class WatchedRun:
         self._stream = StreamMonitor(domains, options.window, options.tau, layout)
         thresholds = PhaseThresholds(**self._settings.phase.model_dump())
         eps: dict[str, float | None] = dict.fromkeys(domains)
-        self.panel = PanelMonitor(self.rows.panel, domains, options.tau, steps, eps, thresholds)
+        chosen = self._settings.panel
+        self.panel = PanelMonitor(
+            self.rows.panel, domains, options.tau, steps, eps, thresholds, chosen.delta, chosen.max_pairs
+        )
         self.latest = LatestMetrics(domains)
         self._tokens_D = np.zeros(len(domains), np.int64)  # of this rank, since the last `_gather`
         self._total_D = np.zeros(len(domains), np.int64)  # of all ranks up to then

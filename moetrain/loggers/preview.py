@@ -9,7 +9,7 @@ from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.stream import Stream, stream_tokens
 from moetrain.distributed.mesh import ParallelLayout
-from moetrain.distributed.sharding import local_size
+from moetrain.dtensor import local_tensor
 from moetrain.loggers.terminal import Terminal
 from moetrain.models.transformer import Transformer
 from moetrain.version import __version__
@@ -54,11 +54,16 @@ def print_preview(
 
 
 def layout_line(model: Transformer, layout: ParallelLayout, settings: Settings) -> str | None:
-    """How the model is laid out over ranks, and the memory that its state takes on this one; None where it is whole."""
-    held = sum(local_size(parameter) for parameter in model.parameters())
+    """How the model is laid out over ranks, and the memory that its state takes on this one.
+
+    None where it is whole, as it is to be.
+    """
+    held = sum(local_tensor(parameter).numel() for parameter in model.parameters())
     whole = sum(parameter.numel() for parameter in model.parameters())
     if held == whole:
-        return None
+        sharding = settings.train.sharding
+        each = " on each machine" if sharding == "hybrid" else ""
+        return f"train.sharding={sharding}: no effect with one rank{each}" if sharding != "none" else None
     parts = [f"layout: {layout.world_size} ranks"]
     if layout.shards > 1:
         parts.append(f"the model sharded over {layout.shards}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from moetrain.checkpoint.manager import Checkpoint, checkpoint_folder
+from moetrain.checkpoint.manager import Checkpoint, checkpoint_folder, list_checkpoints
 from moetrain.grokking import Estimate
 from moetrain.loggers.events import Events, as_event
 from moetrain.loggers.heat_map import heat_map
@@ -207,7 +207,9 @@ class RunLogger:
         return True
 
     def _no_checkpoint(self, step: int, problem: str) -> None:
-        self.guard(step, f"no checkpoint was written ({problem}); the previous one remains")
+        earlier = list_checkpoints(self.folder)
+        left = f"{earlier[-1].name} remains" if earlier else "there is none to resume from yet"
+        self.guard(step, f"no checkpoint was written ({problem}); {left}")
 
     def incident(self, incident: Incident) -> None:
         """A problem that training survived."""

@@ -49,10 +49,13 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         if "why" in found
     ]
     tokens, text, measured = (summary[name] for name in ("tokens", "text_tokens", "measured_tokens"))
+    # Of another trainer's rows it is not known which tokens are begin and end tokens.
+    marked = f"{text:,} tokens of text and {tokens - text:,} begin and end tokens"
+    counted, of = (marked, "of both ") if tokens > text else (f"{tokens:,} tokens", "")
     since = "" if measured == tokens else f" since it was resumed, {measured:,} tokens ago"
     return [
         *lines,
-        f"{text:,} tokens of text and {tokens - text:,} begin and end tokens; {summary['tokens_per_second']:,.0f} of "
-        f"both per second of training, {summary['monitor_share']:.1%} of the time spent on monitoring{since}; "
-        f"peak memory {summary['peak_memory_bytes'] / 2**30:.2f} GiB; run folder: {folder}",
+        f"{counted}; {summary['tokens_per_second']:,.0f} {of}per second of training, {summary['monitor_share']:.1%} "
+        f"of the time spent on monitoring{since}; peak memory {summary['peak_memory_bytes'] / 2**30:.2f} GiB; run "
+        f"folder: {folder}",
     ]

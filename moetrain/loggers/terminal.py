@@ -22,7 +22,8 @@ class Terminal:
     def __init__(self, speaks: bool = True) -> None:
         self.console = Console(quiet=not speaks, highlight=False, soft_wrap=True)
         self.live = self.console.is_terminal and speaks
-        self._last_line = self._began = 0.0
+        self._last_line = 0.0
+        self._began: dict[str, float] = {}  # when each of the current preparations began
         self._preparing: str | None = None
         self._progress: Progress | None = None
         self._display: Live | None = None
@@ -32,6 +33,15 @@ class Terminal:
         """Print one line."""
         self._end_preparing()
         self.console.print(escape(text))
+
+    def notice(self, text: str) -> None:
+        """Print one line from any thread, beside what is shown."""
+        self.console.print(escape(text))
+
+    @property
+    def doing(self) -> str:
+        """The preparation that is shown; empty where none is."""
+        return self._preparing or ""
 
     def error(self, text: str) -> None:
         """Print one line about an error to stderr."""
@@ -57,12 +67,12 @@ class Terminal:
                     self._progress.remove_task(task)
                 self._progress.add_task(what, total=total)
             self._progress.update(self._progress.task_ids[-1], completed=done, total=total)
-        elif what != self._preparing:
+        elif what not in self._began:  # one may begin inside of another, which then goes on
             self.console.print(what)
-            self._began = self._last_line = time.monotonic()
+            self._began[what] = self._last_line = time.monotonic()
         elif done and total and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            left = (self._last_line - self._began) * (total - done) / done
+            left = (self._last_line - self._began[what]) * (total - done) / done
             self.console.print(f"{what}: {done / total:.0%}, about {left:,.0f} s left")
         self._preparing = what
 
@@ -71,6 +81,7 @@ class Terminal:
             self._progress.stop()
             self._progress = None
         self._preparing = None
+        self._began.clear()
 
     def set_steps(self, steps: int) -> None:
         """The run has another number of steps than it began with."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from moetrain.grokking.wording import decimals, exact_percent, percent
+
 
 @dataclass(frozen=True)
 class Readings:
@@ -50,10 +52,11 @@ class Cost:
     def line(self, readings: int) -> str:
         """The cost of this many readings in words, with a remedy where it exceeds the target."""
         share = self.share(readings)
-        text = f"{self.what}: {readings} readings of {self.reading:.1f} s, about {share:.1%} of the run's time"
+        shown = percent(share, decimals(100 * share, 100 * self.target, least=1))
+        text = f"{self.what}: {readings} readings of {self.reading:.1f} s, about {shown} of the run's time"
         if share <= self.target:
             return text
         fewer = self.affordable
         size = {"panel": "panel.samples", "probes": "probes.items"}[self.what]
         remedy = f"set {self.what}.readings={fewer}" if fewer >= LEAST else f"lower {size}, or train for longer"
-        return f"{text}; the target is {self.target:.0%}: {remedy}"
+        return f"{text}; the target is {exact_percent(self.target)}: {remedy}"

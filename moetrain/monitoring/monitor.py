@@ -17,7 +17,8 @@ from moetrain.config import Settings
 from moetrain.data.corpus import Corpus
 from moetrain.data.stream import Stream
 from moetrain.distributed.mesh import ParallelLayout
-from moetrain.distributed.sharding import evaluation, full_tensor, inner_model
+from moetrain.distributed.sharding import evaluation, inner_model
+from moetrain.dtensor import full_tensor
 from moetrain.grokking import Estimate, gram_blocks
 from moetrain.loggers.run_logger import RunLogger
 from moetrain.models.dense_experts import block_rows

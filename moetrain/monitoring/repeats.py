@@ -24,7 +24,8 @@ from moetrain import grokking
 from moetrain.data.stream import Stream
 from moetrain.distributed.expert_parallel import expert_modules
 from moetrain.distributed.mesh import ParallelLayout
-from moetrain.distributed.sharding import evaluation, full_tensor, inner_model
+from moetrain.distributed.sharding import evaluation, inner_model
+from moetrain.dtensor import full_tensor
 from moetrain.grokking import Estimate
 from moetrain.optim.builder import Optimizer
 from moetrain.routing.panel import HELDOUT, SEEN, TO_COME, Panel

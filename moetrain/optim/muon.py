@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.placement_types import Placement
 
+from moetrain.dtensor import local_tensor
 from moetrain.optim.adamw import AdamW
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, as in Muon's reference and in torch
@@ -91,7 +92,7 @@ class Muon:
         """What a step along the gradient alone, without earlier momentum, would subtract at a rate of 1."""
         if parameter not in self._matrices:
             return self._adamw.direction(parameter, gradient)
-        local = self._orthogonal_update(self._matrices[parameter], _local(gradient))
+        local = self._orthogonal_update(self._matrices[parameter], local_tensor(gradient))
         return _as_sharded(local, parameter, parameter.placements) if isinstance(parameter, DTensor) else local
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -116,7 +117,8 @@ class Muon:
             state = self.state[parameter]
             if not state:
                 state.update(self.initial_state(parameter))
-            weight, gradient, kept = _local(parameter), _local(parameter.grad).float(), _local(state["momentum_buffer"])
+            weight, kept = local_tensor(parameter), local_tensor(state["momentum_buffer"])
+            gradient = local_tensor(parameter.grad).float()
             skipped = torch.zeros((), device=weight.device) if self.found_inf is None else self.found_inf
             momentum = kept.float().lerp(gradient, 1 - self._momentum)
             update = self._orthogonal_update(matrix, gradient.lerp(momentum, self._momentum))  # Nesterov
@@ -164,11 +166,6 @@ def _whole_matrices(parameter: DTensor) -> tuple[Placement, ...]:
     """Placements of the parameter with which each rank has whole matrices: sharded by experts, if at all."""
     by_experts = parameter.ndim > 2
     return tuple(p if by_experts and p.is_shard(0) else Replicate() for p in parameter.placements)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this rank holds, as a view of it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _as_sharded(local: Tensor, parameter: DTensor, placements: Sequence[Placement]) -> DTensor:

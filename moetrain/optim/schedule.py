@@ -35,3 +35,10 @@ def learning_rate(step: int, steps: int, settings: OptimSettings) -> float:
     if settings.schedule == "cosine":
         return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * done))
     return peak + (final - peak) * done
+
+
+def rate_after_jump(before: float, step: int, steps: int, settings: OptimSettings) -> float | None:
+    """The rate of update ``step + 1`` where it is off the rate ``before`` of update ``step`` by more than the schedule
+    of ``steps`` changes in that step; else None."""
+    planned, after = (learning_rate(each, steps, settings) for each in (step, step + 1))
+    return after if abs(after - before) > abs(after - planned) + 1e-6 * before else None

@@ -13,11 +13,12 @@ from moetrain import grokking
 from moetrain.grokking import Phase, PhaseThresholds, Verdict
 from moetrain.grokking.memorization import LEAST_CELL
 from moetrain.grokking.memorization import LEAST_READINGS as LEAST_PANEL_READINGS
+from moetrain.grokking.wording import decimals
 from moetrain.metrics import table
 from moetrain.metrics.cell import HELDOUT, SEEN, TO_COME
 from moetrain.probes.tasks import ENOUGH
 from moetrain.report.history import history_of
-from moetrain.report.page import NOTHING, Number, listed, plain, short_title, time_of
+from moetrain.report.page import NOTHING, Number, listed, short_title, time_of
 from moetrain.report.trend import LEAST_READINGS
 
 if TYPE_CHECKING:
@@ -226,8 +227,9 @@ def _of_verdicts(run: OpenedRun) -> Iterator[str]:
     for each in verdicts(run):
         if not each.accuracy:
             continue
-        accuracy = f"accuracy on its probes, {plain(each.accuracy.value, 2)}"
-        chance = f"above chance, {plain(each.chance, 2)}, by its interval"
+        places = decimals(each.accuracy.value, each.chance, least=3 if 0 < each.chance < 0.1 else 2)
+        accuracy = f"accuracy on its probes, {each.accuracy.value:.{places}f}"
+        chance = f"above chance, {each.chance:.{places}f}, by its interval"
         above = each.accuracy.low > each.chance
         verdict = f"{each.phase} by its losses, but {accuracy},"
         both = f"Verdict and probes point to different things in {each.domain}: {verdict}"

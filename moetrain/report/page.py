@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from moetrain.grokking import Phase
+from moetrain.grokking.wording import exact_percent
 from moetrain.report import charts
 from moetrain.report.records import need
 from moetrain.report.trend import LEAST_READINGS
@@ -193,6 +194,7 @@ def _templates() -> Any:
         "short": charts.short,
         "two": two,
         "yaml": in_yaml,
+        "percent": exact_percent,
     }
     return templates
 

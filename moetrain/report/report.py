@@ -157,18 +157,25 @@ def facts(run: OpenedRun) -> list[tuple[str, str]]:
         experts, top = run.setting("model.num_experts"), run.setting("model.num_experts_per_tok")
         found.append((f"{experts}", f"experts, top {top}, in {run.setting('model.num_hidden_layers')} layers"))
     now = reached(run)
+    # In another trainer's rows begin and end tokens cannot be told from text.
+    text, marks = ("text ", ", with begin and end tokens") if _is_ours(run) else ("", "")
     if counts_tokens(run):
-        found.append((short(now["tokens"]), f"text tokens in {now['step']:,} steps"))
+        found.append((short(now["tokens"]), f"{text}tokens in {now['step']:,} steps"))
     else:
         found.append((f"{now['step']:,}", "steps"))
     speed = run.curve("system/tokens_per_second")["value"]
     if len(speed):
         average = run.outcome.get("tokens_per_second")
         when = "" if average else ", newest"
-        found.append((short(average or speed.iloc[-1]), f"tokens per second, with begin and end tokens{when}"))
+        found.append((short(average or speed.iloc[-1]), f"tokens per second{marks}{when}"))
     if (share := monitor_share(run)) is not None:
         found.append((f"{share:.1%}", f"{_of_the_time(run)} spent on monitoring"))
     return found
+
+
+def _is_ours(run: OpenedRun) -> bool:
+    """Whether moetrain trained the run, and did not watch another trainer, whose settings it does not know."""
+    return bool(run.settings["setting"].str.startswith("train.").any())
 
 
 def monitor_share(run: OpenedRun) -> float | None:

@@ -15,6 +15,7 @@ import torch
 from moetrain.config import GuardSettings
 from moetrain.data.stream import Batch
 from moetrain.device_transfer import HostCopy
+from moetrain.grokking.wording import decimals
 from moetrain.models.transformer import Output
 from moetrain.training.incidents import Incident
 
@@ -106,7 +107,8 @@ class Guards:
         self._in_spike = loss > mean + self.settings.spike * deviation
         if was_in_spike or not self._in_spike:
             return []
-        problem = f"the loss rose to {loss:.3f} from {mean:.3f}, the mean of the last {len(before)} steps"
+        places = decimals(loss, mean, least=3)
+        problem = f"the loss rose to {loss:.{places}f} from {mean:.{places}f}, the mean of the last {len(before)} steps"
         deviations = (loss - mean) / deviation if deviation else None
         return [Incident(step, "loss_spike", problem, {"loss": loss, "mean": mean, "deviations": deviations})]
 

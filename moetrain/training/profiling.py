@@ -24,6 +24,9 @@ class StepProfiler:
     Everything between the first and the last of these steps is in the trace, the monitor's work included. Each step is
     marked ``ProfilerStep#N`` with its number. A run that ends or stops within them writes what it has.
 
+    Kineto prints two lines ``USDT:`` to stderr, at the begin and the end. A KINETO_LOG_LEVEL that hides them would hide
+    its errors too.
+
     Args:
         run: the run's folder; files go to ``profile/`` in it.
         note: called on every rank with a line about the files, or about why they were not written.

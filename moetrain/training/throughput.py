@@ -21,9 +21,13 @@ class Clock:
 
     On CUDA, training only queues its work. Everything else that is measured first waits for that work and charges the
     wait to training.
+
+    Attributes:
+        current: what time is being charged to; None: nothing.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
+        self.current: str | None = None
         self.seconds: dict[str, float] = {}
         self.tokens = 0
         self._device = device if device is not None and device.type == "cuda" else None
@@ -34,10 +38,11 @@ class Clock:
         """Charge the time inside to ``what``."""
         if what not in _QUEUED:
             self.settle()
-        begin = time.perf_counter()
+        begin, outer, self.current = time.perf_counter(), self.current, what
         try:
             yield
         finally:
+            self.current = outer
             if what not in _QUEUED:
                 self._wait()
             self.seconds[what] = self.spent(what) + time.perf_counter() - begin

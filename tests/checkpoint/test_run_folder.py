@@ -67,7 +67,7 @@ def test_a_given_checkpoint_must_belong_to_a_run_with_these_settings(make_settin
     (run / "summary.json").write_text("{}")
     with pytest.raises(SettingsError, match=r"is finished: to go on from step_00000004, set a larger train\.max_steps"):
         open_run_folder(make_settings(f"train.resume={folder}"))
-    with pytest.raises(SettingsError, match="is in no run: give RUN/checkpoints/step_XXXXXXXX"):
+    with pytest.raises(SettingsError, match="is in no run: give auto, never or RUN/checkpoints/step_XXXXXXXX"):
         open_run_folder(make_settings(f"train.resume={tmp_path / 'elsewhere' / 'x'}"))
 
 

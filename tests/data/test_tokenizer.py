@@ -50,6 +50,22 @@ def test_a_vocabulary_too_small_for_the_characters_says_how_many_there_are():
         train_tokenizer([many] * 20, 300)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DataError("a file is gone"), MemoryError()])
+def test_what_reading_the_texts_raises_is_raised(error):
+    def texts():
+        yield "some text"
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        train_tokenizer(texts(), 320)
+    assert caught.value is error
+
+
+def test_a_lone_surrogate_in_the_texts_is_refused():
+    with pytest.raises(ValueError, match="lone surrogate"):
+        train_tokenizer(["some text", "\ud800"], 320)
+
+
 def test_a_tiny_text_gives_a_smaller_vocabulary_that_still_encodes_all():
     tokenizer = train_tokenizer(["abc"], 4000)
     assert tokenizer.vocab_size < 300

@@ -11,7 +11,8 @@ import torch
 
 from moetrain.config import load_settings
 from moetrain.distributed.mesh import ParallelLayout
-from moetrain.distributed.sharding import full_tensor, unsharded_copy
+from moetrain.distributed.sharding import unsharded_copy
+from moetrain.dtensor import full_tensor
 from moetrain.training.step import forward_backward
 from tests.distributed.sharded_model import Model, run_checks
 

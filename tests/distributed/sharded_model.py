@@ -20,7 +20,8 @@ from moetrain.data.stream import training_stream, validation_streams
 from moetrain.distributed.exit import leave
 from moetrain.distributed.launch import compute_dtype, end_processes, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
-from moetrain.distributed.sharding import evaluation, full_tensor, replicate
+from moetrain.distributed.sharding import evaluation, replicate
+from moetrain.dtensor import full_tensor
 from moetrain.optim.builder import make_optimizer
 from moetrain.probes.embeddings import end_embed, help_embed, mean_hidden_states
 from moetrain.probes.probe_monitor import load_probes

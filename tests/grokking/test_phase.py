@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from moetrain import grokking as g
 from moetrain.grokking import Phase
+from moetrain.grokking.wording import decimals, exact_percent, percent
 
 UNDECIDED, LEARNING, MEMORIZING, GENERALIZING, SETTLED = Phase
 RULE = g.PhaseThresholds()
@@ -112,6 +113,51 @@ def test_shares_in_words_are_shares():
     assert "2% (no interval, n=" in g.phases(dataclasses.replace(history(), share=alone))[-1].why
 
 
+@pytest.mark.parametrize(
+    ("share", "threshold", "said"),
+    [
+        (0.0896, 0.09, "8.96% (7.96% to 9.96%, n=164 documents) is memory, below the threshold of 9%"),
+        (0.0852, 0.09, "8.5% (7.5% to 9.5%, n=164 documents) is memory, below the threshold of 9%"),
+        (0.0904, 0.09, "9.04% (8.04% to 10.04%, n=164 documents) is memory, above the threshold of 9%"),
+        (0.09, 0.09, "9% (8% to 10%, n=164 documents) is memory, at the threshold of 9%"),
+        (0.1248, 0.125, "12.48% (11.48% to 13.48%, n=164 documents) is memory, below the threshold of 12.5%"),
+        (0.12, 0.125, "12.0% (11.0% to 13.0%, n=164 documents) is memory, below the threshold of 12.5%"),
+        (0.04, 0.09, "4% (3% to 5%, n=164 documents) is memory, below the threshold of 9%"),
+    ],
+)
+def test_a_share_near_the_threshold_is_written_on_its_side_of_it(share, threshold, said):
+    band = g.curve(np.tile([share, share - 0.01, share + 0.01], (30, 1)))
+    verdict = g.phases(dataclasses.replace(history(), share=band), g.PhaseThresholds(memorized=threshold))[-1]
+    assert said in verdict.why
+    assert (verdict.phase == MEMORIZING) == (share >= threshold)
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "least", "places"),
+    [
+        (8.9, 9.0, 0, 1),
+        (8.4, 9.0, 0, 0),
+        (8.9996, 9.0, 0, 4),
+        (9.0, 9.0, 0, 0),
+        (0.07 * 100, 7.0, 1, 1),  # 7.000000000000001
+        (5.04, 5.0, 1, 2),
+        (2.3006, 2.3011, 3, 4),
+        (-0.004, 0.0, 1, 3),
+    ],
+)
+def test_numbers_that_are_compared_are_written_with_decimals_enough(value, bound, least, places):
+    assert decimals(value, bound, least) == places
+    if not math.isclose(value, bound):
+        shown, other = (float(f"{each:.{places}f}") for each in (value, bound))
+        assert (shown > other) == (value > bound)
+        assert (shown < other) == (value < bound)
+
+
+def test_shares_in_percent():
+    assert [exact_percent(share) for share in (0.09, 0.125, 0.07, 0.29)] == ["9%", "12.5%", "7%", "29%"]
+    assert [percent(share, 1) for share in (-0.2, 0.123, 1.4)] == ["0.0%", "12.3%", "100.0%"]
+
+
 def test_repeated_text_is_memorizing():
     verdicts = g.phases(repeated())
     assert order(verdicts)[-1] == MEMORIZING
@@ -196,7 +242,7 @@ def test_before_anything_is_learned_only_the_loss_decides():
 
 def test_a_fall_just_below_the_threshold_is_not_rounded_to_it():
     start = INITIAL + 0.02  # of the unseen texts, the higher of the two
-    for share, shown in ((0.09756, "9.75%"), (0.099998, "9.99%"), (0.09, "9%")):
+    for share, shown in ((0.09756, "9.8%"), (0.09998, "9.998%"), (0.09, "9%")):
         verdict = g.phases(history(loss=decay(floor=start * (1 - share), time=1)))[-1]
         assert f"the loss has fallen by {shown} of its value before the training, less than 10%" in verdict.why
 

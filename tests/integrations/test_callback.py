@@ -15,9 +15,10 @@ transformers = pytest.importorskip("transformers")
 
 import moetrain  # noqa: E402
 from moetrain.checkpoint.manager import CheckpointError  # noqa: E402
+from moetrain.config import load_settings  # noqa: E402
 from moetrain.integrations.batches import first_tokens  # noqa: E402
 from moetrain.integrations.families import FamilyError  # noqa: E402
-from moetrain.integrations.rows import NO_TOKEN, MonitorError, reading_order, row_keys  # noqa: E402
+from moetrain.integrations.rows import NO_TOKEN, MonitorError, read_rows, reading_order, row_keys  # noqa: E402
 from moetrain.integrations.transformers import MonitorCallback  # noqa: E402
 from moetrain.replay import own_model  # noqa: E402
 from moetrain.routing.panel import HELDOUT, SEEN, TO_COME  # noqa: E402
@@ -327,6 +328,41 @@ def test_bad_input_is_told_in_one_line(tmp_path, options, arguments, message):
     with pytest.raises(MonitorError, match=message) as error:
         trainer(tmp_path, monitor(tmp_path, **options), save_strategy="no", **arguments).train()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", [Dataset.from_list, list])
+def test_a_row_without_tokens_is_a_short_row_and_other_content_is_told(make):
+    def read(*lists):
+        data = [{"input_ids": each} for each in lists]
+        return read_rows(make(data), np.zeros(len(lists), np.int64), 2, "train_dataset")
+
+    found = read([5, 6, 7], [], [8])
+    assert found.tokens_nK.tolist() == [[5, 6], [NO_TOKEN, NO_TOKEN], [8, NO_TOKEN]]
+    assert found.long_enough.tolist() == [True, False, False]
+    for wrong, said in (
+        (None, "is None"),
+        ([1.5], "holds float"),
+        ([[1, 2]], r"is a table of shape \(1, 2\)"),
+    ):
+        with pytest.raises(
+            MonitorError, match=f"train_dataset, row 1: input_ids {said}.*, not a list of token numbers"
+        ):
+            read([], wrong)
+
+
+def test_what_the_folders_settings_say_of_the_panel_is_what_is_computed(tmp_path):
+    callback = monitor(tmp_path)
+    training = trainer(tmp_path, callback, save_strategy="no", max_steps=1)
+    panels, begin = [], callback.on_train_begin
+
+    def then_keep(*arguments, **more):
+        begin(*arguments, **more)
+        panels.append(callback.run.panel)
+
+    callback.on_train_begin = then_keep
+    training.train()
+    said = load_settings(tmp_path / "monitor" / "config.yaml").panel
+    assert [(each.delta, each.max_pairs) for each in panels] == [(said.delta, said.max_pairs)] == [(0.05, 200_000)]
 
 
 def test_a_dropped_column_is_told_with_the_remedy(tmp_path):

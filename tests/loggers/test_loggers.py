@@ -6,19 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
+from moetrain.checkpoint.manager import save_checkpoint
 from moetrain.grokking import Estimate, Phase
 from moetrain.loggers.events import Events
 from moetrain.loggers.heat_map import heat_map
 from moetrain.loggers.phase_image import phase_image
+from moetrain.loggers.run_logger import RunLogger
 from moetrain.loggers.summary import closing_lines, summary_rows, write_summary
 from moetrain.loggers.tensorboard import TensorBoard, cut_run_files, event_file_sizes
 from moetrain.loggers.terminal import Terminal
 from moetrain.metrics import table
 from moetrain.metrics.cell import PROBE
 from moetrain.metrics.latest import as_metric
-from tests.trainer.reading import scalars
+from tests.trainer.reading import events, scalars
 
 
 def test_points_and_descriptions_are_written(tmp_path):
@@ -185,6 +188,37 @@ def test_the_last_lines_are_the_summary_in_words():
     )
     resumed = closing_lines(summary | {"measured_tokens": 300}, Path("runs/x"))[-1]
     assert "12.3% of the time spent on monitoring since it was resumed, 300 tokens ago; peak" in resumed
+    watched = closing_lines(summary | {"text_tokens": 1200}, Path("runs/x"))[-1]
+    assert watched.startswith("1,200 tokens; 31 per second of training, 12.3% of the time spent on monitoring; peak")
+
+
+@pytest.mark.parametrize("failing", ["begin", "write"])
+def test_a_failed_checkpoint_names_the_one_that_is_left(tmp_path, monkeypatch, failing):
+    shown = terminal()
+    logger = RunLogger(tmp_path, ["math"], None, shown)
+
+    def full(*_):
+        raise OSError("disk full")
+
+    def fail(step):
+        with monkeypatch.context() as patched:
+            if failing == "begin":
+                patched.setattr("moetrain.loggers.run_logger.event_file_sizes", full)
+            return logger.checkpoint(step, full)
+
+    def save(sizes):
+        save_checkpoint(tmp_path, 10, {"model": {"w": torch.ones(1)}}, {}, sizes)
+
+    assert not fail(5)
+    assert logger.checkpoint(10, save)
+    assert not fail(15)
+    logger.close()
+    said = shown.console.export_text().splitlines()
+    assert said == [
+        "step 5: no checkpoint was written (disk full); there is none to resume from yet",
+        "step 15: no checkpoint was written (disk full); step_00000010 remains",
+    ]
+    assert [event["step"] for event in events(tmp_path) if event["type"] == "checkpoint"] == [10]
 
 
 def terminal(width=120, is_terminal=False):
@@ -204,6 +238,21 @@ def test_plain_lines_without_an_interactive_terminal():
     text = shown.console.export_text()
     assert text.count("tokenizing math") == 1
     assert "step 10/10  loss 2.500  1,234 tokens/s  (math 2.250)" in text
+    shown.preparing("tokenizing math", 10, None)
+    assert shown.console.export_text().count("tokenizing math") == 1  # a preparation of its own
+
+
+def test_a_preparation_is_one_line_though_others_begin_inside_of_it(monkeypatch):
+    shown, now = terminal(), iter([0.0, 5.0, 40.0, 40.0, 41.0])
+    monkeypatch.setattr("moetrain.loggers.terminal.time.monotonic", lambda: next(now))
+    shown.preparing("drawing figures", 0, 4)
+    shown.preparing("reading routing", 0, 2)
+    shown.preparing("drawing figures", 2, 4)
+    assert shown.console.export_text().splitlines() == [
+        "drawing figures",
+        "reading routing",
+        "drawing figures: 50%, about 40 s left",
+    ]
 
 
 def test_a_live_display_with_a_table_by_domain():

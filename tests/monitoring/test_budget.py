@@ -20,6 +20,8 @@ def test_a_high_cost_is_reported_with_a_remedy():
     line = Cost("panel", 0.6, 120.0).line(20)
     assert line.endswith("about 9.1% of the run's time; the target is 5%: set panel.readings=10")
     assert "target" not in Cost("panel", 0.3, 120.0).line(20)
+    near = Cost("panel", 0.3161, 120.0).line(20)  # 6.322 of 126.322 s
+    assert near.endswith("about 5.005% of the run's time; the target is 5%: set panel.readings=19")
 
 
 @pytest.mark.parametrize("what", ["panel", "probes"])

@@ -15,6 +15,7 @@ from moetrain.grokking import Estimate
 from moetrain.model_input import PackedTokens
 from moetrain.monitoring import repeats
 from moetrain.monitoring.repeats import RepeatMonitor
+from moetrain.optim.schedule import learning_rate
 from moetrain.routing.panel import HELDOUT, SEEN, draw_panel, read_panel
 from moetrain.train import train
 from moetrain.trainer import Trainer
@@ -226,7 +227,22 @@ def test_a_domain_whose_repeats_are_not_worth_it_is_no_longer_drawn(stopped):
     assert len(ends) == 1
     step, summary = ends[0][0], json.loads((runs / "straight" / "summary.json").read_text())
     assert summary["steps"] < whole.steps
-    assert f"the run has {summary['steps']} steps instead of {whole.steps}" in ends[0][1]
+    before, after = (
+        learning_rate(step, whole.steps, settings.optim),
+        learning_rate(step + 1, summary["steps"], settings.optim),
+    )
+    assert ends[0][1].endswith(
+        f"the run has {summary['steps']} steps instead of {whole.steps}, and its learning rate goes from {before:.3g} "
+        f"to {after:.3g}"
+    )
+    assert after < 0.6 * before
+    rates = scalars(runs / "straight")["optim/learning_rate"]
+    assert (
+        max(rate for at, rate in rates if at > step)
+        <= after
+        < before
+        <= min(rate for at, rate in rates if 2 < at <= step)
+    )
     worth = dict(points(runs / "straight")["repeat/worth/sums"])
     assert worth[step] == pytest.approx(0.3)
     passes = dict(points(runs / "straight")["repeat/passes/sums"])

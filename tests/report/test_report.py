@@ -187,17 +187,18 @@ def test_controls_detect_a_change_that_held_out_samples_share(finished_run, seen
 
 
 @pytest.mark.parametrize(
-    ("phase", "accuracy", "said"),
+    ("phase", "accuracy", "said", "margin"),
     [
-        (2, 0.9, "memorizing by its losses, but accuracy on its probes, 0.90, is above chance"),
-        (3, 0.25, "generalizing by its losses, but accuracy on its probes, 0.25, is not above chance"),
-        (3, 0.9, ""),
+        (2, 0.9, "memorizing by its losses, but accuracy on its probes, 0.90, is above chance, 0.25", 0.1),
+        (2, 0.254, "accuracy on its probes, 0.254, is above chance, 0.250, by its interval", 0.002),
+        (3, 0.25, "generalizing by its losses, but accuracy on its probes, 0.25, is not above chance", 0.1),
+        (3, 0.9, "", 0.1),
     ],
 )
-def test_a_verdict_that_the_probes_contradict_is_reported(finished_run, phase, accuracy, said):
+def test_a_verdict_that_the_probes_contradict_is_reported(finished_run, phase, accuracy, said, margin):
     run = with_curves(open_run.open_run(finished_run), **{"phase/sums": [phase]})
     row = run.accuracy["domain"] == "sums"
-    run.accuracy.loc[row, ["accuracy", "low", "high"]] = [accuracy, accuracy - 0.1, accuracy + 0.1]
+    run.accuracy.loc[row, ["accuracy", "low", "high"]] = [accuracy, accuracy - margin, accuracy + margin]
     shown = [
         text
         for text in findings.warnings(run)
@@ -425,6 +426,10 @@ def test_evidence_is_in_words_of_its_unit():
         "vote": 1,
     }
     assert evidence.evidence_in_words(share) == "3% [−1%, 7%]"
+    near = share | {"value": 0.0896}
+    assert evidence.evidence_in_words(near, [0.09, 0.21]) == "8.96% [−1.25%, 7.26%]"
+    slow = item | {"value": 0.0498}
+    assert evidence.evidence_in_words(slow, [0.05, 0.0]) == "4.98% [1.5%, 5.8%] of the fall so far"
     assert evidence.evidence_says(share) == "carries over"
 
 

@@ -220,30 +220,31 @@ def check_reason(run, domain, step, phase, why):
     fallen = 1 - np.median([run.mean_loss(domain, each, "seen") for each in _known(run, domain, step)[-3:]]) / start
     if found := re.fullmatch(r"too few readings of the loss: (\d) of 3", why):
         return phase == "undecided" and int(found[1]) == len(_known(run, domain, step)) < 3
-    fallen_by = rf"the loss has fallen by ([\d.]+)% of {of}, less than (\d+)%, "
+    fallen_by = rf"the loss has fallen by ([\d.]+)% of {of}, less than ([\d.]+)%, "
     if found := re.fullmatch(fallen_by + "and (.*)", why):
         return (
             rounded(100 * max(fallen, 0), float(found[1]))
-            and int(found[2]) == round(100 * rule["learned_answers" if marked else "learned"])
-            and fallen < int(found[2]) / 100
+            and float(found[2]) == pytest.approx(100 * rule["learned_answers" if marked else "learned"])
+            and 100 * fallen < float(found[2])
+            and float(found[1]) < float(found[2])
             and found[3] == course(run, *run.fall(domain, step, "seen"))
             and run.falls(domain, step, "seen") == (phase == "learning")
         )
-    share_of = r"(\d+)% \((\d+)% to (\d+)%, n=(\d+) documents\)"
-    if found := re.fullmatch(rf"the memorized share, {share_of}, is too uncertain to compare with (\d+)%: .*", why):
-        return phase == "undecided" and rounded(100 * run.share(domain, step), int(found[1]))
-    verdict = r"is memory, (above|below) the threshold of (\d+)%; (the loss of unseen texts .*)"
+    share_of = r"([\d.]+)% \(([\d.]+)% to ([\d.]+)%, n=(\d+) documents\)"
+    if found := re.fullmatch(rf"the memorized share, {share_of}, is too uncertain to compare with ([\d.]+)%: .*", why):
+        return phase == "undecided" and rounded(100 * run.share(domain, step), float(found[1]))
+    verdict = r"is memory, (above|below) the threshold of ([\d.]+)%; (the loss of unseen texts .*)"
     found = re.fullmatch(f"of what was learned, {share_of} {verdict}", why)
     assert found, f"a reason without a check: {why}"
-    share, low, high = (int(found[n]) for n in (1, 2, 3))
+    share, low, high, bound = (float(found[n]) for n in (1, 2, 3, 6))
     threshold = rule["memorized_answers" if marked else "memorized"]
     true_share = run.share(domain, step)
     return (
         rounded(100 * np.clip(true_share, 0, 1), share)
         and low <= share <= high
         and int(found[4]) == seen + unseen
-        and int(found[6]) == round(100 * threshold)
-        and (found[5] == "above") == (true_share >= threshold) == (phase == "memorizing")
+        and bound == pytest.approx(100 * threshold)
+        and (found[5] == "above") == (share > bound) == (true_share >= threshold) == (phase == "memorizing")
         and check_fall(run, domain, step, phase, found[7])
     )
 

@@ -14,6 +14,7 @@ from moetrain.config import SettingsError, load_settings
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.stream import run_steps, training_stream
 from moetrain.distributed.signals import STOPPED_BY_SIGNAL
+from moetrain.optim.schedule import learning_rate
 from moetrain.routing.panel import HELDOUT, SEEN, draw_panel
 from moetrain.train import train
 from tests.conftest import sentences, small_run
@@ -258,6 +259,26 @@ def test_what_cannot_go_on_is_told_in_one_line_and_its_remedy_works(runs, corpus
     decayed = runs.run("wsd-first", *WSD)
     said = refused(runs, *WSD, "train.max_steps=24", resume(decayed, 12))
     assert said.endswith(f", or {resume(decayed, 9)}, where the rate was at its peak")
+
+
+def test_a_learning_rate_that_drops_at_once_is_told_with_both_rates(runs, capsys):
+    first = runs.run("constant-first", *CONSTANT)
+    longer = ("train.max_steps=16", resume(first, 12))
+
+    def told(*words):
+        assert train(runs.settings("dropping", *longer, *words), check=True) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if "learning rate" in line]
+
+    (line,) = told("optim.schedule=cosine")
+    rate = learning_rate(13, 16, runs.settings("dropping", *longer, "optim.schedule=cosine").optim)
+    assert line == (
+        f"optim.schedule=cosine: the learning rate drops from 0.01 to {rate:g} at step 13, where the run goes on: to "
+        "keep it, set optim.schedule=constant optim.learning_rate=0.01"
+    )
+    assert rate < 0.005
+    assert len(told("optim.schedule=constant", "optim.learning_rate=0.002")) == 1
+    assert told("optim.schedule=constant", "optim.learning_rate=0.01") == []  # the remedy
+    assert told("optim.schedule=wsd", "optim.decay_share=0.25") == []  # which decays from there
 
 
 def test_changed_documents_are_named_where_the_tokenizer_is_given_and_the_remedy_works(runs, corpus_folder, tmp_path):

@@ -89,6 +89,13 @@ def test_a_loss_far_above_the_last_ones_is_a_spike_told_once():
     assert incident.details["deviations"] == pytest.approx((3.0 - np.mean(before)) / np.std(before, ddof=1))
 
 
+def test_a_small_spike_is_written_with_decimals_enough():
+    spike = Guards(GuardSettings(spike=6, spike_window=40))
+    check(spike, [2.3 + 1e-6 * (step % 2) for step in range(40)])
+    (incident,) = take(spike, 41, 2.30002)
+    assert incident.problem == "the loss rose to 2.30002 from 2.30000, the mean of the last 40 steps"
+
+
 def test_no_spike_in_noise_in_a_falling_loss_or_before_half_a_window():
     guards = Guards(GuardSettings(spike=6, spike_window=40))
     assert check(guards, noise(2000, seed=1)) == []

@@ -124,7 +124,7 @@ def layers_that_fit(settings: Settings, memory: int, sharded: bool = False) -> i
     for layers in range(settings.model.num_hidden_layers, 1, -1):
         shallow = settings.model.model_copy(update={"num_hidden_layers": layers})
         planned = predict(
-            settings.model_copy(update={"model": shallow}), settings.tokenizer.vocab_size, sharded=sharded
+            settings.model_copy(update={"model": shallow}), settings.tokenizer.vocab_size, shards=1 if sharded else None
         )
         if planned.peak <= _USABLE * memory:
             return layers

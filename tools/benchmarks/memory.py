@@ -66,14 +66,15 @@ def predict(
     vocab_size: int,
     dtype: torch.dtype = torch.bfloat16,
     devices: int = 1,
-    shards: int = 1,
+    shards: int | None = None,
     logits_held: int | None = None,
 ) -> Memory:
     """Memory of a training step on each device, with experts split as ``train.expert_parallel`` says.
 
     Args:
         devices: number of devices that the rows are split over.
-        shards: number of devices that parameters, gradients and optimizer state are split over.
+        shards: number of devices that parameters, gradients and optimizer state are split over by `fully_shard`, which
+            may be 1; None: it is not used.
         logits_held: number of logits that the loss computes at once; None uses the loss's number on CUDA.
 
     Raises:
@@ -87,7 +88,7 @@ def predict(
     model, tokens = settings.model, micro * settings.data.seq_len
     layers = model.num_hidden_layers
     parameters, layer = count_parameters(settings, vocab_size)
-    sharded = shards > 1
+    sharded, shards = shards is not None, shards or 1
     elsewhere = routed_parameters(settings) // layers
     elsewhere -= elsewhere // settings.train.expert_parallel
     layer -= elsewhere

@@ -183,7 +183,7 @@ def make_plan(
             layouts[name] = {"impossible": str(error)}
             continue
         try:
-            memory = predict(settings, vocab_size, devices=gpus, shards=layout.shards)
+            memory = predict(settings, vocab_size, devices=gpus, shards=None if name == "none" else layout.shards)
         except ValueError as error:
             remedy = "set it to a multiple, or give --rows-per-gpu, and train.micro_batch_rows to a divisor of that"
             raise SettingsError(f"{error}: {remedy}") from None

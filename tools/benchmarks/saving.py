@@ -29,7 +29,8 @@ from moetrain.checkpoint.manager import State, save_checkpoint
 from moetrain.config import Settings, SettingsError
 from moetrain.distributed.launch import end_processes, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
-from moetrain.dtensor import local_tensor, materialize, parallelize
+from moetrain.distributed.sharding import materialize, parallelize
+from moetrain.dtensor import local_tensor
 from moetrain.models.initialization import initial_weights
 from moetrain.models.transformer import Transformer
 from moetrain.optim.builder import initial_optimizer_state, make_optimizer

@@ -1,9 +1,8 @@
-"""The trainer: what a run is built from, one step, the loop over all steps, and what a checkpoint holds."""
+"""The trainer: what a run is built from, one step, what a checkpoint holds. `moetrain.training_loop` has the loop."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,61 +16,42 @@ from moetrain.checkpoint.manager import (
     Checkpoint,
     CheckpointError,
     State,
-    load_checkpoint,
     move_superseded,
 )
-from moetrain.checkpoint.run_folder import RunFolder
 from moetrain.config import Settings
 from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.prefetch import BatchReader
 from moetrain.data.stream import Batch, Stream, run_steps, stream_tokens, training_stream, validation_streams
 from moetrain.distributed.launch import compute_dtype, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
-from moetrain.distributed.sharding import evaluation, inner_model, replicate, unsharded_copy
-from moetrain.distributed.signals import STOPPED_BY_SIGNAL, SignalNotice, StopAgreement, StopSignals
+from moetrain.distributed.sharding import inner_model, replicate
 from moetrain.loggers.preview import PROBES_LEGEND, layout_line, print_preview, stream_line
 from moetrain.loggers.run_logger import RunLogger
-from moetrain.loggers.summary import RESULT_COLUMNS, closing_lines, summary_rows, write_summary
 from moetrain.loggers.terminal import Terminal
 from moetrain.loggers.trackers import start_trackers
 from moetrain.models.backends import choose_backends
 from moetrain.models.transformer import Output
-from moetrain.monitoring.budget import Readings
-from moetrain.monitoring.monitor import CLOCKED, Monitor
+from moetrain.monitoring.monitor import Monitor
 from moetrain.monitoring.outlook import print_outlook
 from moetrain.monitoring.recording import StreamRecorder
 from moetrain.monitoring.state import MonitorState, build_panel_monitor
 from moetrain.optim.builder import Optimizer, initial_optimizer_state, make_optimizer, optimizer_state
-from moetrain.optim.schedule import learning_rate, rate_after_jump, warmup_warning
+from moetrain.optim.schedule import learning_rate, warmup_warning
 from moetrain.probes.embeddings import check_encoder
 from moetrain.probes.probe_monitor import COLUMNS, load_probes
 from moetrain.probes.tasks import check_tasks
-from moetrain.report.report import report_or_say_why
 from moetrain.routing.near_duplicates import NearDuplicates, near_duplicates
-from moetrain.routing.panel import reading_steps
 from moetrain.routing.store import TrainingContext, remove_unlisted
 from moetrain.run_saving import RunSaver
 from moetrain.run_state import RunState
 from moetrain.run_stream import RunStream
-from moetrain.run_summary import Speed, run_summary
 from moetrain.training.balancing import Balancing
-from moetrain.training.divergence import write_dump
-from moetrain.training.errors import TrainingDivergedError
 from moetrain.training.guards import Findings, Guards
 from moetrain.training.incident_samples import with_samples
 from moetrain.training.initialize import initial_model
-from moetrain.training.profiling import StepProfiler
 from moetrain.training.step import StepStatistics, forward_backward, step_rows, update
 from moetrain.training.throughput import Clock, matmul_rate, peak_memory
 from moetrain.training.train_metrics import TrainMetrics, expert_load
-
-_BUSY = {
-    "validate": "the held-out loss",
-    "panel": "the reading of the panel",
-    "probes": "the probes",
-    "checkpoint": "the checkpoint",
-}
-"""What the clock's entries are called in a line for the user."""
 
 
 @dataclass
@@ -82,7 +62,7 @@ class Trainer:
         state: with the model and the optimizer, all that a checkpoint holds.
         matmul_rate: FLOP/s of large matmuls, summed over ranks.
         logged_tokens_D: text tokens of each domain trained on up to ``logged_step``, int64.
-        logger: on the main rank, during `fit`.
+        logger: on the main rank, while the loop runs.
     """
 
     settings: Settings
@@ -186,84 +166,6 @@ class Trainer:
         if warning := warmup_warning(self.steps, self.settings.optim):
             self.terminal.note(warning)
 
-    def fit(self, folder: RunFolder, readings: Readings | None = None) -> int:
-        """Train from the first step, or from the folder's checkpoint, to the summary; returns the exit status.
-
-        Args:
-            readings: how often the panel and the probes are read; None: as the settings say.
-
-        Raises:
-            TrainingDivergedError: the loss stays not finite; a dump of the step was written.
-            OSError: the last checkpoint cannot be written.
-        """
-        settings, monitor, state = self.settings, self.monitor, self.state
-        readings = readings or Readings(settings.panel.readings, settings.probes.readings)
-        checkpoint = load_checkpoint(folder.checkpoint, verify=False) if folder.checkpoint else None
-        if checkpoint is not None:
-            self.load_state_dict(checkpoint)
-        self._open(folder.path, checkpoint)
-        panel_steps = reading_steps(self.steps, readings.panel)
-        probe_steps = reading_steps(self.steps, readings.probes)
-        saved = True
-        profiler = StepProfiler(settings.profile, folder.path, self.layout, self.terminal.note)
-        if warning := profiler.unreached(state.step, self.steps):
-            self.terminal.note(warning)
-        with StopSignals() as stop, SignalNotice(self.terminal.notice, self._before_a_stop), profiler:
-            agreement = StopAgreement(self.layout)
-            self.terminal.start_training(state.step, self.steps)
-            if state.step == 0:
-                monitor.validate(self.model, 0)
-                monitor.read_panel(self.model, 0, self.context)
-                monitor.run_probes(self.model, 0, 0)
-            while state.step < self.steps:
-                with profiler.step(state.step + 1):
-                    self.train_step(state.step + 1)
-                step, last = state.step, state.step == self.steps
-                monitor.report_incidents()
-                if state.guards.diverged:
-                    self._stop_diverged(folder.path)
-                if last or step % settings.monitor.every == 0:
-                    monitor.measure_stream(self.model, step)
-                if last or step % settings.train.log_every == 0:
-                    self._log(step)
-                if last or step % settings.train.eval_every == 0:
-                    monitor.validate(self.model, step)
-                if step in panel_steps:
-                    monitor.read_panel(self.model, step, self.context)
-                    if worthless := monitor.measure_repeats(self.model, self.optimizer, step):
-                        self._stop_repeats(worthless)
-                        panel_steps = reading_steps(self.steps, readings.panel)
-                        probe_steps = reading_steps(self.steps, readings.probes)
-                        last = step == self.steps
-                if step in probe_steps:
-                    monitor.run_probes(self.model, step, state.tokens_trained)
-                signal = agreement.ask(stop.received)
-                every = settings.train.checkpoint_every
-                if last or signal or (every and step % every == 0):
-                    saved = self.save(folder.path, wait=bool(last or signal))
-                elif self.saver.done:
-                    self.saver.finish(self.logger)
-                if signal and not last:
-                    outcome = f"saved at step {step}" if saved else "not saved: it resumes from the last checkpoint"
-                    self.terminal.end_training()
-                    self.terminal.note(f"{signal}: {outcome}; run the same command again to resume")
-                    if self.logger is not None:
-                        self.logger.close()
-                        self.logger.end_trackers()
-                    return STOPPED_BY_SIGNAL
-        self.terminal.end_training()
-        if not saved:
-            raise OSError("the last step could not be saved: free some space and run the same command again to resume")
-        with self.layout.progress.busy():
-            self._finish()
-        return 0
-
-    def _before_a_stop(self) -> str:
-        """What a run that is to stop has to do before."""
-        step = self.state.step
-        busy = {**_BUSY, "train": f"step {step + 1}"}.get(self.clock.current or "", f"the end of step {step}")
-        return f"{busy}, then the run is saved"
-
     def train_step(self, step: int) -> None:
         """Update the model once (step 1 the first), and record metrics, guards and the routing of its samples."""
         settings, state = self.settings, self.state
@@ -294,29 +196,6 @@ class Trainer:
         if settings.monitor.enabled:
             with self.clock.measure("record"):
                 self.recorder.record(step, outputs)
-
-    def _stop_repeats(self, names: Sequence[str]) -> None:
-        """Leave the repeats of some domains out of the rest of the stream, and say what that saves."""
-        step, numbers = self.state.step, self.run_stream.to_stop(names)
-        if not numbers:
-            return
-        self.monitor.publish(wait=True)  # readings still being computed belong to the stream as it was
-        before = self.steps
-        self.run_stream.stop_repeats(step, numbers)
-        if self.logger is not None:
-            length = (
-                f"has {self.steps:,} steps instead of {before:,}"
-                if self.steps < before
-                else f"keeps its {before:,} steps"
-            )
-            rate = learning_rate(step, before, self.settings.optim)
-            if (after := rate_after_jump(rate, step, self.steps, self.settings.optim)) is not None:
-                length += f", and its learning rate goes from {rate:.3g} to {after:.3g}"
-            for number in numbers:
-                sentence = f"is not repeated any more; the run {length}"
-                name = list(self.settings.data.domains)[number]
-                self.logger.repeats(step, name, f"{name}: {sentence}")
-            self.terminal.set_steps(self.steps)
 
     def state_dict(self) -> tuple[dict[str, State], dict[str, Any]]:
         """What a checkpoint holds: tensors per part, and a record as JSON. All ranks must call."""
@@ -392,7 +271,7 @@ class Trainer:
         self.saver.close()
         self.monitor.close()
 
-    def _open(self, folder: Path, checkpoint: Checkpoint | None) -> None:
+    def open_folder(self, folder: Path, checkpoint: Checkpoint | None) -> None:
         """Begin to write to the run's folder, after removing what was written later than the checkpoint."""
         if self.layout.is_main:
             if checkpoint is not None:
@@ -411,7 +290,7 @@ class Trainer:
         for incident in with_samples(findings, self.stream.samples, domains, count, self.layout):
             self.monitor.incidents.add(incident)
 
-    def _log(self, step: int) -> None:
+    def log(self, step: int) -> None:
         """Log the training curves since the last point; nothing where every update since then was skipped."""
         clock, state = self.clock, self.state
         clock.settle()
@@ -434,50 +313,3 @@ class Trainer:
             "system/memory": float(peak_memory(self.layout.device)),
         }
         self.logger.training(step, points, system)
-
-    def _stop_diverged(self, run: Path) -> None:
-        """End a run that skips every update, with a dump to replay: the model, and the rows of the last skipped step.
-
-        Raises:
-            TrainingDivergedError: always; it names the dump.
-        """
-        guards = self.state.guards
-        step = guards.last_skipped
-        dump = run / "dumps" / f"step_{step:08d}"
-        remedy = f"see why with python tools/replay_step.py {dump}"
-        with unsharded_copy(self.model) as model:
-            if self.layout.is_main and not dump.exists():  # the same run diverges at the same step again
-                try:
-                    tokens = self.state.tokens_trained
-                    with self.layout.progress.busy():
-                        write_dump(dump, model, self.state.balancing, self.stream, self.corpus, step, tokens)
-                except OSError as error:
-                    remedy = f"no dump was written ({error})"
-        self.layout.barrier()  # no rank may end before the dump is complete
-        raise TrainingDivergedError(
-            f"step {step}: the loss or the gradient was not finite in {guards.skipped_in_a_row} steps in a row; "
-            f"{remedy}; lower optim.learning_rate, or set train.precision=fp32"
-        )
-
-    def _finish(self) -> None:
-        """Write the summary, whose presence marks the run as finished, and print its table."""
-        with evaluation(self.model) as model:
-            self.monitor.finish(model, self.steps)
-        if self.logger is None:
-            return
-        state, clock = self.state, self.clock
-        memory, seconds = peak_memory(self.layout.device), dict(clock.seconds)
-        speed = Speed(clock.tokens, clock.rate(), clock.share(*CLOCKED), memory, seconds)
-        parameters = inner_model(self.model).parameter_counts()
-        summary = run_summary(state, self.corpus, self.stream, self.steps, self.settings, parameters, speed)
-        for domain, copies in self.near_duplicates.items():
-            summary["data"][domain]["near_duplicates"] = asdict(copies)
-        folder = self.logger.folder
-        self.logger.close()  # before the summary, which says that everything else is complete
-        write_summary(folder, summary)
-        rows = summary_rows(state.monitor.latest.domains, RESULT_COLUMNS)
-        self.terminal.table("result", ["domain", *RESULT_COLUMNS.values()], rows)
-        for line in closing_lines(summary, folder):
-            self.terminal.note(line)
-        page = report_or_say_why(folder, self.terminal) if self.settings.run.report else None
-        self.logger.end_trackers([page] if page else [])

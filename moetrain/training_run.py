@@ -14,6 +14,7 @@ from moetrain.distributed.watchdog import watchdog
 from moetrain.loggers.terminal import Terminal
 from moetrain.loggers.trackers import check_trackers
 from moetrain.trainer import Trainer
+from moetrain.training_loop import fit
 
 
 def run(settings: Settings, check: bool = False) -> int:
@@ -45,7 +46,7 @@ def _run(settings: Settings, layout: ParallelLayout, terminal: Terminal, check: 
         terminal.note(note)
     try:
         with watchdog(layout):
-            return trainer.fit(folder, choose_readings(trainer, folder))
+            return fit(trainer, folder, choose_readings(trainer, folder))
     finally:
         trainer.close()
         if layout.is_main:

@@ -14,7 +14,7 @@ FLOORS = (
     ("train",),
     ("training_run",),
     ("paper",),
-    ("calibration",),
+    ("calibration", "training_loop"),
     ("trainer", "replay"),
     ("integrations",),
     ("run_summary",),

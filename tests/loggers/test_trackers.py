@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moetrain import train as training
-from moetrain import trainer, training_run
+from moetrain import trainer, training_loop, training_run
 from moetrain.atomic_io import write_file
 from moetrain.config import SettingsError, load_settings
 from moetrain.distributed.signals import STOPPED_BY_SIGNAL
@@ -117,7 +117,7 @@ def test_a_tracker_that_cannot_start_is_told(make_settings, tmp_path, monkeypatc
 def test_a_stopped_and_resumed_run_is_one_run_at_each_tracker(make_settings, monkeypatch):
     monkeypatch.setattr(training_run, "check_trackers", lambda names: None)
     monkeypatch.setattr(
-        trainer, "report_or_say_why", lambda folder, terminal: write_file(folder / "report.html", "<p>")
+        training_loop, "report_or_say_why", lambda folder, terminal: write_file(folder / "report.html", "<p>")
     )
     services = fake_trackers.put(monkeypatch)
     folder, _ = stopped_and_resumed(make_settings, monkeypatch, ",".join(services))
@@ -222,11 +222,11 @@ def stopped_and_resumed(make_settings, monkeypatch, name):
     """Train a run with a tracker in two parts; returns its folder and its points of one curve."""
     pytest.importorskip("matplotlib")
     settings = make_settings(f"run.trackers=[{name}]", "run.report=true")
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(7))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(7))
     assert training.train(settings) == STOPPED_BY_SIGNAL
     folder = Path(settings.run.output_dir) / settings.run.name
     (checkpoint,) = folder.glob("checkpoints/step_*7")
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(10**9))
     again = make_settings(f"run.trackers=[{name}]", "run.report=true", f"train.resume={checkpoint}")
     assert training.train(again) == 0
     return folder, dict(scalars(folder)["loss/train/sums"])

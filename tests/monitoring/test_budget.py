@@ -68,13 +68,13 @@ def test_auto_chooses_by_time_and_a_resumed_run_keeps_the_choice(make_settings, 
     monkeypatch.setattr(calibration, "step_seconds", lambda trainer: 3.0)  # 12 steps: 36 s, of which 1.9 s may be spent
     monkeypatch.setattr(monitor, "read_panel", slow(monitor.read_panel, 0.15))
     settings = make_settings("monitor.budget=auto", "panel.readings=3")
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(6))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(6))
     assert train(settings) == STOPPED_BY_SIGNAL
     place = tmp_path / "runs" / "run" / "config.yaml"
     chosen = yaml.safe_load(place.read_text())["panel"]["readings"]
     assert LEAST <= chosen <= 12
     monkeypatch.setattr(calibration, "measure_costs", lambda *_: pytest.fail("a resumed run measures nothing"))
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(10**9))
     assert train(settings) == 0
     assert yaml.safe_load(place.read_text())["panel"]["readings"] == chosen
     steps = [step for step, _ in scalars(place.parent)["loss/panel_heldout/stories"]]

@@ -100,10 +100,10 @@ def test_the_windows_hold_the_newest_losses_of_the_steps_themselves(repeated, mo
 def test_a_run_logs_them_and_a_resumed_one_goes_on(make_settings, tmp_path, monkeypatch):
     settings = make_settings(*REPEATED, "train.max_steps=30", "monitor.every=5", "train.checkpoint_every=10")
     assert train(settings) == 0
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(12))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(12))
     other = make_settings(*REPEATED, "train.max_steps=30", "monitor.every=5", "train.checkpoint_every=10", "run.name=b")
     train(other)
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(10**9))
     assert train(other) == 0
     straight, resumed = scalars(tmp_path / "runs" / "run"), scalars(tmp_path / "runs" / "b")
     tags = [tag for tag in straight if "exposure" in tag]

@@ -168,9 +168,9 @@ def test_training_with_it_is_training_without_bit_for_bit(straight):
 def test_a_resumed_run_goes_on(straight, monkeypatch):
     base, runs = straight
     settings = load_settings(None, [*base, "run.name=resumed"])
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(22))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(22))
     train(settings)
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(10**9))
     assert train(settings) == 0
     assert points(runs / "resumed") == points(runs / "straight")
 
@@ -256,9 +256,9 @@ def test_a_run_resumed_around_the_stop_is_the_same(stopped, after, monkeypatch):
     base, runs = stopped
     step = next(step for step, sentence in told(runs / "straight") if "not repeated any more" in sentence)
     settings = load_settings(None, [*base, f"run.name=resumed{after}"])
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(step + after))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(step + after))
     train(settings)
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(10**9))
     assert train(settings) == 0
     mine, other = (scalars(runs / name) for name in (f"resumed{after}", "straight"))
     system = [tag for tag in mine if tag.startswith("system/")]

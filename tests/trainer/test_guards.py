@@ -13,6 +13,7 @@ from moetrain.trainer import Trainer
 from moetrain.training.errors import TrainingDivergedError
 from moetrain.training.guards import Guards
 from moetrain.training.step import update
+from moetrain.training_loop import fit
 from tests.conftest import small_run
 from tests.trainer.reading import events, scalars
 from tests.trainer.test_resume import stop_after
@@ -69,7 +70,7 @@ def test_other_ranks_are_patient_while_a_checkpoint_or_a_dump_is_written(make_se
     monkeypatch.setattr("moetrain.checkpoint.manager.fault_point", note)
     try:
         with pytest.raises(TrainingDivergedError):
-            run.fit(folder)
+            fit(run, folder)
         run.save(folder.path)
     finally:
         run.close()

@@ -45,7 +45,7 @@ class StopAt:
 
 
 def stop_after(monkeypatch, steps):
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(steps))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(steps))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_run(straight, make_settings
     for stop in stops:
         stop_after(monkeypatch, stop)
         assert train(settings) == STOPPED_BY_SIGNAL
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(10**9))
     assert train(settings) == 0
     run = tmp_path / "runs" / "run"
     assert_same_run(run, straight)
@@ -120,12 +120,12 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_run(straight, make_settings
 
 def test_a_dense_model_in_blocks_stopped_and_resumed_is_the_same_run(make_settings, monkeypatch, tmp_path):
     settings = make_settings(*SETTINGS, "model.experts=dense", "model.dense_experts=8", "model.balancing=aux")
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(10**9))
     assert train(settings) == 0
     straight = (tmp_path / "runs" / "run").rename(tmp_path / "straight")
     stop_after(monkeypatch, 7)
     assert train(settings) == STOPPED_BY_SIGNAL
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(10**9))
     assert train(settings) == 0
     assert_same_run(tmp_path / "runs" / "run", straight)
 
@@ -136,7 +136,7 @@ def test_what_was_written_after_an_older_checkpoint_is_cut_off_not_repeated(
     settings = make_settings(*SETTINGS, "train.keep_checkpoints=5")
     stop_after(monkeypatch, 11)
     assert train(settings) == STOPPED_BY_SIGNAL
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(10**9))
     run = tmp_path / "runs" / "run"
     older = make_settings(*SETTINGS, "train.keep_checkpoints=5", f"train.resume={checkpoint_folder(run, 5)}")
     assert train(older) == 0
@@ -147,7 +147,7 @@ def test_a_torn_record_after_the_checkpoint_is_cut_off(straight, make_settings, 
     settings = make_settings(*SETTINGS)
     stop_after(monkeypatch, 6)
     assert train(settings) == STOPPED_BY_SIGNAL
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(10**9))
     run = tmp_path / "runs" / "run"
     with open(run / "events.jsonl", "a") as file:
         file.write('{"type": "chec')
@@ -165,7 +165,7 @@ def test_a_corrupt_checkpoint_is_named_and_the_one_before_is_taken(
     settings = make_settings(*SETTINGS)
     stop_after(monkeypatch, 8)
     assert train(settings) == STOPPED_BY_SIGNAL
-    monkeypatch.setattr("moetrain.trainer.StopSignals", StopAt(10**9))
+    monkeypatch.setattr("moetrain.training_loop.StopSignals", StopAt(10**9))
     run = tmp_path / "runs" / "run"
     path = checkpoint_folder(run, 8) / "model.safetensors"
     content = bytearray(path.read_bytes())

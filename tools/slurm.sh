@@ -27,6 +27,7 @@ if [[ -z ${SLURM_JOB_ID:-} ]]; then
 fi
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 status=0
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else ranks that start again may wait for lost ones
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" \
     --nproc_per_node "${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}" \

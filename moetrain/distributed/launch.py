@@ -19,8 +19,8 @@ from moetrain.distributed.mesh import ParallelLayout, make_expert_mesh, make_mes
 JOIN_TIMEOUT = timedelta(minutes=10)
 """How long ranks wait for each other at the start of a launch."""
 _REJOIN_TIMEOUT = timedelta(minutes=1)
-"""The same where torchrun starts lost ranks again: they start together, and joining sometimes hangs then (torch 2.13,
-gloo). It fails after this time, and torchrun tries again while it may."""
+"""The same where torchrun starts lost ranks again: they start together. It tries again while it may."""
+_NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 # Rank 0 alone prepares data, for which the others may wait for hours. The watchdog shortens this once training runs.
 _PREPARATION_TIMEOUT = timedelta(hours=12)
 
@@ -42,13 +42,16 @@ def start_ranks(settings: Settings) -> ParallelLayout:
         # Without this, accelerate launch gives a rank on CPU one thread.
         torch.set_num_threads(settings.train.threads or max(1, available_cpus() // local_world_size))
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    timeout = _REJOIN_TIMEOUT if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) else JOIN_TIMEOUT
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    timeout = _REJOIN_TIMEOUT if restarted else JOIN_TIMEOUT
     try:
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timeout)
+        own_store = _store_of_restart(restarted, timeout) if _keeps_store() and restarted else {}
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timeout, **own_store)
     except dist.DistError as error:
+        remedy = f"; where torchrun starts ranks again, export {_NEW_STORE}=1 for it" if _keeps_store() else ""
         raise SettingsError(
             f"not all of {launched} processes joined within {timeout.total_seconds():.0f} s "
-            f"({str(error).splitlines()[0]}): start all of them, or see why one ended"
+            f"({str(error).splitlines()[0]}): start all of them, or see why one ended{remedy}"
         ) from None
     joined = state.num_processes
     if joined != launched:
@@ -74,6 +77,26 @@ def start_ranks(settings: Settings) -> ParallelLayout:
         check_expert_shards(settings.model, expert_mesh["expert_shard"].size())
     layout.set_timeout(_PREPARATION_TIMEOUT)
     return layout
+
+
+def _keeps_store() -> bool:
+    """Whether torchrun keeps one store for all its starts of ranks."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _store_of_restart(number: int, timeout: timedelta) -> dict[str, Any]:
+    """Arguments of a process group that does not read what earlier ranks have left in torchrun's store.
+
+    Their addresses are still there, under the same keys (torch 2.13): gloo may connect to a lost rank, and hang. Each
+    machine counts starts on its own, so this is for a single one. With several machines the launcher must make a new
+    store for each start, see README.
+    """
+    if int(os.environ["GROUP_WORLD_SIZE"]) > 1:
+        return {}
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(*place, world_size, is_master=False, timeout=timeout)
+    return {"store": dist.PrefixStore(f"start_{number}", store), "rank": rank, "world_size": world_size}
 
 
 def _check_same_settings(settings: Settings) -> None:

@@ -19,11 +19,12 @@ def free_port():
 
 
 def start(ranks, overrides, machines=1, port=0, restarts=0):
-    """The launcher of one machine, as a process; it starts lost ranks again so many times."""
+    """The launcher of one machine, as a process; it starts lost ranks again so many times, as README says."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
     command += ["--max_restarts", str(restarts)]
     command += ["--nnodes", str(machines), "--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}"]
-    return subprocess.Popen([*command, str(TRAIN), *overrides], env={**os.environ, "OMP_NUM_THREADS": "1"}, **_PIPES)
+    own = {"OMP_NUM_THREADS": "1"} | ({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if machines > 1 else {})
+    return subprocess.Popen([*command, str(TRAIN), *overrides], env={**os.environ, **own}, **_PIPES)
 
 
 def launch(ranks, overrides, machines=1):

@@ -136,7 +136,7 @@ def grokking_study(options: argparse.Namespace) -> dict[str, Any]:
             for domain in ("add", "subtract", "random_answers"):
                 for trained in (False, True):
                     rows.append({"optimizer": optimizer, "seed": seed} | accuracy_steps(run, domain, trained))
-    result = {"settings": settings, "accurate": _ACCURATE, "rows": rows}
+    result = {"settings": settings, "accurate": _ACCURATE, "rows": rows, "step_ratios": step_ratios(rows)}
     table = Table("domain", "facts", "optimizer", f"step of accuracy {_ACCURATE}, by seed", "last accuracy, by seed")
     for domain, trained, optimizer in sorted({(r["domain"], r["trained"], r["optimizer"]) for r in rows}):
         arm = [r for r in rows if (r["domain"], r["trained"], r["optimizer"]) == (domain, trained, optimizer)]
@@ -144,7 +144,25 @@ def grokking_study(options: argparse.Namespace) -> dict[str, Any]:
         last = ", ".join(f"{r['last']:.2f}" for r in arm)
         table.add_row(domain, "trained on" if trained else "held out", optimizer, steps, last)
     Console().print(table)
+    for each in result["step_ratios"]:
+        print(each)
     return result
+
+
+def step_ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Muon's step of accuracy over AdamW's, by domain and facts: the geometric mean over seeds in which both reach it.
+
+    ``ratio`` has a 95% interval by Student's t over the seeds' logarithms.
+    """
+    steps = {(r["domain"], r["trained"], r["optimizer"], r["seed"]): r["step"] for r in rows}
+    found: list[dict[str, Any]] = []
+    for domain, trained in sorted({(r["domain"], r["trained"]) for r in rows}):
+        seeds = sorted({r["seed"] for r in rows})
+        pairs = [[steps[domain, trained, optimizer, seed] for optimizer in OPTIMIZERS] for seed in seeds]
+        ratios = [muon / adamw for adamw, muon in pairs if adamw and muon]
+        ratio = geometric_mean(ratios) if ratios else None
+        found.append({"domain": domain, "trained": trained, "steps": pairs, "ratio": ratio})
+    return found
 
 
 def train(config: str, name: str, overrides: Sequence[str], output: Path) -> Path:

@@ -13,6 +13,7 @@ from muon_trial import (
     geometric_mean,
     loss_curve,
     mean_with_interval,
+    step_ratios,
     tokens_to,
     tune,
 )
@@ -52,6 +53,19 @@ def test_intervals_over_seeds():
     assert found["high"] - 2 == pytest.approx(4.303 / math.sqrt(3))
     assert mean_with_interval([1.0])["low"] is None
     assert geometric_mean([0.5, 2.0])["mean"] == pytest.approx(1.0)
+
+
+def test_steps_are_compared_where_both_optimizers_get_there():
+    def row(optimizer, seed, step):
+        return {"optimizer": optimizer, "seed": seed, "step": step, "domain": "add", "trained": False}
+
+    rows = [row("adamw", 0, 100), row("muon", 0, 200), row("adamw", 1, 100), row("muon", 1, 50)]
+    (found,) = step_ratios([*rows, row("adamw", 2, 100), row("muon", 2, None)])
+    assert found["steps"] == [[100, 200], [100, 50], [100, None]]
+    assert found["ratio"]["mean"] == pytest.approx(1.0)
+    assert found["ratio"]["n"] == 2
+    (never,) = step_ratios([row("adamw", 0, None), row("muon", 0, 10)])
+    assert never["ratio"] is None
 
 
 def test_what_is_read_of_a_run(finished_run):

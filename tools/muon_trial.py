@@ -136,7 +136,8 @@ def grokking_study(options: argparse.Namespace) -> dict[str, Any]:
             for domain in ("add", "subtract", "random_answers"):
                 for trained in (False, True):
                     rows.append({"optimizer": optimizer, "seed": seed} | accuracy_steps(run, domain, trained))
-    result = {"settings": settings, "accurate": _ACCURATE, "rows": rows, "step_ratios": step_ratios(rows)}
+    ratios = step_ratios(rows)
+    result = {"settings": settings, "accurate": _ACCURATE, "rows": rows, "step_ratios": ratios}
     table = Table("domain", "facts", "optimizer", f"step of accuracy {_ACCURATE}, by seed", "last accuracy, by seed")
     for domain, trained, optimizer in sorted({(r["domain"], r["trained"], r["optimizer"]) for r in rows}):
         arm = [r for r in rows if (r["domain"], r["trained"], r["optimizer"]) == (domain, trained, optimizer)]
@@ -144,7 +145,7 @@ def grokking_study(options: argparse.Namespace) -> dict[str, Any]:
         last = ", ".join(f"{r['last']:.2f}" for r in arm)
         table.add_row(domain, "trained on" if trained else "held out", optimizer, steps, last)
     Console().print(table)
-    for each in result["step_ratios"]:
+    for each in ratios:
         print(each)
     return result
 

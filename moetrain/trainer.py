@@ -19,9 +19,10 @@ from moetrain.checkpoint.manager import (
     move_superseded,
 )
 from moetrain.config import Settings
+from moetrain.data.batch import Batch
 from moetrain.data.corpus import Corpus, prepare_corpus
 from moetrain.data.prefetch import BatchReader
-from moetrain.data.stream import Batch, Stream, run_steps, stream_tokens, training_stream, validation_streams
+from moetrain.data.stream import Stream, run_steps, stream_tokens, training_stream, validation_streams
 from moetrain.distributed.launch import compute_dtype, start_ranks
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import inner_model, replicate

@@ -22,7 +22,7 @@ from torch import nn
 from moetrain.checkpoint.manager import CheckpointError, load_checkpoint
 from moetrain.checkpoint.restore import open_model
 from moetrain.config import SettingsError
-from moetrain.data.stream import IGNORED, Batch
+from moetrain.data.batch import IGNORED, Batch
 from moetrain.training.balancing import Balancing
 from moetrain.training.step import part_of_loss
 

@@ -11,7 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from moetrain.data.stream import Batch, Stream
+from moetrain.data.batch import Batch
+from moetrain.data.stream import Stream
 
 _Place = tuple[int, int, int]  # step, first row, rows
 

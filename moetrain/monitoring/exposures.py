@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from moetrain import grokking
-from moetrain.data.stream import IGNORED, Batch, Stream
+from moetrain.data.batch import IGNORED, Batch
+from moetrain.data.stream import Stream
 from moetrain.device_transfer import HostCopy
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.newest import among_newest

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moetrain.config import Settings
-from moetrain.data.stream import Batch, Stream
+from moetrain.data.batch import Batch
+from moetrain.data.stream import Stream
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.transformer import Output
 from moetrain.monitoring.state import MonitorState

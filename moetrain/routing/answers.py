@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from moetrain.data.stream import Batch, Stream
+from moetrain.data.batch import Batch
+from moetrain.data.stream import Stream
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.transformer import Transformer
 

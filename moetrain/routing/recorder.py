@@ -13,7 +13,7 @@ import numpy as np
 from moetrain.device_transfer import HostCopy, to_device
 
 if TYPE_CHECKING:  # other training loops use this module without our data and model
-    from moetrain.data.stream import Batch
+    from moetrain.data.batch import Batch
     from moetrain.models.transformer import Routing
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from moetrain.data.stream import IGNORED, Stream
+from moetrain.data.batch import IGNORED
+from moetrain.data.stream import Stream
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.models.transformer import Transformer
 

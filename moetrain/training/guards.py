@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from moetrain.config import GuardSettings
-from moetrain.data.stream import Batch
+from moetrain.data.batch import Batch
 from moetrain.device_transfer import HostCopy
 from moetrain.grokking.wording import decimals
 from moetrain.models.transformer import Output

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from moetrain.config import Settings
+from moetrain.data.batch import Batch
 from moetrain.data.prefetch import BatchReader
-from moetrain.data.stream import Batch, Stream
+from moetrain.data.stream import Stream
 from moetrain.distributed.expert_parallel import reduce_expert_gradients
 from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.sharding import accumulate

@@ -9,10 +9,11 @@ from dataclasses import fields
 import pytest
 import torch
 
+from moetrain.data.batch import Batch
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.documents import DataError
 from moetrain.data.prefetch import BatchReader
-from moetrain.data.stream import Batch, training_stream
+from moetrain.data.stream import training_stream
 
 CPU = torch.device("cpu")
 

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from moetrain.data.batch import IGNORED
 from moetrain.data.corpus import prepare_corpus
 from moetrain.data.documents import DataError
-from moetrain.data.stream import IGNORED, stream_tokens, training_stream, validation_streams
+from moetrain.data.stream import stream_tokens, training_stream, validation_streams
 
 
 @pytest.fixture

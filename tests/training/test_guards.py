@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from moetrain.config import GuardSettings
+from moetrain.data.batch import IGNORED, Batch
 from moetrain.data.packing import Samples
-from moetrain.data.stream import IGNORED, Batch
 from moetrain.models.transformer import Output, Routing
 from moetrain.training import guards as module
 from moetrain.training.guards import Guards, Incident

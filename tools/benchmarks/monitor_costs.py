@@ -20,7 +20,7 @@ from rapidfuzz.process import cdist
 from rich.table import Table
 
 from benchmarks.timing import ratio, repeat, take_turns
-from moetrain.data.stream import Batch
+from moetrain.data.batch import Batch
 from moetrain.grokking import d_path, gram_blocks, pathways
 from moetrain.models.transformer import Routing
 from moetrain.routing.recorder import start_record

@@ -29,7 +29,7 @@ from benchmarks.subprocess_bench import Maker, call_in_subprocess, in_subprocess
 from benchmarks.timing import clocked, ratio, take_clocked_turns
 from benchmarks.transformers_peers import Peer, Variant, memory_refusal, variants
 from moetrain.config import Settings, SettingsError
-from moetrain.data.stream import Batch
+from moetrain.data.batch import Batch
 from moetrain.distributed.launch import compute_dtype
 from moetrain.distributed.sharding import inner_model
 from moetrain.models.transformer import Transformer

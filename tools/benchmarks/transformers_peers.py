@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from moetrain.config import Settings, SettingsError
-from moetrain.data.stream import Batch
+from moetrain.data.batch import Batch
 
 EXPERTS = ("eager", "grouped_mm", "batched_mm")
 ATTENTION = ("sdpa", "eager")

@@ -17,7 +17,7 @@ from moetrain.grokking.paper import CORRELATIONS
 from moetrain.loggers.terminal import Terminal
 from moetrain.metrics import table
 from moetrain.probes.tasks import ENOUGH
-from moetrain.report import findings, learning_figures, routing_figures
+from moetrain.report import findings, learning_figures, limitations, routing_figures
 from moetrain.report.charts import map_colors, short
 from moetrain.report.evidence import phase_changes
 from moetrain.report.open_run import MissingPackageError, OpenedRun, Progress, open_run
@@ -109,7 +109,7 @@ def report(run: OpenedRun) -> str:
         colors={domain: color(run, domain) for domain in run.domains},
         stretches=routing_figures.phase_stretches(run, unit(run)),
         phases=PHASES,
-        warnings=findings.warnings(run),
+        warnings=limitations.limitations(run),
         groups=groups,
         map_colors=map_colors(),
         correlations=related,

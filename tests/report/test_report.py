@@ -23,6 +23,7 @@ from moetrain.report import (
     routing_figures,
 )
 from moetrain.report.charts import Grid, Line, Link, Points
+from moetrain.report.limitations import limitations
 from moetrain.report.page import Number
 from moetrain.report.trend import trend
 from moetrain.train import train
@@ -182,7 +183,7 @@ def test_controls_detect_a_change_that_held_out_samples_share(finished_run, seen
         c for c in findings.controls(with_curves(run, **tags)) if (c.domain, "Pathway" in c.title) == ("sums", True)
     ]
     assert [(each.verdict, each.seen, each.heldout) for each in found] == [(verdict, seen[::2], heldout[::2])]
-    shown = [text for text in findings.warnings(run) if "pathway distance" in text and "sums" in text]
+    shown = [text for text in limitations(run) if "pathway distance" in text and "sums" in text]
     assert bool(shown) == (verdict == "same change")
 
 
@@ -200,9 +201,7 @@ def test_a_verdict_that_the_probes_contradict_is_reported(finished_run, phase, a
     row = run.accuracy["domain"] == "sums"
     run.accuracy.loc[row, ["accuracy", "low", "high"]] = [accuracy, accuracy - margin, accuracy + margin]
     shown = [
-        text
-        for text in findings.warnings(run)
-        if text.startswith("Verdict and probes point to different things in sums")
+        text for text in limitations(run) if text.startswith("Verdict and probes point to different things in sums")
     ]
     assert len(shown) == bool(said)
     assert all(said in text for text in shown)
@@ -225,7 +224,7 @@ def test_a_correlation_from_a_trend_alone_is_reported(finished_run):
         for kind, each in table.items()
     ]
     run.correlations = records.frame(rows, columns)
-    (shown,) = [text for text in findings.warnings(run) if "in the raw series only" in text]
+    (shown,) = [text for text in limitations(run) if "in the raw series only" in text]
     assert shown.startswith("In sums accuracy correlates strongly with pathway distance in the raw series only")
     table = report.correlation_table(run)
     assert list(table) == ["d_path", "cosine"]
@@ -319,7 +318,7 @@ def test_without_matplotlib_a_run_ends_well_and_says_so(finished_run, tmp_path, 
 
 
 def test_a_report_that_fails_does_not_fail_the_run(finished_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(report.findings, "warnings", lambda run: [][0])
+    monkeypatch.setattr(report.limitations, "limitations", lambda run: [][0])
     shown = terminal()
     report.report_or_say_why(shutil.copytree(finished_run, tmp_path / "copy"), shown)
     assert "no report (IndexError: list index out of range): run tools/report.py" in shown.console.export_text()

@@ -312,7 +312,7 @@ class Monitor:
                 panel_claims(transformer, panel.panel, steps, self.layout)
             seconds += self.clock.pop("panel trial") / settings.claim_every
         if self.state.repeats is not None and settings.repeat_every:
-            seconds += reading * self.state.repeats.cost / settings.repeat_every
+            seconds += reading * self.state.repeats.cost(self.layout) / settings.repeat_every
         return seconds
 
     def time_probes(self, model: nn.Module) -> float:

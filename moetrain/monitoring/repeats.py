@@ -79,9 +79,8 @@ class RepeatMonitor:
 
         Ranks that hold the whole model share the domains. Where ranks share a model, all of them read the same rows.
         """
-        own = self.repeated if layout.passes_together else self.repeated[layout.rank :: layout.world_size]
         measured: dict[int, Estimate] = {}
-        for number in own:
+        for number in self._measured_by(layout.rank, layout):
             layout.progress.mark()
             measured[number] = self._worth(model, optimizer, number, step, layout)
         if not layout.passes_together:
@@ -96,17 +95,19 @@ class RepeatMonitor:
             found[domain] = Repeats(passes, worth, grokking.repeat_budget(passes_T, worth_T, high_T - worth_T))
         return found
 
-    @property
-    def cost(self) -> float:
+    def cost(self, layout: ParallelLayout) -> float:
         """Seconds of a measurement over those of a reading of the whole panel, by the tokens that pass the model.
 
         Each unseen text passes forward and backward once, which costs three forward passes, and forward twice as fresh
-        text; each text trained on passes forward four times.
+        text; each text trained on passes forward four times. A reading is shared by all ranks, a measurement as
+        `measure` says; it takes as long as the rank with the most tokens needs.
         """
         panel = self._panel
-        length, cell = panel.samples.length, panel.cell
-        repeated = np.isin(panel.samples.domain, self.repeated)
-        return float(((4 * (cell == SEEN) + 5 * (cell != SEEN)) * length * repeated).sum() / length.sum())
+        length = panel.samples.length
+        passed = np.where(panel.cell == SEEN, 4, 5) * length
+        passed_D = np.bincount(panel.samples.domain, passed, minlength=len(self._domains))
+        most = max(passed_D[self._measured_by(rank, layout)].sum() for rank in range(layout.world_size))
+        return float(most * layout.world_size / length.sum())
 
     def state(self) -> dict[str, torch.Tensor]:
         """The measurements so far, for a checkpoint."""
@@ -116,6 +117,10 @@ class RepeatMonitor:
         """Restore what `state` returned."""
         for domain, rows in self._rows.items():
             rows[:] = [tuple(row) for row in state[domain].tolist()] if domain in state else []
+
+    def _measured_by(self, rank: int, layout: ParallelLayout) -> list[int]:
+        """The domains that a rank measures."""
+        return self.repeated if layout.passes_together else self.repeated[rank :: layout.world_size]
 
     def _passes(self, number: int, step: int) -> float:
         stream = self._stream

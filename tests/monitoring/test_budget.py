@@ -4,6 +4,7 @@ import yaml
 
 from moetrain import calibration
 from moetrain.calibration import measure_costs, step_seconds
+from moetrain.distributed.mesh import ParallelLayout
 from moetrain.distributed.signals import STOPPED_BY_SIGNAL
 from moetrain.monitoring import monitor
 from moetrain.monitoring.budget import LEAST, MOST, Cost
@@ -11,6 +12,8 @@ from moetrain.train import train
 from moetrain.trainer import Trainer
 from tests.trainer.reading import scalars
 from tests.trainer.test_resume import StopAt
+
+ONE = ParallelLayout()
 
 
 def test_a_high_cost_is_reported_with_a_remedy():
@@ -60,8 +63,29 @@ def test_a_reading_counts_what_only_some_readings_measure(make_settings, monkeyp
     run.monitor.settings = plain
     reading = run.monitor.time_panel(run.model, run.steps)
     seen, unseen = (int(((panel.samples.domain == 1) & which).sum()) for which in (panel.cell == 0, panel.cell > 0))
-    assert repeats.cost == pytest.approx((4 * seen + 5 * unseen) / len(panel))  # of equal lengths
-    assert whole == pytest.approx(reading + 0.8 / 4 + reading * repeats.cost / 2, rel=0.2)
+    assert repeats.cost(ONE) == pytest.approx((4 * seen + 5 * unseen) / len(panel))  # of equal lengths
+    assert whole == pytest.approx(reading + 0.8 / 4 + reading * repeats.cost(ONE) / 2, rel=0.2)
+
+
+class Together(ParallelLayout):
+    """Ranks that share a model."""
+
+    passes_together = True
+
+
+def test_repeats_cost_what_the_rank_with_the_most_tokens_measures(make_settings):
+    run = Trainer.build(make_settings("data.domains.sums.repeats=4", "data.domains.stories.repeats=2"))
+    panel, repeats = run.state.monitor.panel.panel, run.state.monitor.repeats
+    passed = [0, 0]
+    for domain, cell, length in zip(panel.samples.domain, panel.cell, panel.samples.length, strict=True):
+        passed[domain] += int(length) * (4 if cell == 0 else 5)
+    assert min(passed) > 0
+    read = panel.samples.length.sum()
+    assert repeats.cost(ONE) == pytest.approx(sum(passed) / read)
+    # Four ranks read the panel in a quarter of the time. Only two have a domain to measure.
+    assert repeats.cost(ParallelLayout(world_size=2)) == pytest.approx(2 * max(passed) / read)
+    assert repeats.cost(ParallelLayout(world_size=4)) == pytest.approx(4 * max(passed) / read)
+    assert repeats.cost(Together(world_size=4)) == pytest.approx(4 * sum(passed) / read)
 
 
 def test_auto_chooses_by_time_and_a_resumed_run_keeps_the_choice(make_settings, tmp_path, monkeypatch, capsys):

@@ -29,7 +29,7 @@ LAYOUTS = {
 def marked(name):
     if LAYOUTS[name][0] > 2:
         return pytest.param(name, marks=pytest.mark.fault)
-    return name if SHARDED in LAYOUTS[name][2] else pytest.param(name, marks=pytest.mark.slow)
+    return name if name == "experts, sharded" else pytest.param(name, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in LAYOUTS])
@@ -55,6 +55,7 @@ def test_the_plan_knows_every_collective_of_a_step(name, corpus_folder, tmp_path
             assert number == {kind: count for kind, (count, _) in counted[variant].items()}, variant
 
 
+@pytest.mark.slow
 def test_the_plan_knows_what_the_monitor_sends(corpus_folder, tmp_path_factory, make_settings):
     """Pickling adds to it, and each rank sends as much as the one with the most."""
     folder = tmp_path_factory.mktemp("communication")

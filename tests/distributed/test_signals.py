@@ -43,7 +43,9 @@ def test_a_signal_is_noticed_at_once_though_the_main_thread_is_in_c_code(name):
 
 def test_only_signals_that_end_a_run_are_noticed_and_only_meanwhile():
     said = []
-    previous = signal.signal(signal.SIGUSR1, lambda *_: None)
+    # A job in the background of a script ignores SIGINT.
+    handlers = {signal.SIGUSR1: lambda *_: None, signal.SIGINT: signal.default_int_handler}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         with SignalNotice(said.append, lambda: ""):
             signal.raise_signal(signal.SIGUSR1)
@@ -52,6 +54,7 @@ def test_only_signals_that_end_a_run_are_noticed_and_only_meanwhile():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     finally:
-        signal.signal(signal.SIGUSR1, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     assert said == ["SIGINT received"]
     assert signal.set_wakeup_fd(-1) == -1

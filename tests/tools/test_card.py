@@ -82,6 +82,7 @@ def test_tests_are_counted_by_outcome(tmp_path):
     assert found == {"outcome": "1 passed, 2 failed, 1 skipped", "failed": ["b", "d"]}
 
 
+@pytest.mark.slow
 def test_a_part_that_ran_too_long_is_ended_with_all_that_it_started(tmp_path):
     pid = tmp_path / "pid"
     child = f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(600)"

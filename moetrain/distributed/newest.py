@@ -21,8 +21,6 @@ def among_newest(
         order_N: int64, place of each sample in the stream, from 0; no two samples of all ranks have the same.
         group_N: int64, from 0 to ``groups - 1``; this rank has at most ``size`` samples of each group.
     """
-    if layout.world_size == 1:
-        return np.ones(len(order_N), bool)
     # Invariant: at least `size` samples of a group, or all of them, have a place from `low` on; fewer from `high` on.
     low_G = np.zeros(groups, np.int64)
     high_G = np.full(groups, int(layout.all_reduce_max(int(order_N.max(initial=-1)))) + 1)

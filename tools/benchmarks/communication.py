@@ -129,8 +129,8 @@ def _gradients_and_weights(
     groups, layers = parameter_groups(settings.model, vocab_size), settings.model.num_hidden_layers
     split = layout.expert_parallel > 1
     own = {name: [_Shape(shape, _along(shape, layout)) for shape in shapes] for name, shapes in groups.items()}
-    if split:  # a rank's experts, sharded along their second dimension
-        own["experts"] = [_Shape((e // layout.expert_parallel, *rest), 1) for e, *rest in groups["experts"]]
+    if split:
+        own["experts"] = _split_experts(groups["experts"], layout)
     else:
         own["layer"], own["experts"] = [*own["layer"], *own["experts"]], []
     if layout.shards == 1:
@@ -201,7 +201,7 @@ def _orthogonalization(settings: Settings, vocab_size: int, layout: RankLayout, 
     count = layers * len(matrices)
     yield Collective("momentum of matrices", "all_gather", layers * itemsize * shard, count, layout.shards)
     if layout.expert_parallel > 1:
-        experts = [_Shape((e // layout.expert_parallel, *rest), 1) for e, *rest in groups["experts"]]
+        experts = _split_experts(groups["experts"], layout)
         shard = sum(each.shard(layout.expert_shards) for each in experts)
         count, group = layers * len(experts), layout.expert_shards
         size = layers * itemsize * shard
@@ -242,6 +242,11 @@ class _Shape:
         """Elements of a rank's shard, padded to equal shards."""
         rest = prod(self.sizes) // self.sizes[self.along]
         return ceil(self.sizes[self.along] / shards) * rest
+
+
+def _split_experts(shapes: Iterable[tuple[int, ...]], layout: RankLayout) -> list[_Shape]:
+    """A rank's experts, which are sharded along their second dimension."""
+    return [_Shape((experts // layout.expert_parallel, *rest), 1) for experts, *rest in shapes]
 
 
 def _elements(shapes: Iterable[_Shape]) -> int:

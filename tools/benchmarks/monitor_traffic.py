@@ -7,6 +7,7 @@ those of running ranks.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from moetrain.config import Settings
@@ -64,12 +65,14 @@ def monitor_plan(
     with_claims = readings / settings.panel.claim_every if settings.panel.claim_every else 0
     over_run = readings * received["panel"] + with_claims * received["claims"]
     over_run += measured * (received["stream"] + received["exposures"])
-    read = sum(
-        most_samples(settings.panel.samples) * (settings.panel_tokens(name) + 2) for name in settings.data.domains
-    )
+
+    def read_tokens(domains: Iterable[str]) -> int:
+        return sum(most_samples(settings.panel.samples) * (settings.panel_tokens(name) + 2) for name in domains)
+
+    read = read_tokens(settings.data.domains)
     repeated = [name for name, domain in settings.data.domains.items() if domain.copies > 1]
     with_repeats = readings / settings.panel.repeat_every if settings.panel.repeat_every and repeated else 0
-    again = sum(most_samples(settings.panel.samples) * (settings.panel_tokens(name) + 2) for name in repeated)
+    again = read_tokens(repeated)
     return {
         "received_bytes": received,
         "received_a_step": over_run / steps,
